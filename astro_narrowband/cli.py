@@ -1,0 +1,419 @@
+"""The command line: argparse over the pipeline. Results on stdout, messages on stderr."""
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+import traceback
+import warnings
+
+from astro_narrowband import __version__
+from astro_narrowband.exceptions import InputError, NarrowbandError, NarrowbandWarning, ProductError
+
+__all__ = ["main"]
+
+#: Exit status: what a script may rely on.
+DONE, USAGE, INPUT, PARTIAL, ENVIRONMENT, BUG = 0, 2, 3, 4, 5, 70
+
+
+def main(args=None):
+    """
+    Run ``astro-narrowband``.
+
+    Parameters
+    ----------
+    args : list of str, optional
+        The arguments; default is ``sys.argv[1:]``.
+
+    Returns
+    -------
+    int
+        0 done, 2 usage, 3 input unusable, 4 partial (a whole filter could not
+        be made), 5 environment (space, permission), 70 a bug, 130 interrupted.
+    """
+    try:
+        options = _parser().parse_args(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        with warnings.catch_warnings():
+            _quieten()
+            return options.run(options)
+    except ProductError as error:
+        return _fail(error, ENVIRONMENT)
+    except NarrowbandError as error:
+        return _fail(error, INPUT)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what is finished is kept, run the same command to go on", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}{error.strerror or error}", ENVIRONMENT)
+    except MemoryError:
+        return _fail("out of memory: give a smaller --memory, or fewer --workers", ENVIRONMENT)
+    except Exception:  # a bug: the user gets one line, the traceback goes to a file
+        return _fail(f"a bug in astro-narrowband {__version__}; please report {_log()}", BUG)
+
+
+def _fail(message, status):
+    print(f"astro-narrowband: {_one_line(message)}", file=sys.stderr)
+    return status
+
+
+def _one_line(message):
+    """Text for a terminal: one line, without control characters."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]+", " ", str(message)).strip()
+
+
+def _log():
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="astro-narrowband-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        traceback.print_exc(file=log)
+    return log.name
+
+
+def _quieten():
+    """Our warnings are shown as one line each; other libraries' are not for the user."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", NarrowbandWarning)
+
+    def show(message, category, filename, lineno, file=None, line=None):  # noqa: ARG001
+        print(f"astro-narrowband: warning: {_one_line(message)}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+# --------------------------------------------------------------------------- options
+
+
+def _pair(text):
+    try:
+        x, y = (float(part) for part in re.split(r"[,\s]+", text.strip()))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers X,Y") from None
+    return x, y
+
+
+def _keyword(text):
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEYWORD=VALUE")
+    return name.strip().upper(), value.strip()
+
+
+def _size(text):
+    match = re.fullmatch(r"([\d.]+)\s*([kMGT]?)(i?B)?", text.strip())
+    try:
+        return float(match[1]) * 1024 ** " kMGT".index(match[2] or " ")
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 2G") from None
+
+
+def _count(text):
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return number
+
+
+def _above_zero(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero")
+    return number
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="astro-narrowband",
+        description="Narrowband frames to coadds, catalogues and growth curves with error bars.",
+    )
+    parser.add_argument("--version", action="version", version=f"astro-narrowband {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_reduce(commands)
+    _add_inspect(commands)
+    _add_simulate(commands)
+    _add_demo(commands)
+    _add_photometry(commands)
+    return parser
+
+
+def _add_night(command):
+    command.add_argument("nights", nargs="+", metavar="NIGHT", help="a folder of raw frames")
+    command.add_argument(
+        "--set",
+        dest="set_keywords",
+        type=_keyword,
+        action="append",
+        default=[],
+        metavar="KEYWORD=VALUE",
+        help="a header value for the frames that lack it (repeatable)",
+    )
+    command.add_argument(
+        "--max-pixels",
+        type=_count,
+        default=None,
+        metavar="N",
+        help="the largest image that is opened, in pixels",
+    )
+
+
+def _add_reduce(commands):
+    command = commands.add_parser(
+        "reduce", help="reduce one or more nights", description="Reduce one or more nights."
+    )
+    _add_night(command)
+    command.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of products")
+    command.add_argument(
+        "--filter", dest="filters", action="append", metavar="NAME", help="only this filter"
+    )
+    command.add_argument(
+        "--gain", type=_above_zero, metavar="G", help="gain [electron/adu], where headers lack it"
+    )
+    command.add_argument(
+        "--read-noise", type=_above_zero, metavar="R", help="read noise [electron]"
+    )
+    command.add_argument("--saturation", type=_above_zero, metavar="S", help="saturation [adu]")
+    command.add_argument(
+        "--registration",
+        choices=("stars", "centroid", "astroalign", "none"),
+        default="stars",
+        help="how frames are aligned (default: stars)",
+    )
+    command.add_argument(
+        "--star",
+        dest="stars",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="X,Y",
+        help="a star to align on, in the reference frame (with --registration centroid)",
+    )
+    command.add_argument(
+        "--weights",
+        choices=("background", "exptime", "equal", "point_source"),
+        default="background",
+        help="weights of the frames (default: background, 1 over the background's variance)",
+    )
+    command.add_argument("--no-reject", dest="reject", action="store_false", help="keep outliers")
+    command.add_argument(
+        "--max-extrapolation",
+        type=_above_zero,
+        default=3.0,
+        metavar="X",
+        help="longest light, in units of the longest dark (default: 3)",
+    )
+    command.add_argument("--keep-calibrated", action="store_true", help="write calibrated/ as well")
+    command.add_argument("--workers", type=_count, metavar="N", help="threads (default: all cores)")
+    command.add_argument(
+        "--memory", type=_size, default=None, metavar="SIZE", help="memory for bands, as 500M or 2G"
+    )
+    command.add_argument(
+        "--scheduler", metavar="ADDRESS", help="a Dask scheduler, or 'local' for a local cluster"
+    )
+    command.add_argument(
+        "--no-resume", dest="resume", action="store_false", help="do all of it again"
+    )
+    command.add_argument("--strict", action="store_true", help="a warning is an error (status 3)")
+    command.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    command.set_defaults(run=_reduce)
+
+
+def _add_inspect(commands):
+    command = commands.add_parser(
+        "inspect",
+        help="show what each file is taken for, and what will calibrate what",
+        description="Show what each file is taken for and every problem; reduce nothing.",
+    )
+    _add_night(command)
+    command.set_defaults(run=_inspect)
+
+
+def _add_simulate(commands):
+    command = commands.add_parser(
+        "simulate", help="write a night with its truth", description="Write a night with its truth."
+    )
+    command.add_argument("output", metavar="OUT")
+    _add_simulation(command, size=1024)
+    command.set_defaults(run=_simulate)
+
+
+def _add_demo(commands):
+    command = commands.add_parser(
+        "demo",
+        help="simulate a small night, reduce it, compare with the truth",
+        description="Simulate a three-filter night, reduce it, print measured against true.",
+    )
+    command.add_argument("-o", "--output", required=True, metavar="OUT")
+    _add_simulation(command, size=1024)
+    command.add_argument("--quiet", action="store_true", help="no progress")
+    command.set_defaults(run=_demo)
+
+
+def _add_simulation(command, size):
+    command.add_argument(
+        "--size", type=_count, default=size, help=f"pixels a side (default: {size})"
+    )
+    command.add_argument("--seed", type=int, default=1, help="of the random numbers (default: 1)")
+
+
+def _add_photometry(commands):
+    command = commands.add_parser(
+        "photometry",
+        help="measure stars in a FITS image",
+        description="Annulus photometry or growth curves at the positions given.",
+    )
+    command.add_argument("image", metavar="IMAGE")
+    where = command.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "--at", type=_pair, action="append", metavar="X,Y", help="pixel position, from 0"
+    )
+    where.add_argument(
+        "--radec", action="append", metavar="RA,DEC", help="degrees, or 'h:m:s,d:m:s'"
+    )
+    command.add_argument("--radius", type=_above_zero, default=6.0, help="aperture [pix]")
+    command.add_argument(
+        "--annulus", type=_pair, default=(12.0, 20.0), metavar="IN,OUT", help="annulus [pix]"
+    )
+    command.add_argument("--unit", help="unit of the pixels, where BUNIT is missing")
+    command.add_argument("--growth", action="store_true", help="growth curves up to --radius")
+    command.add_argument("-o", "--output", metavar="FILE", help="write ECSV")
+    command.set_defaults(run=_photometry)
+
+
+# --------------------------------------------------------------------------- commands
+
+
+def _reduce(options):
+    from astro_narrowband.pipeline import Settings, reduce_night
+
+    names = Settings.__dataclass_fields__
+    settings = Settings(**{n: getattr(options, n) for n in names if hasattr(options, n)})
+    progress = None if options.quiet else _progress
+    record = reduce_night(options.nights, options.output, settings=settings, progress=progress)
+    if not options.quiet:
+        print(_summary(record, options.output))
+    return record["status"]
+
+
+def _summary(record, output):
+    lines = []
+    for group in record["groups"]:
+        title = f"{group['object']} {group['filter']}"
+        if group["status"] != "done":
+            lines.append(f"{title}: not made: {group['reason']}")
+            continue
+        lines.append(
+            f"{title}: {group['n_used']} of {len(group['frames'])} frames, "
+            f"{group['exposure_total']:g} s, noise {group['noise']:.3g} electron/s, "
+            f"FWHM {group['fwhm']:.2f} px"
+        )
+    counts = record["files"]
+    lines.append(
+        f"{counts['found']} files: {counts['used']} used, {counts['left out']} left out, "
+        f"{counts['ignored']} ignored"
+    )
+    lines.append(f"{os.path.join(output, 'report.html')}")
+    return "\n".join(_one_line(line) for line in lines)
+
+
+def _inspect(options):
+    from astro_narrowband.frames import FrameTable
+    from astro_narrowband.pipeline import inspection
+
+    table = FrameTable.from_paths(
+        options.nights, set_keywords=dict(options.set_keywords), **_max_pixels(options)
+    )
+    print("\n".join(_one_line_kept(line) for line in inspection(table)))
+    return DONE
+
+
+def _one_line_kept(line):
+    """As `_one_line`, but leading blanks are layout."""
+    return line[: len(line) - len(line.lstrip(" "))] + _one_line(line)
+
+
+def _max_pixels(options):
+    return {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
+
+
+def _simulate(options):
+    from astro_narrowband.simulate import simulate_night
+
+    simulate_night(options.output, shape=(options.size, options.size), seed=options.seed)
+    print(options.output)
+    return DONE
+
+
+def _demo(options):
+    from astro_narrowband.demo import run_demo
+
+    progress = None if options.quiet else _progress
+    print(run_demo(options.output, size=options.size, seed=options.seed, progress=progress))
+    return DONE
+
+
+def _photometry(options):
+    from astropy.coordinates import SkyCoord
+
+    from astro_narrowband.bands import as_ccd, as_frame
+    from astro_narrowband.growth import growth_curves
+    from astro_narrowband.photometry import annulus_photometry
+
+    image = as_ccd(as_frame(options.image, unit=options.unit))
+    positions = options.at or SkyCoord([_sky_coord(text) for text in options.radec])
+    r_in, r_out = options.annulus
+    if options.growth:
+        radii = _radii(options.radius)
+        table = growth_curves(image, positions, radii, r_in=r_in, r_out=r_out).to_table()
+    else:
+        table = annulus_photometry(image, positions, r=options.radius, r_in=r_in, r_out=r_out)
+    if options.output:
+        from astro_narrowband.files import write_table
+
+        write_table(options.output, table)
+    else:
+        print("\n".join(table.pformat(max_lines=-1, max_width=-1)))
+    return DONE
+
+
+def _radii(largest):
+    import numpy as np
+
+    return np.linspace(1.0, largest, max(2, round(2 * largest) - 1)) if largest > 1 else [largest]
+
+
+def _sky_coord(text):
+    from astropy.coordinates import SkyCoord
+
+    ra, comma, dec = text.partition(",")
+    unit = ("hourangle", "deg") if ":" in ra or "h" in ra else "deg"
+    try:
+        return SkyCoord(ra.strip(), dec.strip(), unit=unit) if comma else SkyCoord(text, unit=unit)
+    except ValueError as error:
+        raise InputError(f"--radec {text!r} is not a position ({error}): give RA,DEC") from None
+
+
+def _progress(iterable, *, total, description):
+    """A bar on a terminal; nothing elsewhere, or where tqdm is not installed."""
+    if not sys.stderr.isatty():
+        return iterable
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iterable
+    return tqdm(iterable, total=total, desc=description, leave=False, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
