@@ -3,6 +3,52 @@ Narrowband astronomical imaging on top of ccdproc.
 
 A night of raw frames goes in; calibrated, registered, inverse-variance coadds
 in electron/s, catalogues and growth curves come out, with error bars.
+
+The names below are loaded when they are first used, so that importing the
+package costs nothing.
 """
 
-__version__ = "0.1.dev0"
+from importlib import import_module
+from importlib.metadata import version as _version
+from importlib.resources import files as _files
+
+__version__ = _version("astro-narrowband")
+__citation__ = _files(__name__).joinpath("CITATION").read_text(encoding="utf-8")
+
+_HOME = {
+    "Alignment": "register",
+    "Coadd": "coadd",
+    "DarkModel": "darks",
+    "Detector": "detector",
+    "FrameTable": "frames",
+    "GrowthCurves": "growth",
+    "InverseVarianceCombiner": "combiner",
+    "align": "register",
+    "annulus_photometry": "photometry",
+    "aperture_correction": "growth",
+    "calibrate": "calibrate",
+    "canonical_filter": "filters",
+    "coadd": "coadd",
+    "combine": "stack",
+    "detect_stars": "register",
+    "diagnose_background": "growth",
+    "growth_curves": "growth",
+    "master_bias": "masters",
+    "master_flat": "masters",
+    "optimal_radius": "growth",
+    "reduce_night": "pipeline",
+    "resample": "resample",
+    "simulate_night": "simulate",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
