@@ -19,6 +19,8 @@ STOREYS = [
     "bands",
     "noise",
     "detector",
+    "_network",
+    "_tile",
     "stack",
     "combiner",
     "frames",
