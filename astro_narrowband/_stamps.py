@@ -1,0 +1,294 @@
+"""
+Many small cutouts at once: shapes, windowed centroids and fluxes of candidates.
+
+Private to `astro_narrowband.detect`. All stamps of a frame are one array
+(n, side, side), so that a frame's thousands of candidates cost milliseconds.
+"""
+
+import math
+
+import numpy as np
+
+__all__ = ["COLUMNS", "gather", "measure", "windowed"]
+
+COLUMNS = (
+    "x_center", "y_center", "x_err", "y_err", "flux", "flux_err", "fwhm",
+    "roundness", "sharpness", "peak", "snr", "saturated",
+)  # fmt: skip
+
+#: FWHM of a Gaussian over its sigma.
+FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
+#: Mean of the eight neighbours over the peak: below it is a hot pixel.
+MIN_RING = 0.15
+#: The same for the fainter of two opposite pairs of sides: below it is a line of hot pixels.
+MIN_SIDE = 0.12
+#: More than this and the top is flat.
+PLATEAU = 0.93
+
+
+def gather(image, y, x, half):
+    """Return stamps (n, 2 half + 1, 2 half + 1) around pixels, and which pixels lie outside."""
+    ny, nx = image.shape
+    step = np.arange(-half, half + 1)
+    rows, columns = y[:, None] + step, x[:, None] + step
+    outside = ((rows < 0) | (rows >= ny))[:, :, None] | ((columns < 0) | (columns >= nx))[:, None]
+    at = np.clip(rows, 0, ny - 1)[:, :, None] * nx + np.clip(columns, 0, nx - 1)[:, None, :]
+    return image.reshape(-1)[at], (outside if outside.any() else None)
+
+
+def windowed(stamps, weight, sigma, *, x=None, y=None, iterations=12):
+    """
+    Windowed centroids of stamps: offsets from the middle pixel, and second moments.
+
+    Parameters
+    ----------
+    stamps : array (n, side, side)
+        Background removed.
+    weight : array (n, side, side) or None
+        0 where a pixel must not count.
+    sigma : float or array (n,)
+        Width of the Gaussian window [pix].
+    x, y : array (n,), optional
+        Where to start. Default is the middle.
+
+    Returns
+    -------
+    dict of arrays (n,)
+        x, y, xx, yy, xy (moments under the window), total (sum of window x
+        stamp), window (n, side, side), dx, dy.
+    """
+    n, side, _ = stamps.shape
+    step = (np.arange(side) - side // 2).astype(np.float32)
+    x = np.zeros(n) if x is None else np.array(x, float)
+    y = np.zeros(n) if y is None else np.array(y, float)
+    half = np.broadcast_to(0.5 / np.square(np.asarray(sigma, float)), (n,))
+    limit = side / 2
+    for i in range(iterations + 1):
+        dx = step - x[:, None].astype(np.float32)
+        dy = step - y[:, None].astype(np.float32)
+        gx = np.exp(-(half[:, None] * dx * dx)).astype(np.float32)
+        gy = np.exp(-(half[:, None] * dy * dy)).astype(np.float32)
+        window = gy[:, :, None] * gx[:, None, :]
+        if weight is not None:
+            window *= weight
+        light = window * stamps
+        across, down = light.sum(axis=1, dtype=float), light.sum(axis=2, dtype=float)
+        total = across.sum(axis=1)
+        with np.errstate(all="ignore"):
+            mean_x = (across * dx).sum(axis=1) / total
+            mean_y = (down * dy).sum(axis=1) / total
+        if i == iterations:
+            break
+        lost = ~(np.isfinite(mean_x) & np.isfinite(mean_y) & (total > 0))
+        mean_x[lost] = mean_y[lost] = 0
+        x = np.clip(x + 2 * np.clip(mean_x, -1, 1), -limit, limit)
+        y = np.clip(y + 2 * np.clip(mean_y, -1, 1), -limit, limit)
+        if max(np.abs(mean_x).max(initial=0), np.abs(mean_y).max(initial=0)) < 1e-4:
+            iterations = i + 1
+            continue
+    with np.errstate(all="ignore"):
+        xx = (across * dx * dx).sum(axis=1) / total - mean_x**2
+        yy = (down * dy * dy).sum(axis=1) / total - mean_y**2
+        xy = np.einsum("nji,ni,nj->n", light, dx, dy) / total - mean_x * mean_y
+    return {
+        "x": x, "y": y, "xx": xx, "yy": yy, "xy": xy, "total": total,
+        "window": window, "dx": dx, "dy": dy,
+    }  # fmt: skip
+
+
+def _shape(m, sigma):
+    """FWHM and ellipticity of the source, the window's own width taken out of the moments."""
+    with np.errstate(all="ignore"):
+        inverse = np.array([[m["xx"], m["xy"]], [m["xy"], m["yy"]]]).transpose(2, 0, 1)
+        det = inverse[:, 0, 0] * inverse[:, 1, 1] - inverse[:, 0, 1] ** 2
+        # The product of two Gaussians: inverse moments add.
+        a = inverse[:, 1, 1] / det - 1 / sigma**2
+        b = inverse[:, 0, 0] / det - 1 / sigma**2
+        c = -inverse[:, 0, 1] / det
+        det = a * b - c * c
+        xx, yy, xy = b / det, a / det, -c / det
+        size = (xx + yy) / 2
+        fwhm = FWHM * np.sqrt(size)
+        roundness = np.hypot((xx - yy) / 2, xy) / size
+    wrong = ~((det > 0) & (a > 0) & (size > 0))
+    fwhm[wrong] = np.inf
+    roundness[wrong] = 1.0
+    return fwhm, roundness
+
+
+def _core(data, y, x):
+    """The 3 x 3 pixels around the brightest pixel near each maximum, and where that is."""
+    block, outside = gather(data, y, x, 1)
+    if outside is not None:
+        block[outside] = -np.inf
+    at = block.reshape(len(y), 9).argmax(axis=1)
+    y, x = y + at // 3 - 1, x + at % 3 - 1
+    core, _ = gather(data, y, x, 1)
+    return y, x, core
+
+
+def _drop(rejected, reason, keep, *arrays):
+    n = int((~keep).sum())
+    if n:
+        rejected[reason] = rejected.get(reason, 0) + n
+    return [a[keep] for a in arrays]
+
+
+def measure(
+    data, variance, bad, candidates, rejected, *, fwhm, n_brightest, saturation, gain
+):  # fmt: skip
+    """
+    Measure candidates and keep the stars.
+
+    Parameters
+    ----------
+    data : array (ny, nx)
+        Background removed, bad pixels 0.
+    variance, bad : array (ny, nx) or None
+    candidates : tuple of arrays
+        y, x [int], height in sigma, noise of a pixel there.
+    rejected : dict
+        Reasons and numbers are added to it.
+    fwhm : float or None
+        Width of the stars; None: from the candidates.
+
+    Returns
+    -------
+    dict of arrays by the names of COLUMNS, or None; float
+        The stars, brightest first, and their median FWHM.
+    """
+    y, x, height, noise = candidates
+    ny, nx = data.shape
+    inside = (x >= 3) & (x < nx - 3) & (y >= 3) & (y < ny - 3)
+    y, x, height, noise = _drop(rejected, "edge", inside, y, x, height, noise)
+    y, x, core = _core(data, y, x)
+    _, first = np.unique(y * nx + x, return_index=True)
+    y, x, height, noise, core = (a[first] for a in (y, x, height, noise, core))
+    peak = core[:, 1, 1]
+    with np.errstate(all="ignore"):
+        ring = (core.sum(axis=(1, 2)) - peak) / 8 / peak
+        rows, columns = core.sum(axis=2), core.sum(axis=1)
+        side = np.minimum(rows[:, 0] + rows[:, 2], columns[:, 0] + columns[:, 2]) / 6 / peak
+    keep = (peak > 0) & (ring > MIN_RING) & (side > MIN_SIDE)
+    y, x, height, noise, ring, peak = _drop(
+        rejected, "sharp", keep, y, x, height, noise, ring, peak
+    )
+    order = np.argsort(-height, kind="stable")[: 4 * n_brightest + 100]
+    y, x, height, noise, ring, peak = (a[order] for a in (y, x, height, noise, ring, peak))
+    if len(y) == 0:
+        return None, math.nan
+    flat = ring > PLATEAU
+    if saturation is not None:
+        flat |= peak >= saturation
+    if fwhm is None:
+        fwhm = _typical_width(data, bad, y, x, height, flat)
+    return _measure_all(
+        data, variance, bad, (y, x, noise, ring, peak, flat), rejected,
+        fwhm=fwhm, n_brightest=n_brightest, gain=gain,
+    )  # fmt: skip
+
+
+def _typical_width(data, bad, y, x, height, flat):
+    """Median FWHM of the brightest good candidates, the window following the width."""
+    good = ~flat
+    if not good.any():
+        good = ~good
+    y, x, height = y[good], x[good], height[good]
+    use = np.flatnonzero(height > 15)[:100]
+    if len(use) < 5:
+        use = np.arange(min(len(y), 20))
+    y, x = y[use], x[use]
+    sigma = np.full(len(y), 2.0)
+    for half in (7, 7, 10, 10):
+        stamps, _ = gather(data, y, x, half)
+        weight = None if bad is None else (~gather(bad, y, x, half)[0]).astype(np.float32)
+        m = windowed(stamps, weight, sigma, iterations=5)
+        widths, _ = _shape(m, sigma)
+        known = np.isfinite(widths) & (widths < 3 * half)
+        if not known.any():
+            return 3.0
+        typical = float(np.median(widths[known]))
+        sigma = np.full(len(y), min(max(typical, 1.2), 12.0) / FWHM)
+    return min(max(typical, 1.2), 20.0)
+
+
+def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest, gain):
+    y, x, noise, ring, peak, flat = candidates
+    sigma = fwhm / FWHM
+    half = max(4, math.ceil(4 * sigma))
+    stamps, outside = gather(data, y, x, half)
+    weight = None
+    if bad is not None:
+        weight = (~gather(bad, y, x, half)[0]).astype(np.float32)
+    if outside is not None:
+        weight = np.ones(stamps.shape, np.float32) if weight is None else weight
+        weight[outside] = 0
+    m = windowed(stamps, weight, sigma)
+    widths, roundness = _shape(m, sigma)
+    at_x, at_y = x + m["x"], y + m["y"]
+    # Noise of each pixel: as given, or that of the sky and, where the gain is known, the photons.
+    if variance is not None:
+        pixel_variance = gather(variance, y, x, half)[0]
+        pixel_variance = np.where(np.isfinite(pixel_variance), pixel_variance, 0)
+    else:
+        pixel_variance = np.broadcast_to((noise**2)[:, None, None], stamps.shape)
+        if gain is not None:
+            pixel_variance = pixel_variance + np.maximum(stamps, 0) / gain
+    spread = m["window"] ** 2 * pixel_variance
+    with np.errstate(all="ignore"):
+        x_err = 2 * np.sqrt((spread.sum(axis=1) * m["dx"] ** 2).sum(axis=1)) / m["total"]
+        y_err = 2 * np.sqrt((spread.sum(axis=2) * m["dy"] ** 2).sum(axis=1)) / m["total"]
+    radius = np.sqrt(m["dx"][:, None, :] ** 2 + m["dy"][:, :, None] ** 2)
+    inside = np.clip(1.5 * fwhm - radius + 0.5, 0, 1)
+    flux = (inside * stamps).sum(axis=(1, 2), dtype=float)
+    flux_err = np.sqrt((inside**2 * pixel_variance).sum(axis=(1, 2), dtype=float))
+    with np.errstate(all="ignore"):
+        snr = m["total"] / np.sqrt(spread.sum(axis=(1, 2), dtype=float))
+    ny, nx = data.shape
+    ideal = np.exp(-(radius**2) / (2 * sigma**2))
+    covered = m["window"].sum(axis=(1, 2)) / ideal.sum(axis=(1, 2))
+    stars = {
+        "x_center": at_x, "y_center": at_y, "x_err": x_err, "y_err": y_err, "flux": flux,
+        "flux_err": flux_err, "fwhm": widths, "roundness": roundness, "sharpness": ring,
+        "peak": peak, "snr": snr, "saturated": flat,
+    }  # fmt: skip
+    margin = 1.2 * fwhm
+    tests = {
+        "edge": (at_x > margin) & (at_x < nx - 1 - margin)
+        & (at_y > margin) & (at_y < ny - 1 - margin),
+        "masked": covered > 0.9,
+        "faint": np.isfinite(x_err) & np.isfinite(y_err) & (m["total"] > 0) & (snr > 4)
+        & (flux > 0) & (np.hypot(m["x"], m["y"]) < max(1.5, fwhm)),
+        "sharp": flat | (widths > 0.6 * fwhm),
+        "wide": flat | (widths < 1.8 * fwhm),
+        "long": flat | (roundness < 0.6),
+    }  # fmt: skip
+    keep = np.ones(len(at_x), bool)
+    for reason, passed in tests.items():
+        n = int((keep & ~passed).sum())
+        if n:
+            rejected[reason] = rejected.get(reason, 0) + n
+        keep &= passed
+    stars = {name: values[keep] for name, values in stars.items()}
+    order = np.argsort(-stars["flux"], kind="stable")
+    stars = {name: values[order] for name, values in stars.items()}
+    unique = _unique(stars["x_center"], stars["y_center"], fwhm)
+    stars = {name: values[unique][:n_brightest] for name, values in stars.items()}
+    good = ~stars["saturated"]
+    if not len(stars["fwhm"]):
+        return stars, math.nan
+    width = float(np.median(stars["fwhm"][good])) if good.any() else float(fwhm)
+    return stars, width
+
+
+def _unique(x, y, radius):
+    """Indices of sources, brightest first, that have no brighter one within ``radius``."""
+    if len(x) < 2:
+        return np.arange(len(x))
+    from scipy.spatial import cKDTree
+
+    keep = np.ones(len(x), bool)
+    for i, j in sorted(cKDTree(np.column_stack([x, y])).query_pairs(radius)):
+        if keep[i]:
+            keep[j] = False
+    return np.flatnonzero(keep)
