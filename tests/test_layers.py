@@ -14,6 +14,7 @@ STOREYS = [
     "exceptions",
     "_validate",
     "filters",
+    "_spellings",
     "keywords",
     "files",
     "bands",
