@@ -31,6 +31,8 @@ STOREYS = [
     "calibrate",
     "register",
     "resample",
+    "weights",
+    "_reject",
     "coadd",
     "photometry",
     "growth",

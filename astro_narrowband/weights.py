@@ -1,0 +1,329 @@
+"""
+What one frame is worth: its sky, noise, seeing and transparency, measured once.
+
+Each frame is measured on its own, before it is interpolated and on a sample of
+its rows, so that the cost is small and the memory is that of one frame's rows.
+From these numbers follow the scale, offset and weight of every frame of a
+coadd, and which frames are left out.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from astropy import units as u
+
+from astro_narrowband._validate import positive
+from astro_narrowband.bands import as_frame
+
+__all__ = ["FrameStatistics", "measure_frame"]
+
+#: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
+MAX_CELLS, MIN_CELL = 64, 16
+#: Rows read in each row of cells.
+ROWS_PER_CELL = 8
+#: Standard deviation of a Gaussian over its median absolute deviation.
+MAD = 1.4826
+#: Pixels of two frames' stars that are the same star, at most this far apart.
+MATCH_RADIUS = 2.0
+#: Relative error of a star's flux that no photon count takes away (flat, centring, PSF).
+FLUX_FLOOR = 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class FrameStatistics:
+    """
+    What was measured on one frame, in its own pixels and its own unit.
+
+    Attributes
+    ----------
+    name : str
+    sky : float
+        Median level.
+    variance : float
+        Variance of a pixel of blank sky: this frame's own noise.
+    scatter : float
+        Standard deviation of the variance plane in blank sky.
+    fwhm : float
+        Seeing [pix]; NaN where no star was measured.
+    stars : `~numpy.ndarray`, (n, 4)
+        x, y [pix], flux, error of the stars that may serve for the flux scale.
+    cells : `~numpy.ndarray` of float32, (ny, nx)
+        Median level in cells; NaN where there were no good pixels.
+    centres : tuple of two `~numpy.ndarray`
+        x and y of the centres of the cells [pix].
+    """
+
+    name: str
+    sky: float
+    variance: float
+    scatter: float
+    fwhm: float = math.nan
+    stars: np.ndarray = field(default_factory=lambda: np.empty((0, 4)), repr=False)
+    cells: np.ndarray = field(default=None, repr=False)
+    centres: tuple = field(default=(), repr=False)
+
+
+def _edges(n):
+    n_cells = max(1, min(MAX_CELLS, n // MIN_CELL))
+    return np.linspace(0, n, n_cells + 1).astype(int)
+
+
+def measure_frame(frame, *, stars=None):
+    """
+    Measure the sky, the noise and the stars of one frame.
+
+    Parameters
+    ----------
+    frame : `~astro_narrowband.bands.Frame`, `~astropy.nddata.CCDData` or path-like
+        As calibrated, before resampling.
+    stars : `~astropy.table.Table`, optional
+        Its stars, from `~astro_narrowband.detect.detect_stars`. Without them
+        the flux scale and the seeing of the frame are not known.
+
+    Returns
+    -------
+    `FrameStatistics`
+
+    Notes
+    -----
+    The background variance is the median, over cells of the frame, of the mean
+    of the predicted variance plane over the pixels within 3 sigma of the
+    cell's median; a frame without variance plane has the clipped scatter of
+    its pixels instead. In a large frame 8 rows of every row of cells are read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband.weights import measure_frame
+    >>> rng = np.random.default_rng(3)
+    >>> image = CCDData(rng.normal(5.0, 2.0, (64, 64)), unit="electron / s",
+    ...                 uncertainty=VarianceUncertainty(np.full((64, 64), 4.0)))
+    >>> found = measure_frame(image)
+    >>> round(found.sky), found.variance
+    (5, 4.0)
+    """
+    frame = as_frame(frame)
+    ny, nx = frame.shape
+    y_edges, x_edges = _edges(ny), _edges(nx)
+    columns = int(np.diff(x_edges).max())
+    level, variance, scatter = [], [], []
+    for bottom, top in zip(y_edges[:-1], y_edges[1:], strict=True):
+        rows = slice(int(bottom), int(top))
+        if top - bottom > 2 * ROWS_PER_CELL:
+            middle = (int(bottom) + int(top) - ROWS_PER_CELL) // 2
+            rows = slice(middle, middle + ROWS_PER_CELL)
+        band = frame.read(rows)
+        data = _in_cells(band.data, band.mask, x_edges, columns)
+        noise = None
+        if band.variance is not None:
+            noise = _in_cells(band.variance, band.mask, x_edges, columns)
+        for values, result in zip(
+            _measure_cells(data, noise), (level, variance, scatter), strict=True
+        ):
+            result.append(values)
+    level, variance, scatter = (np.array(part) for part in (level, variance, scatter))
+    known = np.isfinite(level)
+    middle = np.nan if not known.any() else float(np.median(level[known]))
+    centres = tuple((e[:-1] + e[1:] - 1) / 2 for e in (x_edges, y_edges))
+    table, fwhm = _stars(stars)
+    return FrameStatistics(
+        name=frame.name,
+        sky=middle,
+        variance=float(np.median(variance[known])) if known.any() else math.nan,
+        scatter=float(np.median(scatter[known])) if known.any() else math.nan,
+        fwhm=fwhm,
+        stars=table,
+        cells=level.astype(np.float32),
+        centres=centres,
+    )
+
+
+def _in_cells(plane, mask, x_edges, columns):
+    """Pixels of a row of cells as (n_cells, n_pixels), NaN where masked or outside."""
+    n_rows = plane.shape[0]
+    out = np.full((len(x_edges) - 1, n_rows, columns), np.nan, np.float32)
+    for k, (left, right) in enumerate(zip(x_edges[:-1], x_edges[1:], strict=True)):
+        part = plane[:, left:right]
+        if mask is not None:
+            part = np.where(mask[:, left:right], np.float32(np.nan), part)
+        out[k, :, : right - left] = part
+    return out.reshape(len(out), -1)
+
+
+def _median_of_rows(values):
+    """Median of the values of each row that are not NaN, without numpy's slow nanmedian."""
+    ordered = np.sort(values, axis=1)  # NaN go last
+    n = np.isfinite(values).sum(axis=1)
+    each = np.arange(len(values))
+    low, high = np.maximum(n - 1, 0) // 2, np.minimum(n // 2, np.maximum(n - 1, 0))
+    return 0.5 * (ordered[each, low] + ordered[each, high].astype(float)), n
+
+
+def _measure_cells(data, noise):
+    """Level, own variance and the scatter of that variance in each cell."""
+    level, n = _median_of_rows(data)
+    spread, _ = _median_of_rows(np.abs(data - level[:, None].astype(np.float32)))
+    sigma = MAD * spread
+    level[n < 0.2 * data.shape[1]] = np.nan
+    if noise is None:
+        return level, sigma**2, np.zeros_like(sigma)
+    with np.errstate(invalid="ignore"):
+        near = np.abs(data - level[:, None].astype(np.float32)) <= 3.0 * sigma[:, None]
+    count = np.maximum(near.sum(axis=1), 1)
+    noise = np.where(near, noise, 0)
+    mean = noise.sum(axis=1, dtype=float) / count
+    deviation = np.where(near, noise - mean[:, None].astype(np.float32), 0)
+    scatter = np.sqrt((deviation.astype(float) ** 2).sum(axis=1) / count)
+    return level, mean, scatter
+
+
+def _stars(table):
+    """Plain numbers of the stars that are fit for a flux ratio, and the seeing."""
+    if table is None or len(table) == 0:
+        return np.empty((0, 4)), math.nan
+
+    def column(name):
+        values = table[name]
+        return np.asarray(values.value if isinstance(values, u.Quantity) else values, float)
+
+    flux, error = column("flux"), column("flux_err")
+    good = np.isfinite(flux) & np.isfinite(error) & (error > 0) & (flux > 10 * error)
+    if "saturated" in table.colnames:
+        good &= ~np.asarray(table["saturated"], bool)
+    fwhm = table.meta.get("fwhm", math.nan)
+    if not np.isfinite(fwhm) and "fwhm" in table.colnames and good.any():
+        fwhm = float(np.nanmedian(column("fwhm")[good]))
+    stars = np.column_stack([column("x_center"), column("y_center"), flux, error])[good]
+    return stars, float(fwhm)
+
+
+# --------------------------------------------------------------------------- between frames
+
+
+def transform(matrix, x, y):
+    """Apply a 3 x 3 matrix to pixel positions."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    return (
+        matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
+        matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
+    )
+
+
+def flux_scale(statistics, matrices, reference):
+    """
+    Flux of the stars of each frame over that of the same stars in the reference.
+
+    Parameters
+    ----------
+    statistics : list of `FrameStatistics`
+    matrices : list of array (3, 3)
+        From each frame's pixels to the grid of the coadd.
+    reference : int
+
+    Returns
+    -------
+    scale, error : `~numpy.ndarray`, (n,)
+        NaN where fewer than 3 stars are common.
+    """
+    from scipy.spatial import cKDTree
+
+    scale, error = np.full(len(statistics), np.nan), np.full(len(statistics), np.nan)
+    scale[reference], error[reference] = 1.0, 0.0
+    of_reference = statistics[reference].stars
+    if len(of_reference) < 3:
+        return scale, error
+    tree = cKDTree(np.column_stack(transform(matrices[reference], *of_reference[:, :2].T)))
+    for i, (found, matrix) in enumerate(zip(statistics, matrices, strict=True)):
+        if i == reference or len(found.stars) < 3:
+            continue
+        here = np.column_stack(transform(matrix, *found.stars[:, :2].T))
+        distance, at = tree.query(here, distance_upper_bound=MATCH_RADIUS)
+        common = np.isfinite(distance)
+        if common.sum() < 3:
+            continue
+        mine, theirs = found.stars[common], of_reference[at[common]]
+        ratio = mine[:, 2] / theirs[:, 2]
+        relative = np.hypot(mine[:, 3] / mine[:, 2], theirs[:, 3] / theirs[:, 2])
+        scale[i], error[i] = _clipped_mean(ratio, ratio * np.hypot(relative, FLUX_FLOOR))
+    return scale, error
+
+
+def _clipped_mean(values, errors):
+    """Weighted mean of what is within 4 sigma of the weighted median, and its error."""
+    weights = 1.0 / errors**2
+    order = np.argsort(values)
+    half = np.searchsorted(np.cumsum(weights[order]), 0.5 * weights.sum())
+    middle = values[order][min(half, len(values) - 1)]
+    pull = np.abs(values - middle) / errors
+    # Where the errors are too small for the scatter, they are enlarged and not believed.
+    width = max(1.0, MAD * float(np.median(pull)))
+    keep = pull <= 4.0 * width
+    total = weights[keep].sum()
+    return float((weights * values)[keep].sum() / total), float(width / math.sqrt(total))
+
+
+def sky_offset(statistics, matrices, scale, reference):
+    """
+    Sky of each frame, on the flux scale of the reference, less the reference's.
+
+    Differences of the levels in cells: what nebula and gradients both frames
+    see falls out. Cells that lie outside the reference do not count.
+    """
+    base = statistics[reference]
+    x_ref, y_ref = base.centres
+    back = np.linalg.inv(matrices[reference])
+    offset = np.zeros(len(statistics))
+    for i, found in enumerate(statistics):
+        if i == reference:
+            continue
+        x, y = np.meshgrid(*found.centres)
+        x, y = transform(back @ matrices[i], x, y)
+        there = _interpolate(base.cells / scale[reference], x_ref, y_ref, x, y)
+        difference = found.cells / scale[i] - there
+        known = np.isfinite(difference)
+        if known.any():
+            offset[i] = np.median(difference[known])
+        else:
+            offset[i] = found.sky / scale[i] - base.sky / scale[reference]
+    return offset
+
+
+def _interpolate(cells, x_cells, y_cells, x, y):
+    """Linear between the centres of cells, constant to half a cell beyond the outermost."""
+
+    def place(centres, at):
+        step = centres[1] - centres[0] if len(centres) > 1 else 2.0 * centres[0] + 1.0
+        position = np.interp(at, centres, np.arange(len(centres)))
+        outside = (at < centres[0] - step / 2) | (at > centres[-1] + step / 2)
+        low = np.minimum(position.astype(int), max(len(centres) - 2, 0))
+        return low, np.minimum(low + 1, len(centres) - 1), position - low, outside
+
+    x0, x1, fx, x_out = place(x_cells, x)
+    y0, y1, fy, y_out = place(y_cells, y)
+    value = (1 - fy) * ((1 - fx) * cells[y0, x0] + fx * cells[y0, x1])
+    value = value + fy * ((1 - fx) * cells[y1, x0] + fx * cells[y1, x1])
+    return np.where(x_out | y_out, np.nan, value)
+
+
+def weights_of(rule, *, variance, scale, exposure, fwhm):
+    """
+    Weights of frames, not normalised.
+
+    Parameters
+    ----------
+    rule : {"background", "point_source", "exptime", "equal"}
+    variance, scale, exposure, fwhm : `~numpy.ndarray`, (n,)
+        Background variance in the unit of each frame, flux scale, [s], [pix].
+    """
+    if rule == "equal":
+        return np.ones(len(variance))
+    if rule == "exptime":
+        for t in exposure:
+            positive(t, "exposure (weights = 'exptime' needs it)")
+        return np.array(exposure, float)
+    weights = scale**2 / variance
+    if rule == "point_source":
+        weights = weights / np.where(np.isfinite(fwhm), fwhm, np.nanmedian(fwhm)) ** 2
+    return weights
