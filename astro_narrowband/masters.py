@@ -1,0 +1,349 @@
+"""Master bias and master flat: what the camera and the optics do to every frame."""
+
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData, StdDevUncertainty
+
+from astro_narrowband import keywords
+from astro_narrowband._clipped import clipped_mean, sample_level, sample_noise
+from astro_narrowband._overscan import prepared
+from astro_narrowband._validate import same_shape
+from astro_narrowband.bands import map_bands, row_bands
+from astro_narrowband.darks import DarkModel
+from astro_narrowband.detector import decide_detector
+from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+
+__all__ = ["FlatCheck", "check_flats", "master_bias", "master_flat"]
+
+#: Rows that are worked on at a time.
+BAND = 8
+#: A flat pixel below this fraction of the median is dead.
+MIN_FLAT = 0.05
+
+
+def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
+    """
+    Return the mean of bias frames.
+
+    Each frame is brought to the mean level of all, so that a drifting pedestal
+    neither counts as noise nor is taken for cosmic rays; pixels that are
+    ``n_sigma`` of the expected noise off the median are left out.
+
+    Parameters
+    ----------
+    frames : sequence of path, `~astropy.nddata.CCDData` or Frame
+        Raw biases [adu].
+    detector : `~astro_narrowband.detector.Detector`, optional
+        Its noise is used for a single frame; of two or more it is measured.
+    n_sigma : float, optional
+    workers : int, optional
+        Threads.
+
+    Returns
+    -------
+    `~astropy.nddata.CCDData`
+        [adu], with uncertainty and mask. Its header has NCOMBINE, RDNOISEA (noise
+        of one frame [adu]), BIASLEV and BIASDRFT (level, and its range [adu]).
+
+    Raises
+    ------
+    InputError
+        If there are no frames, or their shapes differ.
+    """
+    frames = [prepared(f) for f in frames]
+    shape = same_shape(frames, "biases")
+    noise = detector.noise_adu if detector and len(frames) == 1 else sample_noise(frames)
+    offsets = np.array([0.0] + [sample_level(f, frames[0]) for f in frames[1:]])
+    offsets -= offsets.mean()
+    drift = float(np.ptp(offsets))
+    if drift > max(noise, 1.0):
+        warnings.warn(
+            f"{len(frames)} biases: their level drifts by {drift:.1f} adu; they were brought to "
+            "the mean level: take biases close to the lights",
+            NarrowbandWarning,
+            stacklevel=2,
+        )
+    data = np.empty(shape, np.float32)
+    error = np.empty(shape, np.float32)
+    mask = np.zeros(shape, bool)
+
+    def work(rows):
+        stack, good = read_stack(frames, rows)
+        stack -= offsets[:, None, None].astype(np.float32)
+        return clipped_mean(stack, lambda _: np.float32(noise**2), good=good, n_sigma=n_sigma)
+
+    for rows, result in map_bands(work, row_bands(shape[0], BAND), workers=workers):
+        data[rows] = result.mean
+        error[rows] = noise / np.sqrt(np.maximum(result.count, 1))
+        mask[rows] = result.count == 0
+    header = _header(frames[0], "bias", len(frames))
+    header["RDNOISEA"] = (round(noise, 5), "[adu] noise of one frame")
+    header["BIASLEV"] = (round(float(np.mean(data[~mask], dtype=float)), 4), "[adu] mean level")
+    header["BIASDRFT"] = (round(drift, 4), "[adu] range of the levels of the frames")
+    return CCDData(data, uncertainty=StdDevUncertainty(error), mask=mask, header=header, unit=u.adu)
+
+
+def _header(frame, kind, n):
+    """Header of a master: what tells the camera apart is copied from the first frame."""
+    header = fits.Header()
+    for key in (
+        "INSTRUME",
+        "DETECTOR",
+        "XBINNING",
+        "YBINNING",
+        "GAIN",
+        "EGAIN",
+        "OFFSET",
+        "READOUTM",
+        "SET-TEMP",
+        "CCD-TEMP",
+        "FILTER",
+    ):
+        value = keywords.one_value(frame.header, key)
+        if value is not None:
+            header[key] = value[0]
+    header["IMAGETYP"] = (f"master {kind}", "made by astro_narrowband")
+    header["NCOMBINE"] = (n, "frames combined")
+    return header
+
+
+def read_stack(frames, rows, saturation=np.inf):
+    """Return rows of all frames, (n, n_rows, nx), and what is good in them (or None)."""
+    stack = np.empty((len(frames), rows.stop - rows.start, frames[0].shape[1]), np.float32)
+    good = None
+    for j, frame in enumerate(frames):
+        band = frame.read(rows)
+        stack[j] = band.data
+        bad = band.data >= saturation
+        if band.mask is not None:
+            bad |= band.mask
+        if bad.any():
+            if good is None:
+                good = np.ones(stack.shape, bool)
+            good[j] = ~bad
+            stack[j][bad] = 0
+    return stack, good
+
+
+class FlatCheck(NamedTuple):
+    """
+    What became of one flat.
+
+    Attributes
+    ----------
+    name : str
+    level : float
+        Median above bias and dark [adu].
+    exposure : float
+        [s]
+    reason : str
+        Why it cannot be used; empty if it can.
+    """
+
+    name: str
+    level: float
+    exposure: float
+    reason: str
+
+
+def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolation=3.0):
+    """
+    Say which flats can be used, and why the others cannot.
+
+    A flat is of no use if more than 1 % of its pixels are saturated, if its level
+    is at or below that of bias and dark, or if it is so faint that its noise is
+    above 10 % per pixel.
+
+    Parameters
+    ----------
+    frames : sequence of path, `~astropy.nddata.CCDData` or Frame
+        Raw flats [adu].
+    bias, dark, detector
+        As in `master_flat`.
+
+    Returns
+    -------
+    list of FlatCheck
+        In the order of ``frames``.
+    """
+    frames = [prepared(f) for f in frames]
+    detector = detector or decide_detector(frames[0].header)
+    model = _model(bias, dark)
+    return [_check(f, model, detector, max_extrapolation) for f in frames]
+
+
+def _model(bias, dark):
+    if isinstance(dark, DarkModel):
+        return dark
+    if bias is None and dark is None:
+        raise InputError("a flat needs bias= or dark=: a flat with its bias in it is not flat")
+    return DarkModel.from_masters(bias=bias, dark=dark)
+
+
+def _check(frame, model, detector, max_extrapolation):
+    exposure = _exposure(frame, model)
+    model.policy(exposure, max_extrapolation=max_extrapolation)
+    ny, nx = frame.shape
+    step = max(1, ny * nx // (1 << 20))
+    levels, saturated, total = [], 0, 0
+    for y in range(step // 2, ny, step):
+        rows = slice(y, y + 1)
+        band = frame.read(rows)
+        good = ~model.mask(rows)
+        if band.mask is not None:
+            good &= ~band.mask
+        full = band.data >= detector.saturation
+        saturated += int((full & good).sum())
+        total += int(good.sum())
+        levels.append((band.data - model.read_rows(exposure, rows)[0])[good])
+    level = float(np.median(np.concatenate(levels))) if total else float("nan")
+    reason = ""
+    noise = (detector.floor + max(level, 0) * detector.gain) ** 0.5 / detector.gain
+    if not total:
+        reason = "has no good pixel"
+    elif saturated > 0.01 * total:
+        reason = (
+            f"is saturated: {100 * saturated / total:.1f} % of its pixels are at or above "
+            f"{detector.saturation:g} adu"
+        )
+    elif level <= 0:
+        reason = f"lies below its bias and dark (level {level:.1f} adu)"
+    elif noise > 0.1 * level:
+        reason = f"is too faint: {level:.1f} adu above bias and dark, noise {noise:.1f} adu"
+    return FlatCheck(frame.name, level, exposure, reason)
+
+
+def _exposure(frame, model):
+    """Exposure time of a flat; without darks it does not matter, and may be missing."""
+    if model.model == "bias":
+        return 0.0
+    return keywords.read_exposure(frame.header)
+
+
+def master_flat(
+    frames,
+    *,
+    bias=None,
+    dark=None,
+    detector=None,
+    min_value=MIN_FLAT,
+    n_sigma=5.0,
+    max_extrapolation=3.0,
+    workers=None,
+):
+    """
+    Return the flat field of one filter, with median 1 over its good pixels.
+
+    Each flat loses bias and dark of its own exposure time, and is divided by its
+    own median over good pixels; so flats whose exposures all differ (automatic
+    sky flats) are one group. They are averaged with weights that follow their
+    level; pixels ``n_sigma`` off the median are left out.
+
+    Parameters
+    ----------
+    frames : sequence of path, `~astropy.nddata.CCDData` or Frame
+        Raw flats [adu].
+    bias : `~astropy.nddata.CCDData`, optional
+        Master bias [adu].
+    dark : `~astro_narrowband.darks.DarkModel` or `~astropy.nddata.CCDData`, optional
+        Of flat-darks: ``DarkModel.fit(flat_darks)``.
+    detector : `~astro_narrowband.detector.Detector`, optional
+        Default is that of the first header.
+    min_value : float, optional
+        Pixels below it are masked.
+    n_sigma : float, optional
+    max_extrapolation : float, optional
+        Of the dark.
+    workers : int, optional
+
+    Returns
+    -------
+    `~astropy.nddata.CCDData`
+        Dimensionless; dead, low and saturated pixels are masked, and 1 there.
+
+    Raises
+    ------
+    CalibrationError
+        If no flat can be used; the message names each with its reason.
+    InputError
+        If shapes differ, or neither bias nor dark is given.
+    """
+    frames = [prepared(f) for f in frames]
+    shape = same_shape(frames, "flats")
+    detector = detector or decide_detector(frames[0].header)
+    model = _model(bias, dark)
+    if tuple(model.shape) != shape:
+        raise InputError(f"flats are {shape}, bias or dark {tuple(model.shape)}")
+    checks = [_check(f, model, detector, max_extrapolation) for f in frames]
+    used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
+    for check in checks:
+        if check.reason:
+            warnings.warn(
+                f"{check.name}: {check.reason}: left out of the flat",
+                NarrowbandWarning,
+                stacklevel=2,
+            )
+    if not used:
+        raise CalibrationError(
+            "no flat can be used: " + "; ".join(f"{c.name} {c.reason}" for c in checks)
+        )
+    frames, checks = zip(*used, strict=True)
+    levels = np.array([c.level for c in checks], np.float32)
+    # Weights: inverse variance of a typical pixel of the scaled flat, in 1 / adu.
+    weights = levels**2 / (detector.floor / detector.gain**2 + levels / detector.gain)
+    weights = (weights / weights.sum()).astype(np.float32)
+    data = np.empty(shape, np.float32)
+    variance = np.empty(shape, np.float32)
+    mask = np.zeros(shape, bool)
+    column = (slice(None), None, None)
+
+    def work(rows):
+        stack, good = read_stack(frames, rows, detector.saturation)
+        common = np.zeros((2, *stack.shape[1:]), np.float32)
+        for j, check in enumerate(checks):
+            stack[j] -= model.read_rows(check.exposure, rows)[0]
+            common += model.modes(check.exposure, rows) * (weights[j] / levels[j])
+        stack /= levels[column]
+        floor = (detector.floor / detector.gain**2 / levels**2)[column]
+        photon = (1 / (detector.gain * levels))[column]
+
+        def expected(level):
+            return floor + photon * np.maximum(level, 0)
+
+        # The lamp's pattern may change by a little from frame to frame.
+        result = clipped_mean(
+            stack,
+            lambda level: expected(level) + np.float32(1e-4),
+            good=good,
+            n_sigma=n_sigma,
+            weights=weights,
+        )
+        own = (weights[column] ** 2 * expected(result.mean)).sum(axis=0)
+        own *= len(frames) / np.maximum(result.count, 1)
+        bad = (result.count * 2 <= len(frames)) | model.mask(rows)
+        return result.mean, own + (common**2).sum(axis=0), bad
+
+    for rows, band in map_bands(work, row_bands(shape[0], BAND), workers=workers):
+        data[rows], variance[rows], mask[rows] = band
+    mask |= ~np.isfinite(data)
+    for _ in range(2):
+        scale = np.median(data[~mask]) if not mask.all() else np.float32(np.nan)
+        if not scale > 0:
+            raise CalibrationError("the flat has no good pixel")
+        data /= scale
+        variance /= scale * scale
+        mask |= ~(data >= min_value)
+    data[mask] = 1
+    header = _header(frames[0], "flat", len(frames))
+    header["FLATSCAT"] = (float(np.sqrt(np.median(variance[~mask]))), "typical uncertainty")
+    return CCDData(
+        data,
+        uncertainty=StdDevUncertainty(np.sqrt(variance)),
+        mask=mask,
+        header=header,
+        unit=u.dimensionless_unscaled,
+    )
