@@ -1,0 +1,221 @@
+"""Many small nights in memory, for the statistics of pulls."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from astro_narrowband._simulate_camera import (
+    bias_plane,
+    cosmic_rays,
+    dark_plane,
+    expose,
+    flat_plane,
+)
+from astro_narrowband._simulate_model import (
+    NightModel,
+    checked_count,
+    checked_shape,
+    checked_times,
+    stream,
+)
+from astro_narrowband._simulate_sky import add_stars
+
+__all__ = ["SimulatedFrames", "simulate_frames"]
+
+
+@dataclass(frozen=True)
+class SimulatedFrames:
+    """
+    Raw frames of many small nights that differ in nothing but their noise.
+
+    Attributes
+    ----------
+    bias : (n_nights, n_bias, ny, nx) ndarray of uint16
+        Bias frames [adu].
+    darks : dict of float to (n_nights, n_darks, ny, nx) ndarray of uint16
+        Darks [adu] by exposure time [s].
+    flats : (n_nights, n_flats, ny, nx) ndarray of uint16
+        Flats [adu].
+    lights : (n_nights, n_lights, ny, nx) ndarray of uint16
+        Lights [adu].
+    cosmic : (n_nights, n_lights, ny, nx) ndarray of bool
+        Pixels of the lights that cosmic rays hit.
+    rate : (n_lights, ny, nx) ndarray of float32
+        What a perfectly calibrated light shows [electron/s], without noise and cosmic
+        rays: sky and dimmed stars. Pixels that saturate show less.
+    scene : (ny, nx) ndarray of float32
+        The stars alone [electron/s] in the reference frame, not dimmed, in the seeing
+        of the first light.
+    bias_level, dark_rate, flat : (ny, nx) ndarray of float32
+        The truth [adu], [electron/s], [1].
+    exposures, shifts, transparency, fwhm : ndarray
+        Of the lights: (n_lights,) [s], (n_lights, 2) (x, y) [pixel], (n_lights,),
+        (n_lights,) [pixel]. What is at (x, y) in the reference frame is at
+        (x, y) + shift in the light.
+    flat_exposure : float
+        [s]
+    model : NightModel
+    """
+
+    bias: np.ndarray = field(repr=False)
+    darks: dict[float, np.ndarray] = field(repr=False)
+    flats: np.ndarray = field(repr=False)
+    lights: np.ndarray = field(repr=False)
+    cosmic: np.ndarray = field(repr=False)
+    rate: np.ndarray = field(repr=False)
+    scene: np.ndarray = field(repr=False)
+    bias_level: np.ndarray = field(repr=False)
+    dark_rate: np.ndarray = field(repr=False)
+    flat: np.ndarray = field(repr=False)
+    exposures: np.ndarray
+    shifts: np.ndarray
+    transparency: np.ndarray
+    fwhm: np.ndarray
+    flat_exposure: float
+    model: NightModel
+
+
+def simulate_frames(
+    n_nights,
+    *,
+    shape=(64, 64),
+    sky=30.0,
+    light_exposures=(60.0,) * 6,
+    n_bias=12,
+    dark_exposures=(60.0, 120.0),
+    n_darks=10,
+    n_flats=10,
+    stars=None,
+    shifts=None,
+    transparency=1.0,
+    fwhm=None,
+    model=None,
+    seed,
+):
+    """
+    Simulate many small nights in memory, for the statistics of pulls.
+
+    All nights have the same truth, so that a pixel's pull can be taken over nights:
+    noise of masters is common to the pixels of one night's lights.
+
+    Parameters
+    ----------
+    n_nights : int
+        A night of the defaults has 48 frames, which are 0.4 MB at 64 x 64.
+    shape : (int, int), optional
+        Rows and columns.
+    sky : float or sequence of float, optional
+        Level of the sky [electron] in a light, or in each, where the flat is 1.
+    light_exposures, dark_exposures : sequence of float, optional
+        Exposure times [s]: one per light; of the darks.
+    n_bias, n_darks, n_flats : int, optional
+        Number of bias frames, of darks per exposure time, of flats. With 0 the array
+        is empty, which saves time.
+    stars : (n, 3) array-like, optional
+        x, y [pixel] in the reference frame and flux [electron/s].
+    shifts : (n_lights, 2) array-like, optional
+        (x, y) [pixel] by which each light shows the stars off; zero by default.
+    transparency : float or sequence of float, optional
+        Factor of the stars' flux, one or one per light.
+    fwhm : float or sequence of float, optional
+        Seeing [pixel], one or one per light; the model's by default.
+    model : NightModel, optional
+        The camera. By default one without cosmic rays. Of its sky only
+        ``moffat_beta``, ``fwhm`` and ``cosmic_rate`` are used.
+    seed : int
+        Of the random numbers, detector included: nights of different seeds have
+        different detectors.
+
+    Returns
+    -------
+    SimulatedFrames
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+
+    Examples
+    --------
+    A perfect calibration of a night's first light is right on average:
+
+    >>> import numpy as np
+    >>> from astro_narrowband.simulate import simulate_frames
+    >>> night = simulate_frames(50, shape=(32, 32), sky=300.0, seed=1)
+    >>> electron = (night.lights[:, 0] - night.bias_level) * night.model.gain
+    >>> rate = (electron / night.exposures[0] - night.dark_rate) / night.flat
+    >>> error = 18.7 / 60 / np.sqrt(rate.size)
+    >>> bool(abs((rate - night.rate[0]).mean()) < 4 * error)
+    True
+    """
+    model = NightModel(cosmic_rate=0.0) if model is None else model
+    shape = checked_shape(shape)
+    exposures = np.array(checked_times(light_exposures, "light_exposures"))
+    dark_exposures = checked_times(dark_exposures, "dark_exposures")
+    counts = {"n_nights": n_nights, "n_bias": n_bias, "n_darks": n_darks, "n_flats": n_flats}
+    for name, count in counts.items():
+        checked_count(count, name)
+    n = exposures.size
+    sky = np.broadcast_to(np.asarray(sky, float), n)
+    transparency = np.broadcast_to(np.asarray(transparency, float), n)
+    fwhm = np.broadcast_to(np.asarray(model.fwhm if fwhm is None else fwhm, float), n)
+    shifts = np.zeros((n, 2)) if shifts is None else np.asarray(shifts, float).reshape(n, 2)
+    stars = np.empty((0, 3)) if stars is None else np.asarray(stars, float).reshape(-1, 3)
+
+    bias = bias_plane(stream(seed, "bias"), shape, model)
+    dark = dark_plane(stream(seed, "dark"), shape, model)
+    flat = flat_plane(
+        stream(seed, "window"), stream(seed, "grain"), shape, model, own=stream(seed, "flat")
+    )
+
+    def draw(image, dx, dy, brightness, seeing, time):
+        add_stars(
+            image, stars[:, 0] + dx, stars[:, 1] + dy, brightness * stars[:, 2],
+            fwhm=seeing, beta=model.moffat_beta, exposure=time,
+        )  # fmt: skip
+        return image
+
+    rate = np.empty((n, *shape), np.float32)
+    for i in range(n):
+        rate[i] = sky[i] / exposures[i]
+        draw(rate[i], *shifts[i], transparency[i], fwhm[i], exposures[i])
+    scene = draw(np.zeros(shape, np.float32), 0, 0, 1.0, fwhm[0], exposures.max())
+
+    def take(name, count, electrons, times):
+        """Expose ``count`` frames of every night; the last axis but two of the result."""
+        out = np.empty((n_nights, count, *shape), np.uint16)
+        hit = np.zeros(out.shape, bool)
+        rng, ray_rng = stream(seed, "frames", name), stream(seed, "rays", name)
+        electrons = np.broadcast_to(electrons, (count, *shape)).astype(np.float32)
+        for k in range(count):
+            mean = electrons[k]
+            events = model.cosmic_rate * times[k] * math.prod(shape) / 1e6
+            if events:
+                index, charge = cosmic_rays(ray_rng, n_nights, shape, events=events)
+                mean = np.repeat(mean[None], n_nights, axis=0)
+                mean.ravel()[index] += charge
+                mask = np.zeros((n_nights, *shape), bool)
+                mask.ravel()[index] = True
+                hit[:, k] = mask
+            expose(rng, mean, bias, model, out[:, k])
+        return out, hit
+
+    flat_time = model.flat_exposure
+    lit = flat * np.float32(model.flat_level * model.gain) + dark * np.float32(flat_time)
+    seconds = exposures.astype(np.float32)[:, None, None]
+    lights, cosmic = take("light", n, (rate * flat + dark) * seconds, exposures)
+    return SimulatedFrames(
+        bias=take("bias", n_bias, 0.0, [0.0] * n_bias)[0],
+        darks={
+            time: take(
+                f"dark {time:g}", n_darks, dark * np.float32(time), [time] * n_darks
+            )[0]
+            for time in dark_exposures
+        },
+        flats=take("flat", n_flats, lit, [flat_time] * n_flats)[0],
+        lights=lights, cosmic=cosmic, rate=rate, scene=scene,
+        bias_level=bias, dark_rate=dark, flat=flat,
+        exposures=exposures, shifts=shifts, transparency=transparency, fwhm=fwhm,
+        flat_exposure=flat_time, model=model,
+    )  # fmt: skip
