@@ -16,6 +16,8 @@ __all__ = [
 
 #: Half-width [pixel] of the core in which a star is integrated by 3 x 3 Gauss nodes.
 _CORE = 4
+#: Those nodes across a pixel, and their weights.
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(3)[0] / 2, np.array([5, 8, 5]) / 18
 #: Pixels between the nodes of the nebula.
 _STEP = 4
 
@@ -84,12 +86,11 @@ def _moffat_pixels(dx, dy, width, beta):
 
 def _moffat_core(dx, dy, width, beta):
     """Flux 1 integrated over pixels by 3 x 3 Gauss-Legendre nodes: for the core."""
-    nodes, weights = np.polynomial.legendre.leggauss(3)
-    x = (dx[:, None] + nodes / 2).ravel()
-    y = (dy[:, None] + nodes / 2).ravel()
+    x = (dx[:, None] + _NODES).ravel()
+    y = (dy[:, None] + _NODES).ravel()
     value = (1 + (np.square(y)[:, None] + np.square(x)[None, :]) / width**2) ** -beta
     value = value.reshape(dy.size, 3, dx.size, 3)
-    value = np.einsum("aibj,i,j->ab", value, weights / 2, weights / 2)
+    value = np.einsum("aibj,i,j->ab", value, _WEIGHTS, _WEIGHTS)
     return value * ((beta - 1) / (math.pi * width**2))
 
 
