@@ -28,6 +28,7 @@ STOREYS = [
     "_tile",
     "stack",
     "combiner",
+    "_facts",
     "frames",
     "plan",
     "_overscan",

@@ -1,0 +1,438 @@
+"""
+Files to frames: one row for every file found, with a verdict and its reason.
+
+The folders are walked, every header is read once, and every file gets one of
+three verdicts: ``used``, ``left out`` (a frame that cannot serve) or ``ignored``
+(no frame at all). The three add up to the files found.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import stat
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from astropy import units as u
+from astropy.table import MaskedColumn, QTable
+
+from astro_narrowband._facts import Facts, facts_of, header_from
+from astro_narrowband.bands import FitsFrame
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.filters import filter_key, is_known_filter
+from astro_narrowband.keywords import SPELLINGS, clean_text
+
+__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
+
+VERDICTS = ("used", "left out", "ignored")
+
+_SUFFIXES = (".fits", ".fit", ".fts")
+_PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
+#: Files that a night is known to have beside its frames.
+_TRUTH = "truth"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    Something a user should know: printed as one line, kept as data.
+
+    Attributes
+    ----------
+    level : str
+        ``"warning"`` or ``"error"``.
+    file : str
+        What it is about: a file, or a group of frames.
+    text : str
+        Keyword and value, what was done, what to do.
+    """
+
+    level: str
+    file: str
+    text: str
+
+    def __str__(self):
+        return f"{self.file}: {self.text}" if self.file else self.text
+
+
+@dataclass(eq=False)
+class FrameRow(Facts):
+    """
+    One file found: what it is, and whether it is used.
+
+    Attributes
+    ----------
+    path : `~pathlib.Path`
+    name : str
+        The path as it can be shown: no control characters, valid UTF-8.
+    shape : tuple of int or None
+    verdict : str
+        ``"used"``, ``"left out"`` or ``"ignored"``.
+    reason : str
+        Why it is not used, or what was noticed; one line.
+    """
+
+    path: Path = Path()
+    shape: tuple | None = None
+    verdict: str = "ignored"
+    reason: str = ""
+    parts: tuple = ()
+
+    @property
+    def name(self):
+        """The path as text that can be shown."""
+        return printable(self.path)
+
+    def open(self, unit="adu"):
+        """Return the frame of this file (`~astro_narrowband.bands.FitsFrame`)."""
+        return FitsFrame(self.path, unit=unit)
+
+
+def printable(path):
+    """Return a path as one line of text that can be shown and written as UTF-8."""
+    return clean_text(os.fsencode(path).decode("utf-8", "backslashreplace"))
+
+
+@dataclass
+class FrameTable:
+    """
+    The files of a night, one row each.
+
+    Attributes
+    ----------
+    rows : list of `FrameRow`
+        In the order of their paths.
+    problems : list of `Problem`
+        What was noticed while the files were read.
+    """
+
+    rows: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+
+    @classmethod
+    def from_paths(
+        cls, paths, *, set_keywords=None, spellings=SPELLINGS, max_pixels=None, ignore=()
+    ):
+        """
+        Find the frames under ``paths`` and read their headers.
+
+        Parameters
+        ----------
+        paths : path-like or sequence of path-like
+            Folders (walked with all their subfolders) and files.
+        set_keywords : mapping, optional
+            Keyword to value, for frames whose header and name do not tell.
+        spellings : `~astro_narrowband.keywords.Spellings`, optional
+            A user's own spellings.
+        max_pixels : int, optional
+            The largest image that is opened, compressed ones after expansion.
+        ignore : sequence of path-like, optional
+            Folders that are not looked into (the one of the products, say).
+
+        Returns
+        -------
+        `FrameTable`
+
+        Raises
+        ------
+        InputError
+            If a path does not exist or is neither a folder nor a file.
+        """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        fallback = header_from(set_keywords)
+        options = {} if max_pixels is None else {"max_pixels": max_pixels}
+        rows = [
+            _row(path, parts, why, fallback, spellings, options)
+            for path, parts, why in _find(paths, ignore)
+        ]
+        table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
+        table._unify(spellings)
+        table._drop_copies()
+        table._collect()
+        return table
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def of_kind(self, kind):
+        """Return the rows of a kind that are used."""
+        return [row for row in self.rows if row.kind == kind and row.verdict == "used"]
+
+    def leave_out(self, path, reason):
+        """Change the verdict on a file to ``left out``, for ``reason``."""
+        for row in self.rows:
+            if row.path == Path(path):
+                row.verdict, row.reason = "left out", clean_text(reason)
+                return
+        raise InputError(f"{path}: is not in the table of frames")
+
+    @property
+    def counts(self):
+        """Return ``{"found": n, "used": n, "left out": n, "ignored": n}``."""
+        counts = dict.fromkeys(VERDICTS, 0)
+        for row in self.rows:
+            counts[row.verdict] += 1
+        return {"found": len(self.rows), **counts}
+
+    @property
+    def table(self):
+        """The rows as a `~astropy.table.QTable`; what is not known is masked or empty."""
+        rows = self.rows
+        table = QTable()
+        table["path"] = _text(row.name for row in rows)
+        table["verdict"] = _text(row.verdict for row in rows)
+        table["kind"] = _text(row.kind or "unknown" for row in rows)
+        table["object"] = _text(row.object for row in rows)
+        table["filter"] = _text(row.filter if row.kind in ("light", "flat") else "" for row in rows)
+        for name, unit in (("exposure", u.s), ("temperature", u.deg_C)):
+            table[name] = np.array([getattr(row, name) for row in rows], float) * unit
+        table["binning"] = _text("x".join(map(str, row.binning or ())) for row in rows)
+        for axis, name in enumerate(("ny", "nx")):
+            sizes = [row.shape[axis] if row.shape else 0 for row in rows]
+            table[name] = MaskedColumn(sizes, dtype=int, mask=[not row.shape for row in rows])
+        table["window"] = _text(",".join(map(str, row.window or ())) for row in rows)
+        for name in ("gain", "offset", "readout", "camera", "row_order", "bayer", "date"):
+            table[name] = _text(getattr(row, name) for row in rows)
+        table["reason"] = _text(row.reason for row in rows)
+        table.meta["files"] = self.counts
+        return table
+
+    def write(self, path):
+        """Write the table as ECSV, whole or not at all."""
+        from astro_narrowband.files import write_table
+
+        write_table(path, self.table)
+
+    def lines(self):
+        """Return the table as lines of text, one a file, for a terminal."""
+        lines = []
+        for row in self.rows:
+            what = [row.kind or "-"]
+            if row.kind in ("light", "flat"):
+                what.append(row.filter)
+            if row.kind == "light":
+                what.append(row.object)
+            if not math.isnan(row.exposure):
+                what.append(f"{row.exposure:g} s")
+            if not math.isnan(row.temperature):
+                what.append(f"{row.temperature:.1f} C")
+            if row.shape:
+                what.append(f"{row.shape[1]}x{row.shape[0]}")
+            line = f"{row.verdict:8}  {' '.join(what)}  {row.name}"
+            lines.append(clean_text(line) + (f"  ({row.reason})" if row.reason else ""))
+        return lines
+
+    # ------------------------------------------------------------------ after reading
+
+    def _unify(self, spellings):
+        """Give one name to spellings of one object or unknown filter that differ in signs only."""
+        for name, key_of, skip in (
+            ("object", _object_key, lambda _: False),
+            ("filter", filter_key, lambda t: is_known_filter(t, spellings=spellings.filters)),
+        ):
+            names = {}
+            for row in self.rows:
+                text = getattr(row, name)
+                if text and not skip(text) and (key := key_of(text)):
+                    names.setdefault(key, set()).add(text)
+            for row in self.rows:
+                text = getattr(row, name)
+                if text and not skip(text) and (key := key_of(text)):
+                    setattr(row, name, min(names[key]))
+
+    def _drop_copies(self):
+        """Leave out frames whose pixels and header another file has, byte for byte."""
+        alike = {}
+        for row in self.rows:
+            if row.verdict == "used":
+                alike.setdefault((row.path.stat().st_size, _digest(row.path, 5760)), []).append(row)
+        for rows in alike.values():
+            first = {}
+            for row in rows if len(rows) > 1 else ():
+                other = first.setdefault(_digest(row.path), row)
+                if other is not row:
+                    row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+
+    def _collect(self):
+        """Turn what was noticed into problems: one line a file left out, one a note and keyword."""
+        noted = {}
+        for row in self.rows:
+            if row.verdict == "left out":
+                self.problems.append(Problem("warning", row.name, f"left out: {row.reason}"))
+            elif row.verdict == "used":
+                for note in row.notes:
+                    noted.setdefault(str(note), []).append(row)
+                row.reason = "; ".join(str(note) for note in row.notes)
+        for text, rows in noted.items():
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            self.problems.append(Problem("warning", rows[0].name + more, text))
+
+    def warn(self):
+        """Emit every problem as a `NarrowbandWarning`."""
+        for problem in self.problems:
+            warnings.warn(str(problem), NarrowbandWarning, stacklevel=2)
+
+
+def _text(values):
+    values = [clean_text(value) for value in values]
+    return np.array(values, dtype=str) if values else np.array([], dtype="U1")
+
+
+def _object_key(text):
+    """What two spellings of one object have in common; the sign of a coordinate is kept."""
+    spelt = re.sub(r"(?<=\d{4})([+-])(?=\d)", lambda m: {"+": "p", "-": "m"}[m[1]], text.lower())
+    return "".join(char for char in spelt if char.isalnum()) or text
+
+
+def _digest(path, size=None):
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            if size is not None:
+                digest.update(file.read(size))
+            else:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        return f"{path}: {error}"
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------ finding files
+
+
+def _find(paths, ignore):
+    """Yield ``(path, parts, why it is no frame or "")`` for every file under ``paths``, once."""
+    ignored = {os.path.realpath(folder) for folder in ignore}
+    seen = set()
+    for path in paths:
+        root = Path(path)
+        try:
+            mode = os.stat(root).st_mode
+        except OSError as error:
+            raise InputError(
+                f"{printable(root)}: {error.strerror or error}: give a folder of frames"
+            ) from None
+        except ValueError:
+            raise InputError(f"{printable(root)!r} is not a path: give a folder") from None
+        name = Path(os.path.abspath(root)).name
+        if not stat.S_ISDIR(mode):
+            yield from _file(root, (), seen)
+        else:
+            yield from _walk(root, (name,), ignored, seen)
+
+
+def _walk(folder, parts, ignored, seen):
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    why = "products of an earlier run" if real in ignored or _is_output(folder) else ""
+    yield from _list(folder, parts, ignored, seen, why)
+
+
+def _list(folder, parts, ignored, seen, why):
+    try:
+        names = sorted(os.listdir(folder), key=os.fsencode)
+    except OSError as error:
+        yield Path(folder), parts, f"!cannot be listed ({error.strerror})"
+        return
+    for name in names:
+        path = Path(folder) / name
+        if path.is_dir():
+            if why:
+                yield from _list(path, (*parts, name), ignored, seen, why)
+            else:
+                yield from _walk(path, (*parts, name), ignored, seen)
+        else:
+            yield from _file(path, parts, seen, why)
+
+
+def _file(path, parts, seen, why=""):
+    real = os.path.realpath(path)
+    if not why and real in seen:
+        if path.is_symlink():
+            yield path, parts, "a link to a file that is there already"
+        return
+    seen.add(real)
+    yield path, (*parts, stem_of(path.name)), why or _no_frame(path)
+
+
+def stem_of(name):
+    """Return a file's name without its suffixes."""
+    lower = name.lower()
+    for suffix in (*_PACKED, ".fz", *_SUFFIXES):
+        if lower.endswith(suffix):
+            name, lower = name[: -len(suffix)], lower[: -len(suffix)]
+    return name
+
+
+def _is_fits_name(name):
+    lower = name.lower()
+    for suffix in _PACKED:
+        lower = lower.removesuffix(suffix)
+    return lower.endswith((*_SUFFIXES, ".fz"))
+
+
+def _no_frame(path):
+    """Why a file is not looked into, ``!`` in front where it is a frame that is lost; or ``""``."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return f"!cannot be read ({error.strerror}): a link to nothing, or a closed folder"
+    if not stat.S_ISREG(mode):
+        return "is not a regular file"
+    if path.name.startswith("."):
+        return "a hidden file"
+    if _TRUTH in path.name.lower().split("."):
+        return "the truth of a simulation"
+    if not _is_fits_name(path.name):
+        return f"no FITS file by its name ({path.suffix or 'no suffix'})"
+    return ""
+
+
+def _is_output(folder):
+    """Whether a folder holds the products of this package: it has their record."""
+    record = Path(folder) / "night.json"
+    try:
+        if not record.is_file() or record.stat().st_size > 1 << 28:
+            return False
+        content = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"software", "groups"} <= set(content)
+
+
+def _row(path, parts, why, fallback, spellings, options):
+    row = FrameRow(path=path, parts=parts)
+    if why:
+        row.verdict = "left out" if why.startswith("!") else "ignored"
+        row.reason = clean_text(why.removeprefix("!"))
+        return row
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frame = FitsFrame(path, unit="adu", **options)
+            header = frame.header
+            facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings)
+    except InputError as error:
+        row.verdict = "left out"
+        row.reason = clean_text(str(error).removeprefix(f"{path}: "))
+        return row
+    for item in fields(Facts):
+        setattr(row, item.name, getattr(facts, item.name))
+    row.shape = frame.shape
+    row.verdict, row.reason = "used", ""
+    if facts.refusal:
+        row.verdict, row.reason = "left out", clean_text(facts.refusal)
+    elif facts.kind == "other":
+        row.verdict, row.reason = "ignored", "a frame that no reduction needs (focus, lamp, test)"
+    return row
