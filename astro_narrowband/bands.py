@@ -36,6 +36,7 @@ __all__ = [
     "as_frame",
     "map_bands",
     "row_bands",
+    "usable_cores",
 ]
 
 #: Suffixes that astropy decompresses while it reads.
@@ -477,6 +478,13 @@ def as_ccd(frame):
 # --------------------------------------------------------------------------- loops
 
 
+def usable_cores():
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def row_bands(n_rows, band_rows):
     """
     Return the slices that cut ``n_rows`` rows into bands of ``band_rows``.
@@ -513,7 +521,7 @@ def map_bands(
         usable cores.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = usable_cores()
     if executor is None and workers == 1:
         for rows in bands:
             yield rows, function(rows)
