@@ -1,0 +1,636 @@
+"""
+Growth curves: flux against radius, with the covariance of the radii, and what they tell.
+
+A growth curve that still rises at large radii has a sky that was taken too low;
+one that falls has a sky too high, or has walked into its own annulus. Its
+increments say by how much, with an error; and the same curve gives the best
+radius and the correction from a small aperture to a large one.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+from astropy import units as u
+from astropy.table import QTable
+
+from astro_narrowband import _apertures
+from astro_narrowband._validate import finite, positive
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.photometry import (
+    Flag,
+    _measurable,
+    check_annulus,
+    close_pairs,
+    measure_sky,
+    read_image,
+    read_positions,
+    split_variance,
+    warn_of_errors,
+)
+
+__all__ = [
+    "ApertureCorrection",
+    "GrowthCurves",
+    "aperture_correction",
+    "diagnose_background",
+    "growth_curves",
+    "optimal_radius",
+]
+
+
+@dataclass(frozen=True)
+class GrowthCurves:
+    """
+    Fluxes of n stars within m radii.
+
+    Attributes
+    ----------
+    id : `~numpy.ndarray` of int, (n,)
+    x, y : `~numpy.ndarray`, (n,)
+        Centres [pix].
+    radii : `~numpy.ndarray`, (m,)
+        [pix]
+    flux, flux_err : `~numpy.ndarray`, (n, m)
+        Sky subtracted, in ``unit``; the error includes that of the sky level.
+    total : `~numpy.ndarray`, (n, m)
+        Aperture sums, sky included.
+    area : `~numpy.ndarray`, (n, m)
+        Pixels used.
+    sky, sky_err : `~numpy.ndarray`, (n,)
+        Level of the annulus, per pixel.
+    flags : `~numpy.ndarray` of int, (n, m)
+        See `~astro_narrowband.photometry.Flag`.
+    pixel_variance : `~numpy.ndarray`, (n, m)
+        Variance without the error of the sky level.
+    nested : `~numpy.ndarray`, (n, m, k)
+        Covariance, without that of the sky level, of each radius with the next
+        k; those further apart share all pixels of the smaller one: ``inner``.
+    inner : `~numpy.ndarray`, (n, m)
+    r_in, r_out : float or None
+        The annulus [pix].
+    unit : `~astropy.units.UnitBase` or None
+    errors : str
+        What the errors stand on.
+    """
+
+    id: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    radii: np.ndarray
+    flux: np.ndarray
+    flux_err: np.ndarray
+    total: np.ndarray
+    area: np.ndarray
+    sky: np.ndarray
+    sky_err: np.ndarray
+    flags: np.ndarray
+    pixel_variance: np.ndarray
+    nested: np.ndarray
+    inner: np.ndarray
+    r_in: float | None = None
+    r_out: float | None = None
+    unit: u.UnitBase | None = None
+    errors: str = ""
+    meta: dict = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.id)
+
+    def __getitem__(self, index):
+        """Return the curves of some of the stars."""
+        index = np.atleast_1d(np.arange(len(self))[index])
+        names = ("id", "x", "y", "flux", "flux_err", "total", "area", "sky", "sky_err", "flags",
+                 "pixel_variance", "nested", "inner")  # fmt: skip
+        return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+    def covariance(self, *, sky=True):
+        """
+        Return the covariance of the fluxes at all pairs of radii, (n, m, m).
+
+        Parameters
+        ----------
+        sky : bool, optional
+            With the error of the sky level, which all radii share as
+            ``area_j area_k sky_err**2``. Without it, that of the pixels alone.
+        """
+        m = len(self.radii)
+        j, k = np.indices((m, m))
+        low, step = np.minimum(j, k), np.abs(j - k)
+        matrix = self.inner[:, low]
+        for s in range(1, self.nested.shape[2] + 1):
+            where = step == s
+            matrix[:, where] = self.nested[:, low[where], s - 1]
+        matrix[:, j == k] = self.pixel_variance
+        if sky:
+            shared = self.area * self.sky_err[:, None]
+            matrix = matrix + shared[:, :, None] * shared[:, None, :]
+        return matrix
+
+    def to_table(self):
+        """
+        Return one row for each star and radius.
+
+        Returns
+        -------
+        `~astropy.table.QTable`
+            ``id``, ``radius`` [pix], ``flux``, ``flux_err``, ``aperture_sum``,
+            ``area`` [pix2], ``flags``.
+        """
+        n, m = self.flux.shape
+        unit = 1 if self.unit is None else self.unit
+        table = QTable()
+        table["id"] = np.repeat(self.id, m)
+        table["radius"] = np.tile(self.radii, n) * u.pix
+        table["flux"], table["flux_err"] = self.flux.ravel() * unit, self.flux_err.ravel() * unit
+        table["aperture_sum"] = self.total.ravel() * unit
+        table["area"] = self.area.ravel() * u.pix**2
+        table["flags"] = self.flags.ravel()
+        table.meta.update(r_in=self.r_in, r_out=self.r_out, errors=self.errors)
+        return table
+
+    def _at(self, radius, name):
+        """Index of a radius that was measured."""
+        j = int(np.argmin(np.abs(self.radii - finite(radius, name))))
+        if abs(self.radii[j] - radius) > 1e-6:
+            raise InputError(
+                f"{name} = {radius} is not among the radii of the curves "
+                f"({self.radii[0]:g} to {self.radii[-1]:g}): measure it too"
+            )
+        return j
+
+    def normalized(self, radius=None):
+        """
+        Return the curves divided by their flux at one radius, without unit.
+
+        Parameters
+        ----------
+        radius : float, optional
+            One of ``radii``. Default is the largest.
+
+        Returns
+        -------
+        `GrowthCurves`
+            ``flux_err`` is that of the ratio: what both radii share cancels.
+            Curves whose flux there is not above zero become NaN.
+        """
+        j = len(self.radii) - 1 if radius is None else self._at(radius, "radius")
+        whole = np.where(self.flux[:, j] > 0, self.flux[:, j], np.nan)[:, None]
+        ratio = self.flux / whole
+        matrix = self.covariance()
+        # Of the ratios: J C J^T with J = (1 - ratio (x) e_j) / whole.
+        column = matrix[:, :, j]
+        full = (
+            matrix
+            - ratio[:, :, None] * column[:, None, :]
+            - column[:, :, None] * ratio[:, None, :]
+            + ratio[:, :, None] * ratio[:, None, :] * column[:, j, None, None]
+        ) / (whole**2)[:, :, None]
+        variance = np.maximum(np.diagonal(full, axis1=1, axis2=2), 0)
+        m = len(self.radii)
+        nested = np.zeros((len(self), m, m - 1))
+        for s in range(1, m):
+            nested[:, : m - s, s - 1] = np.diagonal(full, s, axis1=1, axis2=2)
+        return replace(
+            self, flux=ratio, flux_err=np.sqrt(variance), total=self.total / whole,
+            sky=self.sky / whole[:, 0], sky_err=np.zeros(len(self)),
+            pixel_variance=variance, nested=nested, inner=np.zeros_like(ratio), unit=None,
+        )  # fmt: skip
+
+    def fraction_at(self, radius):
+        """
+        Return the part of the flux at the largest radius that is within ``radius``, (n,).
+
+        Monotonic cubic interpolation between the radii; NaN outside them.
+        """
+        from scipy.interpolate import PchipInterpolator
+
+        radius = positive(radius, "radius")
+        whole = self.flux[:, -1]
+        out = np.full(len(self), np.nan)
+        good = np.isfinite(self.flux).all(axis=1) & (whole > 0)
+        if good.any() and radius <= self.radii[-1]:
+            r = np.concatenate([[0.0], self.radii])
+            curve = np.concatenate([np.zeros((good.sum(), 1)), self.flux[good]], axis=1)
+            out[good] = PchipInterpolator(r, curve, axis=1)(radius) / whole[good]
+        return out
+
+    def radius_at(self, fraction):
+        """
+        Return the radius [pix] that first holds ``fraction`` of the flux at the largest, (n,).
+
+        NaN where the curve does not get there.
+        """
+        from scipy.interpolate import PchipInterpolator
+
+        fraction = positive(fraction, "fraction")
+        r = np.concatenate([[0.0], self.radii])
+        out = np.full(len(self), np.nan)
+        for i, curve in enumerate(self.flux):
+            if not (np.isfinite(curve).all() and curve[-1] > 0):
+                continue
+            level = np.concatenate([[0.0], curve]) / curve[-1]
+            above = np.flatnonzero(level >= fraction)
+            if above.size:
+                roots = PchipInterpolator(r, level).solve(fraction, extrapolate=False)
+                inside = roots[(roots > 0) & (roots <= r[above[0]] + 1e-9)]
+                out[i] = inside[0] if inside.size else r[above[0]]
+        return out
+
+    def stacked(self, *, radius=None, use=None):
+        """
+        Return the mean of the normalised curves: one curve, without unit.
+
+        Parameters
+        ----------
+        radius : float, optional
+            Where the curves are 1. Default is the largest.
+        use : array_like of bool, (n,), optional
+            Which stars. Default is those without a flag at any radius up to
+            ``radius``, with a signal of more than 20 times the noise there; all
+            where there are none.
+
+        Returns
+        -------
+        `GrowthCurves`
+            With one star. Weights are inverse variances at ``radius``; the error
+            is the larger of the propagated one and that from the scatter.
+        """
+        j = len(self.radii) - 1 if radius is None else self._at(radius, "radius")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            snr = self.flux[:, j] / self.flux_err[:, j]
+        if use is None:
+            use = (self.flags[:, : j + 1] == 0).all(axis=1) & (snr > 20)
+            if not use.any():
+                use = np.isfinite(snr) & (snr > 0)
+        use = np.asarray(use, bool) & np.isfinite(self.flux).all(axis=1) & (self.flux[:, j] > 0)
+        if not use.any():
+            raise InputError("no star to stack: none has a flux above zero at the radius")
+        one = self[use].normalized(self.radii[j])
+        # The relative error of a curve at half light stands for its weight at all radii.
+        weight = np.where(np.isfinite(snr[use]), snr[use], 0) ** 2
+        weight = weight / weight.sum()
+        mean = weight @ one.flux
+        spread = weight @ (one.flux - mean) ** 2
+        n = 1 / (weight**2).sum()
+        propagated = weight**2 @ one.pixel_variance
+        variance = np.maximum(propagated, spread / (n - 1) if n > 1.5 else 0)
+        scale = np.sqrt(
+            np.where(propagated > 0, variance / np.where(propagated > 0, propagated, 1), 1)
+        )
+        nested = np.einsum("n,nmk->mk", weight**2, one.nested)
+        m = len(self.radii)
+        for s in range(1, m):
+            nested[: m - s, s - 1] *= scale[: m - s] * scale[s:]
+        return replace(
+            one, id=np.zeros(1, int), x=np.full(1, np.nan), y=np.full(1, np.nan),
+            flux=mean[None], flux_err=np.sqrt(variance)[None], total=(weight @ one.total)[None],
+            area=self.area[use].mean(axis=0)[None], sky=np.atleast_1d(weight @ one.sky),
+            sky_err=np.zeros(1), flags=np.zeros((1, m), int), pixel_variance=variance[None],
+            nested=nested[None], inner=np.zeros((1, m)), meta={"n_stars": int(use.sum())},
+        )  # fmt: skip
+
+    def plot(self, ax=None, *, star=0, **options):
+        """
+        Draw one growth curve with its error band, sky subtracted and not.
+
+        Parameters
+        ----------
+        ax : `~matplotlib.axes.Axes`, optional
+            Default is a new figure.
+        star : int, optional
+            Which one.
+        **options
+            For the line of the curve.
+
+        Returns
+        -------
+        `~matplotlib.axes.Axes`
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            ax = plt.figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
+        flux, err = self.flux[star], self.flux_err[star]
+        (line,) = ax.plot(self.radii, flux, **options)
+        ax.fill_between(self.radii, flux - err, flux + err, color=line.get_color(), alpha=0.25)
+        return ax
+
+
+def growth_curves(
+    image,
+    positions,
+    radii,
+    *,
+    r_in=None,
+    r_out=None,
+    sky="clipped_mean",
+    clip=3.0,
+    allow_overlap=False,
+    effective_gain=None,
+    saturation=None,
+    mask=None,
+    noise_correlation=None,
+):
+    """
+    Measure the flux of stars within many radii.
+
+    Parameters
+    ----------
+    image, positions, r_in, r_out, sky, clip, effective_gain, saturation, mask, noise_correlation
+        As for `~astro_narrowband.photometry.annulus_photometry`.
+    radii : array_like (m,)
+        Increasing [pix].
+    allow_overlap : bool, optional
+        Let radii reach beyond ``r_in``: flagged, not refused.
+
+    Returns
+    -------
+    `GrowthCurves`
+
+    Raises
+    ------
+    InputError
+        If the radii do not increase or reach into the annulus.
+
+    Notes
+    -----
+    The covariance of two radii is the sum of w_j w_k V over the pixels that
+    they share, and the product of their areas times the variance of the level.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband.growth import growth_curves
+    >>> y, x = np.mgrid[:60, :60]
+    >>> model = 100 + 5000 * np.exp(-((x - 30.2) ** 2 + (y - 29.6) ** 2) / 8)
+    >>> image = np.random.default_rng(1).poisson(model).astype(float)
+    >>> ccd = CCDData(image, unit="electron", uncertainty=VarianceUncertainty(model))
+    >>> curves = growth_curves(ccd, [(30.2, 29.6)], range(1, 13), r_in=14, r_out=20)
+    >>> print(curves.radius_at(0.5).round(1), curves.fraction_at(2.355).round(1))
+    [2.4] [0.5]
+    """
+    radii = np.atleast_1d(np.asarray(radii, float))
+    if radii.ndim != 1 or not radii.size or not np.all(np.diff(radii) > 0) or not radii[0] > 0:
+        raise InputError("radii must be greater than zero, and increase")
+    if not np.isfinite(radii[-1]):
+        raise InputError("radii must be finite")
+    _, r_in, r_out = check_annulus(radii[-1], r_in, r_out, allow_overlap=allow_overlap)
+    if clip is not None:
+        clip = positive(clip, "clip")
+    image = read_image(
+        image, effective_gain=effective_gain, mask=mask, saturation=saturation,
+        noise_correlation=noise_correlation,
+    )  # fmt: skip
+    warn_of_errors(image)
+    x, y = read_positions(positions, image.wcs)
+    _, reached = _measurable(image, x, y, max(radii[-1], r_out or 0))
+    return _curves(image, x, y, radii, reached, r_in, r_out, sky, clip)
+
+
+def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
+    n = len(x)
+    # Circles that differ by more than a pixel's diagonal share all pixels of the smaller one.
+    apart = radii[None, :] - radii[:, None]
+    n_nested = int(((apart > 0) & (apart < math.sqrt(2))).sum(axis=1).max(initial=0))
+    sums = _apertures.circle_sums(image.pixels, x[reached], y[reached], radii, n_nested=n_nested)
+    level = measure_sky(image, x[reached], y[reached], r_in=r_in, r_out=r_out, sky=sky, clip=clip)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        source, background = split_variance(image, sums, level)
+        pixel_variance = source + background
+        nested, inner = _covariances(image, sums, source, pixel_variance)
+        flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)
+        error = np.sqrt(pixel_variance + (sums.area * level.err[:, None]) ** 2)
+    flags = np.where(sums.off_edge, Flag.EDGE, 0) | np.where(sums.n_masked > 0, Flag.MASKED, 0)
+    flags |= np.where(sums.n_saturated > 0, Flag.SATURATED, 0)
+    flags |= np.where(sums.area <= 0, Flag.NO_DATA, 0) | level.flags[:, None]
+    with np.errstate(invalid="ignore"):
+        flags |= np.where(flux < 0, Flag.NEGATIVE, 0)
+
+    def full(values, empty=np.nan):
+        out = np.full((n, *values.shape[1:]), empty)
+        out[reached] = values
+        return out
+
+    flags = full(flags, int(Flag.NO_DATA))
+    flags[~(np.isfinite(x) & np.isfinite(y))] |= Flag.CENTROID_FAILED
+    for j, radius in enumerate(radii):
+        flags[close_pairs(x, y, 2 * radius), j] |= Flag.NEIGHBOUR
+        if r_in is not None and radius > r_in:
+            flags[:, j] |= Flag.ANNULUS_OVERLAP
+    return GrowthCurves(
+        id=np.arange(1, n + 1), x=x, y=y, radii=radii, flux=full(flux), flux_err=full(error),
+        total=full(np.where(sums.area > 0, sums.total, np.nan)), area=full(sums.area, 0.0),
+        sky=full(level.level), sky_err=full(level.err), flags=flags,
+        pixel_variance=full(pixel_variance), nested=full(nested), inner=full(inner),
+        r_in=r_in, r_out=r_out, unit=image.unit, errors=image.errors,
+    )  # fmt: skip
+
+
+def _covariances(image, sums, source, pixel_variance):
+    """Covariance of each radius with the next ones, and with those far beyond."""
+    nested = sums.nested.copy()
+    inner = sums.linear.copy()
+    if image.has_variance:
+        # The correlation factor, as it works on the variances.
+        scale = np.sqrt(pixel_variance / sums.variance)
+        own = scale
+        plus = np.zeros_like(source)
+    else:
+        scale = np.sqrt((pixel_variance - source) / sums.area2)
+        own = scale
+        plus = source
+    m = scale.shape[1]
+    for s in range(1, nested.shape[2] + 1):
+        nested[:, : m - s, s - 1] *= own[:, : m - s] * scale[:, s:]
+        nested[:, : m - s, s - 1] += plus[:, : m - s]
+    inner = inner * own * scale[:, -1:] + plus
+    return nested, inner
+
+
+# --------------------------------------------------------------------------- what curves tell
+
+
+class ApertureCorrection(NamedTuple):
+    """
+    Flux within ``r_to`` over flux within ``r_from``.
+
+    Attributes
+    ----------
+    factor, err : float
+        The ratio and its error.
+    scatter : float
+        Of the stars, beyond their errors.
+    n_used : int
+    r_from, r_to : float
+        [pix]
+    """
+
+    factor: float
+    err: float
+    scatter: float
+    n_used: int
+    r_from: float
+    r_to: float
+
+    def apply(self, flux, flux_err):
+        """Return corrected fluxes and errors, that of the correction included."""
+        return flux * self.factor, np.sqrt((flux_err * self.factor) ** 2 + (flux * self.err) ** 2)
+
+
+def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.0):
+    """
+    Return the factor from the flux in a small aperture to that in a large one.
+
+    Parameters
+    ----------
+    curves : `GrowthCurves`
+        Both radii are among its radii.
+    r_from, r_to : float
+        [pix]
+    use : array_like of bool, (n,), optional
+        Which stars. Default is those without a flag within ``r_to`` and brighter
+        than ``min_snr`` times their noise within ``r_from``.
+    min_snr : float, optional
+    clip : float, optional
+        Stars further than this many times their error (with the scatter) from
+        the mean are left out.
+
+    Returns
+    -------
+    `ApertureCorrection`
+
+    Raises
+    ------
+    InputError
+        If there is no such star.
+    """
+    a, b = curves._at(r_from, "r_from"), curves._at(r_to, "r_to")
+    flux_a, flux_b = curves.flux[:, a], curves.flux[:, b]
+    if use is None:
+        use = (curves.flags[:, b] | curves.flags[:, a]) == 0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            use = use & (flux_a > min_snr * curves.flux_err[:, a])
+    use = np.flatnonzero(np.asarray(use, bool) & np.isfinite(flux_b) & (flux_a > 0))
+    if not use.size:
+        raise InputError(
+            f"no star for the aperture correction from {r_from:g} to {r_to:g} pix: none is "
+            f"without flags and above {min_snr:g} times its noise; give use="
+        )
+    ratio = flux_b[use] / flux_a[use]
+    matrix = curves[use].covariance()
+    variance = (
+        matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
+    ) / flux_a[use] ** 2  # fmt: skip
+    variance = np.maximum(variance, 1e-16)
+    keep = np.ones(len(use), bool)
+    for _ in range(10):
+        mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
+        good = np.abs(ratio - mean) <= clip * np.sqrt(variance + scatter**2)
+        if not good.any() or (good == keep).all():
+            break
+        keep = good
+    return ApertureCorrection(mean, err, scatter, int(keep.sum()), float(r_from), float(r_to))
+
+
+def _mean_with_scatter(values, variance):
+    """Weighted mean, its error, and the scatter that makes chi2 as it should be."""
+    n, scatter2 = len(values), 0.0
+    if n > 1:
+        low, high = 0.0, float(np.var(values, ddof=1)) + float(variance.max())
+        for _ in range(60):
+            scatter2 = 0.5 * (low + high)
+            w = 1 / (variance + scatter2)
+            mean = (w * values).sum() / w.sum()
+            excess = (w * (values - mean) ** 2).sum() > n - 1
+            low, high = (scatter2, high) if excess else (low, scatter2)
+    w = 1 / (variance + scatter2)
+    return float((w * values).sum() / w.sum()), float(w.sum() ** -0.5), math.sqrt(scatter2)
+
+
+def optimal_radius(curves):
+    """
+    Return the radius of the best signal to noise.
+
+    Parameters
+    ----------
+    curves : `GrowthCurves`
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        ``id``, ``radius`` [pix], ``snr``; NaN where there is none.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        snr = curves.flux / curves.flux_err
+    radius, best = np.full(len(curves), np.nan), np.full(len(curves), np.nan)
+    for i, row in enumerate(snr):
+        if np.isfinite(row).any():
+            j = int(np.nanargmax(row))
+            radius[i], best[i] = curves.radii[j], row[j]
+    table = QTable()
+    table["id"], table["radius"], table["snr"] = curves.id, radius * u.pix, best
+    return table
+
+
+def diagnose_background(curves, *, r_min=None, wing_exponent=6.0):
+    """
+    Say whether the sky under growth curves is right, with a number.
+
+    Outside the core the increments of a curve are fitted with
+    ``dF = db dA + c dA r**-wing_exponent``: a level that is left, and the wing of
+    the star.
+
+    Parameters
+    ----------
+    curves : `GrowthCurves`
+    r_min : float, optional
+        Radius from which increments count [pix]. Default is three times the
+        radius that holds half the light.
+    wing_exponent : float, optional
+        6 is that of a Moffat profile with beta = 3.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        ``id``; ``residual``, ``residual_err`` (per pixel; above zero where the
+        sky was taken too low); ``z``; ``wing``; ``n_radii``; ``verdict``.
+    """
+    n = len(curves)
+    half = curves.radius_at(0.5)
+    columns = {name: np.full(n, np.nan) for name in ("residual", "residual_err", "z", "wing")}
+    n_radii = np.zeros(n, int)
+    verdict = []
+    full = curves.covariance(sky=False)
+    for i in range(n):
+        start = r_min if r_min is not None else 3 * half[i]
+        j = np.flatnonzero(curves.radii >= start) if np.isfinite(start) else np.zeros(0, int)
+        if len(j) < 4 or not np.isfinite(curves.flux[i, j]).all():
+            verdict.append("not tested: fewer than 4 radii outside the core")
+            continue
+        r = curves.radii[j]
+        increments = np.diff(curves.flux[i, j])
+        areas = np.diff(curves.area[i, j])
+        p = wing_exponent - 2
+        wing = 2 * math.pi / p * (r[:-1] ** -p - r[1:] ** -p)
+        step = np.diff(np.eye(len(j)), axis=0)
+        matrix = step @ full[i][np.ix_(j, j)] @ step.T
+        design = np.column_stack([areas, wing])
+        inverse = np.linalg.inv(matrix)
+        normal = np.linalg.inv(design.T @ inverse @ design)
+        db, c = normal @ (design.T @ inverse @ increments)
+        err = math.hypot(math.sqrt(normal[0, 0]), curves.sky_err[i])
+        columns["residual"][i], columns["residual_err"][i] = db, err
+        columns["z"][i], columns["wing"][i] = db / err, c
+        n_radii[i] = len(j)
+        verdict.append("right" if abs(db) < 2 * err else "wrong")
+    unit = 1 if curves.unit is None else curves.unit
+    table = QTable()
+    table["id"] = curves.id
+    table["residual"] = columns["residual"] * unit
+    table["residual_err"] = columns["residual_err"] * unit
+    table["z"], table["wing"], table["n_radii"] = columns["z"], columns["wing"], n_radii
+    table["verdict"] = np.array(verdict, dtype=str)
+    return table
