@@ -1,6 +1,7 @@
 """What the camera makes of it: bias, dark and response of its pixels, noise, read-out."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,6 +58,7 @@ def flat_plane(window, grain, shape, model, *, own):
     flat *= 1 + model.response_rms * grain.standard_normal(shape, dtype=np.float32)
     dead = grain.random(shape, dtype=np.float32) < model.dead_fraction
     flat[dead] *= grain.uniform(0.0, 0.6, np.count_nonzero(dead)).astype(np.float32)
+    np.maximum(flat, 0, out=flat)
     return flat / np.median(flat)
 
 
@@ -121,6 +123,17 @@ def cosmic_rays(rng, n_frames, shape, *, events):
     return index[kept], charge[kept].astype(np.float32)
 
 
+class _Pixels(NamedTuple):
+    """How pixels of a mean charge answer a normal number z: c + z (a + b z) [adu]."""
+
+    c: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+    mean: np.ndarray
+    few: np.ndarray
+    bias: np.ndarray
+
+
 def expose(rng, electrons, bias, model, out):
     """
     Collect, saturate, read and digitise: fill ``out`` [adu].
@@ -128,13 +141,13 @@ def expose(rng, electrons, bias, model, out):
     Parameters
     ----------
     rng : `numpy.random.Generator`
-    electrons : (..., ny, nx) ndarray of float32
-        Mean number of electrons per pixel, broadcast to the shape of ``out``.
+    electrons : (ny, nx) or (n, ny, nx) ndarray of float32
+        Mean number of electrons per pixel, of all frames or of each.
     bias : (ny, nx) ndarray of float32
         Bias [adu].
     model : NightModel
         Its gain, read noise and full well are used.
-    out : (..., ny, nx) ndarray of uint16
+    out : (n, ny, nx) ndarray of uint16
 
     Notes
     -----
@@ -143,36 +156,48 @@ def expose(rng, electrons, bias, model, out):
     plus a normal one. Where the variance is below 16 electron^2 the two are drawn one
     by one. A full pixel shows its full well and read noise.
     """
-    width = out.shape[-1]
-    electrons = np.broadcast_to(electrons, out.shape)
-    bias = np.broadcast_to(bias, out.shape)
-    for frame in np.ndindex(out.shape[:-2]):
-        rows = max(_CHUNK // width, 1)
-        for y in range(0, out.shape[-2], rows):
-            band = (*frame, slice(y, y + rows))
-            out[band] = _read_out(rng, electrons[band], bias[band], model)
+    n, ny, nx = out.shape
+    same = electrons.ndim == 2
+    rows = min(max(_CHUNK // nx, 1), ny)
+    frames = max(_CHUNK // (rows * nx), 1)
+    for y in range(0, ny, rows):
+        band = slice(y, y + rows)
+        pixels = _pixels(electrons[band], bias[band], model) if same else None
+        for first in range(0, n, frames):
+            some = slice(first, first + frames)
+            if not same:
+                pixels = _pixels(electrons[some, band], bias[band], model)
+            out[some, band] = _read_out(rng, pixels, model, out[some, band].shape)
 
 
-def _read_out(rng, mean, bias, model):
+def _pixels(mean, bias, model):
     variance = mean + np.float32(model.read_noise**2)
-    z = rng.standard_normal(mean.shape, dtype=np.float32)
     few = variance < _FEW
     np.maximum(variance, 1e-3, out=variance)
     # Third moment 6 v b - 4 b^3 = mean, solved to the second order.
     b = mean / (6 * variance)
     b += (2 / 3) * b**3 / variance
-    value = z * b
-    value += np.sqrt(variance - 2 * b * b)
+    a = np.sqrt(variance - 2 * b * b)
+    per_electron = np.float32(1 / model.gain)
+    c = (mean - b) * per_electron + bias
+    return _Pixels(c, a * per_electron, b * per_electron, mean, few, bias)
+
+
+def _read_out(rng, pixels, model, shape):
+    z = rng.standard_normal(shape, dtype=np.float32)
+    value = z * pixels.b
+    value += pixels.a
     value *= z
-    value += mean
-    value -= b
-    if few.any():
-        value[few] = rng.poisson(mean[few]) + np.float32(model.read_noise) * z[few]
-    full = value > model.full_well
+    value += pixels.c
+    if pixels.few.any():
+        few = np.broadcast_to(pixels.few, shape)
+        electrons = rng.poisson(np.broadcast_to(pixels.mean, shape)[few])
+        electrons = electrons + np.float32(model.read_noise) * z[few]
+        value[few] = electrons / model.gain + np.broadcast_to(pixels.bias, shape)[few]
+    full = value > pixels.bias + np.float32(model.full_well / model.gain)
     if full.any():
-        value[full] = model.full_well + model.read_noise * rng.standard_normal(full.sum())
-    value *= np.float32(1 / model.gain)
-    value += bias
+        electrons = model.full_well + model.read_noise * rng.standard_normal(full.sum())
+        value[full] = electrons / model.gain + np.broadcast_to(pixels.bias, shape)[full]
     value += np.float32(0.5)
     np.clip(value, 0, 65535, out=value)
     return value.astype(np.uint16)

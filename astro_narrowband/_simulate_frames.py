@@ -182,10 +182,9 @@ def simulate_frames(
         draw(rate[i], *shifts[i], transparency[i], fwhm[i], exposures[i])
     scene = draw(np.zeros(shape, np.float32), 0, 0, 1.0, fwhm[0], exposures.max())
 
-    def take(name, count, electrons, times):
-        """Expose ``count`` frames of every night; the last axis but two of the result."""
+    def take(name, count, electrons, times, hit=None):
+        """Expose ``count`` frames of every night; mark cosmic rays in ``hit``."""
         out = np.empty((n_nights, count, *shape), np.uint16)
-        hit = np.zeros(out.shape, bool)
         rng, ray_rng = stream(seed, "frames", name), stream(seed, "rays", name)
         electrons = np.broadcast_to(electrons, (count, *shape)).astype(np.float32)
         for k in range(count):
@@ -195,25 +194,23 @@ def simulate_frames(
                 index, charge = cosmic_rays(ray_rng, n_nights, shape, events=events)
                 mean = np.repeat(mean[None], n_nights, axis=0)
                 mean.ravel()[index] += charge
-                mask = np.zeros((n_nights, *shape), bool)
-                mask.ravel()[index] = True
-                hit[:, k] = mask
+                if hit is not None:
+                    hit[:, k][np.unravel_index(index, mean.shape)] = True
             expose(rng, mean, bias, model, out[:, k])
-        return out, hit
+        return out
 
     flat_time = model.flat_exposure
     lit = flat * np.float32(model.flat_level * model.gain) + dark * np.float32(flat_time)
     seconds = exposures.astype(np.float32)[:, None, None]
-    lights, cosmic = take("light", n, (rate * flat + dark) * seconds, exposures)
+    cosmic = np.zeros((n_nights, n, *shape), bool)
+    lights = take("light", n, (rate * flat + dark) * seconds, exposures, cosmic)
     return SimulatedFrames(
-        bias=take("bias", n_bias, 0.0, [0.0] * n_bias)[0],
+        bias=take("bias", n_bias, 0.0, [0.0] * n_bias),
         darks={
-            time: take(
-                f"dark {time:g}", n_darks, dark * np.float32(time), [time] * n_darks
-            )[0]
+            time: take(f"dark {time:g}", n_darks, dark * np.float32(time), [time] * n_darks)
             for time in dark_exposures
         },
-        flats=take("flat", n_flats, lit, [flat_time] * n_flats)[0],
+        flats=take("flat", n_flats, lit, [flat_time] * n_flats),
         lights=lights, cosmic=cosmic, rate=rate, scene=scene,
         bias_level=bias, dark_rate=dark, flat=flat,
         exposures=exposures, shifts=shifts, transparency=transparency, fwhm=fwhm,

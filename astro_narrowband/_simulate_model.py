@@ -23,6 +23,7 @@ _ABOVE_ZERO = {
     "pixel_scale",
 }
 _ANY = {"temperature"}
+_UP_TO_ONE = {"warm_fraction", "hot_fraction", "vignetting", "dead_fraction", "sky_gradient"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,8 @@ class NightModel:
                 raise InputError(f"{field.name} = {value!r} must not be negative")
             if value == 0 and field.name in _ABOVE_ZERO:
                 raise InputError(f"{field.name} = {value!r} must be greater than zero")
+            if value > 1 and field.name in _UP_TO_ONE:
+                raise InputError(f"{field.name} = {value!r} must not be greater than 1")
         if self.moffat_beta <= 1:
             raise InputError(
                 f"moffat_beta = {self.moffat_beta!r} gives a star without a finite flux: "

@@ -202,7 +202,7 @@ def simulate_night(
             index, charge = cosmic_rays(rng, 1, shape, events=events)
             electrons.ravel()[index] += charge
             hits.append((np.full(index.size, number), *divmod(index, shape[1]), charge))
-        expose(rng, electrons, bias, model, adu)
+        expose(rng, electrons, bias, model, adu[None])
         header = _header(item, row, start, rng, shape, model, object_name, keywords)
         path = folder / item.name
         path.parent.mkdir(parents=True, exist_ok=True)
