@@ -48,6 +48,7 @@ class Flag(enum.IntFlag):
     NEGATIVE = 256
     NO_DATA = 512
     EXTENDED = 1024
+    UNCORRECTED = 2048
 
 
 #: What each flag says.
@@ -63,6 +64,7 @@ FLAGS = {
     Flag.NEGATIVE: "the flux is below zero",
     Flag.NO_DATA: "no usable pixel in the aperture; there is no flux",
     Flag.EXTENDED: "wider than the stars of this image; the aperture correction does not apply",
+    Flag.UNCORRECTED: "no star was good enough for an aperture correction; the flux is without it",
 }
 
 

@@ -1,0 +1,313 @@
+"""
+The same sources measured in every filter, at matched apertures, with growth curves.
+
+Sources are found once, on the sum of all filters (or on one of them), and
+measured at those positions in every filter: a source that a filter does not
+show has a flux around zero with an error there, not a hole.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from astropy import units as u
+from astropy.nddata import CCDData
+from astropy.table import QTable
+
+from astro_narrowband import _stamps
+from astro_narrowband._validate import positive, same_shape
+from astro_narrowband.bands import row_bands
+from astro_narrowband.detect import detect_stars
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.growth import (
+    aperture_correction,
+    diagnose_background,
+    growth_curves,
+)
+from astro_narrowband.photometry import Flag, annulus_photometry, read_image
+
+__all__ = ["Catalog", "make_catalog"]
+
+#: Radii in units of the widest filter's FWHM: aperture, whole light, annulus.
+R_APERTURE, R_TOTAL, R_IN, R_OUT = 1.25, 4.0, 5.0, 8.0
+#: A neighbour within the growth curve with more than this part of the flux spoils it.
+NEIGHBOUR_FLUX = 0.01
+#: Stars for growth curves: signal over noise, and no more than so many.
+MIN_SNR, MAX_STARS = 50.0, 40
+ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """
+    Sources of one field in every filter.
+
+    Attributes
+    ----------
+    tables : dict of str to `~astropy.table.QTable`
+        For each filter one row per source: ``id``, ``x_center``, ``y_center``,
+        (``ra``, ``dec``), ``flux``, ``flux_err`` (corrected to the whole light of
+        a point source), ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
+        ``flux_aperture_err``, ``area``, ``sky``, ``sky_err``, ``sky_std``,
+        ``n_sky``, ``fwhm``, ``flags``.
+    merged : `~astropy.table.QTable`
+        One row per source: positions, ``flux_<filter>``, ``flux_err_<filter>``,
+        ``flags_<filter>``, and ``flags``, all of them together.
+    growth : dict of str to `~astro_narrowband.growth.GrowthCurves`
+        Of bright isolated stars; their ``id`` is that of the catalogue.
+    corrections : dict of str to `~astro_narrowband.growth.ApertureCorrection` or None
+        None where no star was good enough.
+    background : dict of str to `~astropy.table.QTable`
+        `~astro_narrowband.growth.diagnose_background` of the growth curves.
+    fwhm : dict of str to float
+        Of the stars in each filter [pix].
+    """
+
+    tables: dict
+    merged: QTable
+    growth: dict = field(default_factory=dict)
+    corrections: dict = field(default_factory=dict)
+    background: dict = field(default_factory=dict)
+    fwhm: dict = field(default_factory=dict)
+
+
+def make_catalog(
+    images,
+    *,
+    detect_on=None,
+    threshold=5.0,
+    n_brightest=20_000,
+    fwhm=None,
+    sky="clipped_mean",
+    saturation=None,
+):
+    """
+    Find sources and measure them in every filter.
+
+    Parameters
+    ----------
+    images : dict of str to `~astro_narrowband.coadd.Coadd` or `~astropy.nddata.CCDData`
+        By filter, on one grid of pixels.
+    detect_on : str, optional
+        Filter in which sources are looked for. Default is the sum of all, each
+        in units of its noise.
+    threshold : float, optional
+        As for `~astro_narrowband.detect.detect_stars`.
+    n_brightest : int, optional
+        No more sources than this.
+    fwhm : float, optional
+        Width that apertures are scaled to [pix]. Default is that of the stars in
+        the widest filter.
+    sky : optional
+        As for `~astro_narrowband.photometry.annulus_photometry`.
+    saturation : dict of str to number, optional
+        Level in each image from which a pixel is saturated.
+
+    Returns
+    -------
+    `Catalog`
+
+    Raises
+    ------
+    InputError
+        If there are no images, or they are not on one grid.
+
+    Notes
+    -----
+    The aperture has a radius of 1.25 FWHM of the widest filter in all filters;
+    the annulus goes from 5 to 8. Each filter's own stars give the correction to
+    the light within 4 FWHM, and its error is part of ``flux_err``. It holds for
+    point sources: wider ones are flagged EXTENDED, and their flux is the
+    corrected one all the same. Where no star is good enough for a correction
+    the flux is that in the aperture, flagged UNCORRECTED.
+    """
+    if not images:
+        raise InputError("no images were given: a dict of filter to coadd is needed")
+    ccds = {name: getattr(image, "ccd", image) for name, image in images.items()}
+    for name, ccd in ccds.items():
+        if not isinstance(ccd, CCDData):
+            raise InputError(f"{name}: {type(ccd).__name__} is neither Coadd nor CCDData")
+    if len({ccd.data.shape for ccd in ccds.values()}) > 1:
+        shapes = ", ".join(f"{name} {ccd.data.shape}" for name, ccd in ccds.items())
+        raise InputError(f"images of different shapes ({shapes}): resample them to one grid")
+    if detect_on is not None and detect_on not in ccds:
+        raise InputError(f"detect_on = {detect_on!r} is not among {', '.join(ccds)}")
+    searched = ccds[detect_on] if detect_on is not None else detection_image(list(ccds.values()))
+    stars = detect_stars(searched, threshold=threshold, n_brightest=n_brightest, fwhm=fwhm)
+    x, y = stars["x_center"].value, stars["y_center"].value
+    typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
+    if not np.isfinite(typical):
+        typical = 3.0
+    widths = {name: _widths(ccd, x, y, typical) for name, ccd in ccds.items()}
+    seeing = {name: _seeing(width, stars, typical) for name, width in widths.items()}
+    scale = typical if fwhm is not None else max(seeing.values())
+    catalog = Catalog({}, QTable(), fwhm=seeing)
+    for name, ccd in ccds.items():
+        _measure(catalog, name, ccd, stars, widths[name], scale, sky, (saturation or {}).get(name))
+    return replace(catalog, merged=_merge(catalog.tables))
+
+
+def detection_image(ccds):
+    """
+    Return the sum of images, each less its sky and in units of its noise, as `CCDData`.
+
+    Masked pixels do not count; where all are masked the sum is masked.
+    """
+    shape = same_shape([_Shape(ccd) for ccd in ccds])
+    total = np.zeros(shape, np.float32)
+    count = np.zeros(shape, np.uint8)
+    for ccd in ccds:
+        sample = ccd.data[::4, ::4]
+        good = np.isfinite(sample)
+        if ccd.mask is not None:
+            good &= ~np.asarray(ccd.mask)[::4, ::4]
+        values = sample[good]
+        if not values.size:
+            continue
+        low, middle = np.percentile(values, [15.8655, 50])
+        noise = middle - low if middle > low else 1.0
+        for rows in row_bands(shape[0], ROWS):
+            part = (ccd.data[rows] - middle) / noise
+            use = np.isfinite(part)
+            if ccd.mask is not None:
+                use &= ~np.asarray(ccd.mask)[rows]
+            part[~use] = 0
+            total[rows] += part
+            count[rows] += use
+    mask = count == 0
+    total /= np.sqrt(np.maximum(count, 1), dtype=np.float32)
+    return CCDData(total, mask=mask if mask.any() else None, unit=u.dimensionless_unscaled)
+
+
+class _Shape:
+    """What `same_shape` needs of an image."""
+
+    def __init__(self, ccd):
+        self.name, self.shape = str(ccd.header.get("FILTER", "image")), ccd.data.shape
+
+
+def _widths(ccd, x, y, fwhm):
+    """FWHM of every source in one image [pix], NaN where it has none."""
+    width = np.full(len(x), np.nan)
+    if not len(x):
+        return width
+    pixels = read_image(ccd).pixels
+    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
+    half = max(4, int(np.ceil(2 * fwhm)))
+    offset = np.arange(-half, half + 1)
+    step = max(1, 400_000 // offset.size**2)
+    sigma = fwhm / _stamps.FWHM
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        yy, xx = np.broadcast_arrays(
+            iy[part, None, None] + offset[:, None], ix[part, None, None] + offset
+        )
+        data, _, good, _, _ = pixels.at(yy, xx)
+        rim = np.maximum(np.abs(offset)[:, None], np.abs(offset)) == half
+        level = np.median(data[:, rim], axis=1)
+        data -= level[:, None, None]
+        weight = None if good is None else good.astype(np.float32)
+        moments = _stamps.windowed(
+            data.astype(np.float32), weight, sigma,
+            x=x[part] - ix[part], y=y[part] - iy[part],
+        )  # fmt: skip
+        found, _ = _stamps._shape(moments, sigma)
+        width[part] = np.where(np.isfinite(found) & (found < 2 * half), found, np.nan)
+    return width
+
+
+def _seeing(width, stars, typical):
+    """Median width of the good bright stars."""
+    good = np.isfinite(width) & ~stars["saturated"]
+    bright = good & (stars["snr"] > 30)
+    use = bright if bright.sum() >= 5 else good
+    return float(np.median(width[use])) if use.any() else float(typical)
+
+
+def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
+    """Add one filter to the catalogue."""
+    positions = QTable([stars["x_center"], stars["y_center"]])
+    r, r_total = round(R_APERTURE * scale, 2), round(R_TOTAL * scale, 2)
+    r_in, r_out = round(R_IN * scale, 2), round(R_OUT * scale, 2)
+    options = {"r_in": r_in, "r_out": r_out, "sky": sky, "saturation": saturation}
+    table = annulus_photometry(ccd, positions, r=r, **options)
+    flags = table["flags"]
+    flags[stars["saturated"]] |= Flag.SATURATED
+    point = catalog.fwhm[name]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
+    flags[wide] |= Flag.EXTENDED
+    isolated = _isolated(stars, table, r_in, scale)
+    radii = np.unique(np.concatenate([np.linspace(0.25, R_IN, 20) * scale, [r, r_total]]))
+    radii = radii[radii <= r_in]
+    correction = None
+    if len(isolated):
+        curves = growth_curves(ccd, positions[isolated], radii, **options)
+        # Neighbours were looked for above, with their brightness.
+        curves = replace(
+            curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
+        )
+        catalog.growth[name] = curves
+        catalog.background[name] = diagnose_background(curves)
+        clean = (curves.flags == 0).all(axis=1) & (curves.flux[:, 0] > 0)
+        if clean.any():
+            correction = aperture_correction(curves, r, r_total, use=clean)
+    catalog.corrections[name] = correction
+    table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
+    flux, err = table["flux_aperture"], table["flux_aperture_err"]
+    if correction is None:
+        flags |= Flag.UNCORRECTED
+    else:
+        flux, err = correction.apply(flux, err)
+    at = table.colnames.index("flux_aperture")
+    table.add_columns([flux.copy(), err.copy()], indexes=[at, at], names=["flux", "flux_err"])
+    bare = np.asarray(getattr(flux, "value", flux))
+    relative = np.asarray(err / flux)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        table["snr"] = 1 / relative
+        table["mag"] = np.where(bare > 0, -2.5 * np.log10(bare), np.nan) * u.mag
+        table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
+    table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
+    table.remove_column("aperture_sum")
+    table.meta.update(filter=name, fwhm=point, r_total=r_total)
+    if correction is not None:
+        table.meta.update(
+            correction=correction.factor, correction_err=correction.err,
+            correction_stars=correction.n_used,
+        )  # fmt: skip
+    catalog.tables[name] = table
+
+
+def _isolated(stars, table, reach, scale):
+    """Indices of bright, clean stars with no neighbour that disturbs them, brightest first."""
+    flux = np.asarray(getattr(table["flux"], "value", table["flux"]))
+    allowed = int(Flag.NEIGHBOUR)
+    good = ((table["flags"] & ~allowed) == 0) & (table["snr"] > MIN_SNR)
+    if not good.any():
+        return np.zeros(0, int)
+    from scipy.spatial import cKDTree
+
+    xy = np.column_stack([stars["x_center"].value, stars["y_center"].value])
+    pairs = cKDTree(xy).query_pairs(reach + 2 * scale, output_type="ndarray")
+    for a, b in (pairs.T, pairs[:, ::-1].T) if len(pairs) else ():
+        # A neighbour that could not be measured may be bright.
+        disturbs = ~(flux[b] <= NEIGHBOUR_FLUX * flux[a])
+        good[a[disturbs]] = False
+    chosen = np.flatnonzero(good)
+    return chosen[np.argsort(-flux[chosen])][:MAX_STARS]
+
+
+def _merge(tables):
+    """One row per source with the fluxes of all filters."""
+    first = next(iter(tables.values()))
+    names = [name for name in ("id", "x_center", "y_center", "ra", "dec") if name in first.colnames]
+    merged = first[names].copy()
+    merged.meta.clear()
+    everything = np.zeros(len(first), np.int32)
+    for name, table in tables.items():
+        merged[f"flux_{name}"] = table["flux"]
+        merged[f"flux_err_{name}"] = table["flux_err"]
+        merged[f"flags_{name}"] = table["flags"]
+        everything |= table["flags"]
+    merged["flags"] = everything
+    merged.meta["filters"] = list(tables)
+    return merged
