@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["ClippedMean", "clipped_mean", "sample_level", "sample_noise"]
+__all__ = ["ClippedMean", "clipped_mean", "read_stack", "sample_level", "sample_noise"]
 
 #: Frames beyond this many sigma of *expected* noise from the median are left
 #: out. The scatter of a dozen frames is a poor guide (3 sigma of median and MAD
@@ -97,6 +97,24 @@ def clipped_mean(stack, variance, *, good=None, n_sigma=N_SIGMA, weights=None):
         square += deviation
     mean += centre
     return ClippedMean(mean, count, square)
+
+
+def read_stack(frames, rows, saturation=np.inf):
+    """Return rows of all frames, (n, n_rows, nx), and what is good in them (or None)."""
+    stack = np.empty((len(frames), rows.stop - rows.start, frames[0].shape[1]), np.float32)
+    good = None
+    for j, frame in enumerate(frames):
+        band = frame.read(rows)
+        stack[j] = band.data
+        bad = band.data >= saturation
+        if band.mask is not None:
+            bad |= band.mask
+        if bad.any():
+            if good is None:
+                good = np.ones(stack.shape, bool)
+            good[j] = ~bad
+            stack[j][bad] = 0
+    return stack, good
 
 
 def _masked_median(stack, good):

@@ -1,17 +1,21 @@
-"""The fit behind `astro_narrowband.darks.DarkModel`, in bands of rows."""
+"""The fit behind `astro_narrowband.darks.DarkModel`: weighted straight lines, in bands of rows."""
+
+import threading
+import warnings
+from typing import NamedTuple
 
 import numpy as np
-from astropy.io import fits
 
 from astro_narrowband import keywords
-from astro_narrowband._clipped import clipped_mean, sample_noise
+from astro_narrowband._clipped import clipped_mean, read_stack, sample_level, sample_noise
 from astro_narrowband._overscan import prepared
+from astro_narrowband._shrink import shrink_plane
 from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import map_bands, row_bands
 from astro_narrowband.detector import decide_detector
-from astro_narrowband.exceptions import CalibrationError, InputError
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
 
-__all__ = ["FLAGS", "PLANES", "fit_planes", "planes_of_masters"]
+__all__ = ["FLAGS", "PLANES", "empty_planes", "fit_planes"]
 
 #: Bits of the flag plane.
 FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
@@ -19,209 +23,485 @@ FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
 #: Names of the planes, in the order in which they are written.
 PLANES = ("offset", "rate", "var_offset", "var_rate", "cov", "chi2", "dof", "flags")
 
-BAND = 32
+#: Rows that are fitted at a time, and rows of a stack that are averaged at a time. The
+#: first is also the side of the neighbourhoods that ordinary pixels are told by.
+BAND, TILE = 32, 8
+#: A pixel this many sigma above its neighbourhood is believed itself.
+FAR = 4.0
+#: Probability of a chi-squared by chance below which a pixel is flagged: 5 sigma.
+CHANCE = 5.7e-7
+#: Scatter between frames, over what is expected, from which a pixel is not to be trusted.
+NOISY = 3.0
+#: Relative change of the dark current per kelvin (it doubles every 6.5 K).
+PER_KELVIN = 0.107
 
 
-def read_stack(frames, rows, saturation=np.inf):
-    """Return rows of all frames, (n, n_rows, nx) float32, and what is good in them (or None)."""
-    stack = np.empty((len(frames), rows.stop - rows.start, frames[0].shape[1]), np.float32)
-    good = None
-    for j, frame in enumerate(frames):
-        band = frame.read(rows)
-        stack[j] = band.data
-        bad = band.data >= saturation
-        if band.mask is not None:
-            bad |= band.mask
-        if bad.any():
-            if good is None:
-                good = np.ones(stack.shape, bool)
-            good[j] = ~bad
-            stack[j][bad] = 0
-    return stack, good
+class Point(NamedTuple):
+    """Frames of one exposure time: ``time`` [s], ``levels`` [adu] about their mean."""
+
+    time: float
+    frames: list
+    levels: np.ndarray
+    master: bool = False
+    pedestal: float = 0.0
 
 
-def is_master(image):
-    return not isinstance(image, list | tuple)
+def empty_planes(shape):
+    """Return planes of zeros."""
+    planes = {name: np.zeros(shape, np.float32) for name in PLANES[:6]}
+    return planes | {name: np.zeros(shape, np.uint8) for name in PLANES[6:]}
 
 
 def fit_planes(darks, *, bias, detector, model, shrink, workers):
-    """Return the fields of a DarkModel."""
+    """Return the fields of a `~astro_narrowband.darks.DarkModel`; see its ``fit``."""
     darks = [prepared(d) for d in darks]
     if not darks:
         raise InputError("no darks were given: give at least one, or DarkModel.from_masters(bias=)")
-    groups = {}
-    for frame in darks:
-        exposure = keywords.read_exposure(frame.header)
-        if not exposure > 0:
-            raise InputError(f"{frame.name}: a dark of {exposure:g} s is a bias: give it as bias=")
-        match = next((t for t in groups if abs(exposure - t) <= max(0.005 * t, 0.05)), exposure)
-        groups.setdefault(match, []).append(frame)
-    groups = dict(sorted(groups.items()))
-    biases = []
-    if bias is not None:
-        biases = [prepared(bias)] if is_master(bias) else [prepared(b) for b in bias]
+    groups = _groups(darks)
+    master = bias is not None and not isinstance(bias, list | tuple)
+    biases = [] if bias is None else [prepared(b) for b in ([bias] if master else bias)]
     shape = same_shape([*darks, *biases], "darks and biases")
     if detector is None:
         detector = decide_detector(darks[0].header)
     if model == "linear":
         if len(groups) < 2:
-            raise InputError("model = 'linear' needs darks of two exposure times: use 'rate'")
-        biases, bias = [], None
-    elif not biases and len(groups) > 1:
-        raise InputError("model = 'rate' needs bias=: give the biases, or use model='linear'")
-    noise = detector.noise_adu
-    points = [(0.0, biases, bias is not None and is_master(bias))] if biases else []
-    points += [(t, frames, False) for t, frames in groups.items()]
-    single = len(points) == 1
-
-    planes = {name: np.zeros(shape, np.float32) for name in PLANES[:6]}
-    planes |= {name: np.zeros(shape, np.uint8) for name in PLANES[6:]}
-
-    def work(rows):
-        return _fit_band(points, rows, detector, noise)
-
-    for rows, band in map_bands(work, row_bands(shape[0], BAND), workers=workers):
-        for name in PLANES:
-            planes[name][rows] = band[name]
-    temperatures = [keywords.read_temperature(d.header) for d in darks]
-    temperatures = [t for t in temperatures if t is not None]
-    notes = []
-    if len(groups) == 1:
-        notes.append("one dark exposure time: its linearity could not be tested")
-    return {
-        "planes": planes,
-        "shape": shape,
-        "model": "matched" if single else model,
-        "exposures": tuple(groups),
-        "n_frames": tuple(len(frames) for frames in groups.values()),
-        "temperatures": (min(temperatures), max(temperatures)) if temperatures else None,
-        "notes": tuple(notes),
-    }
-
-
-def _fit_band(points, rows, detector, noise):
-    base = None
-    y, v, ok, t = [], [], [], []
-    flags = np.zeros((rows.stop - rows.start, points[0][1][0].shape[1]), np.uint8)
-    per_adu = np.float32(1 / detector.gain)
-    for time, frames, master in points:
-        if master:
-            band = frames[0].read(rows)
-            mean, count = band.data, np.ones_like(band.data)
-            variance = band.variance
-            if variance is None:
-                variance = np.full_like(mean, noise**2)
-        else:
-            stack, good = read_stack(frames, rows, detector.saturation)
-
-            def expected(level, base=base):
-                above = 0 if base is None else np.maximum(level - base, 0) * per_adu
-                return np.float32(noise**2) + above
-
-            mean, count, _ = clipped_mean(stack, expected, good=good)
-            variance = expected(np.nan_to_num(mean)) / np.maximum(count, 1)
-            enough = count * 2 > len(frames)
-            flags[~enough] |= FLAGS["SATURATED"]
-            mean = np.where(enough, mean, 0)
-            count = np.where(enough, count, 0)
-        if base is None:
-            base = mean
-        y.append(mean - base)
-        v.append(variance)
-        ok.append(count > 0)
-        t.append(time)
-    w = [np.where(o, 1 / vv, np.float32(0)) for o, vv in zip(ok, v, strict=True)]
-    s = sum(w)
-    used = sum(o.astype(np.uint8) for o in ok)
-    out = {"flags": flags}
-    if len(points) == 1:
-        out |= {
-            "offset": base,
-            "rate": 0,
-            "var_offset": v[0],
-            "var_rate": 0,
-            "cov": 0,
-            "chi2": 0,
-            "dof": 0,
-        }
-        return out
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centre = sum(wk * np.float32(tk) for wk, tk in zip(w, t, strict=True)) / s
-        lever = [np.float32(tk) - centre for tk in t]
-        sxx = sum(wk * d * d for wk, d in zip(w, lever, strict=True))
-        rate = sum(wk * d * yk for wk, d, yk in zip(w, lever, y, strict=True)) / sxx
-        level = sum(wk * yk for wk, yk in zip(w, y, strict=True)) / s
-        var_rate = 1 / sxx
-        var_offset = 1 / s + centre * centre * var_rate
-    offset = level - rate * centre
-    bad = used < 2
-    chi2 = sum(
-        wk * (yk - offset - rate * np.float32(tk)) ** 2 for wk, yk, tk in zip(w, y, t, strict=True)
-    )
-    flags[bad] |= FLAGS["UNCERTAIN"] | FLAGS["SATURATED"]
-    out |= {
-        "offset": np.where(bad, 0, offset) + base,
-        "rate": np.where(bad, 0, rate),
-        "var_offset": np.where(bad, v[0], var_offset),
-        "var_rate": np.where(bad, np.float32((detector.saturation / max(t)) ** 2), var_rate),
-        "cov": np.where(bad, 0, -centre * var_rate),
-        "chi2": np.where(bad, 0, chi2),
-        "dof": np.maximum(used, 2) - 2,
-    }
-    flags[(out["rate"] < -4 * np.sqrt(out["var_rate"]))] |= FLAGS["NEGATIVE"]
-    return out
-
-
-def planes_of_masters(*, bias, dark, exposure):
-    """Return the fields of a DarkModel made of master frames."""
-    frames = {k: prepared(m) for k, m in (("bias", bias), ("dark", dark)) if m is not None}
-    if not frames:
-        raise InputError("neither bias nor dark was given")
-    shape = same_shape(frames.values(), "masters")
-    rows = slice(0, shape[0])
-    zero = np.zeros(shape, np.float32)
-    planes = {name: zero for name in PLANES[:6]}
-    planes |= {name: np.zeros(shape, np.uint8) for name in PLANES[6:]}
-    flags = planes["flags"] = np.zeros(shape, np.uint8)
-    data, variance = {}, {}
-    for name, frame in frames.items():
-        if frame.unit is not None and frame.unit.to_string() not in ("adu",):
             raise InputError(
-                f"{name}: its unit is {frame.unit}: a master must be in adu, as the raw frames are"
+                "model = 'linear' needs darks of two exposure times at least: use model='rate'"
             )
-        band = frame.read(rows)
-        data[name] = band.data
-        variance[name] = zero if band.variance is None else band.variance
-        if band.mask is not None:
-            flags[band.mask] |= FLAGS["UNCERTAIN"]
-    if "dark" not in frames:
-        planes["offset"], planes["var_offset"] = data["bias"], variance["bias"]
-        return {"planes": planes, "shape": shape, "model": "bias", "header": fits.Header()}
-    header = frames["dark"].header
-    if exposure is None:
-        exposure = keywords.read_exposure(header)
-    without_bias = bool(header.get("BIASSUB") or header.get("SUBBIAS"))
-    if without_bias and "bias" not in frames:
-        raise CalibrationError(
-            "the dark has lost its bias (BIASSUB or SUBBIAS in its header) and no bias was "
-            "given: give bias= as well"
+        biases = []
+    elif not biases and len(groups) > 1:
+        raise InputError(
+            "darks of several exposure times need bias=: give the biases, or use model='linear'"
         )
-    if "bias" not in frames:
-        planes["offset"], planes["var_offset"] = data["dark"], variance["dark"]
+    groups = ([(0.0, biases, master)] if biases else []) + [
+        (t, frames, False) for t, frames in groups.items()
+    ]
+    notes = []
+    points = _levelled(groups, detector, notes)
+    # Measured where it can be: without a bias, the noise of the only exposure time
+    # has the shot noise of ordinary dark current in it, as it should.
+    noise = detector.noise_adu
+    if len(points[0].frames) > 1 and (points[0].time == 0 or len(points) == 1):
+        noise = sample_noise(points[0].frames)
+    fit = _Fit(points, shape, detector, noise)
+    for _ in map_bands(fit.band, row_bands(shape[0], BAND), workers=workers):
+        pass
+    temperatures = _temperatures(darks)
+    if len(points) > 1:
+        fit.finish_hot(temperatures, notes)
+    if shrink:
+        notes.extend(_shrink(fit, workers))
+    times = [p for p in points if p.time > 0]
+    if len(points) == 1:
         model = "matched"
-    else:
-        current = data["dark"] if without_bias else data["dark"] - data["bias"]
-        t = np.float32(exposure)
-        planes["offset"], planes["var_offset"] = data["bias"], variance["bias"]
-        planes["rate"] = current / t
-        planes["var_rate"] = (variance["dark"] + variance["bias"]) / (t * t)
-        planes["cov"] = -variance["bias"] / t
-        model = "rate"
+        notes.append("one dark exposure time and no bias: it serves that exposure time only")
+    elif len(times) == 1:
+        notes.append("one dark exposure time: its linearity could not be tested")
+    _say_flags(fit.planes["flags"], notes)
     return {
-        "planes": planes,
+        "planes": fit.planes,
         "shape": shape,
         "model": model,
-        "exposures": (float(exposure),),
-        "n_frames": (int(header.get("NCOMBINE", 1)),),
-        "notes": ("one dark exposure time: its linearity could not be tested",),
+        "exposures": tuple(p.time for p in times),
+        "n_frames": tuple(len(p.frames) for p in times),
+        "temperatures": (min(temperatures), max(temperatures)) if temperatures else None,
+        "notes": tuple(notes),
+        "measured": fit.measured(),
     }
+
+
+def _groups(darks):
+    """Frames by exposure time [s], times rising; nearly equal times are one."""
+    groups = {}
+    for frame in darks:
+        try:
+            exposure = keywords.read_exposure(frame.header)
+        except InputError as error:
+            raise InputError(f"{frame.name}: {error}") from None
+        if not exposure > 0:
+            raise InputError(
+                f"{frame.name}: has an exposure time of {exposure:g} s and is no dark: give it as "
+                "a bias, or correct EXPTIME"
+            )
+        match = next((t for t in groups if abs(exposure - t) <= max(0.005 * t, 0.05)), exposure)
+        groups.setdefault(match, []).append(frame)
+    return dict(sorted(groups.items()))
+
+
+def _temperatures(frames):
+    found = [keywords.read_temperature(frame.header) for frame in frames]
+    return [t for t in found if t is not None]
+
+
+def _levelled(groups, detector, notes):
+    """
+    Take the common level of every frame into account.
+
+    A pedestal that drifts from frame to frame is the same in all pixels. Within
+    one exposure time frames are brought to their mean level; between exposure
+    times, what the mean levels leave of a straight line is taken off if it is far
+    larger than its error. It cannot be told from a dark current that is not
+    linear in all pixels alike, and is noted.
+    """
+    reference = groups[0][1][0]
+    points, levels = [], []
+    for time, frames, master in groups:
+        each = np.array([sample_level(f, reference) for f in frames])
+        levels.append(each.mean())
+        points.append(Point(time, frames, each - each.mean(), master))
+    spread = max(float(np.ptp(p.levels)) for p in points)
+    limit = max(0.1 * detector.noise_adu, 1.0)
+    if spread > limit:
+        notes.append(
+            f"levels of frames of one exposure time differ by up to {spread:.1f} adu; "
+            "they were brought to their mean"
+        )
+    if len(points) > 2:
+        t = np.array([p.time for p in points])
+        n = np.sqrt([len(p.frames) for p in points])
+        # Longer exposures bend first: weights fall with time.
+        line = np.polyfit(t, levels, 1, w=n / np.sqrt(1 + t / t[-1]))
+        rest = np.array(levels) - np.polyval(line, t)
+        if np.abs(rest).max() > limit:
+            points = [p._replace(pedestal=float(r)) for p, r in zip(points, rest, strict=True)]
+            text = ", ".join(f"{r:+.1f} at {x:g} s" for r, x in zip(rest, t, strict=True))
+            notes.append(f"mean levels leave a straight line by {text} [adu]; taken off")
+    return points
+
+
+class _Fit:
+    """Straight lines through all pixels, and a table of the pixels that need a second look."""
+
+    def __init__(self, points, shape, detector, noise):
+        self.points, self.shape, self.detector = points, shape, detector
+        self.noise = np.float32(noise)
+        self.per_adu = np.float32(1 / detector.gain)
+        self.planes = empty_planes(shape)
+        self.times = np.array([p.time for p in points], np.float32)
+        self.rows, self.lock = [], threading.Lock()
+        self.hot = None
+
+    def band(self, rows):
+        """Fit one band and put it into the planes; note its hot pixels."""
+        base, y, n, square = None, [], [], []
+        flags = np.zeros((rows.stop - rows.start, self.shape[1]), np.uint8)
+        variance_of_one = []
+        for point in self.points:
+            mean, count, scatter = self._average(point, rows, base)
+            if base is None:
+                base = mean.copy()
+            enough = count * 2 > (1 if point.master else len(point.frames))
+            flags[~enough] |= FLAGS["SATURATED"]
+            y.append(np.where(enough, mean - base - np.float32(point.pedestal), 0))
+            n.append(np.where(enough, count, 0))
+            square.append(np.where(enough, scatter, 0))
+            variance_of_one.append(self._variance_of_master(point, rows))
+        y, n, square = (np.stack(x) for x in (y, n, square))
+        if len(self.points) == 1:
+            return self._single(rows, base, n[0], square[0], variance_of_one[0], flags)
+        t = self.times[:, None, None]
+        floor = np.stack([np.broadcast_to(v, base.shape) for v in variance_of_one])
+        # The dark current that belongs into the weights is that of the
+        # neighbourhood: a pixel's own would let its noise choose its weight.
+        rate, _, var_rate, *_ = _line(y, floor / np.maximum(n, 1), n > 0, t)
+        local = _block_median(rate)
+        far = np.abs(rate - local) > FAR * np.sqrt(var_rate)
+        current = np.maximum(np.where(far, rate, local), 0)
+        one = floor + current * (t * self.per_adu)
+        v = one / np.maximum(n, 1)
+        rate, offset, var_rate, var_offset, cov, chi2, used = _line(y, v, n > 0, t)
+        lost = used < 2
+        flags[lost] |= FLAGS["UNCERTAIN"]
+        # Frames scatter more than they should: telegraph noise, cut frames, ...
+        inner = np.maximum(n - 1, 0).sum(axis=0)
+        scatter = (square / one).sum(axis=0)
+        ratio = scatter / np.maximum(inner, 1)
+        noisy = scatter > _limit(inner)
+        ratio = np.where(noisy, np.maximum(ratio, 1), np.float32(1))
+        flags[noisy & (ratio > NOISY**2)] |= FLAGS["UNCERTAIN"]
+        chi2 = chi2 / ratio
+        dof = np.maximum(used, 2) - 2
+        bent = chi2 > _limit(dof)
+        flags[bent] |= FLAGS["NONLINEAR"]
+        ratio *= np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
+        planes = self.planes
+        planes["offset"][rows] = np.where(lost, 0, offset) + base
+        planes["rate"][rows] = np.where(lost, 0, rate)
+        planes["var_offset"][rows] = np.where(lost, v[0], var_offset * ratio)
+        unknown = np.float32((self.detector.saturation / self.times.max()) ** 2)
+        planes["var_rate"][rows] = np.where(lost, unknown, var_rate * ratio)
+        planes["cov"][rows] = np.where(lost, 0, cov * ratio)
+        planes["chi2"][rows] = np.where(lost, 0, chi2)
+        planes["dof"][rows] = dof
+        flags[rate < -FAR * np.sqrt(var_rate * ratio)] |= FLAGS["NEGATIVE"]
+        planes["flags"][rows] = flags
+        look = (far | bent) & ~lost
+        index = np.flatnonzero(look)
+        if index.size:
+            table = {
+                "pixel": index + rows.start * self.shape[1],
+                "y": y[:, look],
+                "v": v[:, look],
+                "ok": (n > 0)[:, look],
+                "base": base[look],
+                "local": np.broadcast_to(local, look.shape)[look],
+                "ratio": np.where(noisy, scatter / np.maximum(inner, 1), np.float32(1))[look],
+            }
+            with self.lock:
+                self.rows.append((rows.start, table))
+        return None
+
+    def _average(self, point, rows, base):
+        """Mean, count and sum of squared deviations of the frames of one point."""
+        if point.master:
+            band = point.frames[0].read(rows)
+            good = np.ones(band.data.shape, np.float32)
+            if band.mask is not None:
+                good[band.mask] = 0
+            return np.where(good > 0, band.data, 0), good, np.zeros_like(good)
+        shape = rows.stop - rows.start, self.shape[1]
+        out = [np.empty(shape, np.float32) for _ in range(3)]
+        levels = point.levels.astype(np.float32)[:, None, None]
+        for part in row_bands(shape[0], TILE):
+            place = slice(rows.start + part.start, rows.start + part.stop)
+            stack, good = read_stack(point.frames, place, self.detector.saturation)
+            if len(stack) > 1:
+                stack -= levels
+            below = None if base is None else base[part]
+
+            def variance(level, below=below):
+                if below is None:
+                    if point.time == 0:
+                        return self.noise**2
+                    # What stands out of the neighbourhood is dark current.
+                    below = _block_median(level)
+                return self.noise**2 + np.maximum(level - below, 0) * self.per_adu
+
+            result = clipped_mean(stack, variance, good=good)
+            for plane, value in zip(out, result, strict=True):
+                plane[part] = value
+        out[0][out[1] == 0] = 0
+        return out
+
+    def _variance_of_master(self, point, rows):
+        """Variance without dark current of one frame of a point; of a master, of itself."""
+        if point.master:
+            variance = point.frames[0].read(rows).variance
+            if variance is not None:
+                return np.maximum(variance, np.float32(1e-6))
+            n = keywords.one_value(point.frames[0].header, "NCOMBINE")
+            return self.noise**2 / np.float32(max(float(n[0]) if n else 1, 1))
+        return self.noise**2
+
+    def _single(self, rows, base, n, square, variance, flags):
+        """Without a second point there is no line: the offset is the dark itself."""
+        none = n == 0
+        one = np.broadcast_to(variance, base.shape)
+        if self.times[0] > 0:
+            # What stands out is dark current, and has its shot noise.
+            one = one + np.maximum(base - _block_median(base), 0) * self.per_adu
+        inner = np.maximum(n - 1, 0)
+        noisy = square > _limit(inner) * one
+        ratio = np.where(noisy, square / (one * np.maximum(inner, 1)), np.float32(1))
+        flags[none | (noisy & (ratio > NOISY**2))] |= FLAGS["UNCERTAIN"]
+        self.planes["offset"][rows] = base
+        self.planes["var_offset"][rows] = one * ratio / np.maximum(n, 1)
+        self.planes["flags"][rows] = flags
+
+    def finish_hot(self, temperatures, notes):
+        """
+        Refit hot pixels with a relative error of their rates.
+
+        Hot pixels are so well measured that what limits them is not noise: the
+        temperature changes from one exposure time to the next, and the current of
+        many is not quite steady. That relative error is found such that the
+        chi-squared of hot pixels is what it should be.
+        """
+        tables = [table for _, table in sorted(self.rows, key=lambda item: item[0])]
+        self.rows = []
+        if not tables:
+            return
+        hot = {key: np.concatenate([table[key] for table in tables], axis=-1) for key in tables[0]}
+        t = self.times[:, None]
+        rate, *_, chi2, used = _line(hot["y"], hot["v"], hot["ok"], t)
+        own = np.maximum(rate - hot["local"], 0)
+        signal = own * t
+        relative = self._relative_error(hot, signal, temperatures, notes)
+        if relative > 0:
+            v = hot["v"] * hot["ratio"] + (relative * signal) ** 2
+            rate, offset, var_rate, var_offset, cov, chi2, used = _line(hot["y"], v, hot["ok"], t)
+            dof = np.maximum(used, 2) - 2
+            bent = chi2 > _limit(dof)
+            ratio = np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
+            # Such an error is one of the dark that is asked for as well.
+            future = (relative * own) ** 2
+            self._put(hot, "offset", offset + hot["base"])
+            self._put(hot, "rate", rate)
+            self._put(hot, "var_offset", var_offset * ratio)
+            self._put(hot, "var_rate", var_rate * ratio + future)
+            self._put(hot, "cov", cov * ratio)
+            self._put(hot, "chi2", chi2)
+            flags = self.planes["flags"].ravel()
+            kept = flags[hot["pixel"]] & np.uint8(255 - FLAGS["NONLINEAR"])
+            flags[hot["pixel"]] = kept | np.where(bent, np.uint8(FLAGS["NONLINEAR"]), np.uint8(0))
+            hot["v"] = v
+        self.hot = hot
+
+    def _relative_error(self, hot, signal, temperatures, notes):
+        dof = np.maximum(hot["ok"].sum(axis=0), 2) - 2
+        noise = np.sqrt(hot["v"][-1])
+        steady = self.planes["flags"].ravel()[hot["pixel"]] & FLAGS["UNCERTAIN"] == 0
+        chosen = np.flatnonzero((dof == dof.max()) & (signal[-1] > 10 * noise) & steady)
+        if dof.max() == 0:
+            spread = float(np.std(temperatures)) if temperatures else 0.0
+            return np.float32(PER_KELVIN * spread)
+        if chosen.size < 30:
+            return np.float32(0)
+        chosen = chosen[:: max(1, chosen.size // 20000)]
+        part = {key: hot[key][..., chosen] for key in ("y", "v", "ok")}
+        s = signal[:, chosen]
+        from scipy.stats import chi2 as distribution
+
+        wanted = distribution.median(int(dof.max())) * (1 + 3 / chosen.size**0.5)
+
+        def excess(f):
+            value = _line(part["y"], part["v"] + (f * s) ** 2, part["ok"], self.times[:, None])[5]
+            return float(np.median(value)) - wanted
+
+        if excess(0.0) <= 0:
+            return np.float32(0)
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+        notes.append(
+            f"rates of hot pixels are not steady to better than {100 * high:.2g} % "
+            "(temperature, or the pixels themselves); their errors include it"
+        )
+        return np.float32(high)
+
+    def _put(self, hot, name, values):
+        self.planes[name].ravel()[hot["pixel"]] = values
+
+    def measured(self):
+        """Means of the NONLINEAR pixels at the exposure times that were measured."""
+        if self.hot is None:
+            return {}
+        bent = self.planes["flags"].ravel()[self.hot["pixel"]] & FLAGS["NONLINEAR"] != 0
+        dark = self.times > 0
+        if not bent.any() or not self.hot["ok"][dark][:, bent].any():
+            return {}
+        good = self.hot["ok"][dark][:, bent]
+        mean = self.hot["y"][dark][:, bent] + self.hot["base"][bent]
+        variance = (self.hot["v"] * self.hot["ratio"])[dark][:, bent]
+        return {
+            "pixel": self.hot["pixel"][bent].astype(np.int64),
+            "mean": np.where(good, mean, np.nan).astype(np.float32),
+            "variance": np.where(good, variance, np.nan).astype(np.float32),
+        }
+
+
+def _line(y, v, ok, t):
+    """
+    Weighted straight lines through points along the first axis.
+
+    Closed form about the weighted mean time, which keeps float32 exact enough.
+    Returns rate, offset, their variances, covariance, chi-squared and the number
+    of points used.
+    """
+    w = np.where(ok, 1 / v, np.float32(0))
+    total = w.sum(axis=0)
+    used = ok.sum(axis=0, dtype=np.uint8)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = (w * t).sum(axis=0) / total
+        lever = t - centre
+        wl = w * lever
+        var_rate = 1 / (wl * lever).sum(axis=0)
+        rate = (wl * y).sum(axis=0) * var_rate
+        level = (w * y).sum(axis=0) / total
+        var_offset = 1 / total + centre * centre * var_rate
+        rest = y - level - rate * lever
+        chi2 = (w * rest * rest).sum(axis=0)
+    return (rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used)
+
+
+_LIMITS = {}
+
+
+def _limit(dof):
+    """Chi-squared that is exceeded with probability `CHANCE`; infinite without freedom."""
+    top = int(dof.max(initial=0))
+    table = _LIMITS.get(top)
+    if table is None:
+        from scipy.stats import chi2
+
+        table = np.full(top + 1, np.inf, np.float32)
+        table[1:] = chi2.isf(CHANCE, np.arange(1, top + 1))
+        _LIMITS[top] = table
+    return table[dof.astype(np.intp)]
+
+
+def _block_median(plane):
+    """Median of squares as high as the band, spread over their pixels; NaN do not count."""
+    n_rows, nx = plane.shape
+    size = min(BAND, nx)
+    n = max(nx // size, 1)
+    edge = n * size
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        blocks = plane[:, :edge].reshape(n_rows, n, size).swapaxes(0, 1).reshape(n, -1)
+        step = max(1, blocks.shape[1] // 256)
+        median = np.nanmedian(blocks[:, ::step], axis=1)
+    wide = np.empty(nx, np.float32)
+    wide[:edge] = np.repeat(np.nan_to_num(median), size)
+    wide[edge:] = wide[edge - 1]
+    return wide
+
+
+def _shrink(fit, workers):
+    """Shrink rate, then offset, towards their neighbourhoods; return notes."""
+    planes, notes = fit.planes, []
+    own = np.uint8(255 - FLAGS["NEGATIVE"])
+    names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
+
+    def usable(rows):
+        return (planes["flags"][rows] & own) == 0
+
+    for name in names:
+
+        def apply(rows, first, second, name=name):
+            cov = planes["cov"][rows]
+            c_rate = planes["var_rate"][rows] if name == "rate" else cov
+            c_offset = cov if name == "rate" else planes["var_offset"][rows]
+            planes["rate"][rows] += c_rate * first
+            planes["offset"][rows] += c_offset * first
+            new = (
+                planes["var_rate"][rows] + c_rate * c_rate * second,
+                planes["var_offset"][rows] + c_offset * c_offset * second,
+                cov + c_rate * c_offset * second,
+            )
+            for key, plane in zip(("var_rate", "var_offset", "cov"), new, strict=True):
+                planes[key][rows] = plane
+
+        told = shrink_plane(planes[name], planes[f"var_{name}"], usable, apply, workers=workers)
+        notes.append(
+            f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
+            f"(true values spread by {told['spread']:.3g}); their variance is "
+            f"{told['gain']:.3g} times that of the fit"
+        )
+    return notes
+
+
+def _say_flags(flags, notes):
+    total = flags.size
+    for name, bit in FLAGS.items():
+        n = int(np.count_nonzero(flags & bit))
+        if n:
+            notes.append(f"{name}: {n} pixels ({100 * n / total:.3g} %)")
+    if np.count_nonzero(flags & FLAGS["NEGATIVE"]) > 0.1 * total:
+        warnings.warn(
+            "the darks lie below the bias in more than 10 % of the pixels: bias and darks were "
+            "not taken alike (offset, gain, temperature, light leak): the dark will be wrong",
+            NarrowbandWarning,
+            stacklevel=4,
+        )

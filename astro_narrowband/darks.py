@@ -17,8 +17,10 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._darkfit import FLAGS, PLANES, fit_planes
-from astro_narrowband._validate import choice, finite
+from astro_narrowband import keywords
+from astro_narrowband._darkfit import FLAGS, PLANES, empty_planes, fit_planes
+from astro_narrowband._overscan import prepared
+from astro_narrowband._validate import choice, finite, same_shape
 from astro_narrowband.bands import FitsImage
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 
@@ -147,9 +149,7 @@ class DarkModel:
         -------
         DarkModel
         """
-        from astro_narrowband._darkfit import planes_of_masters
-
-        return cls(**planes_of_masters(bias=bias, dark=dark, exposure=exposure))
+        return cls(**_from_masters(bias, dark, exposure))
 
     # ------------------------------------------------------------------ asking
 
@@ -224,16 +224,42 @@ class DarkModel:
             )
         return policy
 
+    def _measured(self, exposure, rows):
+        """Pixels of ``rows`` for which a measured mean stands, and their place in the table."""
+        k = self._match(exposure) if self.measured else None
+        if k is None:
+            return None
+        nx = self.shape[1]
+        pixel = self.measured["pixel"]
+        first, last = np.searchsorted(pixel, [rows.start * nx, rows.stop * nx])
+        if first == last:
+            return None
+        mean = self.measured["mean"][k, first:last]
+        known = np.isfinite(mean)
+        place = pixel[first:last][known] - rows.start * nx
+        return place, mean[known], self.measured["variance"][k, first:last][known]
+
     def read_rows(self, exposure, rows):
         """
         Return dark [adu] and dark current [adu] of some rows, without their errors.
+
+        At an exposure time that was measured, pixels flagged NONLINEAR have the
+        mean of the darks of that time; all others follow their straight line,
+        which is what has the least noise.
 
         Returns
         -------
         dark, current : `~numpy.ndarray` of float32, (n_rows, nx)
         """
+        offset = self.planes["offset"][rows]
         current = self.planes["rate"][rows] * np.float32(exposure)
-        return self.planes["offset"][rows] + current, current
+        dark = offset + current
+        measured = self._measured(exposure, rows)
+        if measured is not None:
+            place, mean, _ = measured
+            dark.ravel()[place] = mean
+            current.ravel()[place] = mean - offset.ravel()[place]
+        return dark, current
 
     def modes(self, exposure, rows):
         """
@@ -254,6 +280,11 @@ class DarkModel:
             slope = np.where(sigma_b > 0, cov / sigma_b, np.float32(0))
         out[0] = sigma_b + t * slope
         out[1] = t * np.sqrt(np.maximum(var_r - slope * slope, 0))
+        measured = self._measured(exposure, rows)
+        if measured is not None:
+            place, _, variance = measured
+            out[0].ravel()[place] = np.sqrt(variance)
+            out[1].ravel()[place] = 0
         return out
 
     def mask(self, rows):
@@ -319,6 +350,14 @@ class DarkModel:
         hdul = fits.HDUList([fits.PrimaryHDU(np.asarray(self.planes["offset"][:]), header)])
         for name in PLANES[1:]:
             hdul.append(fits.ImageHDU(np.asarray(self.planes[name][:]), name=name.upper()))
+        if self.measured:
+            k = len(self.exposures)
+            columns = [fits.Column("pixel", "K", array=self.measured["pixel"])]
+            columns += [
+                fits.Column(key, f"{k}E", array=np.ascontiguousarray(self.measured[key].T))
+                for key in ("mean", "variance")
+            ]
+            hdul.append(fits.BinTableHDU.from_columns(columns, name="MEASURED"))
         return hdul
 
     def write(self, path):
@@ -345,6 +384,14 @@ class DarkModel:
                 for name in PLANES:
                     hdu = hdul[0] if name == "offset" else hdul[name.upper()]
                     planes[name] = FilePlane(path, hdu)
+                measured = {}
+                if "MEASURED" in hdul:
+                    table = hdul["MEASURED"].data
+                    measured["pixel"] = table["pixel"].astype(np.int64)
+                    for key in ("mean", "variance"):
+                        # One exposure time makes a plain column of the vector.
+                        column = table[key].reshape(len(table), -1)
+                        measured[key] = np.ascontiguousarray(column.T, np.float32)
                 shape = hdul[0].shape
                 model = header["DARKMODL"]
                 n = header["DARKNEXP"]
@@ -365,6 +412,71 @@ class DarkModel:
             notes=tuple(str(c) for c in header.get("COMMENT", ())),
             header=header,
             token=header["DARKTOK"],
+            measured=measured,
+        )
+
+
+def _from_masters(bias, dark, exposure):
+    """Return the fields of a model made of masters; see `DarkModel.from_masters`."""
+    frames = {k: prepared(m) for k, m in (("bias", bias), ("dark", dark)) if m is not None}
+    if not frames:
+        raise InputError("neither bias nor dark was given")
+    shape = same_shape(frames.values(), "masters")
+    rows = slice(0, shape[0])
+    planes = empty_planes(shape)
+    data, variance = {}, {}
+    for name, frame in frames.items():
+        if frame.unit not in (None, u.adu):
+            raise InputError(
+                f"{name}: its unit is {frame.unit}: a master must be in adu, as the raw frames are"
+            )
+        band = frame.read(rows)
+        data[name], variance[name] = band.data, band.variance
+        if band.variance is None:
+            variance[name] = np.zeros(shape, np.float32)
+        if band.mask is not None:
+            planes["flags"][band.mask] |= FLAGS["UNCERTAIN"]
+    first = "bias" if "bias" in frames else "dark"
+    planes["offset"], planes["var_offset"] = data[first], variance[first]
+    fields = {"planes": planes, "shape": shape}
+    if "dark" not in frames:
+        return fields | {"model": "bias"}
+    header = frames["dark"].header
+    if exposure is None:
+        exposure = keywords.read_exposure(header)
+    n = keywords.one_value(header, "NCOMBINE")
+    fields |= {
+        "exposures": (float(exposure),),
+        "n_frames": (int(n[0]) if n else 1,),
+        "notes": ("one dark exposure time: its linearity could not be tested",),
+    }
+    without_bias = bool(header.get("BIASSUB") or header.get("SUBBIAS"))
+    if "bias" not in frames:
+        if without_bias:
+            raise CalibrationError(
+                "the dark has lost its bias (BIASSUB or SUBBIAS in its header) and no bias was "
+                "given: give bias= as well"
+            )
+        return fields | {"model": "matched"}
+    _check_levels(data, without_bias)
+    t = np.float32(exposure)
+    if without_bias:
+        planes["rate"] = data["dark"] / t
+        planes["var_rate"] = variance["dark"] / (t * t)
+    else:
+        planes["rate"] = (data["dark"] - data["bias"]) / t
+        planes["var_rate"] = (variance["dark"] + variance["bias"]) / (t * t)
+    planes["cov"] = -variance["bias"] / t
+    return fields | {"model": "rate"}
+
+
+def _check_levels(data, without_bias):
+    """Find a dark that says, or leaves unsaid, the wrong thing about its bias."""
+    bias, dark = (float(np.nanmedian(data[k][::8])) for k in ("bias", "dark"))
+    if not without_bias and dark < 0.5 * bias:
+        raise CalibrationError(
+            f"the dark (median {dark:.1f} adu) lies far below the bias ({bias:.1f} adu): it seems "
+            "to have lost its bias already: set BIASSUB = True in its header if so"
         )
 
 

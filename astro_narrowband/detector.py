@@ -118,11 +118,11 @@ class Detector:
         """
         Measure gain and read noise from pairs of flats and pairs of biases.
 
-        Photon transfer on blocks of 32x32 pixels: the variance of the difference
-        of two flats, the second scaled to the level of the first, against their
-        level; the read noise from differences of biases. Each block's own mean is
-        taken off its difference, so that a drift of the bias level, of the lamp or
-        of its pattern does not count as noise; pixels beyond 4 sigma are clipped.
+        Photon transfer on pieces of rows: the variance of the difference of two
+        flats, the second scaled to the first, against their level; the read noise
+        from differences of biases. Neither a drift of the bias level, nor flats of
+        different exposure times, nor a flickering lamp count as noise; pixels
+        beyond 4.5 sigma are clipped.
 
         Parameters
         ----------
@@ -130,12 +130,12 @@ class Detector:
             Raw [adu], at least two of each, of one filter and one camera setting.
             Their exposure times may differ.
         saturation : float, optional
-            Blocks with a pixel at or above it are left out [adu].
+            Pixels at or above it are left out [adu].
 
         Returns
         -------
         Detector
-            With ``gain_err`` and ``read_noise_err`` from the scatter of the blocks.
+            With ``gain_err`` and ``read_noise_err`` from the scatter of the pieces.
 
         Raises
         ------
@@ -143,7 +143,11 @@ class Detector:
             If there are fewer than two of either, shapes differ, or the flats hold
             no more noise than the biases.
         """
-        return photon_transfer(cls, flats, biases, saturation=saturation)
+        values = photon_transfer(flats, biases, saturation=saturation)
+        if saturation is not None:
+            values["saturation"] = saturation
+        text = f"measured from {len(flats)} flats and {len(biases)} biases"
+        return cls(**values, sources={"gain": text, "read_noise": text})
 
 
 def decide_detector(

@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
-from astro_narrowband._clipped import clipped_mean, sample_level, sample_noise
+from astro_narrowband._clipped import clipped_mean, read_stack, sample_level, sample_noise
 from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import map_bands, row_bands
@@ -109,24 +109,6 @@ def _header(frame, kind, n):
     header["IMAGETYP"] = (f"master {kind}", "made by astro_narrowband")
     header["NCOMBINE"] = (n, "frames combined")
     return header
-
-
-def read_stack(frames, rows, saturation=np.inf):
-    """Return rows of all frames, (n, n_rows, nx), and what is good in them (or None)."""
-    stack = np.empty((len(frames), rows.stop - rows.start, frames[0].shape[1]), np.float32)
-    good = None
-    for j, frame in enumerate(frames):
-        band = frame.read(rows)
-        stack[j] = band.data
-        bad = band.data >= saturation
-        if band.mask is not None:
-            bad |= band.mask
-        if bad.any():
-            if good is None:
-                good = np.ones(stack.shape, bool)
-            good[j] = ~bad
-            stack[j][bad] = 0
-    return stack, good
 
 
 class FlatCheck(NamedTuple):

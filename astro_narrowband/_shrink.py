@@ -1,0 +1,242 @@
+"""
+Shrink noisy planes towards what their neighbourhood says: empirical Bayes, pixel by pixel.
+
+The dark rates of ordinary pixels differ by far less than the error of any one
+of them, so the neighbourhood knows a pixel's rate better than its own darks.
+How much better is itself estimated: the spread of *true* values in a
+neighbourhood is what is left of the scatter of the fitted ones when their known
+errors are taken off. The posterior of a pixel is then that of a normal prior
+(neighbourhood, spread) and a normal measurement (fit, error).
+
+Warm and hot pixels do not belong to that prior. Whether a pixel does is judged
+by the local false discovery rate (Efron 2004, J. Am. Stat. Assoc. 99, 96): the
+density of ordinary pixels over that of all pixels at its deviation, from the
+histogram of the frame itself. The posterior is the mixture of both cases, so
+that a pixel in doubt has an error that says so.
+"""
+
+import numpy as np
+
+from astro_narrowband.bands import map_bands, row_bands
+
+__all__ = ["shrink_plane"]
+
+#: Side of a neighbourhood [pixel].
+BLOCK = 32
+#: Clipping limit in robust sigma, and the variance of a normal distribution cut there.
+CLIP = 3.5
+CUT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi) / 0.999534741841929
+#: Histogram of deviations [sigma].
+REACH, BIN = 12.0, 0.1
+
+
+def shrink_plane(values, variance, usable, apply, *, workers=None):
+    """
+    Estimate the prior of a plane and hand the correction of every pixel to ``apply``.
+
+    Parameters
+    ----------
+    values, variance : `~numpy.ndarray` of float32, (ny, nx)
+        What was fitted, and its variance.
+    usable : callable
+        Takes a slice of rows; returns a bool array of the pixels that are judged.
+    apply : callable
+        ``apply(rows, first, second)``: with C the covariance of a pixel's
+        parameters, and c its column for this one, its posterior is
+        ``x + c * first`` and ``C + c c' * second``.
+    workers : int, optional
+
+    Returns
+    -------
+    dict
+        ``ordinary``: fraction of pixels that follow the neighbourhood;
+        ``spread``: typical standard deviation of true values there; ``gain``:
+        typical variance after over before.
+    """
+    ny, nx = values.shape
+    size = min(BLOCK, max(4, min(ny, nx) // 2))
+    grid_shape = ny // size, nx // size
+    blocks = [slice(i * size, (i + 1) * size) for i in range(grid_shape[0])]
+    level = np.zeros(grid_shape, np.float32)
+    noise = np.zeros(grid_shape, np.float32)
+    count = np.ones(grid_shape, np.float32)
+
+    def cut(plane):
+        plane = plane[:, : grid_shape[1] * size].reshape(size, grid_shape[1], size)
+        return plane.swapaxes(0, 1).reshape(grid_shape[1], size * size)
+
+    def levels(rows):
+        x, good = cut(values[rows]), cut(usable(rows))
+        centre, _, kept = _robust(x, good)
+        return centre, _mean(cut(variance[rows]), kept), kept.sum(axis=1)
+
+    for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
+        level[i], noise[i], count[i] = result
+    to_rows, to_columns = (
+        _interpolator(ny, grid_shape[0], size),
+        _interpolator(nx, grid_shape[1], size).T,
+    )
+
+    def smooth(grid, rows):
+        return to_rows[rows] @ grid @ to_columns
+
+    # Columns and rows of the read-out stand out from any smooth map.
+    typical = np.float32(np.median(noise))
+    bands = row_bands(ny, size)
+    column_sum, column_count = np.zeros(nx), np.zeros(nx)
+    row_mean, row_count = np.zeros(ny, np.float32), np.ones(ny, np.float32)
+
+    def profiles(rows):
+        rest = values[rows] - smooth(level, rows)
+        width = _mad(rest)
+        kept = usable(rows) & (np.abs(rest) <= 4 * width)
+        rest *= kept
+        return rest.sum(axis=0), kept.sum(axis=0)
+
+    for _, (total, n) in map_bands(profiles, bands, workers=workers):
+        column_sum += total
+        column_count += n
+    columns = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
+
+    def row_profile(rows):
+        rest = values[rows] - smooth(level, rows) - columns
+        kept = usable(rows) & (np.abs(rest) <= 4 * _mad(rest))
+        rest *= kept
+        return rest.sum(axis=1), kept.sum(axis=1)
+
+    for rows, (total, n) in map_bands(row_profile, bands, workers=workers):
+        row_mean[rows], row_count[rows] = total, n
+    row_mean = _significant(row_mean / np.maximum(row_count, 1), typical / nx)
+
+    def rest_of(rows):
+        rest = values[rows] - smooth(level, rows)
+        rest -= columns
+        rest -= row_mean[rows, None]
+        return rest
+
+    def excess(rows):
+        _, square, kept = _robust(cut(rest_of(rows)), cut(usable(rows)), about=0)
+        n = kept.sum(axis=1)
+        return square - _mean(cut(variance[rows]), kept), n
+
+    spread = np.zeros(grid_shape, np.float32)
+    number = np.ones(grid_shape, np.float32)
+    for i, (_, result) in enumerate(map_bands(excess, blocks, workers=workers)):
+        spread[i], number[i] = result
+    # Over nine neighbourhoods, plus one standard error: a spread that comes out
+    # as zero by chance must not claim knowledge that is not there.
+    total = _box(number)
+    spread = _box(spread * number) / np.maximum(total, 1)
+    spread = np.maximum(spread, 0) + noise * np.sqrt(2 / np.maximum(total, 1))
+    # Error of the neighbourhood's own mean.
+    prior = spread + (noise + spread) * (1 / np.maximum(count, 1) + np.float32(1 / ny + 1 / nx))
+    prior = prior.astype(np.float32)
+
+    def deviations(rows):
+        sigma = np.sqrt(variance[rows] + smooth(prior, rows))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = (rest_of(rows) / sigma)[usable(rows)]
+        return np.histogram(z, bins=_EDGES)[0], z.size
+
+    counts, n_pixels = np.zeros(len(_EDGES) - 1), 0
+    for _, (part, n) in map_bands(deviations, bands, workers=workers):
+        counts += part
+        n_pixels += n
+    ordinary = _ordinary(counts, n_pixels).astype(np.float32)
+
+    def work(rows):
+        rest = rest_of(rows)
+        weight = 1 / (variance[rows] + smooth(prior, rows))
+        z = rest * np.sqrt(weight)
+        np.clip(z, -REACH + BIN / 2, REACH - BIN / 2, out=z)
+        p = ordinary[((z + np.float32(REACH)) * np.float32(1 / BIN)).astype(np.intp)]
+        p *= usable(rows)
+        delta = -rest * weight
+        apply(rows, p * delta, p * ((1 - p) * delta * delta - weight))
+        return float(p.sum())
+
+    belong = sum(result for _, result in map_bands(work, bands, workers=workers))
+    middle = float(np.median(prior))
+    return {
+        "ordinary": belong / (ny * nx),
+        "spread": float(np.median(spread)) ** 0.5,
+        "gain": middle / (middle + float(typical)) if typical > 0 else 1.0,
+    }
+
+
+_EDGES = np.linspace(-REACH, REACH, round(2 * REACH / BIN) + 1)
+
+
+def _ordinary(counts, n):
+    """Probability that a pixel is ordinary, for each bin of its deviation in sigma."""
+    middle = (_EDGES[:-1] + _EDGES[1:]) / 2
+    normal = np.exp(-(middle**2) / 2) * BIN / np.sqrt(2 * np.pi)
+    core = np.abs(middle) < 1
+    fraction = min(1.0, counts[core].sum() / max(n * normal[core].sum(), 1e-9))
+    seen = np.convolve(counts, [0.25, 0.5, 0.25], "same")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = np.where(seen > 0, np.minimum(fraction * n * normal / seen, 1), 1)
+    half = len(middle) // 2
+    # The farther out, the less ordinary.
+    p[half:] = np.minimum.accumulate(p[half:])
+    p[:half] = np.minimum.accumulate(p[:half][::-1])[::-1]
+    p[np.abs(middle) > 6] = 0
+    return p
+
+
+def _mad(x):
+    """Robust standard deviation of a band about zero, from a part of it."""
+    part = np.abs(x.ravel()[:: max(1, x.size // 4096)])
+    return np.float32(1.4826 * np.median(part)) if part.size else np.float32(0)
+
+
+def _robust(x, good, about=None):
+    """Clipped centre and mean square (about the centre) of each row, and what was kept."""
+    step = max(1, x.shape[1] // 256)
+    part = np.where(good[:, ::step], x[:, ::step], np.float32(np.nan))
+    empty = ~good[:, ::step].any(axis=1)
+    part[empty] = 0
+    if about is None:
+        centre = np.nanmedian(part, axis=1)[:, None]
+    else:
+        centre = np.float32(about)
+    width = 1.4826 * np.nanmedian(np.abs(part - centre), axis=1)[:, None]
+    for _ in range(2):
+        rest = x - centre
+        kept = (np.abs(rest) <= CLIP * width) & good
+        if about is None:
+            centre = centre + _mean(rest, kept)[:, None]
+        rest *= rest
+        square = _mean(rest, kept) / CUT
+        width = np.sqrt(square)[:, None]
+    return (centre[:, 0] if about is None else None), square, kept
+
+
+def _mean(x, kept):
+    n = np.maximum(kept.sum(axis=1), 1)
+    return (np.einsum("ij,ij->i", x, kept.astype(np.float32)) / n).astype(np.float32)
+
+
+def _significant(profile, noise):
+    """Shrink a profile to zero as far as it may be noise (James and Stein)."""
+    variance = float(np.mean(profile**2))
+    keep = max(0.0, 1 - float(noise) / variance) if variance > 0 else 0.0
+    return (profile * keep).astype(np.float32)
+
+
+def _box(grid):
+    """Sum over 3 x 3, less at the edge."""
+    padded = np.pad(grid, 1)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+
+
+def _interpolator(n, n_blocks, size):
+    """Matrix (n, n_blocks) that interpolates block centres linearly; constant outside."""
+    x = np.clip((np.arange(n) - (size - 1) / 2) / size, 0, n_blocks - 1)
+    low = np.minimum(x.astype(int), max(n_blocks - 2, 0))
+    matrix = np.zeros((n, n_blocks), np.float32)
+    matrix[np.arange(n), low] = 1 - (x - low)
+    if n_blocks > 1:
+        matrix[np.arange(n), low + 1] = x - low
+    return matrix
