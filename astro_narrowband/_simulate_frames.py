@@ -20,6 +20,7 @@ from astro_narrowband._simulate_model import (
     stream,
 )
 from astro_narrowband._simulate_sky import add_stars
+from astro_narrowband.exceptions import InputError
 
 __all__ = ["SimulatedFrames", "simulate_frames"]
 
@@ -74,6 +75,16 @@ class SimulatedFrames:
     fwhm: np.ndarray
     flat_exposure: float
     model: NightModel
+
+
+def _array(value, shape, name):
+    """Return numbers as an array of ``shape``, or raise `InputError`; one stands for all."""
+    array = np.asarray(value, float)
+    if array.shape not in ((), shape):
+        raise InputError(f"{name} has the shape {array.shape}: it must be one number or {shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} = {value!r} is not finite")
+    return np.broadcast_to(array, shape)
 
 
 def simulate_frames(
@@ -157,11 +168,17 @@ def simulate_frames(
     for name, count in counts.items():
         checked_count(count, name)
     n = exposures.size
-    sky = np.broadcast_to(np.asarray(sky, float), n)
-    transparency = np.broadcast_to(np.asarray(transparency, float), n)
-    fwhm = np.broadcast_to(np.asarray(model.fwhm if fwhm is None else fwhm, float), n)
-    shifts = np.zeros((n, 2)) if shifts is None else np.asarray(shifts, float).reshape(n, 2)
-    stars = np.empty((0, 3)) if stars is None else np.asarray(stars, float).reshape(-1, 3)
+    seeing = model.fwhm if fwhm is None else fwhm
+    sky, transparency, fwhm = (
+        _array(value, (n,), name)
+        for value, name in ((sky, "sky"), (transparency, "transparency"), (seeing, "fwhm"))
+    )
+    if sky.min() < 0 or transparency.min() < 0 or fwhm.min() <= 0:
+        raise InputError("sky and transparency must not be negative, fwhm must be above zero")
+    shifts = _array(0.0 if shifts is None else shifts, (n, 2), "shifts")
+    stars = np.empty((0, 3)) if stars is None else _array(stars, (len(stars), 3), "stars")
+    if (stars[:, 2] < 0).any():
+        raise InputError("stars must have fluxes of 0 electron/s or more in their third column")
 
     bias = bias_plane(stream(seed, "bias"), shape, model)
     dark = dark_plane(stream(seed, "dark"), shape, model)

@@ -161,6 +161,10 @@ def simulate_night(
         raise InputError(f"{folder} is not empty: give an empty folder for a simulated night")
     shape = checked_shape(shape)
     names = _checked_filters(filters)
+    if not (math.isfinite(dither) and dither >= 0):
+        raise InputError(f"dither = {dither!r} must be 0 pixel or more")
+    if not math.isfinite(rotation):
+        raise InputError(f"rotation = {rotation!r} must be a finite angle in degree")
     taken = _schedule(names, n_bias, dark_exposures, n_darks, n_flats, light_exposures, model)
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     stars = _make_stars(stream(seed, "stars"), shape, names.values(), model, reach=dither)
