@@ -9,9 +9,6 @@ band, and memory is set by the size of a band and not by the number of frames.
 """
 
 import os
-import tempfile
-import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,10 +20,14 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
+from astro_narrowband._fits_image import FitsImage
+from astro_narrowband._fits_reader import MAX_PIXELS, read_structure
 from astro_narrowband._validate import as_mask
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.keywords import clean_text, raw_values
 
 __all__ = [
+    "MAX_PIXELS",
     "Band",
     "FitsFrame",
     "FitsImage",
@@ -38,9 +39,6 @@ __all__ = [
     "row_bands",
     "usable_cores",
 ]
-
-#: Suffixes that astropy decompresses while it reads.
-COMPRESSED = (".gz", ".bz2", ".fz", ".xz", ".zst", ".Z")
 
 
 class Band(NamedTuple):
@@ -78,163 +76,17 @@ class Frame(Protocol):
 # --------------------------------------------------------------------------- files
 
 
-@dataclass(frozen=True)
-class FitsImage:
-    """
-    Where the pixels of one image lie in an uncompressed FITS file, and how they are coded.
-
-    Attributes
-    ----------
-    path : `~pathlib.Path`
-    offset : int
-        Byte at which the first pixel starts.
-    stored : `~numpy.dtype`
-        The big-endian type on disk.
-    shape : tuple of int
-    scale, zero : float
-        BSCALE and BZERO.
-    blank : int or None
-        BLANK: the integer on disk that stands for no value.
-    """
-
-    path: Path
-    offset: int
-    stored: np.dtype
-    shape: tuple[int, int]
-    scale: float = 1.0
-    zero: float = 0.0
-    blank: int | None = None
-
-    @property
-    def native(self):
-        """The type that holds every value exactly: uint16 stays uint16."""
-        kind, size = self.stored.kind, self.stored.itemsize
-        if kind == "f" or (self.scale == 1.0 and self.zero == 0.0 and self.blank is None):
-            return self.stored.newbyteorder("=") if self._plain else np.dtype(np.float32)
-        if self.blank is None and self.scale == 1.0 and kind == "i":
-            if self.zero == 2.0 ** (8 * size - 1):
-                return np.dtype(f"u{size}")
-        if kind == "u" and self.scale == 1.0 and self.zero == -128.0:
-            return np.dtype(np.int8)
-        return np.dtype(np.float32)
-
-    @property
-    def _plain(self):
-        return self.scale == 1.0 and self.zero == 0.0
-
-    def read_stored(self, rows):
-        """Return rows as they lie on disk: big-endian, not scaled."""
-        n_rows = rows.stop - rows.start
-        row_bytes = self.shape[1] * self.stored.itemsize
-        out = np.empty((n_rows, self.shape[1]), self.stored)
-        view = memoryview(out).cast("B") if out.size else memoryview(b"")
-        position = self.offset + rows.start * row_bytes
-        try:
-            with open(self.path, "rb", buffering=0) as file:
-                done = 0
-                while done < len(view):
-                    n = os.preadv(file.fileno(), [view[done:]], position + done)
-                    if n == 0:
-                        raise InputError(
-                            f"{self.path}: the file ends {len(view) - done} bytes before row "
-                            f"{rows.stop}; it was cut while it was read: copy it again"
-                        )
-                    done += n
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be read any more ({error.strerror}): "
-                "it must stay where it is until the run ends"
-            ) from None
-        return out
-
-    def to_native(self, stored, out=None):
-        """Convert rows as they lie on disk into ``out`` (native byte order, scaled)."""
-        native = self.native
-        if out is None:
-            out = np.empty(stored.shape, native)
-        if native.kind == "u" and self.stored.kind == "i":
-            # BZERO = 2**(n-1) flips the sign bit, whatever the width.
-            signed = out.view(self.stored.newbyteorder("="))
-            np.copyto(signed, stored)
-            np.bitwise_xor(out, native.type(1 << (8 * native.itemsize - 1)), out=out)
-        elif self._plain and self.blank is None:
-            np.copyto(out, stored, casting="same_kind")
-        else:
-            scaled = stored * np.float64(self.scale) + np.float64(self.zero)
-            if self.blank is not None and self.stored.kind != "f":
-                scaled[stored == self.blank] = np.nan
-            np.copyto(out, scaled, casting="unsafe")
-        return out
-
-    def read(self, rows):
-        """Return rows in native byte order, in the type that holds them exactly."""
-        return self.to_native(self.read_stored(rows))
-
-
-def _image_of(hdu, path, offset):
-    header = hdu.header
-    shape = hdu.shape
-    while len(shape) > 2 and shape[0] == 1:
-        shape = shape[1:]
-    if len(shape) != 2 or 0 in shape:
-        raise InputError(
-            f"{path}: has shape {hdu.shape} and is not one 2-D image: split it into planes first"
-        )
-    stored = np.dtype(
-        {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}[header["BITPIX"]]
-    )
-    # astropy hides BZERO and BSCALE of an image once its data are read, not before.
-    return FitsImage(
-        path=Path(path),
-        offset=offset,
-        stored=stored,
-        shape=tuple(shape),
-        scale=float(header.get("BSCALE", 1.0)),
-        zero=float(header.get("BZERO", 0.0)),
-        blank=header.get("BLANK"),
-    )
-
-
-def _first_image(hdul):
-    for hdu in hdul:
-        if hdu.is_image and hdu.header.get("NAXIS", 0) >= 2:
-            return hdu
-    return None
-
-
-def _spill(path, keep):
-    """Write the images of a compressed file to a plain temporary one, removed with ``keep``."""
-    descriptor, name = tempfile.mkstemp(prefix="astro-narrowband-", suffix=".fits")
-    os.close(descriptor)
-    weakref.finalize(keep, _remove, name)
-    with fits.open(path, memmap=False, do_not_scale_image_data=True) as hdul:
-        plain = fits.HDUList()
-        for hdu in hdul:
-            kind = fits.PrimaryHDU if not plain else fits.ImageHDU
-            if hdu.is_image:
-                copy = kind(data=hdu.data, header=hdu.header, do_not_scale_image_data=True)
-                plain.append(copy)
-        plain.writeto(name, overwrite=True, output_verify="silentfix")
-    return name
-
-
-def _remove(name):
-    try:
-        os.unlink(name)
-    except FileNotFoundError:
-        return
-
-
 @dataclass(eq=False)
 class FitsFrame:
     """
-    The first image of a FITS file, read by bands.
+    The image of a FITS file, read by bands.
 
-    Plain files are read where they lie; compressed ones (``.gz``, ``.bz2``,
-    ``.fz``) are expanded once by astropy into a temporary file that goes with
-    the frame. ``UNCERT`` and ``MASK`` extensions, as
-    `~astropy.nddata.CCDData` writes them, become the band's variance and mask.
-    NaN and BLANK pixels are masked.
+    Plain files are read where they lie; compressed ones (gzip, bzip2, xz, by
+    their first bytes; tile-compressed) are expanded once into a temporary file
+    that goes with the frame. The image is the primary one, or the only one in
+    the extensions; cubes of one plane count as images. ``UNCERT`` and ``MASK``
+    extensions, as `~astropy.nddata.CCDData` writes them, become the band's
+    variance and mask. NaN and BLANK pixels are masked.
 
     Parameters
     ----------
@@ -242,16 +94,19 @@ class FitsFrame:
         The file.
     unit : unit-like, optional
         The unit of the pixels where the header has no BUNIT.
+    max_pixels : int, optional
+        A larger image is refused before anything is allocated or expanded.
 
     Raises
     ------
     InputError
-        If the file is absent, not a regular file, not FITS, truncated, or has
-        no 2-D image.
+        If the file is absent, not a regular file, not FITS, truncated, too
+        large, or has not one 2-D image.
     """
 
     path: Path
     unit: u.UnitBase | None = None
+    max_pixels: int = field(default=MAX_PIXELS, repr=False)
     name: str = field(init=False)
     shape: tuple[int, int] = field(init=False)
     header: fits.Header = field(init=False, repr=False)
@@ -263,73 +118,19 @@ class FitsFrame:
         if not self.path.is_file():
             what = "is not a regular file" if self.path.exists() else "does not exist"
             raise InputError(f"{self.path}: {what}: give the path of a FITS file")
-        try:
-            self._open()
-        except InputError:
-            raise
-        except Exception as error:  # astropy raises almost any type on damaged files
-            raise InputError(
-                f"{self.path}: cannot be read as FITS ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no details'}): "
-                "copy it again or take it out of the folder"
-            ) from error
-
-    def _open(self):
-        plain = self.path
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self.path.name.endswith(COMPRESSED):
-                plain = _spill(self.path, self)
-            with fits.open(plain, memmap=False) as hdul:
-                hdu = _first_image(hdul)
-                if hdu is None and any(isinstance(h, fits.CompImageHDU) for h in hdul):
-                    plain = _spill(self.path, self)
-                    return self._open_plain(plain)
-        return self._open_plain(plain)
-
-    def _open_plain(self, plain):
-        size = os.stat(plain).st_size
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with fits.open(plain, memmap=False) as hdul:
-                hdu = _first_image(hdul)
-                if hdu is None:
-                    raise InputError(f"{self.path}: holds no image: take it out of the folder")
-                header = hdu.header.copy()
-                if hdu is not hdul[0]:
-                    header.extend(hdul[0].header.cards, unique=True, update=False)
-                self.image = self._checked(hdu, plain, size)
-                self._uncertainty = self._mask = None
-                for extension in hdul[1:]:
-                    if extension is hdu or not extension.is_image:
-                        continue
-                    if extension.name in ("UNCERT", "MASK") and extension.shape == hdu.shape:
-                        image = self._checked(extension, plain, size)
-                        if extension.name == "MASK":
-                            self._mask = image
-                        else:
-                            kind = extension.header.get("UTYPE", "StdDevUncertainty")
-                            self._uncertainty = (kind, image)
-        self.header = header
-        self.shape = self.image.shape
-        if header.get("BUNIT"):
-            self.unit = _unit(header["BUNIT"], self.path)
+        found = read_structure(self.path, self, max_pixels=self.max_pixels)
+        self.header, self.image, self.shape = found.header, found.image, found.image.shape
+        self.primary = found.primary
+        self._mask, self._uncertainty = found.mask, found.uncertainty
+        self._kind = found.kind
+        bunit = [value for value, _ in raw_values(found.header, "BUNIT") if value is not None]
+        if bunit and clean_text(bunit[0]):
+            self.unit = _unit(clean_text(bunit[0]), self.path)
         elif self.unit is not None:
             self.unit = u.Unit(self.unit)
 
-    def _checked(self, hdu, plain, size):
-        image = _image_of(hdu, plain, hdu.fileinfo()["datLoc"])
-        needed = image.offset + image.stored.itemsize * image.shape[0] * image.shape[1]
-        if size < needed:
-            raise InputError(
-                f"{self.path}: is truncated: {size} bytes, its header "
-                f"(NAXIS1 = {image.shape[1]}, NAXIS2 = {image.shape[0]}) needs {needed}: "
-                "copy it again"
-            )
-        return image
-
     def __getstate__(self):
-        return {"path": self.path, "unit": self.unit}
+        return {"path": self.path, "unit": self.unit, "max_pixels": self.max_pixels}
 
     def __setstate__(self, state):
         # A temporary file of this process is of no use to another one.
@@ -337,7 +138,7 @@ class FitsFrame:
 
     def read(self, rows):
         """Return a `Band` of float32 rows."""
-        data = self.image.read(rows).astype(np.float32, copy=False)
+        data = _float32(self.image.read(rows))
         mask = None
         if self._mask is not None:
             mask = self._mask.read(rows) != 0
@@ -347,9 +148,14 @@ class FitsFrame:
                 mask = bad if mask is None else mask | bad
         variance = None
         if self._uncertainty is not None:
-            kind, image = self._uncertainty
-            variance = _to_variance(kind, image.read(rows).astype(np.float32, copy=False))
+            variance = _to_variance(self._kind, _float32(self._uncertainty.read(rows)))
         return Band(data, variance, mask)
+
+
+def _float32(values):
+    # What is too large for float32 becomes infinite, and so masked.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)
 
 
 def _to_variance(kind, values):
@@ -361,20 +167,26 @@ def _to_variance(kind, values):
     return values
 
 
+_UNIT_WORDS = {
+    **dict.fromkeys(("e-", "e", "electrons", "photo-electrons", "photoelectrons"), "electron"),
+    **dict.fromkeys(("counts", "count", "dn", "adus", "digital number", "raw"), "adu"),
+    **dict.fromkeys(("sec", "second", "seconds"), "s"),
+}
+
+
 def _unit(text, path):
-    """The unit that BUNIT means; ``e-`` and ``counts`` are what cameras write for astropy's words."""
-    text = str(text).strip()
-    words = {"e-": "electron", "e": "electron", "counts": "adu", "count": "adu", "dn": "adu"}
-    parts = [words.get(part.strip().lower(), part.strip()) for part in text.split("/")]
-    try:
-        return u.Unit("/".join(parts))
-    except ValueError:
+    """Return the unit that BUNIT means, in astropy's words or in those of cameras."""
+    parts = [part.strip().lower() for part in text.strip().strip("[]()").split("/")]
+    for words in ("/".join(_UNIT_WORDS.get(part, part) for part in parts), text.strip()):
         try:
-            return u.Unit(text.lower())
-        except ValueError:
-            raise InputError(
-                f"{path}: BUNIT = {text!r} is not a unit: write adu, electron or electron/s"
-            ) from None
+            unit = u.Unit(words)
+        except Exception:  # noqa: S112 - astropy: ValueError, TypeError, by the text
+            continue
+        if isinstance(unit, u.UnitBase):
+            return unit
+    raise InputError(
+        f"{path}: BUNIT = {text[:60]!r} is not a unit: write adu, electron or electron/s"
+    )
 
 
 # --------------------------------------------------------------------------- memory

@@ -20,11 +20,13 @@ import numpy as np
 from astropy import units as u
 from astropy.table import MaskedColumn, QTable
 
-from astro_narrowband._facts import Facts, facts_of, header_from
+from astro_narrowband._facts import Facts, Note, facts_of, header_from
+from astro_narrowband._fits_reader import wrong_sums
+from astro_narrowband._spellings import show
 from astro_narrowband.bands import FitsFrame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
-from astro_narrowband.keywords import SPELLINGS, clean_text
+from astro_narrowband.keywords import SPELLINGS, clean_text, raw_values
 
 __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
 
@@ -411,6 +413,22 @@ def _is_output(folder):
     return isinstance(content, dict) and {"software", "groups"} <= set(content)
 
 
+def _compare(facts, header, primary, spellings):
+    """Note keywords that matter and differ between an extension and the primary header."""
+    for name in ("kind", "exposure", "filter", "gain", "object"):
+        for keyword in spellings.keywords[name]:
+            values = [{clean_text(v) for v, _ in raw_values(h, keyword)} for h in (header, primary)]
+            if all(values) and values[0].isdisjoint(values[1]):
+                facts.notes.append(
+                    Note(
+                        keyword,
+                        " and ".join(show(min(v)) for v in values),
+                        "differ between "
+                        "the image's header and the primary one: the image's is believed",
+                    )
+                )
+
+
 def _row(path, parts, why, fallback, spellings, options):
     row = FrameRow(path=path, parts=parts)
     if why:
@@ -423,6 +441,11 @@ def _row(path, parts, why, fallback, spellings, options):
             frame = FitsFrame(path, unit="adu", **options)
             header = frame.header
             facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings)
+            damage = wrong_sums(path)
+            if damage:
+                raise InputError(f"{damage}: is damaged: copy it again")
+            if frame.primary is not None:
+                _compare(facts, header, frame.primary, spellings)
     except InputError as error:
         row.verdict = "left out"
         row.reason = clean_text(str(error).removeprefix(f"{path}: "))

@@ -20,6 +20,8 @@ STOREYS = [
     "_whole",
     "_fits_writer",
     "files",
+    "_fits_image",
+    "_fits_reader",
     "bands",
     "noise",
     "_transfer",
