@@ -319,9 +319,7 @@ def _kept(tile, bad, rejection):
         columns = np.flatnonzero(beyond)
         few = _columns(rows, columns)
         low, high = _as_arrays(low, high, pixels, counter)
-        low[columns], high[columns] = _within(
-            few, low[columns], high[columns], below, above
-        )
+        low[columns], high[columns] = _within(few, low[columns], high[columns], below, above)
         odd = np.union1d(odd, columns)
     if any(rejection.extrema):
         nlow, nhigh = rejection.extrema
@@ -433,10 +431,8 @@ def _same_bounds(rows, rejection):
     if rejection.center == "mean" or rejection.deviation == "std":
         total, squares = _moments(rows, a, 0, n, fine, squares=True)
         total /= n
-    if rejection.center == "mean":
-        center = total + a
-    else:
-        center = _middle(a, b, np.empty(a.shape, fine))
+    middle = _middle(a, b, np.empty(a.shape, fine))
+    center = total + a if rejection.center == "mean" else middle
     if rejection.deviation == "std":
         squares /= n
         squares -= total * total
@@ -763,7 +759,7 @@ def _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype
         )
     if len(parts) == 1:
         return parts[0]
-    return Reduced(*(None if p[0] is None else np.concatenate(p) for p in zip(*parts)))
+    return Reduced(*(None if p[0] is None else np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
 def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype):
