@@ -93,7 +93,7 @@ KINDS = MappingProxyType(
             ),
             "other": (
                 "focus focusing test tests arc lamp comp comparison guide guider guiding pointing "
-                "snapshot preview acquisition acq align alignment tricolor tricolour"
+                "snapshot preview acquisition acq align alignment tricolor tricolour truth"
             ),
         }.items()
         for spelling in spellings.split()

@@ -34,8 +34,8 @@ VERDICTS = ("used", "left out", "ignored")
 
 _SUFFIXES = (".fits", ".fit", ".fts")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
-#: Files that a night is known to have beside its frames.
-_TRUTH = "truth"
+#: What the folder ``truth`` of a simulated night has.
+_TRUTH_TABLES = ("stars.ecsv", "frames.ecsv")
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ def _walk(folder, parts, ignored, seen):
     if real in seen:
         return
     seen.add(real)
-    why = "products of an earlier run" if real in ignored or _is_output(folder) else ""
+    why = _not_raw(folder) or ("not to be looked into" if real in ignored else "")
     yield from _list(folder, parts, ignored, seen, why)
 
 
@@ -394,23 +394,25 @@ def _no_frame(path):
         return "is not a regular file"
     if path.name.startswith("."):
         return "a hidden file"
-    if _TRUTH in path.name.lower().split("."):
-        return "the truth of a simulation"
     if not _is_fits_name(path.name):
         return f"no FITS file by its name ({path.suffix or 'no suffix'})"
     return ""
 
 
-def _is_output(folder):
-    """Whether a folder holds the products of this package: it has their record."""
-    record = Path(folder) / "night.json"
+def _not_raw(folder):
+    """Why a whole folder holds no raw frames: products of this package, or a simulated truth."""
+    folder = Path(folder)
+    if folder.name == "truth" and all((folder / f).is_file() for f in _TRUTH_TABLES):
+        return "the truth of a simulation"
+    record = folder / "night.json"
     try:
         if not record.is_file() or record.stat().st_size > 1 << 28:
-            return False
+            return ""
         content = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and {"software", "groups"} <= set(content)
+        return ""
+    is_record = isinstance(content, dict) and {"software", "groups"} <= set(content)
+    return "a product of an earlier run" if is_record else ""
 
 
 def _compare(facts, header, primary, spellings):
@@ -454,8 +456,8 @@ def _row(path, parts, why, fallback, spellings, options):
         setattr(row, item.name, getattr(facts, item.name))
     row.shape = frame.shape
     row.verdict, row.reason = "used", ""
-    if facts.refusal:
-        row.verdict, row.reason = "left out", clean_text(facts.refusal)
-    elif facts.kind == "other":
+    if facts.kind == "other":
         row.verdict, row.reason = "ignored", "a frame that no reduction needs (focus, lamp, test)"
+    elif facts.refusal:
+        row.verdict, row.reason = "left out", clean_text(facts.refusal)
     return row
