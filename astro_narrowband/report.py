@@ -1,0 +1,448 @@
+"""
+One self-contained HTML page of a night, made from its record and its products.
+
+There is no script on the page, nothing is loaded from elsewhere, and whatever
+came from a header or a file name is escaped by the template. It can be made
+again at any time from ``night.json`` and the products beside it.
+"""
+
+import base64
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import Table
+
+from astro_narrowband import figures
+from astro_narrowband.exceptions import ProductError
+from astro_narrowband.files import safe_text, write_text
+from astro_narrowband.products import strict_json
+
+__all__ = ["render_report", "write_report"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+#: Longest side of the pictures, in pixels.
+_LARGE, _COLOUR, _SMALL = 800, 900, 320
+#: Stars whose growth curves are shown.
+_STARS = 3
+
+
+def write_report(folder, record):
+    """
+    Write ``report.html`` into the folder of the products.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where the products are.
+    record : dict
+        The record of the night, as ``night.json`` has it.
+
+    Returns
+    -------
+    str
+        SHA-256 of the page.
+
+    Raises
+    ------
+    ProductError
+        If it cannot be written, or matplotlib or jinja2 is not installed.
+    """
+    return write_text(Path(folder) / "report.html", render_report(folder, record))
+
+
+def render_report(folder, record):
+    """
+    Return the page as text; see `write_report`.
+
+    A product that the record names and that is not there or cannot be read is
+    said to be so on the page.
+    """
+    try:
+        import jinja2
+        import matplotlib as mpl  # noqa: F401 - said here, before anything is done
+    except ImportError as error:
+        raise ProductError(
+            f"report.html: needs {error.name}, which is not installed: "
+            "pip install 'astro-narrowband[report]'"
+        ) from None
+    folder = Path(folder)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.ChainableUndefined,
+    )
+    environment.filters["num"] = _number
+    environment.filters["png"] = _data_url
+    environment.filters["clean"] = lambda text: "" if text is None else safe_text(text)
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    page = _page(folder, record)
+    return environment.get_template("report.html").render(
+        style=style, style_hash=digest, record=record, **page
+    )
+
+
+def _number(value, digits=3):
+    """A number with ``digits`` significant ones, or a dash."""
+    if value is None or (not value and value != 0):  # also what the template finds undefined
+        return "–"
+    if isinstance(value, str | bool):
+        return value
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        return "–"
+    if not math.isfinite(value):
+        return "–"
+    if value == 0 or (value == int(value) and abs(value) < 1e6):
+        return f"{int(value)}".replace("-", "−")
+    power = math.floor(math.log10(abs(value)))
+    if -4 <= power < 6:
+        text = f"{value:.{max(0, digits - 1 - power)}f}"
+    else:
+        text = f"{value:.{digits - 1}e}"
+    return text.replace("-", "−")
+
+
+def _data_url(png):
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _page(folder, record):
+    """Everything that the template shows and the record does not hold."""
+    groups = [_Group(folder, group).view() for group in record.get("groups", [])]
+    names = {}
+    for group in groups:
+        names.setdefault(group["object"], []).append(group)
+    objects = [
+        {"name": name, "groups": members, "colour": _colour_view(members)}
+        for name, members in names.items()
+    ]
+    done = [group for group in groups if group["status"] == "done"]
+    dates = sorted(group["date"] for group in done if group["date"])
+    return {
+        "objects": objects,
+        "title": ", ".join(names) or "No lights",
+        "dates": sorted({dates[0][:10], dates[-1][:10]}) if dates else [],
+        "n_done": len(done),
+        "n_groups": len(groups),
+        "n_used": sum(int(group["n_used"] or 0) for group in done),
+        "n_lights": sum(len(group["frames"]) for group in groups),
+        "exposure": sum(float(group["exposure_total"] or 0) for group in done),
+        "masters": _masters(folder, record.get("masters") or {}),
+        "left_out": _left_out(folder, record, groups),
+        "settings": _flat(record.get("settings") or {}),
+    }
+
+
+def _flat(settings):
+    return {
+        key: strict_json(value).replace("\n", "") if isinstance(value, dict | list) else value
+        for key, value in settings.items()
+    }
+
+
+# --------------------------------------------------------------------------- filters
+
+
+class _Group:
+    """One object in one filter."""
+
+    def __init__(self, folder, group):
+        self.folder = folder
+        self.group = group
+        self.filter = group.get("filter") or ""
+        self.notes = []
+
+    def view(self):
+        view = {
+            **{key: self.group.get(key) for key in ("object", "status", "reason", "reference")},
+            **{key: self.group.get(key) for key in ("exposure_total", "n_used", "sky", "noise")},
+            "fwhm": self.group.get("fwhm"),
+            "filter": self.filter,
+            "tint": self.filter if self.filter in figures.TINTS else "other",
+            "frames": self.group.get("frames") or [],
+            "products": self.group.get("products") or {},
+            "date": "",
+        }
+        self.stars = []
+        view["growth"] = self._growth()
+        view["catalog"] = self._catalog()
+        view.update(self._coadd())
+        view["night"] = self._night(view["frames"])
+        view["top_weight"] = max((f.get("weight") or 0 for f in view["frames"]), default=0)
+        view["notes"] = self.notes
+        return view
+
+    def _path(self, name):
+        product = (self.group.get("products") or {}).get(name)
+        return None if not product else self.folder / product
+
+    def _read(self, name, read):
+        """Read a product, or note that it cannot be read."""
+        path = self._path(name)
+        if path is None:
+            return None
+        try:
+            return read(path)
+        except Exception as error:  # the page says what is wrong with it, and shows the rest
+            self.notes.append(f"{path.name}: cannot be shown ({type(error).__name__}: {error})")
+            return None
+
+    def _coadd(self):
+        return self._read("coadd", self._read_coadd) or {"image": None, "picture": None}
+
+    def _read_coadd(self, path):
+        with fits.open(path, memmap=True) as hdul:
+            header = hdul[0].header
+            data = hdul[0].data
+            mask = hdul["MASK"].data if "MASK" in hdul else None
+            image, factor = figures.downsample(data, mask, size=_LARGE)
+            unit = str(header.get("BUNIT", ""))
+            view = {
+                "image": image,
+                "date": str(header.get("DATE-OBS", "")),
+                "coverage": None,
+                "correlation": header.get("NOISECOR"),
+                "sigma": None,
+                "shape": data.shape,
+                "unit": unit.replace(" ", ""),
+            }
+            if "UNCERT" in hdul:
+                view["sigma"] = _median(hdul["UNCERT"].data, mask)
+            if "NEXP" in hdul:
+                view["coverage"] = _coverage(hdul["NEXP"].data)
+        stretch = figures.Stretch.of(image)
+        colours = figures.palette(self.filter)
+        ny, nx = image.shape
+        bar = figures.scale_bar(header, nx * factor)
+        view["picture"] = {
+            "png": figures.palette_png(stretch(image), colours),
+            "width": nx,
+            "height": ny,
+            "bar": bar.length / factor,
+            "label": bar.label,
+            "north": bar.north,
+            "east": bar.east,
+            "stars": [
+                {"id": s["id"], "x": (s["x"] + 0.5) / factor, "y": ny - (s["y"] + 0.5) / factor}
+                for s in self.stars
+                if s["x"] is not None
+            ],
+            "factor": factor,
+            "ramp": _ramp(colours),
+            "ticks": stretch.ticks(),
+        }
+        return view
+
+    def _growth(self):
+        return self._read("growth", self._read_growth)
+
+    def _read_growth(self, path):
+        table = Table.read(path, format="ascii.ecsv")
+        curves = []
+        raw = next(
+            (c for c in ("flux_raw", "raw", "aperture_sum", "sum") if c in table.colnames), ""
+        )
+        for star in dict.fromkeys(np.asarray(table["id"]).tolist()):
+            rows = table[np.asarray(table["id"]) == star]
+            flux = np.ma.filled(np.ma.asarray(rows["flux"], float), math.nan)
+            if not np.isfinite(flux).any():
+                continue
+            position = [
+                float(rows[c][0]) if c in rows.colnames else None for c in ("x_center", "y_center")
+            ]
+            title = f"star {star}"
+            if None not in position:
+                title += f" at ({position[0]:.1f}, {position[1]:.1f})"
+            curves.append(
+                {
+                    "id": star,
+                    "title": title,
+                    "x": position[0],
+                    "y": position[1],
+                    "radius": np.asarray(rows["radius"], float),
+                    "flux": flux,
+                    "flux_err": np.ma.filled(np.ma.asarray(rows["flux_err"], float), math.nan),
+                    "raw": np.ma.filled(np.ma.asarray(rows[raw], float), math.nan) if raw else None,
+                }
+            )
+        curves = curves[:_STARS]
+        if not curves:
+            return None
+        self.stars = curves
+        return figures.growth_png(curves, filter_name=self.filter, annulus=_annulus(table.meta))
+
+    def _catalog(self):
+        return self._read("catalog", self._read_catalog)
+
+    def _read_catalog(self, path):
+        table = Table.read(path, format="ascii.ecsv")
+        view = {"n": len(table), "limit": None}
+        if {"flux", "flux_err"} <= set(table.colnames) and len(table):
+            error = np.ma.filled(np.ma.asarray(table["flux_err"], float), math.nan)
+            flux = np.ma.filled(np.ma.asarray(table["flux"], float), math.nan)
+            faint = np.isfinite(error) & (flux < np.nanpercentile(flux, 50))
+            if faint.any():
+                view["limit"] = 5 * float(np.median(error[faint]))
+        return view
+
+    def _night(self, frames):
+        shown = [f for f in frames if f.get("sky") is not None or f.get("dx") is not None]
+        if len(shown) < 2:
+            return None
+        return figures.night_png(shown, filter_name=self.filter)
+
+
+def _annulus(meta):
+    pairs = [("r_in", "r_out"), ("annulus_in", "annulus_out")]
+    for inner, outer in pairs:
+        if inner in meta and outer in meta:
+            return tuple(float(getattr(meta[k], "value", meta[k])) for k in (inner, outer))
+    return None
+
+
+def _median(data, mask):
+    """Median of the good pixels of a plane, from one row in 8."""
+    values = np.asarray(data[::8], float)
+    good = np.isfinite(values)
+    if mask is not None:
+        good &= ~np.asarray(mask[::8], bool)
+    return float(np.median(values[good])) if good.any() else None
+
+
+def _coverage(data):
+    image, _ = figures.downsample(data, size=_SMALL)
+    top = max(1, int(np.max(data)))
+    colours = figures.palette()
+    brightness = np.where(image > 0, image / top, np.nan)
+    return {
+        "png": figures.palette_png(brightness, colours),
+        "max": top,
+        "full": float(np.mean(np.asarray(data[::4]) == top)),
+    }
+
+
+def _ramp(colours):
+    return ["#" + bytes(colour).hex() for colour in colours[1::15].tolist()]
+
+
+def _colour_view(groups):
+    """A composite of the filters of one object that share a grid."""
+    images = {}
+    shape = None
+    for group in groups:
+        if group["image"] is None or group["filter"] in images:
+            continue
+        shape = shape or group["shape"]
+        if group["shape"] == shape:
+            images[group["filter"]] = group["image"]
+    if len(images) < 2:
+        return None
+    png, channels = figures.composite_png(images)
+    ny, nx = next(iter(images.values())).shape
+    return {"png": png, "channels": channels, "width": nx, "height": ny}
+
+
+# --------------------------------------------------------------------------- masters
+
+
+def _masters(folder, masters):
+    views = []
+    bias, dark = masters.get("bias"), masters.get("dark")
+    if bias:
+        facts = [("frames", bias.get("n_frames")), ("level [adu]", bias.get("level"))]
+        facts += [("noise of a frame [adu]", bias.get("noise"))]
+        views.append(_master(folder, "Bias", bias, 0, "adu", facts))
+    if dark:
+        facts = [("model", dark.get("model"))]
+        counts = dark.get("n_frames")
+        counts = counts if isinstance(counts, list | tuple) else [counts] * 9
+        darks = [
+            f"{_number(n)} × {_number(t)} s"
+            for n, t in zip(counts, dark.get("exposures") or (), strict=False)
+        ]
+        facts.append(("darks", ", ".join(darks)))
+        temperatures = dark.get("temperatures")
+        if temperatures:
+            span = " to ".join(dict.fromkeys(_number(t, 3) for t in temperatures))
+            facts.append(("temperature [°C]", span))
+        views.append(_master(folder, "Dark rate", dark, "RATE", "adu/s", facts))
+        views[-1]["notes"] += [safe_text(note) for note in dark.get("notes") or ()]
+    for name, flat in (masters.get("flats") or {}).items():
+        facts = [("frames", flat.get("n_frames")), ("exposure [s]", flat.get("exposure"))]
+        views.append(_master(folder, f"Flat {name}", flat, 0, "", facts))
+    return views
+
+
+def _master(folder, title, master, extension, unit, facts):
+    view = {
+        "title": title,
+        "path": master.get("path"),
+        "facts": facts,
+        "picture": None,
+        "notes": [],
+    }
+    if not master.get("path"):
+        return view
+    try:
+        with fits.open(folder / master["path"], memmap=True) as hdul:
+            if extension != 0 and extension not in hdul:
+                extension = 0
+            data = hdul[extension].data
+            mask = hdul["MASK"].data if "MASK" in hdul else None
+            # A few rows of each block are enough for a small picture.
+            thin = max(1, data.shape[0] // (3 * _SMALL))
+            mask = None if mask is None else mask[::thin, ::thin]
+            data = np.asarray(data[::thin, ::thin], np.float32)
+    except Exception as error:  # the page says what is wrong with it, and shows the rest
+        view["notes"].append(f"cannot be shown ({type(error).__name__}: {error})")
+        return view
+    image, _ = figures.downsample(data, mask, size=_SMALL)
+    stretch = figures.Stretch.linear(image)
+    view["picture"] = {
+        "png": figures.palette_png(stretch(image), figures.palette()),
+        "black": stretch.black,
+        "white": stretch.white,
+        "unit": unit,
+    }
+    good = data[np.isfinite(data)] if mask is None else data[np.isfinite(data) & (mask == 0)]
+    if good.size:
+        low, middle, high = np.percentile(good, [1, 50, 99])
+        label = f"median [{unit}]" if unit else "median"
+        view["facts"] = [
+            *facts,
+            (label, float(middle)),
+            ("1 % to 99 %", f"{_number(low)} to {_number(high)}"),
+        ]
+        if mask is not None:
+            view["facts"].append(("masked [%]", 100 * float(np.mean(mask != 0))))
+    return view
+
+
+def _left_out(folder, record, groups):
+    """``(file, reason)`` of every frame that was found and not used."""
+    out = {}
+    path = folder / "frames.ecsv"
+    if path.is_file():
+        table = Table.read(path, format="ascii.ecsv")
+        if {"path", "verdict", "reason"} <= set(table.colnames):
+            for row in table:
+                if str(row["verdict"]) == "left out":
+                    out[str(row["path"])] = str(row["reason"])
+    for group in groups:
+        for frame in group["frames"]:
+            if frame.get("verdict") == "left out":
+                out.setdefault(str(frame.get("path")), str(frame.get("reason") or ""))
+    for flat in ((record.get("masters") or {}).get("flats") or {}).values():
+        for item in flat.get("left_out") or ():
+            if isinstance(item, dict):
+                out.setdefault(str(item.get("path")), str(item.get("reason") or ""))
+            else:
+                out.setdefault(str(item), "")
+    return sorted(out.items())
