@@ -8,19 +8,21 @@ and may be used without this one.
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from astropy import units as u
-from astropy.nddata import CCDData
+from astropy.table import QTable
 
 from astro_narrowband._validate import choice
 from astro_narrowband.bands import FitsFrame, as_ccd, usable_cores
 from astro_narrowband.calibrate import CalibratedFrame, Recipe
-from astro_narrowband.coadd import Coadd, coadd
+from astro_narrowband.coadd import coadd
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detect import detect_stars
-from astro_narrowband.detector import Detector, decide_detector
+from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import (
     InputError,
     NarrowbandError,
@@ -29,16 +31,19 @@ from astro_narrowband.exceptions import (
 )
 from astro_narrowband.files import safe_name, unique_name
 from astro_narrowband.filters import canonical_filter
-from astro_narrowband.frames import FrameRow, FrameTable
+from astro_narrowband.frames import FrameRow, FrameTable, printable
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.plan import Group, make_plan
 from astro_narrowband.products import Inputs, Products, software
+from astro_narrowband.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.register import Alignment, align, choose_reference
 from astro_narrowband.resample import ResampledFrame
 from astro_narrowband.weights import FrameStatistics, measure_frame
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
+#: Status of a night of which nothing, or not everything, could be made.
+NOTHING, PARTIAL = 3, 4
 #: Settings that say how the work is done and change no pixel.
 _HOW = ("filters", "keep_calibrated", "workers", "memory", "scheduler", "resume", "strict")
 
@@ -102,6 +107,14 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name not in _HOW}
 
 
+class Master(NamedTuple):
+    """A master, the name of its product, and what that was made of."""
+
+    value: object
+    name: str
+    key: object
+
+
 @dataclass(eq=False)
 class Light:
     """A light on its way: what is known of it grows from step to step."""
@@ -109,7 +122,7 @@ class Light:
     row: FrameRow
     group: Group
     frame: CalibratedFrame
-    stars: object = None
+    stars: QTable | None = None
     statistics: FrameStatistics | None = None
     alignment: Alignment | None = None
 
@@ -163,8 +176,9 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         If a product cannot be written.
     """
     settings = settings or Settings()
+    choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
     with ExitStack() as stack:
-        messages = stack.enter_context(_listening())
+        messages = stack.enter_context(Messages())
         table = FrameTable.from_paths(
             nights,
             set_keywords=dict(settings.set_keywords),
@@ -173,27 +187,28 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         )
         plan = make_plan(table, filters=_canonical(settings.filters))
         for problem in plan.problems:
-            warnings.warn(str(problem), NarrowbandWarning, stacklevel=2)
+            messages.say(str(problem), problem.level)
         if not plan.groups:
             raise InputError(_no_lights(table, nights))
         used = [row.path for row in table if row.verdict == "used"]
-        inputs = stack.enter_context(Inputs(used, workers=settings.workers or usable_cores()))
+        workers = settings.workers or usable_cores()
+        inputs = stack.enter_context(Inputs(used, workers=workers))
         products = stack.enter_context(
             Products(output, settings=settings.of_pixels(), inputs=inputs, resume=settings.resume)
         )
         executor = stack.enter_context(_executor(settings))
-        night = Night(table, settings, products, executor, progress or _silent)
+        night = Night(table, settings, products, messages, executor, progress or _silent)
         for target in _targets(plan):
             night.reduce(target)
-        return night.finish(messages, inputs)
+        return night.finish(inputs)
 
 
 class Night:
     """One run of the pipeline: the products made so far, and the record of them."""
 
-    def __init__(self, table, settings, products, executor, progress):
+    def __init__(self, table, settings, products, messages, executor, progress):
         self.table, self.settings, self.products = table, settings, products
-        self.executor, self.progress = executor, progress
+        self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.made = {}
         self.names = set()
@@ -207,20 +222,33 @@ class Night:
         }
 
     def reduce(self, target):
-        """Reduce the lights of one target: every filter of one object on one detector."""
-        lights = []
+        """Reduce one target: every filter of one object on one detector, on one grid."""
+        lights, keys = [], []
         for group in self.progress(target, total=len(target), description="masters"):
-            lights += self.attempt(group, self.calibrated) or []
-        self.measure(lights)
-        lights = self.register(lights)
+            made = self.attempt(group, self.calibrated)
+            if made is not None:
+                lights += made[0]
+                keys += made[1]
+        # The grid, and so every coadd, depends on all lights of the target.
+        key = self.products.key([light.row.path for light in lights] + keys, product="coadds")
+        names = {group: self.name(f"{safe_name(group.object)}-{safe_name(group.filter)}")
+                 for group in target}  # fmt: skip
+        there = {g: self.products.have(f"coadd-{names[g]}.fits", key) for g in target}
+        reference = ""
+        if not all(there.values()):
+            self.measure(lights)
+            lights, reference = self.register(lights)
         coadds = {}
         for group in self.progress(target, total=len(target), description="coadds"):
             mine = [light for light in lights if light.group is group]
-            coadds[group] = self.attempt(group, self.coadd, mine, lights)
-        self.catalogue({group: made for group, made in coadds.items() if made is not None})
+            make = self.read_coadd if there[group] else self.make_coadd
+            coadds[group] = self.attempt(group, make, names[group], mine, reference, key)
+        self.catalogue(names, coadds, key)
+        for group in target:
+            self.describe(group, names[group], coadds[group])
 
     def attempt(self, group, step, *args):
-        """Do a step for a group; if it fails, the reason is kept and the others go on."""
+        """Do a step for a group; if it fails the reason is kept, and the others go on."""
         if group.failed:
             return None
         try:
@@ -229,13 +257,14 @@ class Night:
             raise
         except NarrowbandError as error:
             group.reason = str(error)
+            self.messages.say(f"{group.label}: not reduced: {error}", "error")
             return None
 
     # ------------------------------------------------------------------ masters
 
     def calibrated(self, group):
-        """Return the lights of a group as frames that are calibrated while they are read."""
-        recipe = self.recipe(group)
+        """Return the lights of a group, calibrated while they are read, and their masters' keys."""
+        recipe, keys = self.recipe(group)
         lights = []
         for row in group.lights:
             try:
@@ -243,62 +272,55 @@ class Night:
             except NarrowbandError as error:
                 self.leave_out(row, str(error))
         if not lights:
-            raise InputError(f"{group.label}: no light of it can be calibrated")
-        return lights
+            raise InputError("none of its lights can be calibrated")
+        return lights, keys
 
     def recipe(self, group):
-        """Return what calibrates a group; masters that serve several groups are made once."""
-        settings = self.settings
+        """Return what calibrates a group, and the keys of its masters."""
         detector = self.detector(group)
-        bias, dark, flat = self.bias(group, detector), None, None
+        bias = self.bias(group, detector) if group.bias else None
+        dark = flat = None
         if group.darks:
             dark = self.dark(group, detector, bias)
         elif bias is not None:
-            dark = DarkModel.from_masters(bias=bias)
+            dark = bias._replace(value=DarkModel.from_masters(bias=bias.value))
         if group.flats:
             flat = self.flat(group, detector, dark)
-        return Recipe(detector, dark=dark, flat=flat, max_extrapolation=settings.max_extrapolation)
+        recipe = Recipe(
+            detector,
+            dark=None if dark is None else dark.value,
+            flat=None if flat is None else flat.value,
+            max_extrapolation=self.settings.max_extrapolation,
+        )
+        masters = [master for master in (bias, dark, flat) if master is not None]
+        return recipe, [(master.name, master.key) for master in masters]
 
     def detector(self, group):
         """Return gain, read noise and saturation of a group's camera."""
-        wanted = [r.path for r in (*group.bias, *group.flats)]
-        identity = ("detector", *wanted)
+        identity = ("detector", *(row.path for row in (*group.bias, *group.flats)))
         if identity not in self.made:
             settings = self.settings
-            given = {
-                name: None if value is None else value * unit
-                for name, value, unit in (
-                    ("gain", settings.gain, u.electron / u.adu),
-                    ("read_noise", settings.read_noise, u.electron),
-                    ("saturation", settings.saturation, u.adu),
-                )
-            }
-            detector = decide_detector(
+            self.made[identity] = decide_detector(
                 group.lights[0].open().header,
+                gain=_quantity(settings.gain, u.electron / u.adu),
+                read_noise=_quantity(settings.read_noise, u.electron),
+                saturation=_quantity(settings.saturation, u.adu),
                 flats=[row.open() for row in group.flats],
                 biases=[row.open() for row in group.bias],
-                **given,
             )
-            self.made[identity] = detector
-            self.record["detector"][group.label] = asdict(detector)
+        self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
 
     def bias(self, group, detector):
-        """Return the master bias of a group, or None where it has no bias frames."""
-        if not group.bias:
-            return None
+        """Return the master bias of a group."""
 
-        def make(name, key):
-            ccd = master_bias(
-                [row.open() for row in group.bias], detector=detector, workers=self.workers
-            )
-            self.products.write_fits(name, ccd, key)
-            return ccd
+        def make(frames):
+            return master_bias(frames, detector=detector, workers=self.workers)
 
-        master, name, _ = self.master("bias", group.bias, make, _read_ccd)
-        header = master.header
+        master = self.master("bias", group.bias, make, _read_ccd)
+        header = master.value.header
         self.record["masters"]["bias"] = {
-            "path": name, "n_frames": header["NCOMBINE"], "level": header["BIASLEV"],
+            "path": master.name, "n_frames": header["NCOMBINE"], "level": header["BIASLEV"],
             "noise": header["RDNOISEA"],
         }  # fmt: skip
         return master
@@ -306,66 +328,76 @@ class Night:
     def dark(self, group, detector, bias):
         """Return the dark model of a group."""
 
-        def make(name, key):
-            model = DarkModel.fit(
-                [row.open() for row in group.darks], bias=bias, detector=detector,
-                workers=self.workers,
-            )  # fmt: skip
-            self.products.write_fits(name, model.to_hdul(), key)
-            return model
+        def make(frames):
+            return DarkModel.fit(
+                frames, bias=bias and bias.value, detector=detector, workers=self.workers
+            )
 
-        rows = [*group.bias, *group.darks]
-        model, name, _ = self.master("dark", rows, make, DarkModel.read, detector)
+        master = self.master(
+            "dark", group.darks, make, DarkModel.read, needs=[bias], depends=asdict(detector)
+        )
+        model = master.value
         self.record["masters"]["dark"] = {
-            "path": name, "model": model.model, "exposures": model.exposures,
+            "path": master.name, "model": model.model, "exposures": model.exposures,
             "n_frames": model.n_frames, "temperatures": model.temperatures,
             "notes": list(model.notes),
         }  # fmt: skip
-        return model
+        return master
 
     def flat(self, group, detector, dark):
-        """Return the master flat of a group."""
+        """Return the master flat of a group; flats that are of no use are left out by name."""
         if dark is None:
-            raise InputError(f"{group.label}: its flats have neither bias nor dark to lose")
-        limits = {"detector": detector, "max_extrapolation": self.settings.max_extrapolation}
-        left_out = []
-
-        def make(name, key):
-            frames = [row.open() for row in group.flats]
-            ccd = master_flat(frames, dark=dark, workers=self.workers, **limits)
-            self.products.write_fits(name, ccd, key)
-            return ccd
-
-        for row, check in zip(
-            group.flats,
-            check_flats([r.open() for r in group.flats], dark=dark, **limits),
-            strict=True,
-        ):
+            raise InputError("its flats have neither bias nor dark to lose: add bias frames")
+        limits = {
+            "dark": dark.value,
+            "detector": detector,
+            "max_extrapolation": self.settings.max_extrapolation,
+        }
+        rows, left_out = [], []
+        checks = check_flats([row.open() for row in group.flats], **limits)
+        for row, check in zip(group.flats, checks, strict=True):
             if check.reason:
                 self.leave_out(row, check.reason)
                 left_out.append(row.name)
-        rows = [*group.bias, *group.darks, *group.flats]
-        title = f"flat-{safe_name(group.filter)}"
-        master, name, _ = self.master(title, rows, make, _read_ccd, detector)
+            else:
+                rows.append(row)
+        if not rows:
+            raise InputError("none of its flats can be used")
+
+        def make(frames):
+            return master_flat(frames, workers=self.workers, **limits)
+
+        master = self.master(
+            f"flat-{safe_name(group.filter)}", rows, make, _read_ccd, needs=[dark],
+            depends=asdict(detector),
+        )  # fmt: skip
         self.record["masters"]["flats"][group.filter] = {
-            "path": name, "n_frames": master.header["NCOMBINE"], "left_out": left_out,
-            "exposure": [row.exposure for row in group.flats],
+            "path": master.name, "n_frames": len(rows), "left_out": left_out,
+            "exposure": [row.exposure for row in rows],
         }  # fmt: skip
         return master
 
-    def master(self, title, rows, make, read, *depends):
-        """Return a master, its product's name and key: held, read again, or made."""
+    def master(self, title, rows, make, read, *, needs=(), depends=None):
+        """Return a `Master`: one that was made for another group, read again, or made now."""
         identity = (title, *(row.path for row in rows))
         if identity not in self.made:
-            name = f"masters/{unique_name(title, self.names)}.fits"
-            settings = [asdict(item) for item in depends]
-            key = self.products.key([row.path for row in rows], product=title, depends=settings)
+            name = f"masters/{self.name(title)}.fits"
+            needed = [(master.name, master.key) for master in needs if master is not None]
+            key = self.products.key(
+                [row.path for row in rows] + needed, product=title, depends=depends
+            )
             if self.products.have(name, key):
-                master = read(self.products.path(name))
+                value = read(self.products.path(name))
             else:
-                master = make(name, key)
-            self.made[identity] = master, name, key
+                value = make([row.open() for row in rows])
+                image = value.to_hdul() if hasattr(value, "to_hdul") else value
+                self.products.write_fits(name, image, key)
+            self.made[identity] = Master(value, name, key)
         return self.made[identity]
+
+    def name(self, title):
+        """Return a name for a product that no other one of this run has."""
+        return unique_name(title, self.names)
 
     # ------------------------------------------------------------------ lights
 
@@ -382,38 +414,28 @@ class Night:
                 pass
 
     def register(self, lights):
-        """Return the lights that could be aligned with the best of them."""
-        if not lights:
-            return []
-        if self.settings.registration == "none":
+        """Return the lights that can be aligned with the best of them, and its name."""
+        if not lights or self.settings.registration == "none":
             for light in lights:
                 light.alignment = Alignment.identity("none")
-            return lights
-        reference = choose_reference([light.stars for light in lights])
-        aligned = []
+            return lights, ""
+        stars = [light.stars for light in lights]
+        reference = choose_reference(stars)
+        kept = []
         for k, light in enumerate(lights):
             try:
-                aligned.append(
-                    Alignment.identity()
-                    if k == reference
-                    else align(light.stars, lights[reference].stars)
+                light.alignment = (
+                    Alignment.identity() if k == reference else align(light.stars, stars[reference])
                 )
-            except NarrowbandError as error:
-                aligned.append(error)
-        kept = []
-        for light, result in zip(lights, aligned, strict=True):
-            if isinstance(result, Alignment):
-                light.alignment = result
                 kept.append(light)
-            else:
-                self.leave_out(light.row, str(result))
-        return kept
+            except NarrowbandError as error:
+                self.leave_out(light.row, str(error))
+        return kept, lights[reference].row.name
 
-    def coadd(self, group, lights, target):
-        """Return the coadd of the lights of a group, and write it."""
+    def make_coadd(self, group, name, lights, reference, key):
+        """Coadd the lights of a group and write the product."""
         if not lights:
-            raise InputError(f"{group.label}: no light of it could be aligned")
-        name = f"coadd-{unique_name(f'{safe_name(group.object)}-{safe_name(group.filter)}', self.names)}"
+            raise InputError("none of its lights can be aligned")
         settings = self.settings
         made = coadd(
             [ResampledFrame(light.frame, light.alignment) for light in lights],
@@ -424,42 +446,115 @@ class Night:
             workers=self.workers,
             **({} if settings.memory is None else {"memory": settings.memory}),
         )
-        self.products.write_fits(f"{name}.fits", made.to_hdul())
+        made.ccd.header["REFFRAME"] = Path(reference).name
+        frames = frames_table(lights, made)
+        self.products.write_fits(f"coadd-{name}.fits", with_frames(made.to_hdul(), frames), key)
         if settings.keep_calibrated:
             for light in lights:
-                self.products.write_fits(
-                    f"calibrated/{safe_name(light.row.path.stem)}.fits", as_ccd(light.frame)
-                )
-        return made
+                product = f"calibrated/{self.name(light.row.path.stem)}.fits"
+                self.products.write_fits(product, as_ccd(light.frame))
+        return made.ccd, frames
 
-    def catalogue(self, coadds):
+    def read_coadd(self, group, name, lights, reference, key):  # noqa: ARG002
+        """Read the coadd that an earlier run made of the same things."""
+        path = self.products.path(f"coadd-{name}.fits")
+        return _read_ccd(path), read_frames(path)
+
+    def catalogue(self, names, coadds, key):
         """Measure the sources of a target in every filter."""
+
+    def describe(self, group, name, made):
+        """Put a group into the record."""
+        if made is None:
+            self.record["groups"].append(group_record(group, left_out=group.lights))
+            return
+        ccd, frames = made
+        products = {
+            what: file
+            for what, file in {
+                "coadd": f"coadd-{name}.fits",
+                "catalog": f"catalog-{name}.ecsv",
+                "growth": f"growth-{name}.ecsv",
+            }.items()
+            if file in self.products.digests
+        }
+        reference = str(ccd.header.get("REFFRAME", ""))
+        self.record["groups"].append(
+            group_record(
+                group,
+                frames=frames,
+                ccd=ccd,
+                products=products,
+                reference=reference,
+                left_out=group.lights,
+            )
+        )
 
     def leave_out(self, row, reason):
         """Leave a file out of the rest of the run, and say so."""
         self.table.leave_out(row.path, reason)
-        warnings.warn(f"{row.name}: left out: {reason}", NarrowbandWarning, stacklevel=2)
+        self.messages.say(f"{row.name}: left out: {reason}")
 
     # ------------------------------------------------------------------ the end
 
-    def finish(self, messages, inputs):
+    def finish(self, inputs):
         """Write the table of frames, the record and the report; return the record."""
         self.products.write_table("frames.ecsv", self.table.table)
         record = self.record
+        states = {group["status"] for group in record["groups"]}
+        if "failed" in states:
+            record["status"] = PARTIAL if "done" in states else NOTHING
+        elif self.settings.strict and self.messages.found:
+            record["status"] = NOTHING
         record["files"] = self.table.counts
-        record["messages"] = messages
+        record["messages"] = self.messages.found
         record["inputs"] = inputs.digests()
-        failed = [g for g in record["groups"] if g["status"] != "done"]
-        if failed:
-            record["status"] = 4
-        if self.settings.strict and messages:
-            record["status"] = 3
         record["products"] = dict(self.products.digests)
         self.products.write_json("night.json", record)
         return record
 
 
 # --------------------------------------------------------------------------- helpers
+
+
+class Messages:
+    """
+    What there is to say about a run: each thing once, shown and kept.
+
+    A context manager that listens to the warnings of this package as well.
+    """
+
+    def __init__(self):
+        self.found = []
+        self._seen = set()
+
+    def __enter__(self):
+        self._context = warnings.catch_warnings()
+        self._context.__enter__()
+        warnings.simplefilter("always", NarrowbandWarning)
+        self._show = warnings.showwarning
+        warnings.showwarning = self._listen
+        return self
+
+    def __exit__(self, *error):
+        return self._context.__exit__(*error)
+
+    def say(self, text, level="warning"):
+        """Say something that is no warning of a library function."""
+        if text not in self._seen:
+            self._seen.add(text)
+            self.found.append({"level": level, "text": text})
+            self._show(NarrowbandWarning(text), NarrowbandWarning, "pipeline", 0)
+
+    def _listen(self, message, category, filename, lineno, file=None, line=None):
+        if issubclass(category, NarrowbandWarning):
+            self.say(str(message))
+        else:
+            self._show(message, category, filename, lineno, file, line)
+
+
+def _quantity(value, unit):
+    return None if value is None else value * unit
 
 
 def _read_ccd(path):
@@ -480,31 +575,11 @@ def _canonical(filters):
 
 def _no_lights(table, nights):
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
+    where = ", ".join(printable(night) for night in np.atleast_1d(nights))
     return (
-        f"{nights}: no light is there ({counts}): "
-        "`astro-narrowband inspect` says what each file is taken for; --set IMAGETYP=light helps "
-        "where neither header nor name says it"
+        f"{where}: there is no light to reduce ({counts}): `astro-narrowband inspect` says what "
+        "each file is taken for; --set IMAGETYP=light serves where neither header nor name says it"
     )
-
-
-@contextmanager
-def _listening():
-    """Collect the warnings of this package as messages, once each, and show them as well."""
-    messages, seen = [], set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", NarrowbandWarning)
-        show = warnings.showwarning
-
-        def listen(message, category, filename, lineno, file=None, line=None):
-            if not issubclass(category, NarrowbandWarning):
-                show(message, category, filename, lineno, file, line)
-            elif str(message) not in seen:
-                seen.add(str(message))
-                messages.append({"level": "warning", "text": str(message)})
-                show(message, category, filename, lineno, file, line)
-
-        warnings.showwarning = listen
-        yield messages
 
 
 @contextmanager

@@ -1,0 +1,138 @@
+"""
+What ``night.json`` says about a coadd and its frames.
+
+The table of frames travels inside the coadd's file (extension FRAMES), so that
+a product that is used again tells as much as one that was just made.
+"""
+
+import numpy as np
+from astropy.io import fits
+from astropy.table import QTable, Table
+
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["frames_table", "group_record", "read_frames", "with_frames"]
+
+#: Pixels that are looked at for the level and the noise of a coadd.
+SAMPLE = 1 << 20
+
+
+def frames_table(lights, coadd):
+    """
+    Return what is known of the lights of a coadd, one row each.
+
+    Parameters
+    ----------
+    lights : sequence
+        With ``row`` (path, exposure), ``alignment`` and ``stars``, in the order of
+        ``coadd.frames``.
+    coadd : `~astro_narrowband.coadd.Coadd`
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+    """
+    table = QTable(coadd.frames)
+    for name in ("name", "exposure", "dx", "dy", "shift"):
+        if name in table.colnames:
+            table.remove_column(name)
+    alignments = [light.alignment for light in lights]
+    table["path"] = [light.row.name for light in lights]
+    table["exposure"] = [light.frame.exposure for light in lights]
+    table["dx"], table["dy"] = np.transpose([a.shift for a in alignments])
+    for name in ("rotation", "rms", "n_matched", "method", "flip"):
+        table[name] = [getattr(a, name) for a in alignments]
+    table["matrix"] = np.array([a.matrix for a in alignments])
+    return table
+
+
+def with_frames(hdul, table):
+    """Append ``table`` to a coadd's HDUs, as FRAMES."""
+    plain = Table(table)
+    hdul.append(fits.BinTableHDU(plain, name="FRAMES"))
+    return hdul
+
+
+def read_frames(path):
+    """
+    Return the table of frames in a coadd's file.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    try:
+        return QTable.read(path, hdu="FRAMES")
+    except (KeyError, OSError) as error:
+        raise InputError(f"{path}: has no table of frames ({error}): run reduce again") from None
+
+
+def group_record(group, *, frames=None, ccd=None, products=None, reference="", left_out=()):
+    """
+    Return a group of lights as ``night.json`` has it.
+
+    Parameters
+    ----------
+    group : `~astro_narrowband.plan.Group`
+    frames : `~astropy.table.QTable`, optional
+        From `frames_table`; ``None`` where the group failed.
+    ccd : `~astropy.nddata.CCDData`, optional
+        The coadd.
+    products : dict, optional
+        Names of the products.
+    reference : str, optional
+        The frame on whose grid it lies.
+    left_out : sequence of `~astro_narrowband.frames.FrameRow`, optional
+
+    Returns
+    -------
+    dict
+    """
+    record = {
+        "object": group.object,
+        "filter": group.filter,
+        "label": group.label,
+        "reference": reference,
+        "status": "failed" if ccd is None else "done",
+        "reason": group.reason,
+        "products": products or {},
+        "frames": [],
+    }
+    if ccd is not None:
+        record.update(_of_frames(frames), **_of_pixels(ccd))
+    used = {frame["path"] for frame in record["frames"]}
+    record["frames"] += [
+        {"path": row.name, "verdict": row.verdict, "reason": row.reason, "exposure": row.exposure}
+        for row in left_out
+        if row.name not in used
+    ]
+    return record
+
+
+def _of_frames(table):
+    frames = []
+    for row in table:
+        frame = {name: _plain(row[name]) for name in table.colnames}
+        frames.append({"verdict": "used", "reason": "", **frame})
+    return {
+        "frames": frames,
+        "n_used": len(frames),
+        "exposure_total": float(np.sum([frame["exposure"] for frame in frames])),
+        "fwhm": float(np.nanmedian([frame["fwhm"] for frame in frames])),
+    }
+
+
+def _plain(value):
+    value = getattr(value, "value", value)
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _of_pixels(ccd):
+    step = max(1, ccd.data.size // SAMPLE)
+    data = ccd.data.ravel()[::step]
+    sigma = ccd.uncertainty.array.ravel()[::step]
+    good = np.isfinite(data) & np.isfinite(sigma)
+    if not good.any():
+        return {"sky": None, "noise": None}
+    return {"sky": float(np.median(data[good])), "noise": float(np.median(sigma[good]))}
