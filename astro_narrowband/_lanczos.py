@@ -50,7 +50,7 @@ def table(kernel):
 
 
 def _weighted_rows(source, weights, out, scratch):
-    """out = sum of weights[k] * source[k : k + n]; zero weights cost nothing."""
+    """Out = sum of weights[k] * source[k : k + n]; zero weights cost nothing."""
     n = out.shape[0]
     fresh = True
     for k, w in enumerate(weights):

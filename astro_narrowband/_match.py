@@ -123,7 +123,9 @@ def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False)
     best = sorted(found.values(), key=lambda item: -item[0])
     out = []
     for count, mean, factor in best:
-        if all(abs(math.sin(mean - other)) > width or abs(factor - f) > 0.02 for other, f, _ in out):
+        if all(
+            abs(math.sin(mean - other)) > width or abs(factor - f) > 0.02 for other, f, _ in out
+        ):
             out.append((mean, factor, count))
         if len(out) == n_best:
             break

@@ -7,531 +7,35 @@ and then it is validated: a doubtful answer is an `AlignmentError` with the
 numbers, never a wrong shift.
 """
 
-import math
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
-from astropy.table import Table
+from astropy.table import QTable, Table
 
-from astro_narrowband import _match
+from astro_narrowband import _align_methods, _match
+from astro_narrowband._alignment import Alignment
+from astro_narrowband._starmatch import match_stars, name_of, stars_of
 from astro_narrowband._validate import choice, positive
 from astro_narrowband.detect import detect_stars
 from astro_narrowband.exceptions import AlignmentError, InputError
 
-__all__ = ["Alignment", "align", "choose_reference"]
-
-#: A rotation or scale that moves no corner by more than this is not worth resampling for [pix].
-NEGLIGIBLE = 0.02
-#: Largest departure of the scale from 1: same camera, same telescope.
-MAX_SCALE = 1e-3
-#: log10 of the chance that is accepted for a match of unrelated lists.
-MAX_CHANCE = -6.0
-#: Smallest part of the stars in the common area that must match.
-MIN_FRACTION = 0.25
-#: Offsets are voted for by so many of the brightest stars.
-VOTERS = 120
+__all__ = [
+    "Alignment",
+    "GroupAlignment",
+    "align",
+    "align_group",
+    "choose_reference",
+    "detect_stars",
+]
 
 METHODS = ("stars", "astroalign", "centroid", "wcs")
-
-
-@dataclass(frozen=True, eq=False)
-class Alignment:
-    """
-    A transform from the pixels of one frame (source) to those of another (target).
-
-    Attributes
-    ----------
-    matrix : `~numpy.ndarray` (3, 3)
-        Maps a column (x, y, 1) of the source to one of the target; pixel
-        centres are whole numbers, the first is 0.
-    covariance : `~numpy.ndarray` (4, 4)
-        Of a, b, tx, ty [pix^2 for tx, ty] in x' = a x - b y + tx,
-        y' = b x + a y + ty.
-    rms : float
-        Of the residuals of the matched stars along one axis [pix].
-    n_matched : int
-        Stars that the transform rests on.
-    method : str
-        How it was found.
-    flip : bool
-        Whether the frame is turned by about 180 degrees: the other side of the pier.
-    fraction : float
-        Matched stars over those of the shorter list that lie in the common area.
-    log_chance : float
-        log10 of the chance that unrelated star lists match so well.
-    """
-
-    matrix: np.ndarray
-    covariance: np.ndarray = field(default_factory=lambda: np.zeros((4, 4)))
-    rms: float = 0.0
-    n_matched: int = 0
-    method: str = "given"
-    flip: bool = False
-    fraction: float = 1.0
-    log_chance: float = -math.inf
-
-    def __post_init__(self):
-        matrix = np.array(self.matrix, float)
-        good = matrix.shape == (3, 3) and np.isfinite(matrix).all()
-        if not good or not np.allclose(matrix[2], (0, 0, 1)):
-            raise InputError(f"matrix = {self.matrix!r}: a finite affine 3 x 3 matrix is needed")
-        if abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
-            raise InputError(f"matrix = {self.matrix!r}: it cannot be inverted")
-        covariance = np.array(self.covariance, float)
-        matrix.flags.writeable = covariance.flags.writeable = False
-        object.__setattr__(self, "matrix", matrix)
-        object.__setattr__(self, "covariance", covariance)
-
-    @classmethod
-    def identity(cls, method="reference"):
-        """Return the alignment of a frame with itself."""
-        return cls(np.eye(3), method=method)
-
-    @classmethod
-    def translation(cls, dx, dy, **keywords):
-        """Return a shift by ``dx``, ``dy`` [pix]: a star at (x, y) comes to (x + dx, y + dy)."""
-        return cls(np.array([[1.0, 0.0, dx], [0.0, 1.0, dy], [0.0, 0.0, 1.0]]), **keywords)
-
-    @property
-    def shift(self):
-        """Translation (tx, ty) [pix]: where the first pixel comes to."""
-        return float(self.matrix[0, 2]), float(self.matrix[1, 2])
-
-    @property
-    def scale(self):
-        """Target pixels per source pixel."""
-        return math.sqrt(abs(np.linalg.det(self.matrix[:2, :2])))
-
-    @property
-    def rotation(self):
-        """Angle from x towards y [degree], -180 to 180."""
-        return math.degrees(math.atan2(self.matrix[1, 0], self.matrix[0, 0]))
-
-    @property
-    def is_translation(self):
-        """Whether there is nothing but a shift."""
-        return bool((self.matrix[:2, :2] == np.eye(2)).all())
-
-    def __call__(self, x, y):
-        """Return the target position of a source position."""
-        m = self.matrix
-        x, y = np.asarray(x, float), np.asarray(y, float)
-        return m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]
-
-    def position_error(self, x, y):
-        """Return the standard error [pix] along one axis of where a source position comes to."""
-        x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
-        zero, one = np.zeros_like(x), np.ones_like(x)
-        variance = 0.0
-        for gradient in ((x, -y, one, zero), (y, x, zero, one)):
-            g = np.stack(gradient, axis=-1)
-            variance = variance + np.einsum("...i,ij,...j", g, self.covariance, g)
-        return np.sqrt(np.maximum(variance / 2, 0))
-
-    def inverse(self):
-        """Return the transform from target to source."""
-        inverse = np.linalg.inv(self.matrix)
-        if self.is_translation:
-            inverse[:2, :2] = np.eye(2)
-        jacobian = _inverse_jacobian(self.matrix)
-        return Alignment(
-            inverse, jacobian @ self.covariance @ jacobian.T, self.rms, self.n_matched,
-            self.method, self.flip, self.fraction, self.log_chance,
-        )  # fmt: skip
-
-    def then(self, other):
-        """Return this transform followed by ``other`` (target to a third frame)."""
-        matrix = other.matrix @ self.matrix
-        jacobian = np.eye(4)
-        a, b = other.matrix[0, 0], other.matrix[1, 0]
-        jacobian[:2, :2] = jacobian[2:, 2:] = [[a, -b], [b, a]]
-        tx, ty = self.shift
-        a, b = self.matrix[0, 0], self.matrix[1, 0]
-        second = np.array([[a, -b, 0, 0], [b, a, 0, 0], [tx, -ty, 1, 0], [ty, tx, 0, 1]])
-        covariance = jacobian @ self.covariance @ jacobian.T + second @ other.covariance @ second.T
-        return Alignment(
-            matrix, covariance, math.hypot(self.rms, other.rms),
-            min(self.n_matched, other.n_matched) if self.n_matched else other.n_matched,
-            f"{self.method}, {other.method}", self.flip != other.flip,
-            min(self.fraction, other.fraction), max(self.log_chance, other.log_chance),
-        )  # fmt: skip
-
-    def to_header(self, header):
-        """Write REGDX, REGDY, REGROT, REGSCALE, REGRMS, REGSTARS and REGMETH into ``header``."""
-        header["REGDX"] = (round(self.shift[0], 4), "[pix] x of the first source pixel here")
-        header["REGDY"] = (round(self.shift[1], 4), "[pix] y of the first source pixel here")
-        header["REGROT"] = (round(self.rotation, 6), "[deg] rotation from x towards y")
-        header["REGSCALE"] = (round(self.scale, 8), "pixels here per source pixel")
-        header["REGRMS"] = (round(self.rms, 4), "[pix] residuals of the stars, one axis")
-        header["REGSTARS"] = (self.n_matched, "stars matched")
-        header["REGMETH"] = (self.method, "method of registration")
-
-
-def _inverse_jacobian(matrix):
-    """Derivatives of the inverse's (a, b, tx, ty) after those of a similarity, by differences."""
-    start = np.array([matrix[0, 0], matrix[1, 0], matrix[0, 2], matrix[1, 2]])
-
-    def inverse(p):
-        m = np.linalg.inv(np.array([[p[0], -p[1], p[2]], [p[1], p[0], p[3]], [0, 0, 1.0]]))
-        return np.array([m[0, 0], m[1, 0], m[0, 2], m[1, 2]])
-
-    steps = np.diag([1e-6, 1e-6, 1e-3, 1e-3])
-    columns = [(inverse(start + s) - inverse(start - s)) / (2 * s.max()) for s in steps]
-    return np.array(columns).T
-
-
-# --------------------------------------------------------------------------- stars
-
-
-def _name(image):
-    if isinstance(image, Table):
-        return str(image.meta.get("name", "star list"))
-    return str(getattr(image, "name", None) or getattr(image, "meta", {}).get("name", "frame"))
-
-
-@dataclass(frozen=True, eq=False)
-class _Stars:
-    """What matching needs of a star list."""
-
-    name: str
-    shape: tuple[int, int]
-    xy: np.ndarray
-    variance: np.ndarray
-    ring: np.ndarray
-    n_found: int
-    n_saturated: int
-    meta: dict
-
-    @property
-    def found(self):
-        text = f"{self.n_found} star{'s' * (self.n_found != 1)}"
-        if self.n_saturated:
-            text += f" ({self.n_saturated} of them saturated)"
-        rejected = self.meta.get("n_rejected") or {}
-        if rejected:
-            parts = ", ".join(f"{n} {reason}" for reason, n in rejected.items())
-            text += f", not counting {parts}"
-        return text
-
-
-def _stars_of(image, keywords):
-    table = image if isinstance(image, Table) else detect_stars(image, **keywords)
-    for column in ("x_center", "y_center"):
-        if column not in table.colnames:
-            raise InputError(f"{_name(table)}: the star list has no column {column}")
-    if "shape" not in table.meta:
-        raise InputError(
-            f"{_name(table)}: the star list has no meta['shape'] (ny, nx): use detect_stars"
-        )
-    xy = np.column_stack([_plain(table["x_center"]), _plain(table["y_center"])])
-    if "x_err" in table.colnames:
-        variance = (_plain(table["x_err"]) ** 2 + _plain(table["y_err"]) ** 2) / 2
-    else:
-        variance = np.full(len(table), 0.05**2)
-    ring = _plain(table["sharpness"]) if "sharpness" in table.colnames else np.ones(len(table))
-    saturated = np.zeros(len(table), bool)
-    if "saturated" in table.colnames:
-        saturated = np.asarray(table["saturated"], bool)
-    good = ~saturated & np.isfinite(xy).all(axis=1) & np.isfinite(variance)
-    # Pixel response and undersampling set a floor that the photons do not.
-    return _Stars(
-        _name(table), tuple(table.meta["shape"]), xy[good], variance[good] + 0.003**2,
-        ring[good], len(table), int(saturated.sum()), dict(table.meta),
-    )  # fmt: skip
-
-
-def _plain(column):
-    return np.asarray(getattr(column, "value", column), float)
-
-
-@dataclass(eq=False)
-class _Solution:
-    """One hypothesis after refinement."""
-
-    matrix: np.ndarray
-    covariance: np.ndarray
-    i: np.ndarray
-    j: np.ndarray
-    rms: float
-    model: str
-    radius: float
-    log_chance: float
-    fraction: float
-    turned: bool
-
-    @property
-    def n(self):
-        return len(self.i)
-
-
-def _corners(shape):
-    ny, nx = shape
-    return np.array([[0, 0], [nx - 1, 0], [0, ny - 1], [nx - 1, ny - 1]], float)
-
-
-def _quick(source, target, matrix, radius):
-    """Refine a hypothesis on bright stars: its matrix and number of matches."""
-    n = 0
-    for _ in range(6):
-        i, j = _match.mutual_matches(_match.apply(matrix, source.xy), target.xy, radius)
-        if len(i) < 2:
-            return matrix, len(i)
-        variance = source.variance[i] + target.variance[j] + 0.1**2
-        angle = math.atan2(matrix[1, 0], matrix[0, 0])
-        model = "similarity" if len(i) >= 4 else "translation"
-        new, *_ = _match.fit(source.xy[i], target.xy[j], variance, model=model, angle=angle)
-        # A handful of chance matches may ask for any rotation and scale.
-        if abs(math.sqrt(abs(np.linalg.det(new[:2, :2]))) - 1) > 0.01:
-            new, *_ = _match.fit(
-                source.xy[i], target.xy[j], variance, model="translation", angle=angle
-            )
-        matrix = new
-        if len(i) == n:
-            break
-        n = len(i)
-    return matrix, len(i)
-
-
-def _brightest(stars, n):
-    return _Stars(
-        stars.name, stars.shape, stars.xy[:n], stars.variance[:n], stars.ring[:n],
-        stars.n_found, stars.n_saturated, stars.meta,
-    )  # fmt: skip
-
-
-def _hypotheses(source, target, tolerance):
-    """Matrices worth refining, the better first: (matrix, n, turned), each a different answer."""
-    a, b = _brightest(source, VOTERS), _brightest(target, VOTERS)
-    center = (np.array(source.shape[::-1]) - 1) / 2
-    tried = []
-    angles = [(0.0, 4, False), (math.pi, 4, False)]
-    angles += [(t, 2, True) for t, _, _ in _match.rotations(a.xy, b.xy, tolerance)]
-    for angle, n_best, turned in angles:
-        turn = _match.rotation_about(center, angle)
-        for offset, _ in _match.vote(_match.apply(turn, a.xy), b.xy, tolerance, n_best=n_best):
-            start = turn.copy()
-            start[:2, 2] += offset
-            matrix, n = _quick(a, b, start, 1.5 * tolerance)
-            tried.append((matrix, n, turned))
-    tried.sort(key=lambda item: -item[1])
-    distinct = []
-    for item in tried:
-        if not any(_same(item[0], other[0], source.shape) for other in distinct):
-            distinct.append(item)
-    return distinct
-
-
-def _same(a, b, shape):
-    corners = _corners(shape)
-    middle = corners.mean(axis=0, keepdims=True)
-    near = np.abs(_match.apply(a, middle) - _match.apply(b, middle)).max() < 8
-    far = np.abs(_match.apply(a, corners) - _match.apply(b, corners)).max()
-    return bool(near and far < 0.05 * max(shape))
-
-
-def _refine(source, target, matrix, turned, tolerance):
-    """Match all stars under a hypothesis and fit: a _Solution, or None."""
-    radius = 1.5 * tolerance
-    last = None
-    for _ in range(12):
-        i, j = _match.mutual_matches(_match.apply(matrix, source.xy), target.xy, radius)
-        if len(i) < 2:
-            return None
-        variance = source.variance[i] + target.variance[j]
-        angle = math.atan2(matrix[1, 0], matrix[0, 0])
-        model = "similarity" if len(i) >= 4 else "translation"
-        fitted = _match.fit(source.xy[i], target.xy[j], variance, model=model, angle=angle)
-        matrix, _, used, excess, _ = fitted
-        scatter = math.sqrt(float(np.median(variance)) + excess)
-        radius = min(max(1.0, 5 * scatter), 1.5 * tolerance)
-        state = (len(i), int(used.sum()), round(radius, 3))
-        if state == last:
-            break
-        last = state
-    return _select_model(source, target, (i, j, variance), fitted, model, turned, radius)
-
-
-def _select_model(source, target, pairs, fitted, model, turned, radius):
-    """Take the plain shift (or half turn) where it does as well as the similarity."""
-    i, j, variance = pairs
-    matrix, covariance, used, excess, chi2 = fitted
-    if model == "similarity":
-        angle = math.atan2(matrix[1, 0], matrix[0, 0])
-        half = math.pi if abs(angle) > math.pi / 2 else 0.0
-        plain = _match.fit(
-            source.xy[i][used], target.xy[j][used], variance[used] + excess,
-            model="translation", angle=half, clip=1e6,
-        )  # fmt: skip
-        residual = target.xy[j][used] - _match.apply(plain[0], source.xy[i][used])
-        chi2_plain = float(((residual**2).sum(axis=1) / (variance[used] + excess)).sum())
-        corners = _corners(source.shape)
-        moved = np.abs(_match.apply(plain[0], corners) - _match.apply(matrix, corners)).max()
-        if chi2_plain - chi2 < 12 or moved < NEGLIGIBLE:
-            model, matrix, covariance = "translation", plain[0], plain[1]
-            turned = False
-    i, j = i[used], j[used]
-    residual = target.xy[j] - _match.apply(matrix, source.xy[i])
-    rms = float(np.sqrt((residual**2).mean()))
-    log_chance, fraction = _significance(source, target, matrix, len(i), radius, model, turned)
-    return _Solution(
-        matrix, covariance, i, j, rms, model, radius, log_chance, fraction, turned
-    )  # fmt: skip
-
-
-def _within(xy, shape):
-    ny, nx = shape
-    return (xy[:, 0] > 0) & (xy[:, 0] < nx - 1) & (xy[:, 1] > 0) & (xy[:, 1] < ny - 1)
-
-
-def _significance(source, target, matrix, n, radius, model, turned):
-    """log10 of the chance of such a match between unrelated lists, and the part matched."""
-    n_source = int(_within(_match.apply(matrix, source.xy), target.shape).sum())
-    n_target = int(_within(_match.apply(np.linalg.inv(matrix), target.xy), source.shape).sum())
-    n_source, n_target = max(n_source, n), max(n_target, n)
-    grid = np.stack(np.meshgrid(*(np.linspace(0, s - 1, 33) for s in source.shape[::-1])), -1)
-    part = _within(_match.apply(matrix, grid.reshape(-1, 2)), target.shape).mean()
-    area = max(part, 1e-3) * target.shape[0] * target.shape[1]
-    few, many = sorted((n_source, n_target))
-    probability = many * math.pi * radius**2 / area
-    voters = min(len(source.xy), VOTERS) * min(len(target.xy), VOTERS)
-    if model == "translation" and not turned:
-        free, hypotheses = 1, 2.0 * voters
-    else:
-        pairs = (min(len(source.xy), 40) * min(len(target.xy), 40)) ** 2 / 2
-        near = 6 * radius / math.sqrt(area)
-        free, hypotheses = 2, 2.0 * voters + pairs * near
-    # The lists are one sample: a star matched twice over is not possible.
-    log_chance = _match.chance(n, few, min(probability, 0.9), free=free, hypotheses=hypotheses)
-    return log_chance, n / few
-
-
-def _static(source, target, solution):
-    """Whether a solution near the identity may be a pattern of the detector, and why."""
-    corners = _corners(source.shape)
-    moved = np.abs(_match.apply(solution.matrix, corners) - corners).max()
-    if moved > 1.0:
-        return ""
-    i, j = solution.i, solution.j
-    shift = target.xy[j] - source.xy[i]
-    error = 1.0 / np.sqrt((1 / (source.variance[i] + target.variance[j])).sum())
-    mean = np.hypot(*np.median(shift, axis=0))
-    if mean > max(6 * error, 0.1):
-        return ""
-    ring = float(np.median(target.ring[j]))
-    phase = np.abs(np.exp(2j * math.pi * target.xy[j]).mean(axis=0))
-    clumped = solution.n * phase**2
-    if (clumped > 5).all() or (phase > 0.85).all():
-        return (
-            f"{solution.n} matched sources did not move and sit on the centres of pixels "
-            f"(phase coherence {phase[0]:.2f}, {phase[1]:.2f})"
-        )
-    if solution.n < 8 and ring < 0.25:
-        return (
-            f"{solution.n} matched sources did not move and are hardly wider than a pixel "
-            f"(neighbours at {ring:.2f} of the peak)"
-        )
-    return ""
-
-
-def _match_stars(source, target, *, tolerance, max_rms, starts=None, method="stars", min_stars=3):
-    """Align two _Stars, or raise AlignmentError."""
-    label = f"{source.name} -> {target.name}"
-    if source.shape != target.shape:
-        raise AlignmentError(
-            f"{label}: shapes {source.shape} and {target.shape} differ: "
-            "frames of one camera, binning and window can be aligned"
-        )
-    for stars in (source, target):
-        if len(stars.xy) < min_stars:
-            raise AlignmentError(
-                f"{label}: {stars.name} has {stars.found}: "
-                f"{min_stars} unsaturated stars are needed"
-            )
-    found = _hypotheses(source, target, tolerance) if starts is None else starts
-    solutions = []
-    for matrix, _, turned in found[:6]:
-        solution = _refine(source, target, matrix, turned, tolerance)
-        if solution is not None and not any(
-            _same(solution.matrix, other.matrix, source.shape) for other in solutions
-        ):
-            solutions.append(solution)
-    # An unlikely match that moves is sky; the same that stays may be the detector.
-    solutions.sort(key=lambda s: (s.log_chance, -s.n))
-    static = [(s, _static(source, target, s)) for s in solutions]
-    moving = [s for s, why in static if not why]
-    if not moving:
-        if static:
-            raise AlignmentError(
-                f"{label}: {static[0][1]}: these are hot pixels, not stars: "
-                "calibrate the frames or give a mask of hot pixels"
-            )
-        raise AlignmentError(
-            f"{label}: no two stars match ({source.found}; {target.found})"
-        )
-    best = moving[0]
-    others = [s.n for s in moving[1:]]
-    runner_up = max(others, default=0)
-    _judge(label, source, target, best, runner_up, max_rms, min_stars)
-    angle = math.degrees(math.atan2(best.matrix[1, 0], best.matrix[0, 0]))
-    return Alignment(
-        best.matrix, best.covariance, best.rms, best.n, method,
-        abs(angle) > 150, best.fraction, best.log_chance,
-    )  # fmt: skip
-
-
-def _judge(label, source, target, best, runner_up, max_rms, min_stars):
-    """Raise AlignmentError unless the solution stands every test."""
-    facts = (
-        f"{best.n} of {source.n_found} and {target.n_found} stars match, "
-        f"{best.fraction:.0%} of those in common, rms {best.rms:.2f} pix, "
-        f"runner-up {runner_up}, chance 1e{best.log_chance:.0f}"
-    )
-
-    def refuse(why):
-        hint = _diagnose(source, target)
-        raise AlignmentError(f"{label}: {why} ({facts}){hint}")
-
-    needed = min_stars if best.model == "translation" and not best.turned else min_stars + 1
-    if best.n < needed:
-        refuse(f"{best.n} stars match, {needed} are needed")
-    if best.log_chance > MAX_CHANCE:
-        refuse(f"the match may be chance, at most 1e{MAX_CHANCE:.0f} is accepted")
-    if best.fraction < MIN_FRACTION:
-        refuse(f"too few of the stars match, {MIN_FRACTION:.0%} are needed")
-    if best.n < 2 * runner_up:
-        refuse("another transform matches more than half as many stars")
-    if best.rms > max_rms:
-        refuse(f"the residuals are above {max_rms:g} pix")
-    scale = math.sqrt(abs(np.linalg.det(best.matrix[:2, :2])))
-    if abs(scale - 1) > MAX_SCALE:
-        refuse(f"the pixel scales differ by a factor {scale:.4f}")
-    corners = _corners(source.shape)
-    error = Alignment(best.matrix, best.covariance).position_error(*corners.T).max()
-    if error > max_rms:
-        refuse(f"the transform is uncertain by {error:.2f} pix in a corner")
-    spread = np.ptp(target.xy[best.j], axis=0)
-    if spread.min() < 8:
-        refuse("the matched stars lie on one line of pixels")
-
-
-def _diagnose(source, target):
-    """What else is the matter, for the message: a mirrored frame, another pixel scale."""
-    mirrored = source.xy * (-1, 1) + (source.shape[1] - 1, 0)
-    for xy, scale_free, text in (
-        (mirrored, False, "; the frame is mirrored: flip one axis of it"),
-        (source.xy, True, "; the frames have different pixel scales, by a factor {:.3f}"),
-    ):
-        votes = _match.rotations(xy, target.xy, 2.0, n_stars=25, scale_free=scale_free)
-        for angle, scale, _ in votes[:4]:
-            center = (np.array(source.shape[::-1]) - 1) / 2
-            turn = _match.rotation_about(center, angle, scale)
-            mapped = _match.apply(turn, xy)
-            for offset, _ in _match.vote(mapped, target.xy, 4.0, n_best=1):
-                i, _ = _match.mutual_matches(mapped + offset, target.xy, 6.0)
-                enough = max(5, 0.4 * min(len(xy), len(target.xy)))
-                if len(i) >= enough and (not scale_free or abs(scale - 1) > MAX_SCALE):
-                    return text.format(scale)
-    return ""
+#: Frames near in time that a frame is tried through, or borrows from.
+NEIGHBOURS = 4
+#: log10 of the chance accepted where a borrowed transform is confirmed by the frame's own stars.
+MAX_CHANCE_BORROWED = -4.0
+#: Borrowed without a star: the frames before and after may differ by this [pix].
+MAX_DRIFT = 0.7
 
 
 def align(
@@ -539,6 +43,10 @@ def align(
     target,
     *,
     method="stars",
+    positions=None,
+    centroid_func=None,
+    box_size=25,
+    search=40,
     tolerance=2.0,
     max_rms=0.5,
     threshold=5.0,
@@ -550,15 +58,34 @@ def align(
     Parameters
     ----------
     source, target : `~astropy.nddata.CCDData`, `~astro_narrowband.bands.Frame`, path-like or table
-        Frames of one shape, or the tables that
-        `~astro_narrowband.detect.detect_stars` made of them.
-    method : {"stars"}, optional
+        Frames of one shape. Where only stars are needed ("stars",
+        "astroalign"), the tables that `detect_stars` made of them will do, and
+        save the second detection.
+    method : {"stars", "astroalign", "centroid", "wcs"}, optional
+        "stars": a vote on the offsets of the brightest stars, for shifts, half
+        turns and rotations by any angle. "astroalign": its triangle match on
+        the same lists, with our fit and tests. "centroid": the stars named by
+        ``positions``, one or more; the other stars, if there are at least
+        four, must agree. "wcs": what the two celestial WCS imply; stars must
+        agree likewise.
+    positions : sequence of (x, y), optional
+        Where the named stars are in ``target`` [pix].
+    centroid_func : callable, optional
+        One of `photutils.centroids`. Default is
+        `~photutils.centroids.centroid_2dg`. `~photutils.centroids.centroid_quadratic`
+        has a bias of up to 0.06 pix that depends on where the star falls on a
+        pixel, and no signal removes it.
+    box_size : int, optional
+        Side of the box of the centroid [pix], odd.
+    search : int, optional
+        How far from its place in ``target`` a named star may be [pix].
     tolerance : float, optional
         How far off a star may be at first [pix].
     max_rms : float, optional
-        Largest residual scatter and largest error in a corner [pix].
+        Largest residual scatter, and largest error of the transform in a
+        corner of the frame, along one axis [pix].
     threshold : float, optional
-        Passed on to `~astro_narrowband.detect.detect_stars`.
+        Passed on to `detect_stars`.
     mask : array_like of bool, (ny, nx), optional
         Hot and bad pixels of both frames, which share a detector.
 
@@ -573,12 +100,64 @@ def align(
         was found and what is needed.
     InputError
         If an argument cannot be used.
+
+    Notes
+    -----
+    An answer of "stars" or "astroalign" is given only where (a) at least 3
+    stars match, 4 where the camera was turned; (b) the binomial chance that
+    unrelated lists match so well, times the number of hypotheses, is below
+    1e-6; (c) a quarter of the stars in the common area match; (d) no other
+    transform that is not chance matches more than half as many; (e) residuals
+    and corner error are below ``max_rms``; (f) the scale is within 1e-3 of 1;
+    (g) the matched sources do not stand on one line; (h) sources that stand on
+    the same pixels in both frames are not hot pixels by their width and pixel
+    phase; a transform that moves them is preferred to one that does not.
+
+    A plain shift (or exact half turn) is returned where a rotation and scale
+    are not significant (chi2 falls by less than 12) or move no corner by 0.02
+    pix: it can be resampled faster and better. Higher distortions are not
+    fitted; a mirrored frame or one of another pixel scale is refused.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband.register import align
+    >>> rng = np.random.default_rng(2)
+    >>> xy = rng.uniform(20, 180, (12, 2))
+    >>> def frame(dx, dy):
+    ...     y, x = np.mgrid[:200, :200]
+    ...     image = rng.normal(20.0, 1.0, (200, 200))
+    ...     for a, b in xy + (dx, dy):
+    ...         image += 300 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 4.0)
+    ...     return CCDData(image, unit="electron")
+    >>> found = align(frame(3.3, -4.6), frame(0, 0))
+    >>> found.n_matched, bool(np.allclose(found.shift, (-3.3, 4.6), atol=0.02))
+    (12, True)
     """
     choice(method, METHODS, "method")
     tolerance, max_rms = positive(tolerance, "tolerance"), positive(max_rms, "max_rms")
     keywords = {"threshold": threshold, "mask": mask}
-    return _match_stars(
-        _stars_of(source, keywords), _stars_of(target, keywords),
+    if method in ("centroid", "wcs"):
+        for image in (source, target):
+            if isinstance(image, Table):
+                raise InputError(f"method = {method!r} needs the frames, not tables of their stars")
+        if method == "centroid":
+            if positions is None:
+                raise InputError("method = 'centroid' needs positions: (x, y) of named stars")
+            found = _align_methods.align_centroid(
+                source, target, positions, centroid_func=centroid_func, box_size=box_size,
+                search=search, mask=mask, max_rms=max_rms,
+            )  # fmt: skip
+        else:
+            found = _align_methods.align_wcs(source, target, max_rms=max_rms)
+        _align_methods.check_against_stars(
+            found, stars_of(source, keywords), stars_of(target, keywords)
+        )
+        return found
+    match = match_stars if method == "stars" else _align_methods.align_astroalign
+    return match(
+        stars_of(source, keywords), stars_of(target, keywords),
         tolerance=tolerance, max_rms=max_rms,
     )  # fmt: skip
 
@@ -595,7 +174,7 @@ def choose_reference(tables):
     Parameters
     ----------
     tables : sequence of `~astropy.table.QTable`
-        One from `~astro_narrowband.detect.detect_stars` for each frame.
+        One from `detect_stars` for each frame.
 
     Returns
     -------
@@ -608,9 +187,293 @@ def choose_reference(tables):
     """
     scores = []
     for table in tables:
-        stars = _stars_of(table, {})
+        stars = stars_of(table, {})
         scores.append(float((1 / (stars.variance + 0.03**2)).sum()))
     if not scores or max(scores) == 0:
-        names = ", ".join(_name(table) for table in tables)
+        names = ", ".join(name_of(table) for table in tables)
         raise AlignmentError(f"no frame has an unsaturated star ({names or 'no frames'})")
     return int(np.argmax(scores))
+
+
+# --------------------------------------------------------------------------- groups
+
+
+@dataclass(frozen=True, eq=False)
+class GroupAlignment:
+    """
+    The alignments of a group of frames.
+
+    Attributes
+    ----------
+    reference : int
+        Index of the frame whose grid the others are brought to.
+    alignments : list of `Alignment` or `AlignmentError`
+        One for each frame: the error says by name why a frame is left out.
+    tables : list of `~astropy.table.QTable`
+        The stars of each frame.
+    """
+
+    reference: int
+    alignments: list[Alignment | AlignmentError]
+    tables: list[QTable]
+
+    @property
+    def used(self):
+        """Indices of the frames that were aligned."""
+        return [k for k, a in enumerate(self.alignments) if isinstance(a, Alignment)]
+
+
+def align_group(
+    images,
+    *,
+    reference=None,
+    method="stars",
+    times=None,
+    labels=None,
+    tables=None,
+    borrow=True,
+    tolerance=2.0,
+    max_rms=0.5,
+    threshold=5.0,
+    mask=None,
+    workers=None,
+    **keywords,
+):
+    """
+    Align all frames of a pointing, of one filter or several, with one of them.
+
+    A frame goes down a ladder until an answer stands: its own stars; a looser
+    match (stars down to 0.7 of the threshold, tolerances half as large again);
+    its stars matched with those of an aligned frame near in time; the
+    transform of an aligned frame near in time or of another filter, if its
+    few stars confirm it; the same without a star, if the frames before and
+    after agree and nothing moved in the whole group. The rung is recorded in
+    `Alignment.method`. A frame that comes to the end is left out: an
+    `AlignmentError` with its name stands in its place.
+
+    Parameters
+    ----------
+    images : sequence
+        Frames, as for `align`.
+    reference : int, optional
+        Index of the reference. Default is the best: `choose_reference`.
+    method : {"stars", "astroalign", "centroid", "wcs"}, optional
+        Of the first rung. The ladder below it is for "stars" and "astroalign".
+    times : sequence of float, optional
+        When each frame was taken, in any unit. Default is their order.
+    labels : sequence of str, optional
+        Filter of each frame; those of the same filter are tried first, and
+        the reference is chosen among the frames of all filters.
+    tables : sequence of `~astropy.table.QTable`, optional
+        The stars of the frames, if they are known already.
+    borrow : bool, optional
+        Whether the last two rungs are used.
+    tolerance, max_rms, threshold, mask
+        As for `align`.
+    workers : int, optional
+        Threads for the detection. Default is the number of cores.
+    **keywords
+        For `align` (``positions``, ...).
+
+    Returns
+    -------
+    `GroupAlignment`
+
+    Raises
+    ------
+    AlignmentError
+        If no frame has a star to be a reference.
+    InputError
+        If an argument cannot be used.
+    """
+    images = list(images)
+    n = len(images)
+    if n == 0:
+        raise InputError("no frames to align were given: at least one is needed")
+    choice(method, METHODS, "method")
+    times = list(range(n)) if times is None else [float(t) for t in times]
+    labels = [""] * n if labels is None else list(labels)
+    for name, given in (("times", times), ("labels", labels), ("tables", tables)):
+        if given is not None and len(given) != n:
+            raise InputError(f"{name} has {len(given)} values for {n} frames")
+    if tables is None:
+        with ThreadPoolExecutor(workers) as pool:
+            tables = list(
+                pool.map(lambda i: detect_stars(i, threshold=threshold, mask=mask), images)
+            )
+    if reference is None:
+        reference = choose_reference(tables)
+    elif not -n <= reference < n:
+        raise InputError(f"reference = {reference}: there are {n} frames")
+    reference %= n
+    ladder = _Ladder(images, list(tables), reference, times, labels, tolerance, max_rms,
+                     threshold, mask)  # fmt: skip
+    found = [None] * n
+    found[reference] = Alignment.identity()
+    for k in range(n):
+        if k == reference:
+            continue
+        try:
+            if method in ("stars", "astroalign"):
+                found[k] = ladder.own(k, method)
+            else:
+                found[k] = align(
+                    images[k], images[reference], method=method, tolerance=tolerance,
+                    max_rms=max_rms, threshold=threshold, mask=mask, **keywords,
+                )  # fmt: skip
+        except AlignmentError as error:
+            found[k] = error
+    if method in ("stars", "astroalign"):
+        rungs = [ladder.looser, ladder.through]
+        if borrow:
+            rungs += [ladder.confirmed, ladder.between]
+        for rung in rungs:
+            # What one frame finds on a rung must not depend on the order of the frames.
+            known = list(found)
+            for k, error in enumerate(known):
+                if isinstance(error, AlignmentError):
+                    try:
+                        found[k] = rung(k, known)
+                    except AlignmentError as last:
+                        found[k] = AlignmentError(_both(error, last))
+    return GroupAlignment(reference, found, ladder.tables)
+
+
+def _both(first, last):
+    """The first error is what the user can act on; the later rungs add what they tried."""
+    text = str(last)
+    return str(first) if text in str(first) else f"{first}; {text}"
+
+
+class _Ladder:
+    """The rungs by which a frame of a group may be aligned; each raises AlignmentError."""
+
+    def __init__(self, images, tables, reference, times, labels, tolerance, max_rms, threshold,
+                 mask):  # fmt: skip
+        self.images, self.tables, self.reference = images, tables, reference
+        self.times, self.labels = times, labels
+        self.tolerance, self.max_rms = tolerance, max_rms
+        self.threshold, self.mask = threshold, mask
+
+    def own(self, k, method):
+        """Match the frame's own stars with those of the reference."""
+        return align(
+            self.tables[k], self.tables[self.reference], method=method,
+            tolerance=self.tolerance, max_rms=self.max_rms,
+        )  # fmt: skip
+
+    def looser(self, k, _known):
+        """Take fainter stars and larger residuals."""
+        if isinstance(self.images[k], Table):
+            raise AlignmentError("fainter stars need the frame, a table of stars was given")
+        faint = detect_stars(self.images[k], threshold=0.7 * self.threshold, mask=self.mask)
+        found = align(
+            faint, self.tables[self.reference], tolerance=1.5 * self.tolerance,
+            max_rms=1.5 * self.max_rms,
+        )  # fmt: skip
+        self.tables[k] = faint
+        return _renamed(found, "stars, looser")
+
+    def through(self, k, known):
+        """Match with an aligned neighbour, which may show what the reference does not."""
+        for other in self._neighbours(k, known):
+            try:
+                step = align(
+                    self.tables[k], self.tables[other], tolerance=self.tolerance,
+                    max_rms=self.max_rms,
+                )  # fmt: skip
+            except AlignmentError:
+                continue
+            return _renamed(step.then(known[other]), f"stars, through {self._name(other)}")
+        raise AlignmentError("nor do its stars match those of an aligned frame near in time")
+
+    def confirmed(self, k, known):
+        """Borrow a neighbour's transform that the frame's few stars fit."""
+        stars = stars_of(self.tables[k], {})
+        neighbours = self._neighbours(k, known)
+        ny, nx = stars.shape
+        best = None
+        for other in neighbours:
+            if stars_of(self.tables[other], {}).shape != stars.shape:
+                continue
+            start = known[other].matrix
+            there = stars_of(self.tables[self.reference], {})
+            i, j = _match.mutual_matches(_match.apply(start, stars.xy), there.xy, 1.5)
+            if len(i) == 0:
+                continue
+            p = len(there.xy) * np.pi * 1.5**2 / (nx * ny)
+            chance = _match.chance(len(i), len(stars.xy), p, free=0, hypotheses=len(neighbours))
+            if best is None or chance < best[0]:
+                best = chance, other, i, j, there
+        if best is None or best[0] > MAX_CHANCE_BORROWED or 2 * len(best[2]) < len(stars.xy):
+            raise AlignmentError(
+                f"its {len(stars.xy)} stars do not confirm the transform of a neighbour"
+            )
+        chance, other, i, j, there = best
+        variance = stars.variance[i] + there.variance[j]
+        turn = known[other].matrix[:2, :2]
+        residual = there.xy[j] - stars.xy[i] @ turn.T
+        weights = 1 / variance / (1 / variance).sum()
+        matrix = known[other].matrix.copy()
+        matrix[:2, 2] = weights @ residual
+        covariance = known[other].covariance.copy()
+        covariance[[2, 3], [2, 3]] += 1 / (1 / variance).sum()
+        rms = float(np.sqrt(((residual - matrix[:2, 2]) ** 2).mean()))
+        return Alignment(
+            matrix, covariance, rms, len(i), f"borrowed from {self._name(other)}, "
+            f"confirmed by {len(i)} star{'s' * (len(i) != 1)}", known[other].flip,
+            len(i) / len(stars.xy), chance,
+        )  # fmt: skip
+
+    def between(self, k, known):
+        """Borrow from the frames before and after where nothing moved."""
+        aligned = sorted(
+            (o for o, a in enumerate(known) if isinstance(a, Alignment)),
+            key=lambda o: self.times[o],
+        )
+        before = [o for o in aligned if self.times[o] <= self.times[k]]
+        after = [o for o in aligned if self.times[o] > self.times[k]]
+        ny, nx = stars_of(self.tables[k], {}).shape
+        x, y = np.array([0, nx - 1, 0, nx - 1]), np.array([0, 0, ny - 1, ny - 1])
+
+        def apart(a, b):
+            return float(np.abs(np.array(known[a](x, y)) - np.array(known[b](x, y))).max())
+
+        if not before or not after:
+            raise AlignmentError("no aligned frames before and after it to borrow from")
+        first, last = before[-1], after[0]
+        steps = [apart(a, b) for a, b in zip(aligned, aligned[1:], strict=False)]
+        if max(apart(first, last), *steps) > MAX_DRIFT:
+            raise AlignmentError(
+                f"the frames before and after are {apart(first, last):.1f} pix apart, steps in "
+                f"the group up to {max(steps):.1f}: with more than {MAX_DRIFT} nothing is "
+                "borrowed without stars"
+            )
+        matrix = (known[first].matrix + known[last].matrix) / 2
+        covariance = (known[first].covariance + known[last].covariance) / 2
+        covariance[[2, 3], [2, 3]] += (0.1 + max(steps)) ** 2
+        return Alignment(
+            matrix, covariance, 0.0, 0,
+            f"borrowed from {self._name(first)} and {self._name(last)}", known[first].flip,
+        )  # fmt: skip
+
+    def _neighbours(self, k, known):
+        others = [
+            o for o, a in enumerate(known) if isinstance(a, Alignment) and o != self.reference
+        ]
+        others.sort(
+            key=lambda o: (self.labels[o] != self.labels[k], abs(self.times[o] - self.times[k]))
+        )
+        same = [o for o in others if self.labels[o] == self.labels[k]][:NEIGHBOURS]
+        rest = [o for o in others if self.labels[o] != self.labels[k]][:NEIGHBOURS]
+        return same + rest
+
+    def _name(self, k):
+        return name_of(self.tables[k])
+
+
+def _renamed(alignment, method):
+    return Alignment(
+        alignment.matrix, alignment.covariance, alignment.rms, alignment.n_matched, method,
+        alignment.flip, alignment.fraction, alignment.log_chance,
+    )  # fmt: skip

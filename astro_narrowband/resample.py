@@ -64,7 +64,7 @@ def noise_factor(noise_correlation, area):
     Examples
     --------
     >>> from astro_narrowband.resample import noise_factor
-    >>> noise_factor(0.64, 1.0), round(float(noise_factor(0.64, 25.0)), 6)
+    >>> float(noise_factor(0.64, 1.0)), round(float(noise_factor(0.64, 25.0)), 6)
     (0.8, 0.96)
     """
     q = math.sqrt(noise_correlation)
@@ -252,7 +252,7 @@ class ResampledFrame:
         # Seen from the output, the source runs forwards along both axes.
         view = (slice(None, None, sy), slice(None, None, sx))
         # Index in that view of tap 0 of the first output pixel.
-        top = (first if sy > 0 else -(first + len(data) - 1))
+        top = first if sy > 0 else -(first + len(data) - 1)
         at_y = rows.start + start_y - 2 - top
         at_x = start_x - 2 - (0 if sx > 0 else -(nx_source - 1))
         planes = []
@@ -394,7 +394,7 @@ def _overlap(n_out, sign, start, n_source):
 def _window(plane, y, x, n, m):
     """Rows y to y + n and columns x to x + m of a plane whose edge is repeated beyond it."""
     ny, nx = plane.shape
-    if 0 <= y and y + n <= ny and 0 <= x and x + m <= nx:
+    if y >= 0 and y + n <= ny and x >= 0 and x + m <= nx:
         return plane[y : y + n, x : x + m]
     rows = np.clip(np.arange(y, y + n), 0, ny - 1)
     columns = np.clip(np.arange(x, x + m), 0, nx - 1)
@@ -433,9 +433,9 @@ def _filled(band):
             return data, bad
     # The middle of a large hole: its value is never used, it must only be finite.
     values = data[good]
-    data[y[waiting], x[waiting]] = np.median(values[:: max(1, values.size // 10_000)]) if (
-        values.size
-    ) else 0
+    data[y[waiting], x[waiting]] = (
+        np.median(values[:: max(1, values.size // 10_000)]) if (values.size) else 0
+    )
     return data, bad
 
 
@@ -536,4 +536,3 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
         band.data, uncertainty=uncertainty, mask=band.mask, header=header, unit=frame.unit, wcs=wcs
     )
     return ccd
-
