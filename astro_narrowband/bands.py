@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData, VarianceUncertainty
+from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._fits_image import FitsImage
 from astro_narrowband._fits_reader import MAX_PIXELS, read_structure
@@ -277,7 +277,7 @@ def as_ccd(frame):
     band = frame.read(slice(0, frame.shape[0]))
     uncertainty = None
     if band.variance is not None:
-        uncertainty = VarianceUncertainty(band.variance).represent_as("std")
+        uncertainty = StdDevUncertainty(np.sqrt(band.variance))
     return CCDData(
         band.data.copy(),
         uncertainty=uncertainty,
