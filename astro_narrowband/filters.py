@@ -70,7 +70,7 @@ _NAMES = [
     (
         f,
         re.compile(
-            r"(?<![a-z0-9.])(?:"
+            r"(?<![a-z0-9])(?:"
             + "|".join(_pattern(s) for s in sorted(f.spellings, key=len, reverse=True))
             + r")(?![a-z])"
         ),

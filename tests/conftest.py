@@ -5,8 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+# The same examples everywhere; a busy machine is not a failure.
+settings.register_profile("steady", database=None, deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 
 @pytest.fixture
