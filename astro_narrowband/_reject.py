@@ -1,73 +1,218 @@
 """
-The arithmetic of a coadd on one band: a robust reference, outliers, weighted sums.
+Outliers among registered frames: a robust reference, and a close look at what differs.
 
-Works on stacks of float32 planes in tiles that fit the cache; what concerns
-few pixels (masked ones, candidates for rejection) is done on lists of pixels.
-No pixel's result depends on how the rows were cut into bands or tiles.
+Works on float32 planes in tiles that fit the cache; what concerns few pixels is
+done on lists of pixels. No pixel's result depends on how the rows were cut into
+bands or tiles. Private to `astro_narrowband.coadd`.
 """
 
+import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["HALO", "Rules", "find_outliers", "reference", "smooth", "weighted_sums"]
+from astro_narrowband._network import select_rows
+
+__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules"]
 
 #: Pixels worked on at a time: one plane of a tile is 128 KiB.
 TILE = 32768
-#: Rows around a band that its result depends on: 2 of the smoothed variance, 2 of the
-#: neighbours of outliers, 2 of the structure around each of those.
-HALO = 6
-#: Frames of which the reference is one exact median; of more, it is a median of medians.
-GROUP = 15
+#: Frames that judge all others: the best so many.
+PANEL = 15
+#: Rows around a pixel on which its verdict depends: 2 of the neighbours of
+#: outliers, 2 of the structure around each of those.
+REACH = 4
 
 
-# --------------------------------------------------------------------------- median
+@dataclass(frozen=True)
+class Rules:
+    """What an outlier is: see `Panel.outliers`."""
+
+    n_sigma: float = 4.0
+    gradient_tolerance: float = 0.7
+    n_sigma_neighbour: float = 2.0
 
 
-@lru_cache(maxsize=64)
-def _median_network(n):
-    """Comparators ``(low, high)`` that bring the lower median of ``n`` values to its place."""
-    pairs = []
-    p = 1
-    while p < n:  # Batcher's odd-even merge sort, for any n
-        k = p
-        while k >= 1:
-            for j in range(k % p, n - k, 2 * k):
-                for i in range(min(k, n - j - k)):
-                    if (i + j) // (2 * p) == (i + j + k) // (2 * p):
-                        pairs.append((i + j, i + j + k))
-            k //= 2
-        p *= 2
-    needed = {(n - 1) // 2}
-    kept = []
-    for low, high in reversed(pairs):
-        want = (low in needed, high in needed)
-        if any(want):
-            kept.append((low, high, *want))
-            needed |= {low, high}
-    return tuple(reversed(kept))
+class Panel:
+    """
+    The frames that judge whether a pixel of any frame belongs to the rest.
+
+    Parameters
+    ----------
+    stack, variance : `~numpy.ndarray` of float32, (n, size)
+        The panel's frames; ``stack`` is +inf where masked.
+    bad : list of `~numpy.ndarray` of int
+        For each frame the flat indices of its masked pixels.
+    background : `~numpy.ndarray` of float, (n,)
+        Variance of each frame in blank sky.
+    width : int
+        Length of a row.
+    rules : Rules
+
+    Attributes
+    ----------
+    reference : `~numpy.ndarray` of float32, (size,)
+        The median of the best frames of the panel, an odd number of them;
+        where one of these is masked, the lower median of all that are good
+        (cosmic rays only add: where they hit half of the frames the mean of the
+        two middle values would lie between all frames and the sky); 0 where
+        none is.
+    """
+
+    def __init__(self, stack, variance, bad, background, *, width, rules):
+        self.stack, self.variance = stack, variance
+        self.background = background
+        self.width = width
+        self.rules = rules
+        self.pull = _capped(1.0 / np.sqrt(background))
+        self.reference = _reference(stack, bad, _best(background))
+
+    def outliers(self, data, variance, background):
+        """
+        Find the pixels of a frame that do not belong to the rest.
+
+        Parameters
+        ----------
+        data, variance : `~numpy.ndarray` of float32, (size,)
+            ``data`` is +inf where masked. The frame may be one of the panel.
+        background : float
+            Variance of the frame in blank sky.
+
+        Returns
+        -------
+        `~numpy.ndarray` of int
+            Flat indices, sorted.
+
+        Notes
+        -----
+        A pixel is an outlier where::
+
+            |y - m| > n_sigma * sigma + gradient_tolerance * G
+
+        m is the median of the panel, weighted with 1 / sigma, so that short
+        exposures among long ones do not blur it. ``sigma**2`` is the variance
+        of y (not more than those of the panel let expect: a cosmic ray must not
+        raise its own limit) plus that of m itself,
+        ``1.1 (pi / 2) sum(a**2) / sum(a / sigma)**2`` with a the median's
+        weights. G is the largest change of the reference within 2 pixels, less
+        3 sigma of its noise: where a star is sharper in one frame than in the
+        others it differs most on its peak, and there the slope is nil. A pixel
+        next to an outlier is one from ``n_sigma_neighbour`` on, and so are
+        those next to it.
+
+        The unweighted reference only singles out the pixels that are looked at
+        so closely.
+        """
+        size = data.size
+        beyond = np.float32((0.8 * self.rules.n_sigma) ** 2)
+        spare, limit = (np.empty(min(TILE, size), np.float32) for _ in range(2))
+        hits = []
+        with np.errstate(invalid="ignore"):
+            for start in range(0, size, TILE):
+                tile = slice(start, min(start + TILE, size))
+                square, allowed = spare[: tile.stop - start], limit[: tile.stop - start]
+                np.subtract(data[tile], self.reference[tile], out=square)
+                np.multiply(square, square, out=square)
+                np.multiply(variance[tile], beyond, out=allowed)
+                hit = np.flatnonzero(square > allowed)
+                if hit.size:
+                    hits.append(hit + start)
+        if not hits:
+            return np.empty(0, np.intp)
+        hits = np.concatenate(hits)
+        frame = (data, variance, background)
+        out = self._look(*frame, hits[np.isfinite(data[hits])], self.rules.n_sigma)
+        if not out.size:
+            return out
+        return _grown(out, self.width, size, lambda near: self._near(*frame, near))
+
+    def _look(self, data, variance, background, pixels, n_sigma):
+        """Return those of ``pixels``, none of them masked, that are outliers."""
+        if not pixels.size:
+            return pixels
+        values, noise = self.stack[:, pixels], self.variance[:, pixels]
+        good = np.isfinite(values)
+        weights = np.where(good, self.pull[:, None], 0.0)
+        # Nothing to compare with: only this frame shows the pixel.
+        alone = good.sum(axis=0) == 0
+        weights[:, alone] = 1.0
+        middle = _weighted_median(values, weights)
+        middle[alone] = data[pixels][alone]
+        difference = data[pixels] - middle
+        # The variance here over that in blank sky: cosmic rays raise their own and their
+        # neighbours'. On a source it differs between short and long exposures, by 2 at most.
+        relative = noise / self.background[:, None].astype(np.float32)
+        usual = _lower_median(np.where(good, relative, np.inf), good.sum(axis=0))
+        most = usual + np.maximum(usual - 1.0, 0.0) + np.float32(0.15)
+        own = np.minimum(variance[pixels], most * np.float32(background))
+        of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
+        of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
+        of_middle = usual * of_middle.astype(np.float32)
+        allowed = n_sigma * np.sqrt(own + of_middle)
+        beyond = np.abs(difference) > allowed
+        pixels, allowed, size = pixels[beyond], allowed[beyond], np.abs(difference[beyond])
+        noise = 3.0 * np.sqrt(of_middle[beyond])
+        structure = _structure(self.reference, pixels, self.width, noise)
+        return pixels[size > allowed + np.float32(self.rules.gradient_tolerance) * structure]
+
+    def _near(self, data, variance, background, pixels):
+        """Return those of ``pixels``, all next to an outlier, that are outliers as well."""
+        n_sigma = self.rules.n_sigma_neighbour
+        difference = data[pixels] - self.reference[pixels]
+        likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * background)
+        likely &= np.isfinite(difference)
+        return self._look(data, variance, background, pixels[likely], n_sigma)
 
 
-def _median(planes):
-    """Lower median over the first axis; ``planes`` (n, size) is overwritten."""
-    n = len(planes)
-    spare = np.empty_like(planes[0])
-    rows = list(planes)
-    for low, high, want_low, want_high in _median_network(n):
-        a, b = rows[low], rows[high]
-        if want_low and want_high:
-            np.minimum(a, b, out=spare)
-            np.maximum(a, b, out=b)
-            rows[low], spare = spare, a
-        elif want_low:
-            np.minimum(a, b, out=a)
-        else:
-            np.maximum(a, b, out=b)
-    return rows[(n - 1) // 2]
+def _capped(pull):
+    """
+    Weights of a median, capped.
+
+    No frame has as much as all others together, and of five or more frames no
+    two have: a cosmic ray in one (or two) of them is then always outvoted.
+    """
+    if len(pull) <= 2:
+        return np.ones(len(pull))
+    best = 1 if len(pull) < 5 else 2
+    ordered = np.sort(pull)[::-1]
+    return np.minimum(pull, 0.9 / best * ordered[best:].sum())
 
 
-def _median_of_some(values, n):
+def _best(background):
+    """The frames whose plain median has the least noise: an odd number of them."""
+    order = np.argsort(background, kind="stable")
+    inverse = np.cumsum(1.0 / np.sqrt(background[order]))
+    sizes = np.arange(1, len(order) + 1)[::2]
+    if len(sizes) > 1:
+        sizes = sizes[1:]
+    return np.sort(order[: sizes[np.argmin(sizes / inverse[sizes - 1] ** 2)]])
+
+
+def _reference(stack, bad, best):
+    size = stack.shape[1]
+    out = np.empty(size, np.float32)
+    scratch = np.empty((len(best) + 1, min(TILE, size)), np.float32)
+    middle = (len(best) - 1) // 2
+    for start in range(0, size, TILE):
+        tile = slice(start, min(start + TILE, size))
+        rows = [plane[: tile.stop - start] for plane in scratch]
+        spare = rows.pop()
+        for row, i in zip(rows, best, strict=True):
+            np.copyto(row, stack[i, tile])
+        select_rows(rows, spare, (middle,))
+        out[tile] = rows[middle]
+    some = np.zeros(size, bool)
+    for i in best:
+        some[bad[i]] = True
+    some = np.flatnonzero(some)
+    for start in range(0, some.size, TILE):
+        pixels = some[start : start + TILE]
+        values = stack[:, pixels]
+        out[pixels] = _lower_median(values, np.isfinite(values).sum(axis=0))
+    return out
+
+
+def _lower_median(values, n):
     """Lower median of the ``n`` finite values of each column, of none 0."""
     values = np.sort(values, axis=0)  # +inf, the masked ones, go last
     middle = values[np.maximum(n - 1, 0) // 2, np.arange(values.shape[1])]
@@ -75,297 +220,48 @@ def _median_of_some(values, n):
     return middle
 
 
-def reference(stack, n_good):
+def _weighted_median(values, weights):
+    """Lower weighted median of each column; +inf has no weight."""
+    order = np.argsort(values, axis=0, kind="stable")
+    below = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0)
+    at = np.argmax(below >= 0.499999 * below[-1], axis=0)
+    each = np.arange(values.shape[1])
+    return values[order[at, each], each]
+
+
+def _structure(image, pixels, width, noise):
     """
-    Return the robust reference of a stack: the lower median of the pixels that are good.
+    How much ``image`` changes within 2 pixels of each of ``pixels``, less ``noise``.
 
-    Of an even number of values the lower of the two in the middle is taken,
-    of two the smaller one: cosmic rays only add, and where they hit half of
-    the frames the mean of the two would lie between all frames and sky.
-
-    Parameters
-    ----------
-    stack : `~numpy.ndarray` of float32, (n_frames, size)
-        +inf where a pixel is masked.
-    n_good : `~numpy.ndarray` of int, (size,)
-        How many are not.
-
-    Returns
-    -------
-    `~numpy.ndarray` of float32, (size,)
-        0 where none is good. Of more than 15 frames, the median of the medians
-        of groups of them, which is nearly as good and takes time in proportion
-        to their number.
+    The largest difference to the 20 pixels around (5 x 5 without its corners);
+    beyond the edge the last pixel goes on.
     """
-    n, size = stack.shape
-    if n > GROUP:
-        n_groups = -(-n // GROUP)
-        parts = [stack[k::n_groups] for k in range(n_groups)]
-        medians = np.empty((n_groups, size), np.float32)
-        for k, part in enumerate(parts):
-            good = np.isfinite(part).sum(axis=0, dtype=np.int32)
-            medians[k] = reference(part, good)
-            medians[k, good == 0] = np.inf
-        return reference(medians, np.isfinite(medians).sum(axis=0, dtype=np.int32))
-    out = np.empty(size, np.float32)
-    scratch = np.empty((n, min(TILE, size)), np.float32)
-    for start in range(0, size, TILE):
-        tile = slice(start, min(start + TILE, size))
-        work = scratch[:, : tile.stop - start]
-        np.copyto(work, stack[:, tile])
-        some = np.flatnonzero(n_good[tile] < n)
-        repaired = _median_of_some(work[:, some], n_good[tile][some]) if some.size else None
-        if some.size < work.shape[1]:
-            out[tile] = _median(work)
-        if some.size:
-            out[start + some] = repaired
-    return out
-
-
-def reference_noise(n):
-    """
-    Variance of the reference of ``n`` equal values over the variance of one.
-
-    The median of n Gaussian values (exact for 3 and 5, 1.5708 / n with the usual
-    correction beyond); of 2 the smaller, counted with its bias.
-    """
-    n = np.asarray(n, float)
-    return np.where(n <= 2, 1.0, (np.pi / 2) / (n + (np.pi / 2 - 1) * 0.86))
-
-
-# --------------------------------------------------------------------------- outliers
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What an outlier is: see `astro_narrowband.coadd.coadd`."""
-
-    n_sigma: float = 4.0
-    gradient_tolerance: float = 0.7
-    n_sigma_neighbour: float = 2.0
-
-
-def _structure(image, pixels, width, limit):
-    """
-    How much ``image`` changes within 2 pixels of each of ``pixels``.
-
-    The largest difference to the 20 pixels around (5 x 5 without its corners).
-    Beyond the edge nothing is known, and nothing counts.
-    """
-    height = image.size // width
     y, x = np.divmod(pixels, width)
+    above = [np.clip(y + d, 0, image.size // width - 1) * width for d in range(-2, 3)]
+    beside = [np.clip(x + d, 0, width - 1) for d in range(-2, 3)]
     here = image[pixels]
     largest = np.zeros(pixels.size, np.float32)
-    for dy in range(-2, 3):
-        for dx in range(-2, 3):
-            if abs(dy) + abs(dx) in (0, 4):
-                continue
-            inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-            other = np.where(inside, pixels + (dy * width + dx), pixels)
-            np.maximum(largest, np.abs(image[other] - here), out=largest)
-    return np.maximum(largest - limit, 0.0)
+    for dy in range(5):
+        for dx in range(5):
+            if abs(dy - 2) + abs(dx - 2) not in (0, 4):
+                change = image[above[dy] + beside[dx]]
+                change -= here
+                np.maximum(largest, np.abs(change, out=change), out=largest)
+    return np.maximum(largest - noise, 0.0)
 
 
-def find_outliers(stack, variance, ref, n_good, *, width, background, slope, rules):
-    """
-    Find the pixels of each frame that do not belong to the rest.
-
-    Pixel i is an outlier where::
-
-        |y_i - m| > n_sigma * sigma_i + gradient_tolerance * G
-
-    with m the reference, ``sigma_i**2`` the variance of ``y_i`` as it would be
-    at the reference's signal plus that of the reference itself, and G the
-    largest change of m within two pixels, less what its noise makes of it: a
-    star that is sharper in one frame than in the others differs most on its
-    peak, where the slope of m is nil, so the slope alone does not spare it.
-    A neighbour of an outlier is one from ``n_sigma_neighbour`` on.
-
-    Parameters
-    ----------
-    stack : `~numpy.ndarray` of float32, (n_frames, size)
-        +inf where masked.
-    variance : `~numpy.ndarray` of float32, (n_frames, size)
-    ref : `~numpy.ndarray` of float32, (size,)
-    n_good : `~numpy.ndarray` of int, (size,)
-    width : int
-        Length of a row.
-    background : `~numpy.ndarray` of float, (n_frames,)
-        Variance of each frame in blank sky.
-    slope : `~numpy.ndarray` of float, (n_frames,)
-        Increase of each frame's variance per unit of signal.
-    rules : `Rules`
-
-    Returns
-    -------
-    list of `~numpy.ndarray` of int
-        For each frame the flat indices of its outliers, sorted.
-    """
-    n, size = stack.shape
-    sigma = np.sqrt(background)
-    # The median's noise where the frames differ: (pi / 2) N / (sum 1 / sigma)^2.
-    common = n / np.sum(1.0 / sigma)
-    found = []
-    first = reference_noise(n) * common**2
-    candidates = [[] for _ in range(n)]
-    r, v, e = (np.empty(min(TILE, size), np.float32) for _ in range(3))
-    with np.errstate(invalid="ignore"):
-        for start in range(0, size, TILE):
-            tile = slice(start, min(start + TILE, size))
-            length = tile.stop - start
-            m, rr, vv, ee = ref[tile], r[:length], v[:length], e[:length]
-            for i in range(n):
-                np.subtract(stack[i, tile], m, out=rr)
-                factor = np.float32(rules.n_sigma**2 * (1.0 + first / background[i]))
-                np.maximum(rr, 0.0, out=ee)
-                np.multiply(ee, np.float32(slope[i]), out=ee)
-                np.subtract(variance[i, tile], ee, out=vv)
-                np.maximum(vv, np.float32(0.5 * background[i]), out=vv)
-                np.multiply(vv, factor, out=vv)
-                np.multiply(rr, rr, out=rr)
-                hit = np.flatnonzero((rr > vv) & (rr < np.inf))
-                if hit.size:
-                    candidates[i].append(hit + start)
-    noise_of = reference_noise(np.arange(n + 1)) * common**2
-    for i in range(n):
-        pixels = np.concatenate(candidates[i]) if candidates[i] else np.empty(0, np.intp)
-
-        def test(pixels, n_sigma, i=i):
-            difference = stack[i, pixels] - ref[pixels]
-            own = variance[i, pixels] - np.maximum(difference, 0.0) * np.float32(slope[i])
-            own = np.maximum(own, np.float32(0.5 * background[i]))
-            local = own / np.float32(background[i])
-            of_ref = local * noise_of[n_good[pixels]]
-            allowed = n_sigma * np.sqrt(own + of_ref)
-            beyond = (np.abs(difference) > allowed) & np.isfinite(difference)
-            pixels, allowed, difference = pixels[beyond], allowed[beyond], difference[beyond]
-            structure = _structure(ref, pixels, width, 3.0 * np.sqrt(of_ref[beyond]))
-            return pixels[np.abs(difference) > allowed + rules.gradient_tolerance * structure]
-
-        out = test(pixels, rules.n_sigma)
-        fresh = out
-        for _ in range(2):
-            if not fresh.size:
-                break
-            fresh = np.setdiff1d(_neighbours(fresh, width, size), out, assume_unique=True)
-            fresh = test(fresh, rules.n_sigma_neighbour)
-            out = np.union1d(out, fresh)
-        found.append(out)
-    return found
-
-
-def _neighbours(pixels, width, size):
-    """The pixels next to ``pixels`` (of the eight, those inside the image), each once."""
-    y, x = np.divmod(pixels, width)
-    height = size // width
-    near = []
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-            near.append(pixels[inside] + dy * width + dx)
-    return np.unique(np.concatenate(near))
-
-
-# --------------------------------------------------------------------------- sums
-
-
-def weighted_sums(stack, variance, bad, weights, out_data, out_variance):
-    """
-    Weighted mean of a stack and the sum of its weighted variances.
-
-    Parameters
-    ----------
-    stack, variance : `~numpy.ndarray` of float32, (n_frames, size)
-    bad : list of `~numpy.ndarray` of int
-        For each frame the flat indices that do not count.
-    weights : `~numpy.ndarray` of float, (n_frames,)
-        Their sum is 1.
-    out_data, out_variance : `~numpy.ndarray` of float32, (size,)
-        Receive the mean and ``sum(w**2 V)``.
-
-    Returns
-    -------
-    `~numpy.ndarray` of float64, (size,)
-        Sum of the weights that count.
-
-    Notes
-    -----
-    Differences to the first frame are summed, so that float32 loses nothing:
-    its rounding is relative to the noise, not to the sky.
-    """
-    n, size = stack.shape
-    total = np.ones(size)
-    for i in range(n):
-        total[bad[i]] -= weights[i]
-        variance[i, bad[i]] = 0.0
-    base = stack[0].copy()
-    base[~np.isfinite(base)] = 0.0
-    for i in range(n):
-        stack[i, bad[i]] = base[bad[i]]
-    spare = np.empty(min(TILE, size), np.float32)
-    for start in range(0, size, TILE):
-        tile = slice(start, min(start + TILE, size))
-        tmp = spare[: tile.stop - start]
-        mean, var = out_data[tile], out_variance[tile]
-        mean[...] = 0.0
-        var[...] = 0.0
-        for i in range(n):
-            np.subtract(stack[i, tile], base[tile], out=tmp)
-            np.multiply(tmp, np.float32(weights[i]), out=tmp)
-            np.add(mean, tmp, out=mean)
-            np.multiply(variance[i, tile], np.float32(weights[i] ** 2), out=tmp)
-            np.add(var, tmp, out=var)
-        mean /= total[tile]
-        mean += base[tile]
-    return total
-
-
-def smooth(ratio, width, scatter):
-    """
-    Take the noise out of a plane of relative variance, and leave its structure.
-
-    A variance that follows each pixel's own counts is high where the counts
-    are high by chance: the pixels that came out low then seem the sure ones,
-    and the mean pull is not 0 (it is -1 / (2 sqrt(electrons))). So the variance
-    of a pixel is the mean of 5 x 5, unless it differs from that mean by more
-    than noise can, as on stars and hot pixels.
-
-    Parameters
-    ----------
-    ratio : `~numpy.ndarray` of float32, (size,)
-        Finite.
-    width : int
-    scatter : float
-        Standard deviation of ``ratio`` in blank sky.
-
-    Returns
-    -------
-    `~numpy.ndarray` of float32, (size,)
-    """
-    plane = ratio.reshape(-1, width)
-    # Sums in a fixed order of shifted planes: no running sum, whose rounding
-    # would depend on where the band begins.
-    sums, count = _box(_box(plane, 0), 1), _box_count(plane.shape)
-    mean = sums / count
-    limit = np.float32(3.0 * scatter) * np.sqrt(np.maximum(mean, 0.0))
-    return np.where(np.abs(plane - mean) > limit, plane, mean).ravel()
-
-
-def _box(plane, axis):
-    out = plane.copy()
-    for d in (1, 2):
-        if plane.shape[axis] <= d:
-            continue
-        ahead = (slice(d, None), slice(None))[:: 1 if axis == 0 else -1]
-        back = (slice(None, -d), slice(None))[:: 1 if axis == 0 else -1]
-        out[back] += plane[ahead]
-        out[ahead] += plane[back]
-    return out
-
-
-def _box_count(shape):
-    def counts(n):
-        k = np.arange(n)
-        return np.minimum(k + 2, n - 1) - np.maximum(k - 2, 0) + 1
-
-    return np.outer(counts(shape[0]), counts(shape[1])).astype(np.float32)
+def _grown(pixels, width, size, test):
+    """Add to ``pixels`` those next to them that pass ``test``, twice."""
+    taken = np.zeros((size // width, width), bool)
+    flat = taken.ravel()
+    flat[pixels] = True
+    for _ in range(2):
+        wide = taken.copy()
+        wide[:, 1:] |= taken[:, :-1]
+        wide[:, :-1] |= taken[:, 1:]
+        near = wide.copy()
+        near[1:] |= wide[:-1]
+        near[:-1] |= wide[1:]
+        near &= ~taken
+        flat[test(np.flatnonzero(near))] = True
+    return np.flatnonzero(flat)

@@ -9,14 +9,16 @@ coadd, and which frames are left out.
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 from astropy import units as u
 
-from astro_narrowband._validate import positive
+from astro_narrowband._validate import choice, positive
 from astro_narrowband.bands import as_frame
+from astro_narrowband.exceptions import InputError
 
-__all__ = ["FrameStatistics", "measure_frame"]
+__all__ = ["FrameStatistics", "measure_frame", "sky_offsets", "star_scales", "weigh"]
 
 #: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
 MAX_CELLS, MIN_CELL = 64, 16
@@ -109,7 +111,7 @@ def measure_frame(frame, *, stars=None):
     y_edges, x_edges = _edges(ny), _edges(nx)
     columns = int(np.diff(x_edges).max())
     level, variance, scatter = [], [], []
-    for bottom, top in zip(y_edges[:-1], y_edges[1:], strict=True):
+    for bottom, top in pairwise(y_edges):
         rows = slice(int(bottom), int(top))
         if top - bottom > 2 * ROWS_PER_CELL:
             middle = (int(bottom) + int(top) - ROWS_PER_CELL) // 2
@@ -144,7 +146,7 @@ def _in_cells(plane, mask, x_edges, columns):
     """Pixels of a row of cells as (n_cells, n_pixels), NaN where masked or outside."""
     n_rows = plane.shape[0]
     out = np.full((len(x_edges) - 1, n_rows, columns), np.nan, np.float32)
-    for k, (left, right) in enumerate(zip(x_edges[:-1], x_edges[1:], strict=True)):
+    for k, (left, right) in enumerate(pairwise(x_edges)):
         part = plane[:, left:right]
         if mask is not None:
             part = np.where(mask[:, left:right], np.float32(np.nan), part)
@@ -211,7 +213,7 @@ def transform(matrix, x, y):
     )
 
 
-def flux_scale(statistics, matrices, reference):
+def star_scales(statistics, matrices, reference):
     """
     Flux of the stars of each frame over that of the same stars in the reference.
 
@@ -264,7 +266,7 @@ def _clipped_mean(values, errors):
     return float((weights * values)[keep].sum() / total), float(width / math.sqrt(total))
 
 
-def sky_offset(statistics, matrices, scale, reference):
+def sky_offsets(statistics, matrices, scale, reference):
     """
     Sky of each frame, on the flux scale of the reference, less the reference's.
 
@@ -307,23 +309,34 @@ def _interpolate(cells, x_cells, y_cells, x, y):
     return np.where(x_out | y_out, np.nan, value)
 
 
-def weights_of(rule, *, variance, scale, exposure, fwhm):
+def weigh(rule, *, background, exposure, fwhm):
     """
     Weights of frames, not normalised.
 
     Parameters
     ----------
-    rule : {"background", "point_source", "exptime", "equal"}
-    variance, scale, exposure, fwhm : `~numpy.ndarray`, (n,)
-        Background variance in the unit of each frame, flux scale, [s], [pix].
+    rule : {"background", "point_source", "exptime", "equal"} or sequence of float
+    background : `~numpy.ndarray`, (n,)
+        Variance of each frame's blank sky, on the common flux scale.
+    exposure, fwhm : `~numpy.ndarray`, (n,)
+        [s], [pix]; NaN where not known.
     """
+    n = len(background)
+    if not isinstance(rule, str):
+        given = [positive(w, "weights") for w in rule]
+        if len(given) != n:
+            raise InputError(f"weights: {len(given)} were given for {n} frames: one for each")
+        return np.array(given)
+    choice(rule, ("background", "point_source", "exptime", "equal"), "weights")
+    usable = np.isfinite(background) & (background > 0)
     if rule == "equal":
-        return np.ones(len(variance))
+        return usable.astype(float)
     if rule == "exptime":
         for t in exposure:
-            positive(t, "exposure (weights = 'exptime' needs it)")
-        return np.array(exposure, float)
-    weights = scale**2 / variance
-    if rule == "point_source":
-        weights = weights / np.where(np.isfinite(fwhm), fwhm, np.nanmedian(fwhm)) ** 2
+            positive(t, "exposure time of a frame, which weights = 'exptime' needs,")
+        return np.where(usable, exposure, 0.0)
+    weights = np.where(usable, 1.0 / np.where(usable, background, 1.0), 0.0)
+    if rule == "point_source" and np.isfinite(fwhm).any():
+        usual = np.median(fwhm[np.isfinite(fwhm)])
+        weights /= np.where(np.isfinite(fwhm), fwhm, usual) ** 2
     return weights
