@@ -297,8 +297,7 @@ def _add_photometry(commands):
 def _reduce(options):
     from astro_narrowband.pipeline import Settings, reduce_night
 
-    names = Settings.__dataclass_fields__
-    settings = Settings(**{n: getattr(options, n) for n in names if hasattr(options, n)})
+    settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     progress = None if options.quiet else _progress
     record = reduce_night(options.nights, options.output, settings=settings, progress=progress)
     if not options.quiet:

@@ -1,0 +1,46 @@
+"""What there is to say about a run: each thing once, shown and kept."""
+
+import warnings
+
+from astro_narrowband.exceptions import NarrowbandWarning
+
+__all__ = ["Messages"]
+
+
+class Messages:
+    """
+    Messages of a run; a context manager that listens to this package's warnings as well.
+
+    Attributes
+    ----------
+    found : list of dict
+        ``{"level": "warning" or "error", "text": one line}``, in the order said.
+    """
+
+    def __init__(self):
+        self.found = []
+        self._seen = set()
+
+    def __enter__(self):
+        self._context = warnings.catch_warnings()
+        self._context.__enter__()
+        warnings.simplefilter("always", NarrowbandWarning)
+        self._show = warnings.showwarning
+        warnings.showwarning = self._listen
+        return self
+
+    def __exit__(self, *error):
+        return self._context.__exit__(*error)
+
+    def say(self, text, level="warning"):
+        """Say something that is no warning of a library function."""
+        if text not in self._seen:
+            self._seen.add(text)
+            self.found.append({"level": level, "text": text})
+            self._show(NarrowbandWarning(text), NarrowbandWarning, __name__, 0)
+
+    def _listen(self, message, category, filename, lineno, file=None, line=None):
+        if issubclass(category, NarrowbandWarning):
+            self.say(str(message))
+        else:
+            self._show(message, category, filename, lineno, file, line)
