@@ -77,6 +77,7 @@ def render_report(folder, record):
         undefined=jinja2.ChainableUndefined,
     )
     environment.filters["num"] = _number
+    environment.filters["fixed"] = _fixed
     environment.filters["png"] = _data_url
     environment.filters["clean"] = lambda text: "" if text is None else safe_text(text)
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
@@ -109,6 +110,13 @@ def _number(value, digits=3):
     return text.replace("-", "−")
 
 
+def _fixed(value, decimals):
+    """A number with ``decimals`` decimals, for a column, or a dash."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "–"
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
 def _data_url(png):
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
@@ -134,13 +142,30 @@ def _page(folder, record):
         "n_used": sum(int(group["n_used"] or 0) for group in done),
         "n_lights": sum(len(group["frames"]) for group in groups),
         "exposure": sum(float(group["exposure_total"] or 0) for group in done),
+        "detectors": _detectors(record.get("detector") or {}),
         "masters": _masters(folder, record.get("masters") or {}),
         "left_out": _left_out(folder, record, groups),
         "settings": _flat(record.get("settings") or {}),
     }
 
 
+def _detectors(detectors):
+    """``(labels, detector)`` of each that differs; a record may hold one, or one for each group."""
+    if "gain" in detectors:
+        return [("", detectors)]
+    out = []
+    for label, detector in detectors.items():
+        same = next((entry for entry in out if entry[1] == detector), None)
+        if same is None:
+            out.append(([label], detector))
+        else:
+            same[0].append(label)
+    return [(", ".join(labels) if len(out) > 1 else "", detector) for labels, detector in out]
+
+
 def _flat(settings):
+    """Settings that say something, as text."""
+    settings = {k: v for k, v in settings.items() if v not in (None, [], {}, "")}
     return {
         key: strict_json(value).replace("\n", "") if isinstance(value, dict | list) else value
         for key, value in settings.items()
@@ -171,8 +196,9 @@ class _Group:
             "date": "",
         }
         self.stars = []
-        view["growth"] = self._growth()
+        self.positions = {}
         view["catalog"] = self._catalog()
+        view["growth"] = self._growth()
         view.update(self._coadd())
         view["night"] = self._night(view["frames"])
         view["top_weight"] = max((f.get("weight") or 0 for f in view["frames"]), default=0)
@@ -198,7 +224,7 @@ class _Group:
         return self._read("coadd", self._read_coadd) or {"image": None, "picture": None}
 
     def _read_coadd(self, path):
-        with fits.open(path, memmap=True) as hdul:
+        with _open(path) as hdul:
             header = hdul[0].header
             data = hdul[0].data
             mask = hdul["MASK"].data if "MASK" in hdul else None
@@ -216,7 +242,7 @@ class _Group:
             if "UNCERT" in hdul:
                 view["sigma"] = _median(hdul["UNCERT"].data, mask)
             if "NEXP" in hdul:
-                view["coverage"] = _coverage(hdul["NEXP"].data)
+                view["coverage"] = _coverage(hdul["NEXP"])
         stretch = figures.Stretch.of(image)
         colours = figures.palette(self.filter)
         ny, nx = image.shape
@@ -254,18 +280,14 @@ class _Group:
             flux = np.ma.filled(np.ma.asarray(rows["flux"], float), math.nan)
             if not np.isfinite(flux).any():
                 continue
-            position = [
-                float(rows[c][0]) if c in rows.colnames else None for c in ("x_center", "y_center")
-            ]
-            title = f"star {star}"
-            if None not in position:
-                title += f" at ({position[0]:.1f}, {position[1]:.1f})"
+            x, y = self.positions.get(star, (None, None))
+            title = f"star {star}" if x is None else f"star {star} at ({x:.1f}, {y:.1f})"
             curves.append(
                 {
                     "id": star,
                     "title": title,
-                    "x": position[0],
-                    "y": position[1],
+                    "x": x,
+                    "y": y,
                     "radius": np.asarray(rows["radius"], float),
                     "flux": flux,
                     "flux_err": np.ma.filled(np.ma.asarray(rows["flux_err"], float), math.nan),
@@ -284,6 +306,8 @@ class _Group:
     def _read_catalog(self, path):
         table = Table.read(path, format="ascii.ecsv")
         view = {"n": len(table), "limit": None}
+        columns = [np.asarray(table[c]).tolist() for c in ("id", "x_center", "y_center")]
+        self.positions = {i: (x, y) for i, x, y in zip(*columns, strict=True)}
         if {"flux", "flux_err"} <= set(table.colnames) and len(table):
             error = np.ma.filled(np.ma.asarray(table["flux_err"], float), math.nan)
             flux = np.ma.filled(np.ma.asarray(table["flux"], float), math.nan)
@@ -297,6 +321,10 @@ class _Group:
         if len(shown) < 2:
             return None
         return figures.night_png(shown, filter_name=self.filter)
+
+
+def _open(path):
+    return fits.open(path, memmap=True, do_not_scale_image_data=True)
 
 
 def _annulus(meta):
@@ -316,15 +344,17 @@ def _median(data, mask):
     return float(np.median(values[good])) if good.any() else None
 
 
-def _coverage(data):
+def _coverage(hdu):
+    # A map of the file has no scaling: uint16 is int16 and a zero point there.
+    data = hdu.data.astype(np.int32) + int(hdu.header.get("BZERO", 0))
     image, _ = figures.downsample(data, size=_SMALL)
     top = max(1, int(np.max(data)))
     colours = figures.palette()
-    brightness = np.where(image > 0, image / top, np.nan)
+    brightness = np.where(image > 0, 0.1 + 0.6 * image / top, np.nan)
     return {
         "png": figures.palette_png(brightness, colours),
         "max": top,
-        "full": float(np.mean(np.asarray(data[::4]) == top)),
+        "full": float(np.mean(data[::4] == top)),
     }
 
 
@@ -370,14 +400,20 @@ def _masters(folder, masters):
         facts.append(("darks", ", ".join(darks)))
         temperatures = dark.get("temperatures")
         if temperatures:
-            span = " to ".join(dict.fromkeys(_number(t, 3) for t in temperatures))
-            facts.append(("temperature [°C]", span))
+            facts.append(("temperature [°C]", _span(temperatures)))
         views.append(_master(folder, "Dark rate", dark, "RATE", "adu/s", facts))
         views[-1]["notes"] += [safe_text(note) for note in dark.get("notes") or ()]
     for name, flat in (masters.get("flats") or {}).items():
-        facts = [("frames", flat.get("n_frames")), ("exposure [s]", flat.get("exposure"))]
+        facts = [("frames", flat.get("n_frames")), ("exposure [s]", _span(flat.get("exposure")))]
         views.append(_master(folder, f"Flat {name}", flat, 0, "", facts))
     return views
+
+
+def _span(values):
+    """One number, or the lowest and highest of several, as text."""
+    if not isinstance(values, list | tuple):
+        return _number(values)
+    return " to ".join(dict.fromkeys(_number(f(values)) for f in (min, max))) if values else "–"
 
 
 def _master(folder, title, master, extension, unit, facts):
@@ -391,7 +427,7 @@ def _master(folder, title, master, extension, unit, facts):
     if not master.get("path"):
         return view
     try:
-        with fits.open(folder / master["path"], memmap=True) as hdul:
+        with _open(folder / master["path"]) as hdul:
             if extension != 0 and extension not in hdul:
                 extension = 0
             data = hdul[extension].data
