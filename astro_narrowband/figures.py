@@ -40,6 +40,8 @@ TINTS = {
     "Hbeta": (78, 128, 236),
 }
 _GREY = (150, 158, 170)
+#: Brightness that is white in a composite; the brightest nebulae are 1.
+_WHITE = 6.0
 _WAVELENGTH = {f.name: f.wavelength for f in FILTERS}
 
 # --------------------------------------------------------------------------- images
@@ -237,9 +239,9 @@ def composite_png(images):
 
     Red, green and blue go from the longest wavelength to the shortest (SII,
     Halpha, OIII: the Hubble palette); with two filters, green and blue share
-    one where that is OIII or Hbeta. The sky of each is black, its bright part
-    is scaled to the same level, and one asinh stretch of their mean keeps the
-    colours (Lupton et al. 2004, PASP 116, 133).
+    one where that is OIII or Hbeta. The sky of each is black, its bright nebulae
+    are scaled to the same level, and each channel has its own asinh stretch, so
+    that bright stars end up white.
 
     Parameters
     ----------
@@ -255,23 +257,18 @@ def composite_png(images):
     from PIL import Image
 
     names = _channels(images)
-    scaled, noise = {}, 0.0
+    scaled = {}
     for name in set(names):
         image = images[name]
         sky = sky_of(image)
         # Nebulae, and not the stars, are what the channels are balanced by.
         top = max(float(np.nanpercentile(image, 96)) - sky.level, 8 * sky.noise) or 1.0
-        scaled[name] = (image - sky.level) / top
-        noise = max(noise, sky.noise / top)
+        soft = max(2 * sky.noise / top, 0.15)
+        x = np.clip((image - sky.level + 0.5 * sky.noise) / top, 0, None)
+        scaled[name] = np.arcsinh(x / soft) / math.asinh(_WHITE / soft)
     rgb = np.stack([scaled[name] for name in names], axis=-1)
     bad = ~np.isfinite(rgb).all(axis=-1)
-    rgb = np.clip(np.nan_to_num(rgb) + 0.3 * noise, 0, None)
-    mean = rgb.mean(axis=-1)
-    soft = max(1.5 * noise, 0.25)
-    stretched = np.arcsinh(mean / soft) / math.asinh(4 / soft)
-    rgb *= (stretched / np.maximum(mean, 1e-12))[..., None]
-    # A colour that is too bright keeps its hue.
-    rgb /= np.maximum(rgb.max(axis=-1, keepdims=True), 1.0)
+    rgb = np.clip(rgb, 0, 1)
     rgb[bad] = [int(PLATE[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     picture = Image.fromarray(np.rint(255 * rgb[::-1]).astype(np.uint8))
     return _png(picture), names

@@ -235,12 +235,9 @@ class _Group:
                 "date": str(header.get("DATE-OBS", "")),
                 "coverage": None,
                 "correlation": header.get("NOISECOR"),
-                "sigma": None,
                 "shape": data.shape,
                 "unit": unit.replace(" ", ""),
             }
-            if "UNCERT" in hdul:
-                view["sigma"] = _median(hdul["UNCERT"].data, mask)
             if "NEXP" in hdul:
                 view["coverage"] = _coverage(hdul["NEXP"])
         stretch = figures.Stretch.of(image)
@@ -333,15 +330,6 @@ def _annulus(meta):
         if inner in meta and outer in meta:
             return tuple(float(getattr(meta[k], "value", meta[k])) for k in (inner, outer))
     return None
-
-
-def _median(data, mask):
-    """Median of the good pixels of a plane, from one row in 8."""
-    values = np.asarray(data[::8], float)
-    good = np.isfinite(values)
-    if mask is not None:
-        good &= ~np.asarray(mask[::8], bool)
-    return float(np.median(values[good])) if good.any() else None
 
 
 def _coverage(hdu):
