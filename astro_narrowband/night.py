@@ -164,7 +164,7 @@ class Night:
                 flats=[row.open() for row in group.flats],
                 biases=[row.open() for row in group.bias],
             )
-        self.record["detector"][group.label] = asdict(self.made[identity])
+        self.record["detector"] = self.record["detector"] or asdict(self.made[identity])
         return self.made[identity]
 
     def bias(self, group, detector):
@@ -321,7 +321,7 @@ class Night:
             **({} if settings.memory is None else {"memory": settings.memory}),
         )
         made.ccd.header["REFFRAME"] = Path(reference).name
-        frames = frames_table(lights, made)
+        frames = frames_table(lights, made, reference)
         self.products.write_fits(f"coadd-{name}.fits", with_frames(made.to_hdul(), frames), key)
         if settings.keep_calibrated:
             for light in lights:
@@ -367,16 +367,8 @@ class Night:
             }.items()
             if file in self.products.digests
         }
-        reference = str(ccd.header.get("REFFRAME", ""))
         self.record["groups"].append(
-            group_record(
-                group,
-                frames=frames,
-                ccd=ccd,
-                products=products,
-                reference=reference,
-                left_out=group.lights,
-            )
+            group_record(group, frames=frames, ccd=ccd, products=products, left_out=group.lights)
         )
 
     def leave_out(self, row, reason):

@@ -17,7 +17,7 @@ __all__ = ["frames_table", "group_record", "read_frames", "with_frames"]
 SAMPLE = 1 << 20
 
 
-def frames_table(lights, coadd):
+def frames_table(lights, coadd, reference):
     """
     Return what is known of the lights of a coadd, one row each.
 
@@ -27,6 +27,8 @@ def frames_table(lights, coadd):
         With ``row`` (path, exposure), ``alignment`` and ``stars``, in the order of
         ``coadd.frames``.
     coadd : `~astro_narrowband.coadd.Coadd`
+    reference : str
+        The frame on whose grid the coadd lies.
 
     Returns
     -------
@@ -42,6 +44,7 @@ def frames_table(lights, coadd):
     table["dx"], table["dy"] = np.transpose([a.shift for a in alignments])
     for name in ("rotation", "rms", "n_matched", "method", "flip"):
         table[name] = [getattr(a, name) for a in alignments]
+    table["reference"] = [reference] * len(table)
     table["matrix"] = np.array([a.matrix for a in alignments])
     return table
 
@@ -68,7 +71,7 @@ def read_frames(path):
         raise InputError(f"{path}: has no table of frames ({error}): run reduce again") from None
 
 
-def group_record(group, *, frames=None, ccd=None, products=None, reference="", left_out=()):
+def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):
     """
     Return a group of lights as ``night.json`` has it.
 
@@ -81,8 +84,6 @@ def group_record(group, *, frames=None, ccd=None, products=None, reference="", l
         The coadd.
     products : dict, optional
         Names of the products.
-    reference : str, optional
-        The frame on whose grid it lies.
     left_out : sequence of `~astro_narrowband.frames.FrameRow`, optional
 
     Returns
@@ -93,7 +94,7 @@ def group_record(group, *, frames=None, ccd=None, products=None, reference="", l
         "object": group.object,
         "filter": group.filter,
         "label": group.label,
-        "reference": reference,
+        "reference": "",
         "status": "failed" if ccd is None else "done",
         "reason": group.reason,
         "products": products or {},
@@ -113,9 +114,10 @@ def group_record(group, *, frames=None, ccd=None, products=None, reference="", l
 def _of_frames(table):
     frames = []
     for row in table:
-        frame = {name: _plain(row[name]) for name in table.colnames}
+        frame = {name: _plain(row[name]) for name in table.colnames if name != "reference"}
         frames.append({"verdict": "used", "reason": "", **frame})
     return {
+        "reference": str(table["reference"][0]),
         "frames": frames,
         "n_used": len(frames),
         "exposure_total": float(np.sum([frame["exposure"] for frame in frames])),

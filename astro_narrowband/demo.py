@@ -1,0 +1,151 @@
+"""The demonstration: a simulated night, reduced, and measured against its truth."""
+
+from pathlib import Path
+
+import numpy as np
+from astropy.table import QTable, Table
+
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.photometry import Flag
+from astro_narrowband.pipeline import reduce_night
+from astro_narrowband.simulate import simulate_night
+
+__all__ = ["compare", "run_demo"]
+
+#: The brightest unsaturated stars that are compared, and how far off they may be found [pix].
+N_STARS, MATCH = 50, 2.0
+#: Stars with any of these flags are not compared.
+_UNFIT = Flag.EDGE | Flag.MASKED | Flag.SATURATED | Flag.NEIGHBOUR | Flag.EXTENDED
+
+
+def run_demo(output, *, size=1024, seed=1, progress=None):
+    """
+    Simulate a night in three filters, reduce it, and compare with the truth.
+
+    Parameters
+    ----------
+    output : path-like
+        A new or empty folder; gets ``night/`` and ``reduced/``.
+    size : int, optional
+        Pixels a side.
+    seed : int, optional
+    progress : callable, optional
+        As for `~astro_narrowband.pipeline.reduce_night`.
+
+    Returns
+    -------
+    str
+        What was measured beside what is true, for people to read.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is not an empty folder: give a new one with -o")
+    truth = simulate_night(output / "night", shape=(size, size), seed=seed)
+    record = reduce_night(output / "night", output / "reduced", progress=progress)
+    rows = compare(truth, record, output / "reduced")
+    return "\n".join(
+        [
+            "measured against the truth",
+            *(_line(row) for row in compare(truth, record, output / "reduced")),
+            str(output / "reduced" / "report.html"),
+        ]
+    )
+
+
+def _line(row):
+    return (
+        f"  {row['filter']:7} {row['n_frames']} frames aligned to {row['align_rms']:.3f} px; "
+        f"{row['n_stars']} stars: flux {100 * row['flux_bias']:+.2f} %, scatter "
+        f"{100 * row['flux_scatter']:.2f} %, pulls of width {row['pull_width']:.2f}"
+    )
+
+
+def compare(truth, record, folder):
+    """
+    Compare the products of a simulated night with its truth.
+
+    Parameters
+    ----------
+    truth : `~astro_narrowband.simulate.NightTruth`
+    record : dict
+        From `~astro_narrowband.pipeline.reduce_night`.
+    folder : path-like
+        Of the products.
+
+    Returns
+    -------
+    `~astropy.table.Table`
+        One row a filter: ``align_rms`` [pix] over the frame; ``flux_bias`` and
+        ``flux_scatter``, median and robust scatter of measured over true flux
+        less 1; ``pull_width``, robust width of (measured - true) / error.
+    """
+    rows = []
+    for group in record["groups"]:
+        if group["status"] != "done":
+            continue
+        catalog = QTable.read(Path(folder) / group["products"]["catalog"])
+        measured, error, true = _stars(truth, group, catalog)
+        ratio = measured / true
+        rows.append(
+            {
+                "filter": group["filter"],
+                "n_frames": group["n_used"],
+                "align_rms": _align_rms(truth, group),
+                "n_stars": len(true),
+                "flux_bias": np.median(ratio) - 1 if len(true) else np.nan,
+                "flux_scatter": _robust(ratio),
+                "pull_width": _robust((measured - true) / error),
+            }
+        )
+    return Table(rows)
+
+
+def _robust(values):
+    """Half the range of the middle 68.3 %."""
+    if len(values) < 3:
+        return np.nan
+    low, high = np.percentile(values, [15.87, 84.13])
+    return (high - low) / 2
+
+
+def _align_rms(truth, group):
+    """Scatter of the alignments about the true ones, over the frames and their pixels [pix]."""
+    ny, nx = truth.shape
+    y, x = np.mgrid[0 : ny - 1 : 9j, 0 : nx - 1 : 9j]
+    places = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    to_reference = np.linalg.inv(truth.frame(Path(group["reference"]).resolve())["matrix"])
+    squares = []
+    for frame in group["frames"]:
+        if frame["verdict"] != "used":
+            continue
+        true = to_reference @ truth.frame(Path(frame["path"]).resolve())["matrix"]
+        off = (np.array(frame["matrix"]) - true) @ places
+        squares.append(np.mean(off[0] ** 2 + off[1] ** 2) / 2)
+    # The error of the reference's own grid is not seen.
+    return float(np.sqrt(np.mean(squares)))
+
+
+def _stars(truth, group, catalog):
+    """Measured flux, its error and true flux of the brightest unsaturated stars."""
+    frames = [frame for frame in group["frames"] if frame["verdict"] == "used"]
+    # The coadd is on the flux scale of its reference: transparency over scale is one number.
+    scale = np.median(
+        [truth.frame(Path(f["path"]).resolve())["transparency"] / f["scale"] for f in frames]
+    )
+    x, y = truth.positions(Path(group["reference"]).resolve())
+    flux = truth.stars[f"flux_{group['filter']}"].value * scale
+    found = np.stack([catalog["x_center"].value, catalog["y_center"].value])
+    measured, error, true = [], [], []
+    for k in np.argsort(flux)[::-1]:
+        distance = np.hypot(found[0] - x[k], found[1] - y[k])
+        if not len(distance) or distance.min() > MATCH or len(true) == N_STARS:
+            continue
+        row = catalog[int(np.argmin(distance))]
+        near = np.hypot(x - x[k], y - y[k]) < 4 * row["fwhm"].value
+        blended = flux[near].sum() > 1.01 * flux[k]
+        if blended or row["flags"] & _UNFIT:
+            continue
+        measured.append(row["flux"].value)
+        error.append(row["flux_err"].value)
+        true.append(flux[k])
+    return np.array(measured), np.array(error), np.array(true)
