@@ -27,8 +27,10 @@ __all__ = [
     "sky_levels",
 ]
 
-#: Pixels of one block of stamps: its arrays stay in the level 2 cache.
-BLOCK = 40_000
+#: Pixels of one block of stamps, and of annuli: their arrays stay in the cache.
+BLOCK, SKY_BLOCK = 40_000, 100_000
+#: Less of a pixel than this is rounding.
+TINY = 1e-9
 
 
 class Pixels(NamedTuple):
@@ -43,8 +45,8 @@ class Pixels(NamedTuple):
     kind : str
         What ``noise`` is: ``"std"``, ``"var"`` or ``"ivar"``.
     mask : `~numpy.ndarray` of bool, (ny, nx), or None
-    gain : `~numpy.ndarray`, (ny, nx), or None
-        Electrons per unit of ``data`` (a map; one number is not kept here).
+    gain : float, `~numpy.ndarray` (ny, nx), or None
+        Electrons per unit of ``data``; used where there is no ``noise``.
     common : `~numpy.ndarray`, (ny, nx), or None
         Variance from the masters.
     saturation : float or None
@@ -54,23 +56,53 @@ class Pixels(NamedTuple):
     noise: np.ndarray | None = None
     kind: str = "var"
     mask: np.ndarray | None = None
-    gain: np.ndarray | None = None
+    gain: float | np.ndarray | None = None
     common: np.ndarray | None = None
     saturation: float | None = None
 
-    def at(self, iy, ix):
-        """Return data, variance (or None) and good at pixel indices that may be outside."""
+    def around(self, iy, ix, oy, ox, *, narrow=False):
+        """
+        Return the pixels at offsets ``oy``, ``ox`` from each of ``iy``, ``ix``.
+
+        Parameters
+        ----------
+        iy, ix : `~numpy.ndarray` of int, (n,)
+        oy, ox : `~numpy.ndarray` of int, of one shape s
+        narrow : bool, optional
+            Leave float32 as it is; otherwise all is float64.
+
+        Returns
+        -------
+        data, variance : `~numpy.ndarray`, (n, *s)
+            0 where a pixel is not usable; ``variance`` may be None.
+        good : `~numpy.ndarray` of bool, or None where all are usable
+        inside : `~numpy.ndarray` of bool, or None where all are
+        index : `~numpy.ndarray` of int
+            Into the flattened image; that of the nearest pixel for those outside.
+        """
         ny, nx = self.data.shape
         inside = None
-        if iy.size and (iy.min() < 0 or ix.min() < 0 or iy.max() >= ny or ix.max() >= nx):
-            inside = (iy >= 0) & (iy < ny) & (ix >= 0) & (ix < nx)
-            iy, ix = np.clip(iy, 0, ny - 1), np.clip(ix, 0, nx - 1)
-        index = iy * nx + ix
-        data = np.take(self.data, index).astype(float)
+        lead = (slice(None), *(None,) * oy.ndim)
+        crosses = (
+            iy.min() + oy.min() < 0 or iy.max() + oy.max() >= ny
+            or ix.min() + ox.min() < 0 or ix.max() + ox.max() >= nx
+        )  # fmt: skip
+        if crosses:
+            y, x = iy[lead] + oy, ix[lead] + ox
+            inside = (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
+            index = np.clip(y, 0, ny - 1) * nx + np.clip(x, 0, nx - 1)
+            if inside.all():
+                inside = None
+        else:
+            index = (iy * nx + ix)[lead] + (oy * nx + ox)
+        wide = np.float64
+        if narrow and self.data.dtype.kind == "f" and self.data.dtype.itemsize == 4:
+            wide = np.float32
+        data = np.take(self.data, index).astype(wide, copy=False)
         good = np.isfinite(data)
         variance = None
         if self.noise is not None:
-            variance = np.take(self.noise, index).astype(float)
+            variance = np.take(self.noise, index).astype(wide, copy=False)
             if self.kind == "std":
                 variance *= variance
             elif self.kind == "ivar":
@@ -106,23 +138,26 @@ def overlap(dx, dy, radius, half):
     Returns
     -------
     `~numpy.ndarray`, (n, 2 half + 1, 2 half + 1)
-        0 to 1; exact to some 1e-13 for circles of tens of pixels.
+        0 to 1, within some 1e-13 for circles of tens of pixels.
     """
+    n, k = len(dx), 2 * half + 2
     edges = np.arange(-half, half + 2) - 0.5
     area = math.pi * radius * radius
     x, y = edges - dx[:, None], edges - dy[:, None]
     left, below = _area_left(x, radius), _area_left(y, radius)
     right, above = x > 0, y > 0
-    corner = y[:, :, None] * x[:, None, :]
-    corner += (0.5 * left - 0.25 * area)[:, None, :]
-    corner += (0.5 * below)[:, :, None]
+    # Sums of products of a function of x and one of y: matrix products are the fastest way.
+    of_y, of_x = np.empty((n, k, 3)), np.empty((n, 3, k))
+    of_y[:, :, 0], of_y[:, :, 1], of_y[:, :, 2] = y, 1, 0.5 * below - 0.25 * area
+    of_x[:, 0], of_x[:, 1], of_x[:, 2] = x, 0.5 * left, 1
+    corner = of_y @ of_x
+    of_y[:, :, 0], of_y[:, :, 1] = below, above
+    of_x[:, 0], of_x[:, 1] = right, left - area * right
+    other = of_y[:, :, :2] @ of_x[:, :2]
     outside = (y * y - radius * radius)[:, :, None] + (x * x)[:, None, :] >= 0
-    other = below[:, :, None] * right[:, None, :]
-    other += (left - area * right)[:, None, :] * above[:, :, None]
     np.copyto(corner, other, where=outside)
     rows = corner[:, 1:] - corner[:, :-1]
-    out = rows[:, :, 1:] - rows[:, :, :-1]
-    return np.clip(out, 0, 1, out=out)
+    return rows[:, :, 1:] - rows[:, :, :-1]
 
 
 def _area_left(x, radius):
@@ -147,8 +182,8 @@ class CircleSums(NamedTuple):
     nested : (n, m, k); sum of w_j w_l V (of w_j w_l without a variance) of circle j
         and the next l = j + 1, ..., j + k; empty where it was not asked for
     linear : sum of w V (of w without a variance)
-    photons : sum of w**2 d / gain, with a map of the gain
-    per_gain : sum of w**2 / gain, with a map of the gain
+    photons, per_gain : sums of w**2 d / gain and w**2 / gain; None unless the gain is
+        all that is known of the noise
     common : sum of w**2 C, with a map of the masters' variance
     n_masked : number of unusable pixels touched, inside the image
     n_saturated : number of pixels at or above saturation touched
@@ -169,8 +204,8 @@ class CircleSums(NamedTuple):
     off_edge: np.ndarray
 
 
-def _blocks(n, pixels):
-    step = max(1, BLOCK // pixels)
+def _blocks(n, pixels, block):
+    step = max(1, block // pixels)
     for start in range(0, n, step):
         yield slice(start, min(start + step, n))
 
@@ -200,7 +235,8 @@ def circle_sums(pixels, x, y, radii, *, n_nested=0):
     """
     n, m = len(x), len(radii)
     shape = (n, m)
-    has_variance, has_gain = pixels.noise is not None, pixels.gain is not None
+    has_variance = pixels.noise is not None
+    has_gain = pixels.gain is not None and not has_variance
     zeros = lambda wanted=True: np.zeros(shape) if wanted else None  # noqa: E731
     out = CircleSums(
         zeros(), zeros(), zeros(), zeros(has_variance), np.zeros((*shape, n_nested)), zeros(),
@@ -211,7 +247,7 @@ def circle_sums(pixels, x, y, radii, *, n_nested=0):
         return out
     half = math.ceil(radii[-1])
     offset = np.arange(-half, half + 1)
-    for rows in _blocks(n, offset.size**2):
+    for rows in _blocks(n, offset.size**2, BLOCK):
         _sum_block(pixels, x[rows], y[rows], radii, offset, n_nested, out, rows)
     return out
 
@@ -220,12 +256,16 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
     half = offset[-1]
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
     dx, dy = x - ix, y - iy
-    yy, xx = np.broadcast_arrays(iy[:, None, None] + offset[:, None], ix[:, None, None] + offset)
-    data, variance, good, inside, index = pixels.at(yy, xx)
+    oy, ox = np.meshgrid(offset, offset, indexing="ij")
+    data, variance, good, inside, index = pixels.around(iy, ix, oy, ox)
     spread = variance if good is None or variance is not None else good.astype(float)
-    if pixels.gain is not None:
+    per_gain = None
+    if out.photons is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            per_gain = 1 / np.take(pixels.gain, index).astype(float)
+            if np.ndim(pixels.gain):
+                per_gain = 1 / np.take(pixels.gain, index).astype(float)
+            else:
+                per_gain = np.full(data.shape, 1 / pixels.gain)
         per_gain[~np.isfinite(per_gain)] = 0
         if good is not None:
             per_gain[~good] = 0
@@ -253,7 +293,7 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
             usable = good[cut]
             out.area[rows, j] = _dot(w, usable)
             out.area2[rows, j] = _dot(ww, usable)
-            touched = w > 0
+            touched = w > TINY
             if inside is None:
                 out.n_masked[rows, j] = (touched & ~usable).sum(axis=(1, 2))
             else:
@@ -266,13 +306,13 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
                 out.linear[rows, j] = _dot(w, variance[cut])
         else:
             out.linear[rows, j] = out.area[rows, j]
-        if pixels.gain is not None:
+        if per_gain is not None:
             out.photons[rows, j] = _dot(ww, photons[cut])
             out.per_gain[rows, j] = _dot(ww, per_gain[cut])
         if pixels.common is not None:
             out.common[rows, j] = _dot(ww, common[cut])
         if saturated is not None:
-            out.n_saturated[rows, j] = (saturated[cut] & (w > 0)).sum(axis=(1, 2))
+            out.n_saturated[rows, j] = (saturated[cut] & (w > TINY)).sum(axis=(1, 2))
         for k in range(1, min(n_nested, j) + 1):
             inner, inner_size = weights[j - k]
             core = (slice(None),) + (slice(size - inner_size, size + inner_size + 1),) * 2
@@ -335,38 +375,73 @@ def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
     )  # fmt: skip
     reach = np.arange(-math.ceil(r_out), math.ceil(r_out) + 1)
     distance = np.hypot(reach[:, None], reach)
-    # Every pixel that is in the annulus for some position within the central pixel.
-    oy, ox = np.nonzero((distance >= r_in - 0.71) & (distance < r_out + 0.71))
-    oy, ox = reach[oy], reach[ox]
-    for rows in _blocks(n, oy.size):
-        _sky_block(pixels, x[rows], y[rows], oy, ox, (r_in, r_out), clip, max_iterations, out, rows)
+    # A star is up to 0.71 pix from the middle of its pixel: some pixels are in the annulus
+    # wherever it is, others depend on it.
+    always = (distance >= r_in + 0.71) & (distance < r_out - 0.71)
+    perhaps = (distance >= r_in - 0.71) & (distance < r_out + 0.71) & ~always
+    oy, ox = (
+        np.concatenate([reach[index] for index in pair])
+        for pair in zip(np.nonzero(perhaps), np.nonzero(always), strict=True)
+    )
+    annulus = _Annulus(oy, ox, int(perhaps.sum()), r_in, r_out, clip, max_iterations)
+    for rows in _blocks(n, oy.size, SKY_BLOCK):
+        _sky_block(pixels, x[rows], y[rows], annulus, out, rows)
     return out
 
 
-def _sky_block(pixels, x, y, oy, ox, radii, clip, max_iterations, out, rows):
+class _Annulus(NamedTuple):
+    """Offsets of the pixels that may be in an annulus, those that are not sure to be first."""
+
+    oy: np.ndarray
+    ox: np.ndarray
+    n_unsure: int
+    r_in: float
+    r_out: float
+    clip: float | None
+    max_iterations: int
+
+
+def _sky_block(pixels, x, y, annulus, out, rows):
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
-    dx, dy = ox - (x - ix)[:, None], oy - (y - iy)[:, None]
+    part = slice(annulus.n_unsure)
+    dx, dy = annulus.ox[part] - (x - ix)[:, None], annulus.oy[part] - (y - iy)[:, None]
     distance2 = dx * dx + dy * dy
-    wanted = (distance2 >= radii[0] ** 2) & (distance2 < radii[1] ** 2)
-    data, variance, good, inside, _ = pixels.at(iy[:, None] + oy, ix[:, None] + ox)
-    usable = wanted if good is None else wanted & good
+    unwanted = (distance2 < annulus.r_in**2) | (distance2 >= annulus.r_out**2)
+    data, variance, good, inside, _ = pixels.around(iy, ix, annulus.oy, annulus.ox, narrow=True)
     if inside is not None:
-        out.off_edge[rows] = (wanted & ~inside).any(axis=1)
-    n = usable.sum(axis=1)
-    out.n_good[rows] = n
-    with np.errstate(divide="ignore", invalid="ignore"):
+        outside = ~inside
+        outside[:, part] &= ~unwanted
+        out.off_edge[rows] = outside.any(axis=1)
+    if good is None:
+        n = data.shape[1] - unwanted.sum(axis=1)
         if variance is not None:
-            out.variance[rows] = (variance * usable).sum(axis=1) / n
-    data[~usable] = np.inf
+            variance[:, part][unwanted] = 0
+    else:
+        good[:, part] &= ~unwanted
+        n = good.sum(axis=1)
+        data[~good] = np.inf
+        if variance is not None:
+            variance[~good] = 0
+    data[:, part][unwanted] = np.inf
+    out.n_good[rows] = n
+    if variance is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            out.variance[rows] = variance.sum(axis=1, dtype=float) / n
     data.sort(axis=1)
+    _clip_block(data, n, annulus.clip, annulus.max_iterations, out, rows)
+
+
+def _clip_block(data, n, clip, max_iterations, out, rows):
+    """Statistics of the first ``n`` of each sorted row, after clipping."""
     each = np.arange(len(n))
     middle = _median(data, each, np.zeros_like(n), n)
     # Sums from the left of deviations from the median give mean and scatter of any range.
-    deviation = data - middle[:, None]
+    deviation = np.subtract(data, middle[:, None], dtype=float)
     deviation[~np.isfinite(deviation)] = 0
     sums = np.zeros((2, len(n), data.shape[1] + 1))
     np.cumsum(deviation, axis=1, out=sums[0, :, 1:])
-    np.cumsum(deviation * deviation, axis=1, out=sums[1, :, 1:])
+    np.multiply(deviation, deviation, out=deviation)
+    np.cumsum(deviation, axis=1, out=sums[1, :, 1:])
     low, high = np.zeros_like(n), n.copy()
     todo = each[n > 0]
     for step in range(max_iterations + 1):
@@ -376,25 +451,34 @@ def _sky_block(pixels, x, y, oy, ox, radii, clip, max_iterations, out, rows):
         mean, square = mean / count, square / count
         std = np.sqrt(np.maximum(square - mean * mean, 0))
         median = _median(data, todo, a, b)
-        where = np.arange(len(out.n))[rows][todo]
+        where = todo + rows.start
         out.mean[where], out.median[where] = mean + middle[todo], median
         out.std[where], out.n[where] = std, count
         if clip is None or step == max_iterations or not todo.size:
             break
-        values = data[todo]
-        below = (values < (median - clip * std)[:, None]).sum(axis=1)
-        above = (values <= (median + clip * std)[:, None]).sum(axis=1)
-        below, above = np.maximum(below, a), np.minimum(above, b)
+        reach = clip * std
+        below = np.maximum(_count(data, todo, median - reach, np.less), a)
+        above = np.minimum(_count(data, todo, median + reach, np.less_equal), b)
         low[todo], high[todo] = below, above
         todo = todo[(below != a) | (above != b)]
+
+
+def _count(ordered, rows, level, compare):
+    """How many values of ``ordered[row]`` compare with ``level``."""
+    if 2 * len(rows) < len(ordered):
+        return np.count_nonzero(compare(ordered[rows], level[:, None]), axis=1)
+    # Copying rows would cost more than looking at all of them.
+    levels = np.zeros((len(ordered), 1))
+    levels[rows, 0] = level
+    return np.count_nonzero(compare(ordered, levels), axis=1)[rows]
 
 
 def _median(ordered, rows, low, high):
     """Median of ``ordered[row, low:high]``; NaN where that is empty."""
     last = ordered.shape[1] - 1
-    left = np.clip((low + high - 1) // 2, 0, last)
-    right = np.clip((low + high) // 2, 0, last)
-    middle = 0.5 * (ordered[rows, left] + ordered[rows, right])
+    left = np.minimum(np.maximum((low + high - 1) // 2, 0), last)
+    right = np.minimum((low + high) // 2, last)
+    middle = 0.5 * (ordered[rows, left].astype(float) + ordered[rows, right])
     return np.where(high > low, middle, np.nan)
 
 

@@ -14,6 +14,7 @@ from astropy.nddata import CCDData
 from astropy.table import QTable
 
 from astro_narrowband import _stamps
+from astro_narrowband._measure import read_image
 from astro_narrowband._validate import positive, same_shape
 from astro_narrowband.bands import row_bands
 from astro_narrowband.detect import detect_stars
@@ -23,7 +24,7 @@ from astro_narrowband.growth import (
     diagnose_background,
     growth_curves,
 )
-from astro_narrowband.photometry import Flag, annulus_photometry, read_image
+from astro_narrowband.photometry import Flag, annulus_photometry
 
 __all__ = ["Catalog", "make_catalog"]
 
@@ -198,10 +199,8 @@ def _widths(ccd, x, y, fwhm):
     sigma = fwhm / _stamps.FWHM
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        yy, xx = np.broadcast_arrays(
-            iy[part, None, None] + offset[:, None], ix[part, None, None] + offset
-        )
-        data, _, good, _, _ = pixels.at(yy, xx)
+        oy, ox = np.meshgrid(offset, offset, indexing="ij")
+        data, _, good, _, _ = pixels.around(iy[part], ix[part], oy, ox)
         rim = np.maximum(np.abs(offset)[:, None], np.abs(offset)) == half
         level = np.median(data[:, rim], axis=1)
         data -= level[:, None, None]
