@@ -77,7 +77,7 @@ def align_centroid(source, target, positions, *, centroid_func, box_size, search
     if rms > max_rms:
         raise AlignmentError(
             f"{label}: the {len(positions)} named stars disagree by {rms:.2f} pix rms, "
-            f"{max_rms:g} is accepted: a smaller search radius (now {search}) may find the right ones"
+            f"{max_rms:g} is accepted: try a smaller search radius (now {search})"
         )
     scale = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     if abs(scale - 1) > 1e-3:

@@ -36,39 +36,55 @@ def vote(source, target, radius, *, n_best=4):
     """
     Offsets that bring many sources onto targets.
 
-    Every pair votes for its difference, in cells of 2 ``radius`` on four grids
-    staggered by half a cell, so that no peak is cut in four.
+    Every pair votes for its difference. Votes are counted in squares of 2
+    ``radius`` that overlap by half, so that no peak is cut in four.
 
     Returns
     -------
     list of ((dx, dy), n_votes)
-        Best first, distinct by more than 2 cells.
+        Best first, distinct by more than 4 radii.
     """
     if len(source) == 0 or len(target) == 0:
         return []
     difference = (target[None, :, :] - source[:, None, :]).reshape(-1, 2)
-    cell = 2.0 * radius
-    found = []
-    for shift in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):
-        at = np.floor(difference / cell + np.array(shift)).astype(np.int64)
-        key = at[:, 0] * (1 << 31) + at[:, 1]
-        values, inverse, counts = np.unique(key, return_inverse=True, return_counts=True)
-        best = np.argsort(-counts, kind="stable")[: 3 * n_best]
-        found.extend((int(counts[k]), np.median(difference[inverse == k], axis=0)) for k in best)
-        del values
-    found.sort(key=lambda item: -item[0])
+    cell = np.floor(difference / radius).astype(np.int64)
+    stride = 1 << 31
+    key = cell[:, 0] * stride + cell[:, 1]
+    values, counts = _counted(key)
+    # Each occupied cell and each of its lower neighbours may be the first of a 2 x 2 square.
+    corners = np.concatenate([values, values - 1, values - stride, values - stride - 1])
+    corners, _ = _counted(corners)
+    total = np.zeros(len(corners), np.int64)
+    for step in (0, 1, stride, stride + 1):
+        at = np.searchsorted(values, corners + step)
+        at[at == len(values)] = 0
+        total += np.where(values[at] == corners + step, counts[at], 0)
+    n_look = min(16 * n_best, len(corners))
+    best = np.argpartition(-total, n_look - 1)[:n_look]
+    best = best[np.argsort(-total[best], kind="stable")]
     out = []
-    for count, offset in found:
-        if all(np.hypot(*(offset - other)) > 2 * cell for other, _ in out):
-            out.append((offset, count))
+    for k in best:
+        y = ((int(corners[k]) + stride // 2) % stride) - stride // 2
+        x = (int(corners[k]) - y) // stride
+        inside = (np.abs(cell[:, 0] - x - 0.5) < 1) & (np.abs(cell[:, 1] - y - 0.5) < 1)
+        offset = np.median(difference[inside], axis=0)
+        if all(np.hypot(*(offset - other)) > 4 * radius for other, _ in out):
+            out.append((offset, int(total[k])))
         if len(out) == n_best:
             break
     return out
 
 
+def _counted(keys):
+    """Sorted values of an array of integers, and how often each occurs."""
+    keys = np.sort(keys)
+    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    return keys[first], np.diff(np.concatenate([first, [len(keys)]]))
+
+
 def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False):
     """
-    Rotation angles [rad] that make many pairs of sources parallel to pairs of targets of equal length.
+    Rotation angles [rad] that turn many pairs of sources into pairs of targets of equal length.
 
     Pairs of the ``n_stars`` first of each list are compared. With
     ``scale_free`` lengths may differ by a common factor, found as well.
@@ -112,7 +128,7 @@ def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False)
         for s_shift in (0.0, 0.5) if scale_free else (0.0,):
             ratio_cell = np.floor(ratio / 0.01 + s_shift).astype(np.int64)
             key = (ratio_cell + 4096) * n_cells + cell
-            values, counts = np.unique(key, return_counts=True)
+            values, counts = _counted(key)
             for k in np.argsort(-counts, kind="stable")[:n_best]:
                 member = key == values[k]
                 mean = np.angle(np.exp(2j * turn[member]).sum()) / 2
@@ -238,11 +254,11 @@ def _solve(source, target, weights, model, angle):
 
 
 def _excess(square, variance, free):
-    """Variance that makes sum(square / (variance + excess)) equal ``free``; 0 if it is less already."""
+    """Variance to add so that sum(square / variance) equals ``free``; 0 if it is less already."""
     if free <= 0 or (square / variance).sum() <= free:
         return 0.0
     low, high = 0.0, float(square.sum())
-    for _ in range(60):
+    for _ in range(30):
         mid = (low + high) / 2
         low, high = (mid, high) if (square / (variance + mid)).sum() > free else (low, mid)
     return high

@@ -253,6 +253,10 @@ def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest
         "peak": peak, "snr": snr, "saturated": flat,
     }  # fmt: skip
     margin = 1.2 * fwhm
+    # Where the whole frame trails, its stars are all drawn out.
+    bright = ~flat & (snr > 15)
+    usual = float(np.median(roundness[bright])) if bright.sum() > 4 else 0.0
+    limit = max(0.6, min(usual + 0.25, 0.95))
     tests = {
         "edge": (at_x > margin) & (at_x < nx - 1 - margin)
         & (at_y > margin) & (at_y < ny - 1 - margin),
@@ -261,7 +265,7 @@ def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest
         & (flux > 0) & (np.hypot(m["x"], m["y"]) < max(1.5, fwhm)),
         "sharp": flat | (widths > 0.6 * fwhm),
         "wide": flat | (widths < 1.8 * fwhm),
-        "long": flat | (roundness < 0.6),
+        "long": flat | (roundness < limit),
     }  # fmt: skip
     keep = np.ones(len(at_x), bool)
     for reason, passed in tests.items():

@@ -366,8 +366,11 @@ def _judge(label, source, target, best, rivals, max_rms, min_stars):
     # a rival counts from three stars on, where it is not chance.
     if any(2 * s.n > best.n and s.n > 2 and s.log_chance < MAX_CHANCE / 2 for s in rivals):
         refuse("another transform matches more than half as many stars")
-    if best.rms > max_rms:
-        refuse(f"the residuals are above {max_rms:g} pix")
+    # Wide or trailed stars are measured less well, in proportion.
+    widths = [stars.meta.get("fwhm", 0.0) for stars in (source, target)]
+    most = max(max_rms, *(0.1 * w for w in widths if math.isfinite(w)), 0.0)
+    if best.rms > most:
+        refuse(f"the residuals are above {most:.2g} pix")
     scale = math.sqrt(abs(np.linalg.det(best.matrix[:2, :2])))
     if abs(scale - 1) > MAX_SCALE:
         refuse(f"the pixel scales differ by a factor {scale:.4f}")

@@ -207,26 +207,30 @@ def _smooth(cells):
     return np.where(n > 0, out, np.nanmedian(cells))
 
 
-def _linear(n, cells):
-    """Matrix (n, cells) that interpolates linearly between the centres of the cells."""
-    at = np.clip((np.arange(n) + 0.5) / CELL - 0.5, 0, cells - 1)
-    left = np.minimum(at.astype(int), max(cells - 2, 0))
-    weights = np.zeros((n, cells), np.float32)
-    weights[np.arange(n), left] = 1 - (at - left)
-    if cells > 1:
-        weights[np.arange(n), left + 1] = at - left
-    return weights
-
-
 def _subtract(data, sky, bad):
-    """Take the background from ``data``, in place; bad pixels become 0."""
+    """Take the background from ``data``, in place, linear between the cells; bad pixels become 0."""
     ny, nx = data.shape
-    along_y, along_x = _linear(ny, sky.shape[0]), _linear(nx, sky.shape[1])
-    rows_of_cells = along_y @ sky
+    my, mx = sky.shape
+    half = CELL // 2
+    at = np.clip((np.arange(ny) + 0.5) / CELL - 0.5, 0, my - 1)
+    upper = np.minimum(at.astype(int), max(my - 2, 0))
+    part = (at - upper)[:, None]
+    lines = sky[upper] * (1 - part) + sky[np.minimum(upper + 1, my - 1)] * part
+    lines = lines.astype(np.float32)
+    step = np.diff(lines, axis=1)[:, :, None]
+    ramp = ((np.arange(CELL, dtype=np.float32) + np.float32(0.5)) / CELL)[None, None, :]
+    first, last = min(half, nx), min(half + CELL * (mx - 1), nx)
+    n_cells = (last - first) // CELL
+    last = first + n_cells * CELL
     for rows in row_bands(ny, BAND_ROWS):
-        data[rows] -= rows_of_cells[rows] @ along_x.T
+        block = data[rows]
+        # A view of whole cells: no matrix of weights, no second copy of the frame.
+        cells = block[:, first:last].reshape(block.shape[0], n_cells, CELL)
+        cells -= step[rows, :n_cells] * ramp + lines[rows, :n_cells, None]
+        block[:, :first] -= lines[rows, :1]
+        block[:, last:] -= lines[rows, n_cells : n_cells + 1]
         if bad is not None:
-            data[rows][bad[rows]] = 0
+            block[bad[rows]] = 0
 
 
 def _candidates(data, rms, threshold):
@@ -289,7 +293,7 @@ def _smoothed(data, first, last):
 
 def _gain_of_noise(data, rms):
     """How much smoothing lowers the noise: 70/256 if it is white, more if it is correlated."""
-    ny, nx = data.shape
+    ny = len(data)
     ratios = []
     for y in np.linspace(0, max(ny - 16, 0), 5).astype(int):
         rows = _smoothed(data, int(y), min(int(y) + 16, ny))[:, 2:-2]

@@ -9,6 +9,7 @@ numbers, never a wrong shift.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from astropy.table import QTable, Table
@@ -82,7 +83,8 @@ def align(
     tolerance : float, optional
         How far off a star may be at first [pix].
     max_rms : float, optional
-        Largest residual scatter, and largest error of the transform in a
+        Largest residual scatter (or a tenth of the star width, if that is more),
+        and largest error of the transform in a
         corner of the frame, along one axis [pix].
     threshold : float, optional
         Passed on to `detect_stars`.
@@ -442,7 +444,7 @@ class _Ladder:
         if not before or not after:
             raise AlignmentError("no aligned frames before and after it to borrow from")
         first, last = before[-1], after[0]
-        steps = [apart(a, b) for a, b in zip(aligned, aligned[1:], strict=False)]
+        steps = [apart(a, b) for a, b in pairwise(aligned)]
         if max(apart(first, last), *steps) > MAX_DRIFT:
             raise AlignmentError(
                 f"the frames before and after are {apart(first, last):.1f} pix apart, steps in "

@@ -532,7 +532,6 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     wcs = None
     if isinstance(image, CCDData) and image.wcs is not None and "CTYPE1" not in header:
         wcs = copy.deepcopy(image.wcs)
-    ccd = CCDData(
+    return CCDData(
         band.data, uncertainty=uncertainty, mask=band.mask, header=header, unit=frame.unit, wcs=wcs
     )
-    return ccd
