@@ -228,7 +228,7 @@ def coadd(
     --------
     >>> import numpy as np
     >>> from astropy.nddata import CCDData, VarianceUncertainty
-    >>> from astro_narrowband import coadd
+    >>> from astro_narrowband.coadd import coadd
     >>> rng = np.random.default_rng(5)
     >>> frames = []
     >>> for sigma in (1.0, 1.0, 2.0):
