@@ -37,6 +37,10 @@ _BLOCK = 2880
 #: A header longer than this (36 cards a block) is damage, not a header.
 _MOST_BLOCKS = 2000
 _MOST_HDUS = 500
+#: FITS is ASCII; of what else is written, the letters of filters and units are kept.
+_LETTERS = tuple(
+    (letter.encode(), ascii_) for letter, ascii_ in (("α", b"a "), ("β", b"b "), ("µ", b"u "))
+)
 _TYPES = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 #: What cannot be an image of the sky among several in one file.
 _SIDE_IMAGES = re.compile(
@@ -279,6 +283,8 @@ def _read_header(read, path, *, first, copy=None):
     raw = b"".join(blocks)
     if copy is not None:
         copy(raw)
+    for letter, ascii_ in _LETTERS:
+        raw = raw.replace(letter, ascii_)
     header = fits.Header.fromstring(raw)
     for keyword in ("BITPIX", "NAXIS"):
         value = header.get(keyword)
@@ -429,6 +435,13 @@ def _write_image(out, hdu):
     stored = np.dtype(_TYPES[header["BITPIX"]])
     if data.dtype.newbyteorder("=") != stored.newbyteorder("="):
         raise InputError(f"{hdu.name}: its tiles hold {data.dtype}, its header says {stored}")
+    if "SIMPLE" in header:  # it was a primary image before it was compressed
+        header.remove("EXTEND", ignore_missing=True)
+        header.set("XTENSION", "IMAGE", before="SIMPLE")
+        header.remove("SIMPLE")
+        for keyword, value in (("GCOUNT", 1), ("PCOUNT", 0)):
+            header.remove(keyword, ignore_missing=True)
+            header.set(keyword, value, after=f"NAXIS{header['NAXIS']}")
     out.write(header.tostring().encode("ascii", "replace"))
     out.write(data.astype(stored, copy=False).tobytes())
     out.write(b"\0" * (-data.nbytes % _BLOCK))

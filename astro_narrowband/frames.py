@@ -23,6 +23,7 @@ from astropy.table import MaskedColumn, QTable
 from astro_narrowband._facts import Facts, Note, facts_of, header_from
 from astro_narrowband._fits_reader import wrong_sums
 from astro_narrowband._spellings import show
+from astro_narrowband._validate import choice
 from astro_narrowband.bands import FitsFrame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
@@ -117,7 +118,14 @@ class FrameTable:
 
     @classmethod
     def from_paths(
-        cls, paths, *, set_keywords=None, spellings=SPELLINGS, max_pixels=None, ignore=()
+        cls,
+        paths,
+        *,
+        set_keywords=None,
+        spellings=SPELLINGS,
+        max_pixels=None,
+        ignore=(),
+        bayer=None,
     ):
         """
         Find the frames under ``paths`` and read their headers.
@@ -134,6 +142,9 @@ class FrameTable:
             The largest image that is opened, compressed ones after expansion.
         ignore : sequence of path-like, optional
             Folders that are not looked into (the one of the products, say).
+        bayer : {None, "mono"}, optional
+            What to do with frames whose header names a Bayer pattern: leave them
+            out, or take them as they are (for a camera that has no colour filters).
 
         Returns
         -------
@@ -146,6 +157,8 @@ class FrameTable:
         """
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
+        if bayer is not None:
+            choice(bayer, ("mono",), "bayer")
         fallback = header_from(set_keywords)
         options = {} if max_pixels is None else {"max_pixels": max_pixels}
         rows = [
@@ -153,6 +166,7 @@ class FrameTable:
             for path, parts, why in _find(paths, ignore)
         ]
         table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
+        table._colours(bayer)
         table._unify(spellings)
         table._drop_copies()
         table._collect()
@@ -233,6 +247,17 @@ class FrameTable:
         return lines
 
     # ------------------------------------------------------------------ after reading
+
+    def _colours(self, bayer):
+        for row in self.rows:
+            if row.bayer and bayer == "mono":
+                row.bayer = ""
+            elif row.bayer and row.verdict == "used":
+                row.verdict = "left out"
+                row.reason = (
+                    f"BAYERPAT = {row.bayer}: is a colour mosaic: split it into its colours first, "
+                    "or give --bayer mono if the sensor has none"
+                )
 
     def _unify(self, spellings):
         """Give one name to spellings of one object or unknown filter that differ in signs only."""
