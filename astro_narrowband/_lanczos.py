@@ -7,7 +7,7 @@ normalised to sum 1 for every fraction of a pixel.
 
 import numpy as np
 
-__all__ = ["affine", "lanczos", "linear", "scatter_bad", "separable", "table"]
+__all__ = ["affine", "lanczos", "linear", "scatter_affine", "scatter_shift", "separable", "table"]
 
 #: Steps of the kernel table per pixel: the error of the weights is below 1e-3 / 2.
 STEPS = 1024
@@ -97,9 +97,40 @@ def separable(source, wy, wx, out):
                 np.add(target, scratch, out=target)
 
 
-def scatter_bad(y, x, matrix, shape, kernel, rows):
+def scatter_shift(y, x, taps_y, taps_x, shape):
     """
-    How much of the weight of each output pixel lies on bad pixels.
+    Part of the weight of each output pixel that lies on bad pixels, after a shift.
+
+    Parameters
+    ----------
+    y, x : array (n,)
+        Bad pixels, as the output index that meets them with tap 0.
+    taps_y, taps_x : array (6,)
+        Kernel weights.
+    shape : tuple of int
+        Of the output.
+
+    Returns
+    -------
+    at : array
+        Flat indices of output pixels, sorted.
+    part : array
+        Sum of |w| over bad pixels, over the sum of |w|.
+    """
+    wy, wx = (np.abs(taps) / np.abs(taps).sum() for taps in (taps_y, taps_x))
+    places, weights = [], []
+    for j in np.flatnonzero(wy):
+        for i in np.flatnonzero(wx):
+            oy, ox = y - j, x - i
+            use = (oy >= 0) & (oy < shape[0]) & (ox >= 0) & (ox < shape[1])
+            places.append((oy * shape[1] + ox)[use])
+            weights.append(np.full(len(places[-1]), wy[j] * wx[i]))
+    return _summed(places, weights)
+
+
+def scatter_affine(y, x, matrix, shape, kernel, rows):
+    """
+    As `scatter_shift` for any affine transform, for some rows of the output.
 
     Parameters
     ----------
@@ -108,31 +139,21 @@ def scatter_bad(y, x, matrix, shape, kernel, rows):
     matrix : array (3, 3)
         From source to output.
     shape : tuple of int
-        Of the output.
+        Of the whole output.
     kernel : str
     rows : slice
-        Output rows wanted.
-
-    Returns
-    -------
-    array (n_rows, nx) float32
-        Sum of |w| over bad pixels, over the sum of |w|.
     """
-    n_rows, nx = rows.stop - rows.start, shape[1]
+    nx = shape[1]
     inverse = np.linalg.inv(matrix)
-    center_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
-    center_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
-    base_x, base_y = np.rint(center_x).astype(np.int64), np.rint(center_y).astype(np.int64)
-    weights = np.abs(table(kernel))
-    weights = weights / weights.sum(axis=0)
-    reach = int(np.ceil(3 * np.abs(matrix[:2, :2]).sum(axis=1).max())) + 1
-    reach = min(reach, 5)
-    out = np.zeros(n_rows * nx)
+    base_x = np.rint(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]).astype(np.int64)
+    base_y = np.rint(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]).astype(np.int64)
+    weight = np.abs(table(kernel))
+    weight = weight / weight.sum(axis=0)
+    reach = int(np.ceil(3 * np.abs(matrix[:2, :2]).sum(axis=1).max() + 0.5))
+    places, weights = [], []
     for j in range(-reach, reach + 1):
-        oy = base_y + j
         for i in range(-reach, reach + 1):
-            ox = base_x + i
-            # Position of the output pixel in the source, relative to the bad pixel.
+            oy, ox = base_y + j, base_x + i
             sx = inverse[0, 0] * ox + inverse[0, 1] * oy + inverse[0, 2]
             sy = inverse[1, 0] * ox + inverse[1, 1] * oy + inverse[1, 2]
             floor_x, floor_y = np.floor(sx), np.floor(sy)
@@ -141,14 +162,23 @@ def scatter_bad(y, x, matrix, shape, kernel, rows):
                 (tap_x >= 0) & (tap_x < 6) & (tap_y >= 0) & (tap_y < 6)
                 & (ox >= 0) & (ox < nx) & (oy >= rows.start) & (oy < rows.stop)
             )  # fmt: skip
-            if not use.any():
-                continue
             fx = np.rint((sx[use] - floor_x[use]) * STEPS).astype(np.int64)
             fy = np.rint((sy[use] - floor_y[use]) * STEPS).astype(np.int64)
-            w = weights[tap_x[use], fx] * weights[tap_y[use], fy]
-            at = (oy[use] - rows.start) * nx + ox[use]
-            out += np.bincount(at, weights=w, minlength=out.size)
-    return out.reshape(n_rows, nx).astype(np.float32)
+            places.append((oy[use] - rows.start) * nx + ox[use])
+            weights.append(weight[tap_x[use], fx] * weight[tap_y[use], fy])
+    return _summed(places, weights)
+
+
+def _summed(places, weights):
+    """Sum weights that fall on the same place."""
+    places = np.concatenate(places) if places else np.zeros(0, np.int64)
+    if len(places) == 0:
+        return places, np.zeros(0)
+    weights = np.concatenate(weights)
+    order = np.argsort(places, kind="stable")
+    places = places[order]
+    first = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]]))
+    return places[first], np.add.reduceat(weights[order], first)
 
 
 def affine(source, start, step_x, step_y, out, kernel):

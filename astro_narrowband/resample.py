@@ -25,6 +25,9 @@ __all__ = ["ResampledFrame", "noise_factor", "resample"]
 KERNELS = ("lanczos3", "bilinear", "integer")
 #: An output pixel is masked where bad pixels have more than this part of its weight.
 MAX_BAD = 0.1
+#: Bad pixels are filled from good ones at most so far away. Deeper inside a hole every output
+#: pixel that would use them is masked.
+FILL = 4
 #: Closer to a whole number of pixels than this, a shift is a whole number [pix].
 WHOLE = 1e-6
 
@@ -204,7 +207,8 @@ class ResampledFrame:
         x = np.array([0, self.shape[1] - 1, 0, self.shape[1] - 1], float)
         y = np.array([rows.start, rows.start, rows.stop - 1, rows.stop - 1], float)
         at = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-        return math.floor(at.min()) - 3, math.floor(at.max()) + 5
+        # The kernel's reach, and that of the filling: so a band's edge changes nothing.
+        return math.floor(at.min()) - 3 - FILL, math.floor(at.max()) + 5 + FILL
 
     def read(self, rows):
         """Return a `~astro_narrowband.bands.Band` of rows of the new grid."""
@@ -267,7 +271,11 @@ class ResampledFrame:
         mask = np.zeros((n_rows, nx), bool)
         self._mask_edges(mask, taps_y[0], rows.start + start_y - 2, ny_source, sy, axis=0)
         self._mask_edges(mask, taps_x[0], start_x - 2, nx_source, sx, axis=1)
-        return self._finish(planes, bad, first, rows, mask)
+        if bad is None:
+            return self._finish(planes, mask, None, None)
+        y, x = np.nonzero(bad[view])
+        found = _lanczos.scatter_shift(y - at_y, x - at_x, taps_y[0], taps_x[0], mask.shape)
+        return self._finish(planes, mask, *found)
 
     @staticmethod
     def _mask_edges(mask, taps, start, n_source, sign, *, axis):
@@ -316,22 +324,25 @@ class ResampledFrame:
             planes[0] *= np.float32(area)
             if planes[1] is not None:
                 planes[1] *= np.float32(area**2)
-        return self._finish(planes, bad, first, rows, mask)
+        if bad is None:
+            return self._finish(planes, mask, None, None)
+        y, x = np.nonzero(bad)
+        found = _lanczos.scatter_affine(
+            y + first, x, np.linalg.inv(m), self.shape, self.kernel, rows
+        )
+        return self._finish(planes, mask, *found)
 
-    def _finish(self, planes, bad, first, rows, outside):
-        """Mask what rests on bad pixels, and what lies outside the source."""
-        mask = outside
+    def _finish(self, planes, lost, at, part):
+        """Mask what rests on bad pixels, and blank what lies outside the source."""
         data, variance = planes
-        data[outside] = np.nan
-        if variance is not None:
-            variance[outside] = np.nan
-        if bad is not None:
-            y, x = np.nonzero(bad)
-            part = _lanczos.scatter_bad(
-                y + first, x, np.linalg.inv(self._matrix), self.shape, self.kernel, rows
-            )
-            mask = mask | (part > MAX_BAD)
-        return Band(data, variance, mask)
+        outside = lost.any()
+        if outside:
+            data[lost] = np.nan
+            if variance is not None:
+                variance[lost] = np.nan
+        if at is not None:
+            lost.reshape(-1)[at[part > MAX_BAD]] = True
+        return Band(data, variance, lost)
 
     def shared(self, rows):
         """
@@ -394,11 +405,20 @@ def _overlap(n_out, sign, start, n_source):
 def _window(plane, y, x, n, m):
     """Rows y to y + n and columns x to x + m of a plane whose edge is repeated beyond it."""
     ny, nx = plane.shape
-    if y >= 0 and y + n <= ny and x >= 0 and x + m <= nx:
-        return plane[y : y + n, x : x + m]
-    rows = np.clip(np.arange(y, y + n), 0, ny - 1)
-    columns = np.clip(np.arange(x, x + m), 0, nx - 1)
-    return plane[rows[:, None], columns[None, :]]
+    y0, y1 = min(max(y, 0), ny - 1), min(max(y + n, 1), ny)
+    x0, x1 = min(max(x, 0), nx - 1), min(max(x + m, 1), nx)
+    if (y0, y1, x0, x1) == (y, y + n, x, x + m):
+        return plane[y:y1, x:x1]
+    out = np.empty((n, m), plane.dtype)
+    top, left = min(max(y0 - y, 0), n - 1), min(max(x0 - x, 0), m - 1)
+    bottom, right = min(top + y1 - y0, n), min(left + x1 - x0, m)
+    middle = out[top:bottom]
+    middle[:, left:right] = plane[y0 : y0 + bottom - top, x0 : x0 + right - left]
+    middle[:, :left] = middle[:, left : left + 1]
+    middle[:, right:] = middle[:, right - 1 : right]
+    out[:top] = out[top]
+    out[bottom:] = out[bottom - 1]
+    return out
 
 
 def _filled(band):
@@ -411,7 +431,7 @@ def _filled(band):
     ny, nx = data.shape
     good = ~bad
     waiting = np.ones(len(y), bool)
-    for reach in (1, 2, 4, 8):
+    for reach in (1, 2, FILL):
         wy, wx = y[waiting], x[waiting]
         total, count = np.zeros(len(wy), np.float32), np.zeros(len(wy), np.float32)
         for j in range(-reach, reach + 1):
