@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-SHAPE = (96, 128)
+SHAPE = (128, 144)
 #: Names within the night.
 L1, L2, L3 = (f"light/Halpha/light_Halpha_60s_000{i}.fits" for i in (1, 2, 3))
 O1 = "light/OIII/light_OIII_60s_0001.fits"
@@ -32,7 +32,7 @@ PLAIN = "x.fits"
 
 def sound_night(folder):
     """Write the night that every case starts from: two filters, three lights each."""
-    from astro_narrowband.simulate import simulate_night
+    from astro_narrowband.simulate import NightModel, simulate_night
 
     simulate_night(
         folder,
@@ -44,6 +44,7 @@ def sound_night(folder):
         n_flats=3,
         light_exposures=(60.0,) * 3,
         dither=3.0,
+        model=NightModel(star_density=2500.0, faintest=60.0, brightest=300.0, dust=0),
         seed=3,
     )
     shutil.rmtree(Path(folder) / "truth")
@@ -349,7 +350,7 @@ case("object", "formula", lambda n: n.set(n.all("light"), OBJECT="=cmd|' /C calc
 case("object", "mathtext", lambda n: n.set(n.all("light"), OBJECT="$\\frac{1}$"), {L1: USED})
 case("object", "missing", lambda n: n.set(n.all("light"), OBJECT=None), {L1: USED})
 case("object", "blank", lambda n: n.set(n.all("light"), OBJECT="   "), {L1: USED})
-case("object", "long", lambda n: n.set(n.all("light"), OBJECT="M31-" * 15), {L1: USED})
+case("object", "long", lambda n: n.set(n.all("light"), OBJECT="M31-" * 9), {L1: USED})
 
 # ------------------------------------------------------------------ other cards
 
@@ -498,7 +499,7 @@ case(
 case(
     "file",
     "no-padding",
-    lambda n: n.bytes(L1, lambda b: b[: -(-(2 * 96 * 128) % 2880)]),
+    lambda n: n.bytes(L1, lambda b: b[: -(-(2 * SHAPE[0] * SHAPE[1]) % 2880)]),
     {L1: USED},
 )
 case("file", "rubbish-behind", lambda n: n.bytes(L1, lambda b: b + b"rubbish" * 500), {L1: USED})
@@ -590,7 +591,7 @@ case(
 case(
     "file",
     "naxis-negative",
-    lambda n: n.card(L1, "NAXIS2", "                 -96"),
+    lambda n: n.card(L1, "NAXIS2", "                -128"),
     {L1: OUT},
     says="NAXIS2",
 )
