@@ -7,21 +7,19 @@ returns the planes of the coadd there. It holds the rows of at most 15 frames,
 the panel that judges outliers; the others pass through one by one.
 """
 
-import math
 import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from astro_narrowband._common_noise import CommonNoise
 from astro_narrowband._reject import PANEL, REACH, TILE, Panel, Rules
 
-__all__ = ["HALO", "BandSum", "overlap_factors", "row_bytes", "shared_clusters"]
+__all__ = ["HALO", "BandSum", "row_bytes"]
 
 #: Rows around a band that its result depends on: those of the rejection, and two more
 #: over which the variance is smoothed.
 HALO = REACH + 2
-#: Rows of the masters' noise that are worked on at a time.
-SHARED_ROWS = 16
 
 
 def row_bytes(n_frames, width):
@@ -117,7 +115,7 @@ class BandSum:
             base = stack[0].copy()
             base[bad[0]] = 0.0
         sums = _Sums(self, base)
-        shared = _SharedSum(self, rows, inside)
+        common = CommonNoise(self, rows)
         rejected = np.zeros(size, np.uint16)
         count = np.zeros(n)
         for i in range(n):
@@ -130,8 +128,8 @@ class BandSum:
                 if hit.size:
                     lost = np.union1d(lost, hit) if lost.size else hit
             sums.add(i, stack[k], variance[k], lost)
-            shared.add(i, lost)
-        data, sigma, exposure, n_good = sums.finish(nx, inside, shared.variance())
+            common.add(i, lost, inside.start)
+        data, sigma, exposure, n_good = sums.finish(nx, inside, common)
         out = (rows.stop - rows.start, nx)
         planes = (data, sigma, exposure, n_good, rejected[inside])
         return *(plane.reshape(out) for plane in planes), count
@@ -213,7 +211,7 @@ class _Sums:
             background[lost] -= w * w * task.background[i]
             inverse[lost] -= w * w / (task.exposure[i] * task.scale[i])
 
-    def finish(self, width, inside, shared):
+    def finish(self, width, inside, common):
         """Return data, standard deviation, effective exposure and coverage of the rows inside."""
         n = len(self.task.weight)
         w, task = self.task.weight, self.task
@@ -238,6 +236,8 @@ class _Sums:
             some = some[here] - inside.start
             total = few["w"][here] ** 2
             sigma[some] = relative[inside][some] * few["v"][here] / total
+            signal = data[inside] + np.float32(np.sum(w * task.offset))
+            shared = common.variance(signal)
             if shared is not None:
                 shared[some] /= total
                 sigma += shared
@@ -301,151 +301,3 @@ def _box(plane, axis):
 def _box_count(n):
     k = np.arange(n)
     return np.minimum(k + 2, n - 1) - np.maximum(k - 2, 0) + 1
-
-
-# --------------------------------------------------------------------------- masters
-
-
-class _SharedSum:
-    """
-    The variance that the noise of masters leaves in the sum.
-
-    Amplitudes add up within a cluster of frames (same masters, same detector
-    pixel), squares between clusters. Frames of one cluster come one after the
-    other, at most the panel's frames before: few clusters are open at a time.
-    """
-
-    def __init__(self, task, rows, inside):
-        self.task, self.rows, self.inside = task, rows, inside
-        self.total = None
-        self.open = {}
-        left = task.cluster[task.cluster >= 0]
-        self.left = dict(zip(*np.unique(left, return_counts=True), strict=True))
-
-    def add(self, i, lost):
-        """Add frame ``i`` but for the pixels ``lost``."""
-        task = self.task
-        cluster = task.cluster[i]
-        if cluster < 0:
-            return
-        nx = task.shape[1]
-        factor = np.float32(task.weight[i] / task.scale[i])
-        single = cluster not in self.open and self.left[cluster] == 1
-        self.left[cluster] -= 1
-        if self.total is None:
-            self.total = np.zeros((self.rows.stop - self.rows.start) * nx, np.float32)
-        overlap = np.float32(task.overlap[i])
-        for start in range(self.rows.start, self.rows.stop, SHARED_ROWS):
-            stop = min(start + SHARED_ROWS, self.rows.stop)
-            modes = task.frames[i].shared(slice(start, stop))
-            first = (start - self.rows.start) * nx
-            part = slice(first, first + (stop - start) * nx)
-            modes = modes.reshape(len(modes), -1)
-            low, high = np.searchsorted(
-                lost, (part.start + self.inside.start, part.stop + self.inside.start)
-            )
-            modes[:, lost[low:high] - part.start - self.inside.start] = 0.0
-            modes *= factor
-            if single:
-                self._square(modes, part, overlap)
-                continue
-            if cluster not in self.open:
-                self.open[cluster] = np.zeros((len(modes), self.total.size), np.float32)
-            self.open[cluster][:, part] += modes
-        if not single and self.left[cluster] == 0:
-            self._square(self.open.pop(cluster), slice(0, self.total.size), overlap)
-
-    def _square(self, modes, part, overlap):
-        np.multiply(modes, modes, out=modes)
-        for mode in modes[1:]:
-            modes[0] += mode
-        if overlap != 1.0:
-            modes[0] *= overlap
-        self.total[part] += modes[0]
-
-    def variance(self):
-        """Return the variance (of the sum of weights 1) of the rows asked for, or None."""
-        return self.total
-
-
-def _positions(matrix, shape):
-    """Detector positions that 5 x 5 points of the coadd's grid have in a frame."""
-    y, x = np.meshgrid(*(np.linspace(0, n - 1, 5) for n in shape), indexing="ij")
-    back = np.linalg.inv(matrix)
-    return np.array([back[k, 0] * x + back[k, 1] * y + back[k, 2] for k in (0, 1)]).reshape(2, -1)
-
-
-def _same_noise(a, b):
-    """Correlation of one detector's noise in two frames: the overlap of their pixels."""
-    apart = np.abs(a - b)
-    return float(np.mean(np.prod(np.maximum(1.0 - apart, 0.0), axis=0)))
-
-
-def shared_clusters(frames, matrices, shape):
-    """
-    Group frames by the detector pixels that they share, masters being the same.
-
-    Parameters
-    ----------
-    frames : list of Frame
-    matrices : list of array (3, 3)
-        From the pixels of each to the grid.
-    shape : tuple of int
-
-    Returns
-    -------
-    cluster : `~numpy.ndarray` of int
-        -1 for a frame without masters.
-    correlation : `~numpy.ndarray`, (n, n)
-        Of the masters' noise in two frames.
-    """
-    n = len(frames)
-    cluster, correlation = np.full(n, -1), np.eye(n)
-    points = [_positions(matrix, shape) for matrix in matrices]
-    heads = []
-    for i, frame in enumerate(frames):
-        token = getattr(frame, "masters", None)
-        if token is None or not hasattr(frame, "shared"):
-            continue
-        if frame.shared(slice(0, 1)) is None:
-            continue
-        for j in range(i):
-            if cluster[j] >= 0 and token == frames[j].masters:
-                correlation[i, j] = correlation[j, i] = _same_noise(points[i], points[j])
-        for k, head in enumerate(heads):
-            if correlation[i, head] > 0.25:
-                cluster[i] = k
-                break
-        else:
-            cluster[i] = len(heads)
-            heads.append(i)
-    return cluster, correlation
-
-
-def overlap_factors(cluster, correlation, amplitude):
-    """
-    What the variance of each frame's cluster is multiplied by.
-
-    Within a cluster noise is added as if it were the same, between clusters as
-    if it were independent. What the true correlations make of the whole, for
-    amplitudes that are the same in every pixel, is this factor; 1 where frames
-    are either not dithered at all or by more than a pixel.
-    """
-    factor = np.ones(len(cluster))
-    mine = np.flatnonzero(cluster >= 0)
-    linked = correlation > 0
-    todo = set(mine.tolist())
-    while todo:
-        group, new = set(), {todo.pop()}
-        while new:
-            group |= new
-            new = {j for i in new for j in np.flatnonzero(linked[i]) if j in todo} - group
-            todo -= new
-        group = sorted(group)
-        a = amplitude[group]
-        true = a @ correlation[np.ix_(group, group)] @ a
-        heads = cluster[group]
-        summed = sum(a[heads == k].sum() ** 2 for k in np.unique(heads))
-        if not math.isclose(summed, 0.0):
-            factor[group] = true / summed
-    return factor

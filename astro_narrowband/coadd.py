@@ -21,13 +21,8 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS, FITSFixedWarning
 
-from astro_narrowband._coadd_band import (
-    HALO,
-    BandSum,
-    overlap_factors,
-    row_bytes,
-    shared_clusters,
-)
+from astro_narrowband._coadd_band import HALO, BandSum, row_bytes
+from astro_narrowband._common_noise import overlap_factors, shared_clusters
 from astro_narrowband._reject import PANEL, Rules
 from astro_narrowband._validate import choice, finite, positive, same_shape
 from astro_narrowband.bands import Band, as_frame, row_bands, usable_cores

@@ -45,6 +45,7 @@ STOREYS = [
     "resample",
     "weights",
     "_reject",
+    "_common_noise",
     "_coadd_band",
     "coadd",
     "photometry",
