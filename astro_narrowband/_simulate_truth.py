@@ -128,13 +128,13 @@ class NightTruth:
         return mask
 
     def frame(self, name):
-        """Return the row of ``frames`` for a file by its name within the folder, or its path."""
+        """Return the row of ``frames`` for a file: its name within the folder, or absolute path."""
         return self.frames[self._row(name)]
 
     def _row(self, name):
-        path = Path(name)
-        if path.is_absolute() and path.is_relative_to(self.folder.resolve()):
-            path = path.relative_to(self.folder.resolve())
+        path, folder = Path(name), self.folder.resolve()
+        if path.is_absolute() and path.resolve().is_relative_to(folder):
+            path = path.resolve().relative_to(folder)
         found = np.flatnonzero(self.frames["name"] == path.as_posix())
         if found.size == 0:
             raise InputError(f"{name} is no frame of the simulated night {self.folder}")
