@@ -162,11 +162,13 @@ def mutual_matches(mapped, target, radius):
     """Return indices (i, j) of pairs that are each other's nearest, within ``radius``."""
     if len(mapped) == 0 or len(target) == 0:
         return np.zeros(0, int), np.zeros(0, int)
-    distance = ((mapped[:, None, :] - target[None, :, :]) ** 2).sum(axis=2)
-    j = distance.argmin(axis=1)
-    i = np.arange(len(mapped))
-    keep = (distance[i, j] <= radius**2) & (distance.argmin(axis=0)[j] == i)
-    return i[keep], j[keep]
+    from scipy.spatial import cKDTree
+
+    distance, j = cKDTree(target).query(mapped, distance_upper_bound=radius)
+    i = np.flatnonzero(np.isfinite(distance))
+    _, back = cKDTree(mapped).query(target[j[i]])
+    mutual = back == i
+    return i[mutual], j[i][mutual]
 
 
 def fit(source, target, variance, *, model, angle=0.0, clip=4.0):

@@ -26,7 +26,7 @@ MAX_CHANCE = -6.0
 #: Smallest part of the stars in the common area that must match.
 MIN_FRACTION = 0.25
 #: Offsets are voted for by so many of the brightest stars.
-VOTERS = 120
+VOTERS = 80
 
 
 def name_of(image):
