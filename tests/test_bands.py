@@ -1,0 +1,421 @@
+"""Frames read by bands: every container gives the same pixels, no file gives anything but them."""
+
+import bz2
+import gzip
+import lzma
+import os
+import pickle
+import resource
+import threading
+import time
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, VarianceUncertainty
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astro_narrowband._fits_reader import wrong_sums
+from astro_narrowband.bands import (
+    FitsFrame,
+    Frame,
+    MemoryFrame,
+    as_ccd,
+    as_frame,
+    map_bands,
+    row_bands,
+)
+from astro_narrowband.exceptions import InputError, ProductError
+
+SHAPE = (40, 50)
+ALL = slice(0, SHAPE[0])
+
+
+@pytest.fixture
+def image(rng):
+    return rng.integers(0, 65536, SHAPE, dtype=np.uint16)
+
+
+@pytest.fixture
+def raw(image, tmp_path):
+    """A plain file of uint16."""
+    path = tmp_path / "raw.fits"
+    fits.PrimaryHDU(image).writeto(path)
+    return path
+
+
+def write(path, *hdus):
+    fits.HDUList(list(hdus)).writeto(path, overwrite=True)
+    return path
+
+
+def assert_holds(path, image, **options):
+    frame = FitsFrame(path, unit="adu", **options)
+    assert frame.shape == image.shape
+    whole = frame.read(slice(0, image.shape[0]))
+    assert whole.data.dtype == np.float32
+    np.testing.assert_array_equal(whole.data, image.astype(np.float32))
+    np.testing.assert_array_equal(frame.read(slice(7, 9)).data, whole.data[7:9])
+    return frame
+
+
+# ------------------------------------------------------------------ what can be read
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
+def test_every_type(rng, tmp_path, dtype):
+    data = rng.integers(0, 100, SHAPE).astype(dtype)
+    frame = assert_holds(write(tmp_path / "a.fits", fits.PrimaryHDU(data)), data)
+    native = frame.image.read(ALL)
+    assert native.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(native, data)
+
+
+def test_scaled_integers_and_blank(tmp_path):
+    stored = np.arange(2000, dtype=np.int16).reshape(SHAPE)
+    hdu = fits.PrimaryHDU(stored)
+    path = write(tmp_path / "a.fits", hdu)
+    with fits.open(path, mode="update", do_not_scale_image_data=True) as hdul:
+        hdul[0].header["BSCALE"] = 0.5
+        hdul[0].header["BZERO"] = 10.0
+        hdul[0].header["BLANK"] = 7
+    band = FitsFrame(path).read(ALL)
+    expected = stored * 0.5 + 10
+    assert band.mask.sum() == 1
+    assert band.mask[0, 7]
+    assert np.isnan(band.data[0, 7])
+    np.testing.assert_array_equal(band.data[1:], expected[1:])
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("honest", [True, False])
+def test_compressed_whatever_the_name(raw, image, pack, honest):
+    suffix = {gzip.compress: ".gz", bz2.compress: ".bz2", lzma.compress: ".xz"}[pack]
+    path = raw.with_name("packed.fits" + (suffix if honest else ""))
+    path.write_bytes(pack(raw.read_bytes()))
+    assert_holds(path, image)
+
+
+@pytest.mark.parametrize("kind", ["RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1"])
+@pytest.mark.parametrize("header", [None, {"SIMPLE": True, "EXPTIME": 5.0}])
+def test_tiles(tmp_path, image, kind, header):
+    head = fits.Header(header) if header else None
+    tiled = fits.CompImageHDU(image, head, compression_type=kind)
+    frame = assert_holds(write(tmp_path / "a.fits.fz", fits.PrimaryHDU(), tiled), image)
+    if header:
+        assert frame.header["EXPTIME"] == 5.0
+
+
+def test_tiles_of_floats(tmp_path, rng):
+    data = rng.normal(size=SHAPE).astype("f4")
+    tiled = fits.CompImageHDU(data, compression_type="GZIP_2", quantize_level=0)
+    assert_holds(write(tmp_path / "a.fits", fits.PrimaryHDU(), tiled), data)
+
+
+def test_tiles_in_gzip(tmp_path, image):
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert_holds(path, image)
+
+
+def test_one_plane_and_extension(tmp_path, image):
+    assert_holds(write(tmp_path / "a.fits", fits.PrimaryHDU(image[None, None])), image)
+    primary = fits.PrimaryHDU()
+    primary.header["FILTER"], primary.header["OBJECT"] = "Ha", "M 31"
+    extension = fits.ImageHDU(image)
+    extension.header["OBJECT"] = "M 33"
+    frame = assert_holds(write(tmp_path / "b.fits", primary, extension), image)
+    assert frame.header["FILTER"] == "Ha"
+    assert frame.header["OBJECT"] == "M 33"
+    assert frame.primary["OBJECT"] == "M 31"
+
+
+def test_science_extension_among_others(tmp_path, image):
+    side = [fits.ImageHDU(image * 0, name=name) for name in ("ERR", "DQ")]
+    assert_holds(
+        write(tmp_path / "a.fits", fits.PrimaryHDU(), *side, fits.ImageHDU(image, name="SCI")),
+        image,
+    )
+
+
+def test_last_block_without_padding_and_rubbish_behind(raw, image):
+    whole = raw.read_bytes()
+    raw.write_bytes(whole[: -(-image.nbytes % 2880)])
+    assert_holds(raw, image)
+    raw.write_bytes(whole + b"rubbish" * 1000)
+    assert_holds(raw, image)
+
+
+@pytest.mark.parametrize(
+    "uncertainty",
+    [
+        StdDevUncertainty(np.full(SHAPE, 2.0)),
+        VarianceUncertainty(np.full(SHAPE, 4.0)),
+        InverseVariance(np.full(SHAPE, 0.25)),
+    ],
+)
+def test_products_come_back(tmp_path, image, uncertainty):
+    mask = image > 60000
+    ccd = CCDData(image.astype("f4"), unit="electron/s", mask=mask, uncertainty=uncertainty)
+    ccd.write(tmp_path / "a.fits")
+    for frame in (FitsFrame(tmp_path / "a.fits"), MemoryFrame(ccd)):
+        band = frame.read(slice(3, 20))
+        assert frame.unit == u.electron / u.s
+        np.testing.assert_allclose(band.variance, 4.0)
+        np.testing.assert_array_equal(band.mask, mask[3:20])
+        back = as_ccd(frame)
+        np.testing.assert_allclose(back.uncertainty.array, 2.0)
+        np.testing.assert_array_equal(back.mask, mask)
+
+
+def test_what_is_not_finite_is_masked(tmp_path):
+    data = np.ones(SHAPE)
+    data[1, 1], data[2, 2], data[3, 3] = np.nan, np.inf, 1e300
+    band = FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(data))).read(ALL)
+    assert [tuple(p) for p in np.argwhere(band.mask)] == [(1, 1), (2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("bunit", "unit"),
+    [
+        ("ADU", "adu"),
+        ("counts", "adu"),
+        ("DN", "adu"),
+        ("e-", "electron"),
+        ("electrons/s", "electron/s"),
+        ("ELECTRON", "electron"),
+        ("adu", "adu"),
+        ("[adu]", "adu"),
+        ("e-/sec", "electron/s"),
+        ("", "adu"),
+        ("   ", "adu"),
+    ],
+)
+def test_units_as_cameras_write_them(raw, bunit, unit):
+    fits.setval(raw, "BUNIT", value=bunit)
+    assert FitsFrame(raw, unit="adu").unit == u.Unit(unit)
+
+
+# ------------------------------------------------------------------ what cannot
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xd8\xff\xe0" * 99, "JPEG"),
+        (b"\x89PNG" * 99, "PNG"),
+        (b"<html>" * 99, "web page"),
+        (b"II*\x00" * 99, "camera raw"),
+        (b"PK\x03\x04" * 99, "zip"),
+        (b"\x28\xb5\x2f\xfd" * 99, "zstd"),
+        (b"version https://git-lfs", "LFS"),
+        (b"SIMPLE  = T", "no end"),
+        (b"SIMPLE  =                    T".ljust(2880), "no end"),
+        (b"SIMPLE  =                    T".ljust(80) * 36 * 20, "no end"),
+        (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), "BITPIX"),
+        (gzip.compress(b""), "is empty"),
+        (gzip.compress(b"SIMPLE  =" * 2000)[:-40], "truncated"),
+        (b"\x1f\x8b\x08" + bytes(50), "damaged"),
+        (b"BZh9" + bytes(50), "damaged"),
+        (b"\xfd7zXZ\x00" + bytes(50), "damaged"),
+    ],
+)
+def test_no_fits(tmp_path, content, says):
+    path = tmp_path / "a.fits"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        FitsFrame(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def spoilt(raw, keyword, text):
+    """The file with one card written anew."""
+    content = bytearray(raw.read_bytes())
+    at = content.index(keyword.ljust(8).encode())
+    content[at : at + 80] = f"{keyword:8}= {text}".ljust(80).encode()
+    raw.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text", "says"),
+    [
+        ("BITPIX", "12", "BITPIX = 12"),
+        ("BITPIX", "'16'", "BITPIX"),
+        ("BITPIX", "T", "BITPIX"),
+        ("NAXIS", "-1", "NAXIS = -1"),
+        ("NAXIS", "999999", "NAXIS3"),
+        ("NAXIS", "0", "no image"),
+        ("NAXIS1", "-50", "NAXIS1 = -50"),
+        ("NAXIS1", "50.5", "NAXIS1"),
+        ("NAXIS1", "9999999999999999999999", "pixels"),
+        ("NAXIS1", "20000000", "pixels"),
+        ("NAXIS1", "100000", "truncated"),
+        ("NAXIS1", "0", "no image"),
+        ("NAXIS1", "6 6", "cannot be read"),
+        ("BZERO", "'x'", "BZERO"),
+        ("BZERO", "NaN", "cannot be read"),
+        ("BSCALE", "0", "BSCALE"),
+        ("BSCALE", "1E400", "BSCALE"),
+    ],
+)
+def test_headers_that_lie(raw, keyword, text, says):
+    spoilt(raw, keyword, text)
+    with pytest.raises(InputError, match=says):
+        FitsFrame(raw)
+
+
+@pytest.mark.parametrize("size", [100, 2880, 3000, 5000])
+def test_truncated(raw, size):
+    raw.write_bytes(raw.read_bytes()[:size])
+    with pytest.raises(InputError, match="truncated|no end"):
+        FitsFrame(raw)
+
+
+def test_cut_while_it_is_open(raw):
+    frame = FitsFrame(raw)
+    raw.write_bytes(raw.read_bytes()[:5000])
+    with pytest.raises(InputError, match="was cut"):
+        frame.read(ALL)
+    raw.unlink()
+    with pytest.raises(InputError, match="cannot be read any more"):
+        frame.read(ALL)
+
+
+def test_other_shapes(tmp_path, image):
+    for data, says in ((np.stack([image] * 3), "planes"), (image[0], "no image")):
+        with pytest.raises(InputError, match=says):
+            FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(data)))
+    chips = [fits.ImageHDU(image), fits.ImageHDU(image)]
+    with pytest.raises(InputError, match="2 images"):
+        FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(), *chips))
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "E", array=[1.0])])
+    with pytest.raises(InputError, match="no image"):
+        FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(), table))
+
+
+def test_unit_that_is_none(raw):
+    fits.setval(raw, "BUNIT", value="furlong per fortnight")
+    with pytest.raises(InputError, match="BUNIT = 'furlong"):
+        FitsFrame(raw)
+
+
+def test_only_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "f.fits")
+    for name, says in (("f.fits", "regular"), ("none.fits", "not exist"), (".", "regular")):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=says):
+            FitsFrame(tmp_path / name)
+        assert time.monotonic() - start < 1
+
+
+# ------------------------------------------------------------------ limits
+
+
+def test_max_pixels_is_checked_before_anything_else(raw, image):
+    assert_holds(raw, image, max_pixels=image.size)
+    packed = raw.with_name("b.fits")
+    packed.write_bytes(gzip.compress(raw.read_bytes()))
+    tiled = write(raw.with_name("c.fits"), fits.PrimaryHDU(), fits.CompImageHDU(image))
+    for path in (raw, packed, tiled):
+        with pytest.raises(InputError, match="--max-pixels"):
+            FitsFrame(path, max_pixels=image.size - 1)
+
+
+def test_bomb_is_not_expanded(raw, image):
+    bomb = raw.with_name("bomb.fits.gz")
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(raw.read_bytes())
+        for _ in range(64):
+            file.write(bytes(1 << 22))
+    start = time.monotonic()
+    assert_holds(bomb, image)
+    assert time.monotonic() - start < 1
+
+
+def test_temporary_goes_with_the_frame(raw, tmp_path, monkeypatch):
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    raw.write_bytes(gzip.compress(raw.read_bytes()))
+    frame = FitsFrame(raw)
+    assert len(list(folder.iterdir())) == 1
+    del frame
+    assert not list(folder.iterdir())
+
+
+def test_no_space_for_expansion(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    raw.write_bytes(gzip.compress(raw.read_bytes()))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, old[1]))
+    try:
+        with pytest.raises(ProductError, match="TMPDIR"):
+            FitsFrame(raw)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+# ------------------------------------------------------------------ checksums
+
+
+def test_sums(raw, tmp_path):
+    assert wrong_sums(raw) == ""
+    with fits.open(raw, mode="update") as hdul:
+        hdul[0].add_checksum()
+    assert wrong_sums(raw) == ""
+    content = bytearray(raw.read_bytes())
+    content[-3000] ^= 1
+    raw.write_bytes(content)
+    assert wrong_sums(raw).startswith("DATASUM = ")
+    tiled = fits.CompImageHDU(np.arange(2000, dtype="i2").reshape(SHAPE))
+    fits.HDUList([fits.PrimaryHDU(), tiled]).writeto(tmp_path / "b.fits", checksum=True)
+    assert wrong_sums(tmp_path / "b.fits") == ""
+
+
+# ------------------------------------------------------------------ the rest of the protocol
+
+
+def test_frames_travel(raw, image):
+    frame = pickle.loads(pickle.dumps(FitsFrame(raw, unit="adu", max_pixels=2000)))  # noqa: S301
+    np.testing.assert_array_equal(frame.read(ALL).data, image)
+    assert (frame.unit, frame.max_pixels) == (u.adu, 2000)
+    assert isinstance(frame, Frame)
+
+
+def test_one_parser_for_input(raw, image):
+    ccd = CCDData(image, unit="adu")
+    for given_ in (raw, str(raw), ccd, FitsFrame(raw)):
+        np.testing.assert_array_equal(as_frame(given_, unit="adu").read(ALL).data, image)
+    with pytest.raises(InputError, match="has no unit"):
+        as_frame(image)
+    with pytest.raises(InputError, match="2-D"):
+        as_frame(CCDData(image[0], unit="adu"))
+
+
+@given(st.integers(0, 300), st.integers(-5, 400))
+def test_bands_cover_all_rows_once(n_rows, band_rows):
+    rows = [y for band in row_bands(n_rows, band_rows) for y in range(band.start, band.stop)]
+    assert rows == list(range(n_rows))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_map_bands_keeps_the_order(workers):
+    bands = row_bands(50, 7)
+    found = list(
+        map_bands(lambda rows: (rows.start, threading.get_ident()), bands, workers=workers)
+    )
+    assert [rows for rows, _ in found] == bands
+    assert [value[0] for _, value in found] == [band.start for band in bands]
+
+
+def test_an_error_in_a_band_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(map_bands(lambda rows: 1 // 0, row_bands(50, 7), workers=2))
