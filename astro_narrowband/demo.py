@@ -137,8 +137,9 @@ def _stars(truth, group, catalog):
     """Measured flux, its error and true flux of the brightest unsaturated stars."""
     frames = [frame for frame in group["frames"] if frame["verdict"] == "used"]
     # The coadd is on the flux scale of its reference: transparency over scale is one number.
-    scale = np.median(
-        [truth.frame(Path(f["path"]).resolve())["transparency"] / f["scale"] for f in frames]
+    scale = np.average(
+        [truth.frame(Path(f["path"]).resolve())["transparency"] / f["scale"] for f in frames],
+        weights=[f["weight"] for f in frames],
     )
     x, y = truth.positions(Path(group["reference"]).resolve())
     flux = truth.stars[f"flux_{group['filter']}"].value * scale

@@ -50,8 +50,10 @@ def frames_table(lights, coadd, reference):
 
 
 def with_frames(hdul, table):
-    """Append ``table`` to a coadd's HDUs, as FRAMES."""
+    """Append ``table`` to a coadd's HDUs, as FRAMES; its numbers are in pix, s and electron/s."""
     plain = Table(table)
+    for column in plain.itercols():
+        column.unit = None  # electron/s is no unit of the FITS standard
     hdul.append(fits.BinTableHDU(plain, name="FRAMES"))
     return hdul
 

@@ -12,6 +12,7 @@ PACKAGE = Path(astro_narrowband.__file__).parent
 #: From the ground up. A private module belongs just below the one that uses it.
 STOREYS = [
     "exceptions",
+    "messages",
     "_validate",
     "filters",
     "_spellings",
@@ -60,7 +61,10 @@ STOREYS = [
     "products",
     "figures",
     "report",
+    "record",
+    "night",
     "pipeline",
+    "demo",
     "cli",
 ]
 

@@ -1,0 +1,141 @@
+"""The command line: what it prints, and what a script may rely on."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.table import QTable
+
+import astro_narrowband
+from astro_narrowband import cli
+from astro_narrowband.simulate import NightModel, simulate_night
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "night"
+    simulate_night(
+        folder, shape=(256, 256), filters=("Halpha",), n_bias=5, n_darks=3, n_flats=3,
+        light_exposures=(60.0, 120.0, 120.0), seed=5,
+        model=NightModel(star_density=1500.0, nebula=0.3),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def image(tmp_path, rng):
+    y, x = np.mgrid[:64, :64]
+    data = rng.normal(10, 1, (64, 64)) + 500 * np.exp(-((x - 30) ** 2 + (y - 33) ** 2) / 8)
+    path = tmp_path / "star.fits"
+    CCDData(data.astype("f4"), unit="electron/s").write(path)
+    return path
+
+
+def test_reduce_prints_a_summary_and_writes_the_products(night, tmp_path, capsys):
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "3 of 3 frames" in out
+    assert "report.html" in out
+    assert "Traceback" not in err
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_quiet_prints_nothing_on_stdout(night, tmp_path, capsys):
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_inspect_shows_files_and_plan_and_writes_nothing(night, capsys):
+    before = sorted(night.rglob("*"))
+    assert cli.main(["inspect", str(night)]) == 0
+    out = capsys.readouterr().out
+    assert "bias_0001.fits" in out
+    assert "Crown Nebula Halpha: 3 lights" in out
+    assert sorted(night.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ([], 2, "COMMAND"),
+        (["reduce", "somewhere"], 2, "-o"),
+        (["reduce", "x", "-o", "y", "--gain", "-1"], 2, "above zero"),
+        (["reduce", "x", "-o", "y", "--set", "NOVALUE"], 2, "KEYWORD=VALUE"),
+        (["reduce", "x", "-o", "y", "--memory", "lots"], 2, "500M"),
+        (["reduce", "/nowhere", "-o", "y"], 3, "/nowhere"),
+        (["inspect", "/nowhere"], 3, "/nowhere"),
+        (["photometry", "/nowhere.fits", "--at", "1,2"], 3, "/nowhere.fits"),
+    ],
+)
+def test_wrong_arguments_end_with_their_status_and_a_word(arguments, status, words, capsys):
+    assert cli.main(arguments) == status
+    err = capsys.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_a_folder_without_lights_is_unusable_input(night, tmp_path, capsys):
+    assert cli.main(["reduce", str(night / "bias"), "-o", str(tmp_path / "out")]) == 3
+    assert "no light" in capsys.readouterr().err
+
+
+def test_photometry_prints_a_table(image, capsys):
+    assert cli.main(["photometry", str(image), "--at", "30,33", "--radius", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "flux_err" in out
+    assert len(out.strip().splitlines()) >= 3
+
+
+def test_photometry_writes_ecsv(image, tmp_path):
+    path = tmp_path / "table.ecsv"
+    arguments = ["photometry", str(image), "--at", "30,33", "--radius", "8", "-o", str(path)]
+    assert cli.main(arguments) == 0
+    (row,) = QTable.read(path)
+    true = 500 * np.pi * 8
+    assert abs(row["flux"].value - true) < 3 * 8 * np.sqrt(np.pi)
+
+
+def test_growth_prints_a_row_for_each_radius(image, capsys):
+    assert cli.main(["photometry", str(image), "--at", "30,33", "--radius", "8", "--growth"]) == 0
+    assert "radius" in capsys.readouterr().out
+
+
+def test_an_unwritable_output_is_an_environment_error(night, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "file" / "out")]) == 5
+    assert "file" in capsys.readouterr().err
+
+
+def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):
+    header = fits.Header()
+    header["IMAGETYP"] = "light"
+    path = tmp_path / "evil\x1b[31m.fits"
+    fits.PrimaryHDU(np.zeros((8, 8), "i2"), header).writeto(path)
+    cli.main(["inspect", str(tmp_path)])
+    out, err = capsys.readouterr()
+    assert "\x1b" not in out + err
+
+
+def test_python_m_and_the_script_are_the_same():
+    command = [sys.executable, "-m", "astro_narrowband", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == f"astro-narrowband {astro_narrowband.__version__}"
+
+
+def test_a_bug_is_one_line_and_a_log(monkeypatch, capsys):
+    def broken(options):
+        raise RuntimeError("not meant to happen")
+
+    monkeypatch.setattr(cli, "_inspect", broken)
+    assert cli.main(["inspect", os.devnull]) == 70
+    err = capsys.readouterr().err
+    assert "a bug in astro-narrowband" in err
+    assert len(err.strip().splitlines()) == 1
+    log = err.strip().split()[-1]
+    with open(log) as file:
+        assert "not meant to happen" in file.read()
+    os.unlink(log)

@@ -1,0 +1,171 @@
+"""A whole night through the pipeline, against its truth and against itself."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.table import QTable
+
+from astro_narrowband.demo import compare
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.pipeline import Settings, reduce_night
+from astro_narrowband.products import read_record
+from astro_narrowband.simulate import NightModel, read_truth, simulate_night
+
+pytestmark = pytest.mark.filterwarnings("ignore::astro_narrowband.exceptions.NarrowbandWarning")
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sky") / "night"
+    simulate_night(
+        folder, shape=(320, 320), filters=("Halpha", "OIII"), n_bias=8, n_darks=5, n_flats=5,
+        light_exposures=(60.0, 60.0, 120.0, 120.0), seed=3,
+        model=NightModel(star_density=2000.0, nebula=0.3),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reduced(night, tmp_path_factory):
+    output = tmp_path_factory.mktemp("products") / "reduced"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NarrowbandWarning)
+        record = reduce_night(night, output)
+    return record, output
+
+
+def test_products_are_those_of_the_contract(reduced):
+    record, output = reduced
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    base = "Crown_Nebula"
+    assert names - {".astro-narrowband.jsonl"} == {
+        "masters/bias.fits", "masters/dark.fits", "masters/flat-Halpha.fits",
+        "masters/flat-OIII.fits", "frames.ecsv", "night.json", "report.html",
+        f"catalog-{base}.ecsv",
+        *(f"{kind}-{base}-{name}.{suffix}" for name in ("Halpha", "OIII")
+          for kind, suffix in (("coadd", "fits"), ("catalog", "ecsv"), ("growth", "ecsv"))),
+    }  # fmt: skip
+    assert record["status"] == 0
+    assert read_record(output / "night.json")["status"] == 0
+
+
+def test_coadd_opens_as_ccddata_with_its_planes(reduced):
+    _, output = reduced
+    path = output / "coadd-Crown_Nebula-Halpha.fits"
+    ccd = CCDData.read(path)
+    assert ccd.unit == u.electron / u.s
+    assert ccd.uncertainty.uncertainty_type == "std"
+    assert ccd.header["NCOMBINE"] == 4
+    assert ccd.header["EXPTIME"] == 360
+    assert ccd.header["FILTER"] == "Halpha"
+    assert 0 < ccd.header["NOISECOR"] <= 1
+    with fits.open(path) as hdul:
+        assert {"UNCERT", "MASK", "NEXP", "TEXP"} <= {hdu.name for hdu in hdul}
+        assert hdul["NEXP"].data.max() == 4
+    assert ccd.mask is not None
+    assert np.isnan(ccd.data[ccd.mask]).all()
+
+
+def test_fluxes_and_alignments_are_true(night, reduced):
+    record, output = reduced
+    rows = compare(read_truth(night), record, output)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["align_rms"] < 0.1
+        assert row["n_stars"] >= 20
+        assert abs(row["flux_bias"]) < 0.01
+        assert 0.5 < row["pull_width"] < 1.6
+
+
+def test_used_left_out_and_ignored_add_up_to_the_files_found(night, reduced):
+    record, output = reduced
+    files = record["files"]
+    assert files["used"] + files["left out"] + files["ignored"] == files["found"]
+    assert files["found"] == sum(path.is_file() for path in night.rglob("*"))
+    table = QTable.read(output / "frames.ecsv")
+    assert len(table) == files["found"]
+    for verdict in ("used", "left out", "ignored"):
+        assert int((table["verdict"] == verdict).sum()) == files[verdict]
+
+
+def test_filters_share_one_grid(reduced):
+    record, _ = reduced
+    assert len({group["reference"] for group in record["groups"]}) == 1
+
+
+def digests(output):
+    record = json.loads((output / "night.json").read_text())
+    return {k: v for k, v in record["products"].items() if k.endswith((".fits", ".ecsv"))}
+
+
+def test_resume_makes_only_what_is_missing_and_the_same_bytes(night, reduced, tmp_path):
+    _, output = reduced
+    again = tmp_path / "again"
+    shutil.copytree(output, again)
+    before = digests(output)
+    (again / "coadd-Crown_Nebula-OIII.fits").unlink()
+    kept = (again / "coadd-Crown_Nebula-Halpha.fits").stat().st_mtime_ns
+    reduce_night(night, again)
+    assert digests(again) == before
+    assert (again / "coadd-Crown_Nebula-Halpha.fits").stat().st_mtime_ns == kept
+
+
+def test_workers_and_memory_change_no_byte(night, reduced, tmp_path):
+    _, output = reduced
+    reduce_night(night, tmp_path / "one", settings=Settings(workers=1, memory=30e6))
+    assert digests(tmp_path / "one") == digests(output)
+
+
+def test_a_filter_without_flat_fails_alone(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("OIII_flat*"))
+    shutil.rmtree(part / "flat" / "OIII")
+    record = reduce_night(part, tmp_path / "out")
+    assert record["status"] == 4
+    states = {group["filter"]: group["status"] for group in record["groups"]}
+    assert states == {"Halpha": "done", "OIII": "failed"}
+    (failed,) = (group for group in record["groups"] if group["status"] == "failed")
+    assert "flat" in failed["reason"]
+
+
+def test_a_truncated_light_is_left_out_by_name(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    victim = sorted((part / "light" / "Halpha").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:20000])
+    record = reduce_night(part, tmp_path / "out", settings=Settings(filters=("Halpha",)))
+    assert record["status"] == 0
+    (group,) = record["groups"]
+    assert group["n_used"] == 3
+    assert any(victim.name in m["text"] and "truncated" in m["text"] for m in record["messages"])
+
+
+def test_a_night_without_lights_is_refused(night, tmp_path):
+    with pytest.raises(InputError, match="no light"):
+        reduce_night(night / "bias", tmp_path / "out")
+
+
+def test_strict_turns_a_warning_into_status_3(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    (part / "light" / "broken.fits").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+    settings = Settings(filters=("Halpha",), strict=True)
+    assert reduce_night(part, tmp_path / "out", settings=settings)["status"] == 3
+
+
+def test_dark_beyond_the_limit_leaves_lights_out_by_name(night, tmp_path):
+    settings = Settings(max_extrapolation=0.5, filters=("Halpha",))
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    for path in (part / "dark").iterdir():
+        if "120s" in path.name:
+            path.unlink()
+    record = reduce_night(part, tmp_path / "out", settings=settings)
+    assert record["groups"][0]["n_used"] == 2  # those of 60 s
+    assert any("max_extrapolation" in m["text"] for m in record["messages"])
