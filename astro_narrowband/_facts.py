@@ -61,7 +61,7 @@ class Note:
         return ": ".join(part for part in (what, self.done, self.todo) if part)
 
 
-@dataclass
+@dataclass(eq=False)
 class Facts:
     """
     What a frame is. Times in s, temperatures in deg C, NaN where not known.
@@ -369,7 +369,7 @@ def _filter(facts, header, parts, fallback, spellings):
     name, where = filter_from_names(parts, spellings)
     if name:
         facts.filter = name
-        facts.notes.append(Note("FILTER", "", f"is missing: {name} by its {where}"))
+        facts.notes.append(Note("FILTER is missing", "", f"{name} by its {where}"))
         return
     text = kw.read_filter(fallback, spellings=spellings)
     facts.filter = canonical_filter(text, spellings=spellings.filters) if text else UNKNOWN_FILTER

@@ -271,7 +271,7 @@ def test_headers_that_lie(raw, keyword, text, says):
 @pytest.mark.parametrize("size", [100, 2880, 3000, 5000])
 def test_truncated(raw, size):
     raw.write_bytes(raw.read_bytes()[:size])
-    with pytest.raises(InputError, match="truncated|no end"):
+    with pytest.raises(InputError, match=r"truncated|no end"):
         FitsFrame(raw)
 
 
