@@ -7,7 +7,17 @@ normalised to sum 1 for every fraction of a pixel.
 
 import numpy as np
 
-__all__ = ["affine", "lanczos", "linear", "scatter_affine", "scatter_shift", "separable", "table"]
+__all__ = [
+    "affine",
+    "can_shear",
+    "lanczos",
+    "linear",
+    "scatter_affine",
+    "scatter_shift",
+    "separable",
+    "sheared",
+    "table",
+]
 
 #: Steps of the kernel table per pixel: the error of the weights is below 1e-3 / 2.
 STEPS = 1024
@@ -230,3 +240,100 @@ def affine(source, start, step_x, step_y, out, kernel):
                 np.multiply(line, np.take(weights[j], fy), out=line)
                 np.add(total, line, out=total)
             out[y[0, 0] : y[-1, 0] + 1, x[0, 0] : x[0, -1] + 1] = total.reshape(len(y), -1)
+
+
+# --------------------------------------------------------------------------- small rotations
+
+#: Positions in a tile may be off by this where its weights are taken as constant [pix].
+DRIFT = 1e-3
+
+
+def can_shear(matrix):
+    """Whether `sheared` is quick enough for this transform (output to source)."""
+    (a, b), (c, d) = matrix[:2, :2]
+    if min(a, d) < 0.9:
+        return False
+    drift = max(abs(a - b * c / d - 1), abs(d - 1))
+    return max(abs(b), abs(c)) < 0.02 and drift * 40 < 2 * DRIFT
+
+
+def _blend(rows, weights, out, scratch):
+    """out = sum of weights[k] * rows[k]; weights broadcast."""
+    np.multiply(rows[0], weights[0], out=out)
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        np.multiply(row, weight, out=scratch)
+        np.add(out, scratch, out=out)
+
+
+def _weights(kernel, fraction):
+    """Weights (n_taps, n) float32 and the first tap; fractions may be a little outside 0 to 1."""
+    if kernel == "bilinear":
+        return linear(np.clip(fraction, 0, 1))[2:4].astype(np.float32), 2
+    return lanczos(fraction).astype(np.float32), 0
+
+
+def sheared(source, matrix, out, kernels, first_row):
+    """
+    Interpolate under a small rotation, in two passes of one axis each.
+
+    First along x onto the columns of the output, in every source row; then
+    along y. Within a tile the fraction of a pixel depends on the row alone in
+    the first pass and on the column alone in the second, to `DRIFT`: so each
+    pass is as cheap as a shift.
+
+    Parameters
+    ----------
+    source : sequence of arrays (ny, nx) float32
+        Planes that share the geometry.
+    matrix : array (3, 3)
+        From output pixels to source pixels; taps must lie within the source.
+    out : sequence of arrays (n, m) float32
+    kernels : sequence of str
+        One for each plane.
+    first_row : int
+        Row of the whole output that ``out`` starts with: tiles lie on a fixed
+        grid, so that bands of any height give the same pixels.
+    """
+    (m00, m01, m02), (m10, m11, m12), _ = matrix
+    n, m = out[0].shape
+    # Along a source row r the position of column x is alpha x + beta r + gamma.
+    alpha, beta = m00 - m01 * m10 / m11, m01 / m11
+    gamma = m02 - m01 * m12 / m11
+    width = int(min(256, max(16, 2 * DRIFT / max(abs(alpha - 1), 1e-9))))
+    height = int(min(64, max(16, 2 * DRIFT / max(abs(m11 - 1), 1e-9))))
+    for grid in range(first_row // height * height, first_row + n, height):
+        y0, y1 = max(grid, first_row), min(grid + height, first_row + n)
+        center = grid + (height - 1) / 2
+        x = np.arange(m)
+        # The source row of output row y is y + offset.
+        offset = m10 * x + (m11 - 1) * center + m12
+        shift = np.floor(offset).astype(np.int64)
+        cuts = np.flatnonzero(np.diff(shift)) + 1
+        columns = np.arange(0, m, width)
+        edges = np.unique(np.concatenate([columns, cuts, [m]]))
+        for x0, x1 in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            k = int(shift[x0])
+            first, last = y0 + k - 2, y1 + k + 4
+            fraction_y = offset[x0:x1] - k
+            r = np.arange(first, last)
+            along = (alpha - 1) * (x0 // width * width + (width - 1) / 2) + beta * r + gamma
+            steps = np.floor(along).astype(np.int64)
+            groups = np.flatnonzero(np.diff(steps)) + 1
+            groups = [0, *groups.tolist(), len(r)]
+            for plane, target, kernel in zip(source, out, kernels, strict=True):
+                wx, tap_x = _weights(kernel, along - steps)
+                wy, tap_y = _weights(kernel, fraction_y)
+                between = np.empty((len(r), x1 - x0), np.float32)
+                scratch = np.empty_like(between)
+                for g0, g1 in zip(groups[:-1], groups[1:], strict=True):
+                    left = x0 + int(steps[g0]) - 2 + tap_x
+                    block = plane[first + g0 : first + g1]
+                    _blend(
+                        [block[:, left + i : left + i + x1 - x0] for i in range(len(wx))],
+                        wx[:, g0:g1, None], between[g0:g1], scratch[g0:g1],
+                    )  # fmt: skip
+                h = y1 - y0
+                _blend(
+                    [between[tap_y + j : tap_y + j + h] for j in range(len(wy))],
+                    wy[:, None, :], target[y0 - first_row : y1 - first_row, x0:x1], scratch[:h],
+                )  # fmt: skip

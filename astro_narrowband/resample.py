@@ -302,21 +302,35 @@ class ResampledFrame:
     def _read_affine(self, data, variance, bad, first, rows):
         n_rows, nx = rows.stop - rows.start, self.shape[1]
         m = self._matrix
-        pad = 3
-        start = (
-            m[0, 1] * rows.start + m[0, 2] + pad,
-            m[1, 1] * rows.start + m[1, 2] - first + pad,
+        # The pixels around all positions; beyond the source its edge is repeated, and masked.
+        local = m.copy()
+        local[1, 2] -= first
+        turned = m[0, 0] < 0 and m[1, 1] < 0
+        if turned:
+            local[:2] *= -1
+            local[:2, 2] += data.shape[1] - 1, data.shape[0] - 1
+        corners = np.array(
+            [[0, nx - 1, 0, nx - 1], [rows.start] * 2 + [rows.stop - 1] * 2, [1] * 4], float
         )
-        steps = (m[0, 0], m[1, 0]), (m[0, 1], m[1, 1])
-        planes = []
+        at = local[:2] @ corners
+        left, top = (np.floor(at.min(axis=1)).astype(int) - 5).tolist()
+        right, bottom = (np.floor(at.max(axis=1)).astype(int) + 6).tolist()
+        local[:2, 2] -= left, top
+        planes, kernels, outs = [], [], []
         for plane, kernel in ((data, self.kernel), (variance, "bilinear")):
-            if plane is None:
-                planes.append(None)
-                continue
-            padded = np.pad(plane, pad, mode="edge")
-            out = np.empty((n_rows, nx), np.float32)
-            _lanczos.affine(padded, start, *steps, out, kernel)
-            planes.append(out)
+            if plane is not None:
+                plane = plane[::-1, ::-1] if turned else plane
+                window = _window(plane, top, left, bottom - top, right - left)
+                planes.append(np.ascontiguousarray(window))
+                kernels.append(kernel)
+                outs.append(np.empty((n_rows, nx), np.float32))
+        if _lanczos.can_shear(local):
+            _lanczos.sheared(planes, local, outs, kernels, rows.start)
+        else:
+            start = local[:2, 1] * rows.start + local[:2, 2]
+            for plane, out, kernel in zip(planes, outs, kernels, strict=True):
+                _lanczos.affine(plane, start, local[:2, 0], local[:2, 1], out, kernel)
+        planes = outs if variance is not None else [*outs, None]
         y, x = np.arange(rows.start, rows.stop)[:, None], np.arange(nx)[None, :]
         sx = m[0, 0] * x + m[0, 1] * y + m[0, 2]
         sy = m[1, 0] * x + m[1, 1] * y + m[1, 2]
