@@ -46,7 +46,7 @@ class Pixels(NamedTuple):
         What ``noise`` is: ``"std"``, ``"var"`` or ``"ivar"``.
     mask : `~numpy.ndarray` of bool, (ny, nx), or None
     gain : float, `~numpy.ndarray` (ny, nx), or None
-        Electrons per unit of ``data``; used where there is no ``noise``.
+        Electrons per unit of ``data``.
     common : `~numpy.ndarray`, (ny, nx), or None
         Variance from the masters.
     saturation : float or None
@@ -182,8 +182,7 @@ class CircleSums(NamedTuple):
     nested : (n, m, k); sum of w_j w_l V (of w_j w_l without a variance) of circle j
         and the next l = j + 1, ..., j + k; empty where it was not asked for
     linear : sum of w V (of w without a variance)
-    photons, per_gain : sums of w**2 d / gain and w**2 / gain; None unless the gain is
-        all that is known of the noise
+    photons, per_gain : sums of w**2 d / gain and w**2 / gain; None without a gain
     common : sum of w**2 C, with a map of the masters' variance
     n_masked : number of unusable pixels touched, inside the image
     n_saturated : number of pixels at or above saturation touched
@@ -236,7 +235,7 @@ def circle_sums(pixels, x, y, radii, *, n_nested=0):
     n, m = len(x), len(radii)
     shape = (n, m)
     has_variance = pixels.noise is not None
-    has_gain = pixels.gain is not None and not has_variance
+    has_gain = pixels.gain is not None
     zeros = lambda wanted=True: np.zeros(shape) if wanted else None  # noqa: E731
     out = CircleSums(
         zeros(), zeros(), zeros(), zeros(has_variance), np.zeros((*shape, n_nested)), zeros(),
@@ -260,12 +259,9 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
     data, variance, good, inside, index = pixels.around(iy, ix, oy, ox)
     spread = variance if good is None or variance is not None else good.astype(float)
     per_gain = None
-    if out.photons is not None:
+    if np.ndim(pixels.gain):
         with np.errstate(divide="ignore", invalid="ignore"):
-            if np.ndim(pixels.gain):
-                per_gain = 1 / np.take(pixels.gain, index).astype(float)
-            else:
-                per_gain = np.full(data.shape, 1 / pixels.gain)
+            per_gain = 1 / np.take(pixels.gain, index).astype(float)
         per_gain[~np.isfinite(per_gain)] = 0
         if good is not None:
             per_gain[~good] = 0
@@ -309,6 +305,9 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
         if per_gain is not None:
             out.photons[rows, j] = _dot(ww, photons[cut])
             out.per_gain[rows, j] = _dot(ww, per_gain[cut])
+        elif pixels.gain is not None:
+            out.photons[rows, j] = _dot(ww, data[cut]) / pixels.gain
+            out.per_gain[rows, j] = out.area2[rows, j] / pixels.gain
         if pixels.common is not None:
             out.common[rows, j] = _dot(ww, common[cut])
         if saturated is not None:

@@ -22,7 +22,6 @@ from astro_narrowband._validate import as_mask, choice, finite, positive
 from astro_narrowband.bands import as_ccd, as_frame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.keywords import exposures_in
-from astro_narrowband.resample import noise_factor
 
 __all__ = [
     "Image",
@@ -57,6 +56,8 @@ class Image(NamedTuple):
         Celestial.
     correlation : float
         NOISECOR.
+    kernel : str
+        RESAMPLE: how it was interpolated, if it was.
     errors : str
         What its errors stand on.
     """
@@ -65,6 +66,7 @@ class Image(NamedTuple):
     unit: u.UnitBase | None
     wcs: WCS | None
     correlation: float
+    kernel: str
     errors: str
 
     @property
@@ -108,7 +110,12 @@ def read_image(
     noise_correlation = positive(noise_correlation, "NOISECOR")
     if noise_correlation > 1:
         raise InputError(f"NOISECOR = {noise_correlation}: it must be 1 or less")
+    if effective_gain is None and unit == u.electron / u.s:
+        effective_gain = _exposure_map(image)
     gain = _gain(effective_gain, unit, ccd.meta, data.shape)
+    if noise is not None and noise_correlation == 1:
+        # The uncertainty has the photons.
+        gain = None
     pixels = _apertures.Pixels(
         data=_flat(data),
         noise=_flat(noise),
@@ -124,7 +131,9 @@ def read_image(
         errors = "the scatter of the annulus, and photons by the effective gain"
     else:
         errors = "the scatter of the annulus; the photon noise of the source is not counted"
-    return Image(pixels, unit, _wcs(ccd), noise_correlation, errors)
+    return Image(
+        pixels, unit, _wcs(ccd), noise_correlation, str(ccd.meta.get("RESAMPLE", "")), errors
+    )
 
 
 def _flat(values):
@@ -168,6 +177,12 @@ def number_in(value, unit, name):
         except u.UnitConversionError:
             raise InputError(f"{name} = {value} cannot be converted to {unit}") from None
     return finite(value, name)
+
+
+def _exposure_map(image):
+    """The effective exposure [s] that a `~astro_narrowband.coadd.Coadd` has for each pixel."""
+    exposure = getattr(image, "exposure", None)
+    return exposure if np.ndim(exposure) == 2 and np.any(exposure) else None
 
 
 def _gain(effective_gain, unit, header, shape):
@@ -358,7 +373,7 @@ def check_annulus(r, r_in, r_out, *, allow_overlap=False):
 # --------------------------------------------------------------------------- noise
 
 
-def split_variance(image, sums, sky):
+def split_variance(image, sums, sky, radii):
     """
     Split the variance of aperture sums into source and background.
 
@@ -367,6 +382,7 @@ def split_variance(image, sums, sky):
     image : `Image`
     sums : `~astro_narrowband._apertures.CircleSums`
     sky : `Sky`
+    radii : sequence of float, (m,)
 
     Returns
     -------
@@ -375,16 +391,43 @@ def split_variance(image, sums, sky):
         read noise and masters, times the correlation factor.
     """
     pixel = sky.pixel[:, None]
-    factor = noise_factor(image.correlation, sums.area) ** 2
-    if image.has_variance:
-        # What the pixels have more than those of the annulus is the source's.
-        excess = np.where(np.isfinite(pixel), sums.variance - pixel * sums.area2, 0.0)
-        source = np.clip(excess, 0, sums.variance)
-        return source, (sums.variance - source) * factor
-    source = np.zeros_like(sums.total)
+    photons = np.zeros_like(sums.total)
     if sums.photons is not None:
-        source = np.maximum(sums.photons - sky.level[:, None] * sums.per_gain, 0)
-    return source, pixel * sums.area2 * factor
+        photons = np.maximum(sums.photons - sky.level[:, None] * sums.per_gain, 0)
+    factor = np.array([correlation_factor(image, r) for r in radii])
+    if not image.has_variance:
+        return photons, pixel * sums.area2 * factor
+    # What the pixels have more than those of the annulus is the source's. Interpolation has
+    # smoothed it in the variance; in the data it has not, if photons can be counted there.
+    excess = np.where(np.isfinite(pixel), sums.variance - pixel * sums.area2, 0.0)
+    excess = np.clip(excess, 0, sums.variance)
+    return np.maximum(excess, photons), (sums.variance - excess) * factor
+
+
+#: Correlation of noise along one axis at lags 1, 2, ... after interpolation, for unit
+#: loss of variance at lag 0. Kernels: Lanczos-3 at half a pixel, bilinear.
+SPREAD = {"lanczos3": (0.9361, -0.6337, 0.2239, -0.0306, 0.0027), "bilinear": (0.5,)}
+
+
+def correlation_factor(image, r):
+    """
+    Return the variance of a circle's sum of correlated noise over that of independent noise.
+
+    Both for the same sum of variances over wide areas. The correlation is that of
+    the interpolation named in the header (Lanczos-3 if none is), scaled to NOISECOR.
+    """
+    if image.correlation == 1.0:
+        return 1.0
+    lost = 1 - math.sqrt(image.correlation)
+    spread = np.array(SPREAD.get(image.kernel, SPREAD["lanczos3"]))
+    spread *= 0.5 / spread.sum()
+    axis = np.concatenate([lost * spread[::-1], [1 - lost], lost * spread])
+    half = math.ceil(r) + 1
+    weights = _apertures.overlap(np.array([0.25]), np.array([0.25]), r, half)[0]
+    size = weights.shape[0] + len(axis)
+    overlaps = np.fft.irfft2(np.abs(np.fft.rfft2(weights, (size, size))) ** 2, (size, size))
+    lags = np.arange(-len(spread), len(spread) + 1)
+    return float(axis @ overlaps[np.ix_(lags, lags)] @ axis / overlaps[0, 0])
 
 
 def warn_of_errors(image):

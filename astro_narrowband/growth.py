@@ -403,7 +403,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     sums = _apertures.circle_sums(image.pixels, x[reached], y[reached], radii, n_nested=n_nested)
     level = measure_sky(image, x[reached], y[reached], r_in=r_in, r_out=r_out, sky=sky, clip=clip)
     with np.errstate(divide="ignore", invalid="ignore"):
-        source, background = split_variance(image, sums, level)
+        source, background = split_variance(image, sums, level, radii)
         pixel_variance = source + background
         nested, inner = _covariances(image, sums, source, pixel_variance)
         flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)

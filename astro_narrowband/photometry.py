@@ -18,6 +18,7 @@ from astro_narrowband import _apertures, _stamps
 from astro_narrowband._measure import (
     check_annulus,
     close_pairs,
+    correlation_factor,
     measurable,
     measure_sky,
     number_in,
@@ -27,7 +28,6 @@ from astro_narrowband._measure import (
     warn_of_errors,
 )
 from astro_narrowband._validate import positive
-from astro_narrowband.resample import noise_factor
 
 __all__ = ["FLAGS", "Flag", "annulus_photometry", "decode_flags", "flag_where"]
 
@@ -257,7 +257,7 @@ def annulus_photometry(
     flags[~reached] |= Flag.NO_DATA
     flags[known & ~reached] |= Flag.EDGE
     flags |= flag_where({Flag.NEIGHBOUR: close_pairs(x, y, 2 * r)})
-    columns, terms = _columns(image, sums, level, read_noise)
+    columns, terms = _columns(image, sums, level, r, read_noise)
     table = _new_table(image, x, y)
     for name, (values, unit) in columns.items():
         if name in terms and not budget:
@@ -340,15 +340,18 @@ def _flags(sums, sky, *, measured):
     )
 
 
-def _columns(image, sums, sky, read_noise):
+def _columns(image, sums, sky, r, read_noise):
     """Columns as name: (values, unit), and the names of those that are terms of the error."""
     unit = image.unit
     area, total = sums.area[:, 0], sums.total[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         total = np.where(area > 0, total, np.nan)
         flux = total - area * sky.level
-        source, background = (part[:, 0] for part in split_variance(image, sums, sky))
-        variances = {"err_source": source, **_split_background(image, sums, background, read_noise)}
+        source, background = (part[:, 0] for part in split_variance(image, sums, sky, [r]))
+        variances = {
+            "err_source": source,
+            **_split_background(image, sums, r, background, read_noise),
+        }
         variances["err_sky_level"] = (area * sky.err) ** 2
         error = np.where(area > 0, np.sqrt(sum(variances.values())), np.nan)
         positive_flux = np.where(flux > 0, flux, np.nan)
@@ -370,10 +373,10 @@ def _columns(image, sums, sky, read_noise):
     return columns, list(variances)
 
 
-def _split_background(image, sums, background, read_noise):
+def _split_background(image, sums, r, background, read_noise):
     """Variances of the background: what is known of it apart, the rest as that of the sky."""
     known = {}
-    factor = noise_factor(image.correlation, sums.area[:, 0]) ** 2
+    factor = correlation_factor(image, r)
     if read_noise is not None:
         per_pixel = number_in(read_noise, image.unit, "read_noise") ** 2
         known["err_read"] = sums.area2[:, 0] * per_pixel * factor
