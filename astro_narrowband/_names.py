@@ -118,8 +118,10 @@ def safe_text(text):
     >>> safe_text("a\x1b[31mb\nc")
     'a [31mb c'
     """
+    text = str(text)
+    if text.isprintable():
+        return text
     # Cc, Cf: control and direction-changing characters; Cs: undecodable bytes of file names.
     return "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else " "
-        for c in str(text)
+        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else " " for c in text
     )

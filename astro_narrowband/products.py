@@ -286,6 +286,9 @@ class Products:
             for folder in (self.folder, *(p for p in self.folder.iterdir() if _is_folder(p))):
                 sweep(folder)
             self._read_journal()
+        except OSError as error:
+            self._release()
+            raise product_error(self.folder, error) from error
         except BaseException:
             self._release()
             raise
@@ -387,7 +390,10 @@ class Products:
         known = {digest for known_key, digest in entries if known_key == wanted}
         if not known:
             return False
-        digest = sha256(path)
+        try:
+            digest = sha256(path)
+        except InputError:
+            return False  # it cannot be read any more: made again
         if digest not in known:
             return False
         self._journal[name] = [(wanted, digest)]

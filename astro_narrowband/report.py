@@ -75,17 +75,24 @@ def render_report(folder, record):
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.ChainableUndefined,
+        finalize=_printed,
     )
     environment.filters["num"] = _number
     environment.filters["fixed"] = _fixed
     environment.filters["png"] = _data_url
-    environment.filters["clean"] = lambda text: "" if text is None else safe_text(text)
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = _page(folder, record)
     return environment.get_template("report.html").render(
         style=style, style_hash=digest, record=record, **page
     )
+
+
+def _printed(value):
+    """What the template prints: one line without control characters, before it is escaped."""
+    if value is None:
+        return ""
+    return value if hasattr(value, "__html__") else safe_text(value)
 
 
 def _number(value, digits=3):
@@ -118,7 +125,9 @@ def _fixed(value, decimals):
 
 
 def _data_url(png):
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    from markupsafe import Markup
+
+    return Markup("data:image/png;base64," + base64.b64encode(png).decode())  # noqa: S704
 
 
 def _page(folder, record):
@@ -167,7 +176,7 @@ def _flat(settings):
     """Settings that say something, as text."""
     settings = {k: v for k, v in settings.items() if v not in (None, [], {}, "")}
     return {
-        key: strict_json(value).replace("\n", "") if isinstance(value, dict | list) else value
+        key: " ".join(strict_json(value).split()) if isinstance(value, dict | list) else value
         for key, value in settings.items()
     }
 
@@ -186,7 +195,8 @@ class _Group:
 
     def view(self):
         view = {
-            **{key: self.group.get(key) for key in ("object", "status", "reason", "reference")},
+            "object": self.group.get("object") or "unknown object",
+            **{key: self.group.get(key) for key in ("status", "reason", "reference")},
             **{key: self.group.get(key) for key in ("exposure_total", "n_used", "sky", "noise")},
             "fwhm": self.group.get("fwhm"),
             "filter": self.filter,
