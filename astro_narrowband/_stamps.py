@@ -177,45 +177,80 @@ def measure(
     y, x, height, noise, ring, peak = (a[order] for a in (y, x, height, noise, ring, peak))
     if len(y) == 0:
         return None, math.nan
-    flat = ring > PLATEAU
+    stamps, weight, _ = _stamps_of(data, bad, y, x, 7)
+    local, scatter, _ = _local_sky(stamps, weight, 5.5)
+    contrast = (peak - local) / np.maximum(noise, scatter)
+    order = np.argsort(-contrast, kind="stable")
+    y, x, noise, ring, peak, contrast, local = (
+        a[order] for a in (y, x, noise, ring, peak, contrast, local)
+    )
+    # A nebula is as flat in the middle, but not over so soon.
+    flat = (ring > PLATEAU) & (local < 0.5 * peak) & (contrast > 20)
     if saturation is not None:
         flat |= peak >= saturation
     if fwhm is None:
-        fwhm = _typical_width(data, bad, y, x, height, flat)
+        fwhm = _typical_width(data, bad, y, x, contrast, flat)
     return _measure_all(
         data, variance, bad, (y, x, noise, ring, peak, flat), rejected,
         fwhm=fwhm, n_brightest=n_brightest, gain=gain,
     )  # fmt: skip
 
 
-def _typical_width(data, bad, y, x, height, flat):
-    """Median FWHM of the brightest good candidates, the window following the width."""
+def _local_sky(stamps, weight, inner):
+    """Median, lower half width and number of each stamp's pixels beyond ``inner``."""
+    side = stamps.shape[1]
+    step = np.arange(side) - side // 2
+    far = np.hypot(step[:, None], step[None, :]) > inner
+    values = stamps[:, far]
+    if weight is not None:
+        values = np.where(weight[:, far] > 0, values, np.float32(np.nan))
+    values = np.sort(values, axis=1)
+    n = np.isfinite(values).sum(axis=1)
+    each = np.arange(len(values))
+    low = values[each, np.maximum(n - 1, 0) // 2]
+    high = values[each, np.minimum(n // 2, np.maximum(n - 1, 0))]
+    middle = (low + high) / 2
+    width = middle - values[each, (np.maximum(n - 1, 0) * 0.158655).astype(int)]
+    return np.where(n > 0, middle, 0).astype(np.float32), np.where(n > 9, width, 0), n
+
+
+def _typical_width(data, bad, y, x, contrast, flat):
+    """FWHM that many of the best candidates share; the window follows the width."""
     good = ~flat
     if not good.any():
         good = ~good
-    y, x, height = y[good], x[good], height[good]
-    use = np.flatnonzero(height > 15)[:100]
+    y, x, contrast = y[good], x[good], contrast[good]
+    use = np.flatnonzero(contrast > 8)[:150]
     if len(use) < 5:
         use = np.arange(min(len(y), 20))
     y, x = y[use], x[use]
     sigma = np.full(len(y), 2.0)
     for half in (7, 7, 10, 10):
-        stamps, _ = gather(data, y, x, half)
-        weight = None if bad is None else (~gather(bad, y, x, half)[0]).astype(np.float32)
+        stamps, weight, _ = _stamps_of(data, bad, y, x, half)
+        stamps = stamps - _local_sky(stamps, weight, 0.8 * half)[0][:, None, None]
         m = windowed(stamps, weight, sigma, iterations=5)
         widths, _ = _shape(m, sigma)
-        known = np.isfinite(widths) & (widths < 3 * half)
-        if not known.any():
+        known = widths[np.isfinite(widths) & (widths < 3 * half)]
+        if len(known) == 0:
             return 3.0
-        typical = float(np.median(widths[known]))
+        typical = _mode(known)
         sigma = np.full(len(y), min(max(typical, 1.2), 12.0) / FWHM)
     return min(max(typical, 1.2), 20.0)
 
 
-def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest, gain):
-    y, x, noise, ring, peak, flat = candidates
-    sigma = fwhm / FWHM
-    half = max(4, math.ceil(4 * sigma))
+def _mode(values):
+    """Median of the densest third: stars share a width, knots of nebula and cosmic rays do not."""
+    values = np.sort(values)
+    n = max(len(values) // 3, 5)
+    if len(values) <= n:
+        return float(np.median(values))
+    ratio = values[n - 1 :] / values[: len(values) - n + 1]
+    first = int(ratio.argmin())
+    return float(np.median(values[first : first + n]))
+
+
+def _stamps_of(data, bad, y, x, half):
+    """Stamps, their weights (0 where bad or outside; None: all 1), and which lie outside."""
     stamps, outside = gather(data, y, x, half)
     weight = None
     if bad is not None:
@@ -223,6 +258,20 @@ def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest
     if outside is not None:
         weight = np.ones(stamps.shape, np.float32) if weight is None else weight
         weight[outside] = 0
+    return stamps, weight, outside
+
+
+def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest, gain):
+    y, x, noise, ring, peak, flat = candidates
+    sigma = fwhm / FWHM
+    half = max(5, math.ceil(2 * fwhm))
+    stamps, weight, _ = _stamps_of(data, bad, y, x, half)
+    # What the cells of the background are too coarse for: nebula, wings of bright stars.
+    local, scatter, n_local = _local_sky(stamps, weight, 1.7 * fwhm)
+    # On a bright nebula there is more noise than in most of the cell.
+    noise = np.where(scatter > 1.3 * noise, scatter, noise)
+    stamps = stamps - local[:, None, None]
+    peak = peak - local
     m = windowed(stamps, weight, sigma)
     widths, roundness = _shape(m, sigma)
     at_x, at_y = x + m["x"], y + m["y"]
@@ -241,7 +290,11 @@ def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest
     radius = np.sqrt(m["dx"][:, None, :] ** 2 + m["dy"][:, :, None] ** 2)
     inside = np.clip(1.5 * fwhm - radius + 0.5, 0, 1)
     flux = (inside * stamps).sum(axis=(1, 2), dtype=float)
-    flux_err = np.sqrt((inside**2 * pixel_variance).sum(axis=(1, 2), dtype=float))
+    area = inside.sum(axis=(1, 2))
+    sky_err = area * noise * np.sqrt(math.pi / 2 / np.maximum(n_local, 1))
+    flux_err = np.hypot(
+        np.sqrt((inside**2 * pixel_variance).sum(axis=(1, 2), dtype=float)), sky_err
+    )
     with np.errstate(all="ignore"):
         snr = m["total"] / np.sqrt(spread.sum(axis=(1, 2), dtype=float))
     ny, nx = data.shape
