@@ -8,7 +8,6 @@ left where they are; `FitsImage` says how to get at them.
 """
 
 import bz2
-import errno
 import gzip
 import lzma
 import math
@@ -26,6 +25,7 @@ import numpy as np
 from astropy.io import fits
 
 from astro_narrowband._fits_image import FitsImage
+from astro_narrowband._untile import TileError, is_full, untile
 from astro_narrowband.exceptions import InputError, ProductError
 
 __all__ = ["MAX_PIXELS", "Hdu", "Structure", "read_structure", "wrong_sums"]
@@ -365,7 +365,8 @@ def _plain_file(path, keep, max_pixels):
         with opener(path, "rb") as stream, open(name, "wb") as out:
             _expand(stream, out, path, max_pixels)
     except OSError as error:
-        _raise_if_full(error, name, path)
+        if is_full(error.errno):
+            raise _no_space(name, path, error.strerror) from None
         raise InputError(f"{path}: is damaged ({error}): copy it again") from None
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: is truncated or damaged ({error}): copy it again") from None
@@ -411,48 +412,26 @@ def _untile(plain, path, hdus, keep):
     chosen = _choose(hdus, path)
     if os.stat(plain).st_size < chosen.offset + chosen.size:
         raise InputError(f"{path}: is truncated: copy it again")
-    with open(plain, "rb") as file:
-        primary = file.read(hdus[0].offset)
-    with fits.open(plain, memmap=False, do_not_scale_image_data=True) as hdul:
-        try:
-            with open(name, "wb") as out:
-                out.write(primary)
-                for hdu, found in zip(hdul, hdus, strict=False):
-                    if found is chosen or (
-                        found.name in ("UNCERT", "MASK") and (found.is_image or found.is_tiled)
-                    ):
-                        _write_image(out, hdu)
-        except OSError as error:
-            _raise_if_full(error, name, path)
-            raise
+    indices = [
+        i
+        for i, hdu in enumerate(hdus)
+        if hdu is chosen
+        or (hdu.name in ("UNCERT", "MASK") and (hdu.is_image or hdu.is_tiled) and i > 0)
+    ]
+    pixels = _tiled_pixels(chosen.header, path) * len(indices)
+    try:
+        untile(plain, name, indices, primary=hdus[0].offset, pixels=pixels)
+    except TileError as error:
+        if is_full(error.number):
+            raise _no_space(name, path, error) from None
+        raise InputError(f"{path}: is damaged ({error}): copy it again") from None
     return name
 
 
-def _write_image(out, hdu):
-    # The header first: astropy forgets BZERO when the data are asked for.
-    header = hdu.header.copy()
-    data = hdu.data
-    stored = np.dtype(_TYPES[header["BITPIX"]])
-    if data.dtype.newbyteorder("=") != stored.newbyteorder("="):
-        raise InputError(f"{hdu.name}: its tiles hold {data.dtype}, its header says {stored}")
-    if "SIMPLE" in header:  # it was a primary image before it was compressed
-        header.remove("EXTEND", ignore_missing=True)
-        header.set("XTENSION", "IMAGE", before="SIMPLE")
-        header.remove("SIMPLE")
-        for keyword, value in (("GCOUNT", 1), ("PCOUNT", 0)):
-            header.remove(keyword, ignore_missing=True)
-            header.set(keyword, value, after=f"NAXIS{header['NAXIS']}")
-    out.write(header.tostring().encode("ascii", "replace"))
-    out.write(data.astype(stored, copy=False).tobytes())
-    out.write(b"\0" * (-data.nbytes % _BLOCK))
-
-
-def _raise_if_full(error, name, path):
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        raise ProductError(
-            f"{name}: {error.strerror}: {path} cannot be expanded: "
-            "set TMPDIR to a folder with space"
-        ) from None
+def _no_space(name, path, error):
+    return ProductError(
+        f"{name}: {error}: {path} cannot be expanded: set TMPDIR to a folder with space"
+    )
 
 
 # --------------------------------------------------------------------------- checksums

@@ -108,7 +108,6 @@ REDUCED = _words(
 #: Keywords that count the frames that were joined into one.
 COUNTS = _words("NCOMBINE STACKCNT NSTACK NUMSTACK NFRAMES NIMAGES STACKED")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([ed][+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 
 
@@ -206,7 +205,10 @@ def clean_text(value):
     >>> clean_text("  M 31 " + chr(27) + "[31m ")
     'M 31 [31m'
     """
-    return " ".join(_CONTROL.sub(" ", str(value)).split())
+    text = str(value)
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())
 
 
 def raw_values(header, keyword):

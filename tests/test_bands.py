@@ -17,6 +17,7 @@ from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, Variance
 from hypothesis import given
 from hypothesis import strategies as st
 
+from astro_narrowband import _untile
 from astro_narrowband._fits_reader import wrong_sums
 from astro_narrowband.bands import (
     FitsFrame,
@@ -118,6 +119,34 @@ def test_tiles_in_gzip(tmp_path, image):
     path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
     path.write_bytes(gzip.compress(path.read_bytes()))
     assert_holds(path, image)
+
+
+def test_helper_for_tiles_may_die(tmp_path, image, monkeypatch):
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
+    assert_holds(path, image)
+    _untile._HELPER.process.kill()
+    _untile._HELPER.process.wait()
+    assert_holds(path, image)
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text("import os, sys; sys.stdin.readline(); os.abort()")
+    _untile._HELPER.stop()
+    monkeypatch.setattr(_untile, "__file__", str(deadly))
+    with pytest.raises(InputError, match="bring down"):
+        FitsFrame(path)
+    deadly.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(_untile, "_PATIENCE", (0.2, 0.0))
+    with pytest.raises(InputError, match="bring down"):
+        FitsFrame(path)
+
+
+def test_tiles_that_are_damaged(tmp_path, image):
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"'RICE_1")
+    content[at : at + 7] = b"'RISE_1"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="a.fits: is damaged"):
+        FitsFrame(path)
 
 
 def test_one_plane_and_extension(tmp_path, image):

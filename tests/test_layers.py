@@ -21,6 +21,7 @@ STOREYS = [
     "_whole",
     "_fits_writer",
     "files",
+    "_untile",
     "_fits_image",
     "_fits_reader",
     "bands",
