@@ -10,6 +10,7 @@ input, one answer a line on its standard output.
 """
 
 import atexit
+import contextlib
 import errno
 import json
 import os
@@ -132,7 +133,8 @@ class _Helper:
         if process is None or self.owner != os.getpid():
             return
         process.kill()
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it did not read
+            process.stdin.close()
         process.stdout.close()
         process.wait()
 

@@ -145,7 +145,7 @@ def test_tiles_that_are_damaged(tmp_path, image):
     at = content.index(b"'RICE_1")
     content[at : at + 7] = b"'RISE_1"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="a.fits: is damaged"):
+    with pytest.raises(InputError, match=r"a.fits: is damaged"):
         FitsFrame(path)
 
 
