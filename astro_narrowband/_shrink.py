@@ -28,6 +28,8 @@ CLIP = 3.5
 CUT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi) / 0.999534741841929
 #: Histogram of deviations [sigma].
 REACH, BIN = 12.0, 0.1
+#: Pixels this near to their neighbourhood [sigma] are ordinary.
+CERTAIN = 2.5
 
 
 def shrink_plane(values, variance, usable, apply, *, workers=None):
@@ -96,7 +98,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     for _, (total, n) in map_bands(profiles, bands, workers=workers):
         column_sum += total
         column_count += n
-    columns = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
+    columns, lines = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
 
     def row_profile(rows):
         rest = values[rows] - smooth(level, rows) - columns
@@ -106,7 +108,8 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     for rows, (total, n) in map_bands(row_profile, bands, workers=workers):
         row_mean[rows], row_count[rows] = total, n
-    row_mean = _significant(row_mean / np.maximum(row_count, 1), typical / nx)
+    row_mean, error = _significant(row_mean / np.maximum(row_count, 1), typical / nx)
+    lines += error
 
     def rest_of(rows):
         rest = values[rows] - smooth(level, rows)
@@ -123,13 +126,16 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     number = np.ones(grid_shape, np.float32)
     for i, (_, result) in enumerate(map_bands(excess, blocks, workers=workers)):
         spread[i], number[i] = result
-    # Over nine neighbourhoods, plus one standard error: a spread that comes out
-    # as zero by chance must not claim knowledge that is not there.
-    total = _box(number)
-    spread = _box(spread * number) / np.maximum(total, 1)
-    spread = np.maximum(spread, 0) + noise * np.sqrt(2 / np.maximum(total, 1))
-    # Error of the neighbourhood's own mean.
-    prior = spread + (noise + spread) * (1 / np.maximum(count, 1) + np.float32(1 / ny + 1 / nx))
+    # One spread for the frame, known best, but where a neighbourhood (with the
+    # eight around it) says more: a glow that is steep, say. Cut at zero the
+    # estimate is too large on average, never too small.
+    total = np.maximum(_box(number), 1)
+    nearby = _box(spread * number) / total
+    overall = float((spread * number).sum() / max(number.sum(), 1))
+    excessive = nearby - overall > 3 * (noise + max(overall, 0)) * np.sqrt(2 / total)
+    spread = np.maximum(np.where(excessive, nearby, overall), 0)
+    # The neighbourhood's own mean has an error as well.
+    prior = spread + (noise + spread) / np.maximum(count, 1) + lines
     prior = prior.astype(np.float32)
 
     def deviations(rows):
@@ -173,9 +179,14 @@ def _ordinary(counts, n):
     normal = np.exp(-(middle**2) / 2) * BIN / np.sqrt(2 * np.pi)
     core = np.abs(middle) < 1
     fraction = min(1.0, counts[core].sum() / max(n * normal[core].sum(), 1e-9))
-    seen = np.convolve(counts, [0.25, 0.5, 0.25], "same")
+    kernel = np.bartlett(11)
+    seen = np.convolve(counts, kernel, "same")
+    expected = np.convolve(fraction * n * normal, kernel, "same")
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(seen > 0, np.minimum(fraction * n * normal / seen, 1), 1)
+        p = np.where(seen > 0, np.minimum(expected / seen, 1), 1)
+    # The few that are not ordinary cannot be told from the many in their midst;
+    # chance in the histogram must not make doubt of it.
+    p[np.abs(middle) < CERTAIN] = 1
     half = len(middle) // 2
     # The farther out, the less ordinary.
     p[half:] = np.minimum.accumulate(p[half:])
@@ -196,10 +207,7 @@ def _robust(x, good, about=None):
     part = np.where(good[:, ::step], x[:, ::step], np.float32(np.nan))
     empty = ~good[:, ::step].any(axis=1)
     part[empty] = 0
-    if about is None:
-        centre = np.nanmedian(part, axis=1)[:, None]
-    else:
-        centre = np.float32(about)
+    centre = np.nanmedian(part, axis=1)[:, None] if about is None else np.float32(about)
     width = 1.4826 * np.nanmedian(np.abs(part - centre), axis=1)[:, None]
     for _ in range(2):
         rest = x - centre
@@ -218,10 +226,10 @@ def _mean(x, kept):
 
 
 def _significant(profile, noise):
-    """Shrink a profile to zero as far as it may be noise (James and Stein)."""
+    """Shrink a profile to zero as far as it may be noise (James and Stein); and its variance."""
     variance = float(np.mean(profile**2))
     keep = max(0.0, 1 - float(noise) / variance) if variance > 0 else 0.0
-    return (profile * keep).astype(np.float32)
+    return (profile * keep).astype(np.float32), np.float32(keep * noise)
 
 
 def _box(grid):

@@ -20,12 +20,16 @@ from astro_narrowband.bands import Band, as_frame, map_bands, row_bands
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import CalibrationError, InputError
-from astro_narrowband.noise import expected_variance
+from astro_narrowband.noise import expected_variance, mirror_border
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 
 #: Pixels that are worked on at a time: a plane of a tile is 128 KiB.
 TILE = 32768
+#: Rows that `calibrate` asks for at a time.
+ROWS = 64
+#: A flat pixel below this fraction of the median is dead, and never divides.
+MIN_FLAT = 0.05
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
@@ -217,73 +221,87 @@ class CalibratedFrame:
             are saturated pixels, NaN, dead flat pixels, and what the dark flags
             as SATURATED or UNCERTAIN.
         """
-        data = np.empty((rows.stop - rows.start, self.shape[1]), np.float32)
-        variance = np.empty_like(data)
-        mask = np.zeros(data.shape, bool)
-        step = max(1, TILE // self.shape[1])
+        band, _ = self._read(rows)
+        return band
+
+    def _read(self, rows):
+        """Return the band, and the flat of these rows (or None)."""
+        n_rows, nx = rows.stop - rows.start, self.shape[1]
+        data = np.empty((n_rows, nx), np.float32)
+        variance, mask = np.empty_like(data), np.empty(data.shape, bool)
+        # One row more on either side, for the neighbours.
+        low, high = max(rows.start - 1, 0), min(rows.stop + 1, self.shape[0])
+        inputs = _Inputs(self, slice(low, high))
+        step = min(max(1, TILE // nx), n_rows)
+        scratch = _Scratch(step, nx)
         for start in range(rows.start, rows.stop, step):
             stop = min(start + step, rows.stop)
             part = slice(start - rows.start, stop - rows.start)
-            self._tile(start, stop, data[part], variance[part], mask[part])
-        return Band(data, variance, mask)
+            self._tile(inputs, scratch, start, stop, data[part], variance[part], mask[part])
+        flat = inputs.flat
+        if flat is not None:
+            flat = flat[rows.start - low : rows.stop - low]
+        return Band(data, variance, mask), flat
 
-    def _tile(self, start, stop, data, variance, mask):
-        recipe, detector, t = self.recipe, self.recipe.detector, np.float32(self.exposure)
-        ny = self.shape[0]
-        # One row more on either side, for the neighbours; mirrored at the edge.
+    def _tile(self, inputs, scratch, start, stop, data, variance, mask):
+        detector, ny = self.recipe.detector, self.shape[0]
+        t, gain = np.float32(self.exposure), np.float32(detector.gain)
+        n_rows = stop - start
         low, high = max(start - 1, 0), min(stop + 1, ny)
-        rows, inner = slice(low, high), slice(start - low, stop - low)
-        raw = self.frame.read(rows)
-        bad = raw.data >= np.float32(detector.saturation)
-        if raw.mask is not None:
-            bad |= raw.mask
-        electrons = raw.data
-        current = flat = None
-        if recipe.dark is not None:
-            dark, current = recipe.dark.read_rows(self.exposure, rows)
-            electrons = electrons - dark
-            current = current[inner] * np.float32(detector.gain)
-            bad |= recipe.dark.mask(rows)
-            electrons *= np.float32(detector.gain)
+        wide = slice(low - inputs.first, high - inputs.first)
+        inner = slice(start - low, stop - low)
+        top = int(low == start)
+        place = slice(top, top + high - low)
+        image = scratch.image[: n_rows + 2]
+        electrons, size = image[place, 1:-1], high - low
+
+        raw = inputs.raw[wide]
+        bad = np.greater_equal(raw, np.float32(detector.saturation), out=scratch.bad[place, 1:-1])
+        for plane in (inputs.masked, inputs.flagged, inputs.dead):
+            if plane is not None:
+                bad |= plane[wide]
+        current = flat = weight = None
+        if inputs.offset is None:
+            np.copyto(electrons, raw)
         else:
-            electrons = electrons * np.float32(detector.gain)
-        if recipe.flat is not None:
-            flat, dead = self._flat(rows)
-            if dead is not None:
-                bad |= dead
-            electrons /= flat
-            flat = flat[inner]
-        np.divide(electrons[inner], t, out=data)
+            np.subtract(raw, inputs.offset[wide], out=electrons)
+            current = np.multiply(inputs.rate[wide], t, out=scratch.current[:size])
+            electrons -= current
+            current = current[inner]
+            current *= gain
+        if inputs.flat is None:
+            electrons *= gain
+        else:
+            flat = inputs.flat[wide]
+            weight = np.divide(gain, flat, out=scratch.weight[:size])
+            electrons *= weight
+            flat, weight = flat[inner], weight[inner]
+            weight *= weight
+            weight *= np.float32(1 / detector.gain**2)
+        np.multiply(electrons[inner], np.float32(1 / self.exposure), out=data)
         np.copyto(mask, bad[inner])
-        good = None
-        if bad.any():
-            good = ~bad
-            if raw.mask is not None:
-                electrons[~np.isfinite(electrons)] = 0
-        top, bottom = (1 if low == start else 0), (1 if high == stop else 0)
-        if top or bottom:
-            pad = ((top, bottom), (0, 0))
-            mode = "reflect" if len(electrons) > 1 else "edge"
-            electrons = np.pad(electrons, pad, mode)
-            good = None if good is None else np.pad(good, pad, mode)
-        np.divide(
-            expected_variance(electrons, floor=detector.floor, flat=flat, dark=current, good=good),
-            t * t,
-            out=variance,
+        any_bad = bad.any()
+        if any_bad:
+            electrons[bad] = 0
+        mirror_border(image, top=low == start, bottom=high == stop)
+        if any_bad:
+            mirror_border(scratch.bad[: n_rows + 2], top=low == start, bottom=high == stop)
+        expected_variance(
+            image, floor=detector.floor, flat=flat, weight=weight, dark=current,
+            bad=scratch.bad[: n_rows + 2] if any_bad else None,
+            out=variance, spare=scratch.spare[:n_rows],
         )
+        variance *= np.float32(1 / self.exposure**2)
 
-    def _flat(self, rows):
-        band = self.recipe.flat.read(rows)
-        dead = ~(band.data >= np.float32(0.05))
-        if band.mask is not None:
-            dead |= band.mask
-        if not dead.any():
-            return band.data, None
-        return np.where(dead, np.float32(1), band.data), dead
-
-    def shared(self, rows):
+    def shared(self, rows, data=None):
         """
         Return the noise that this frame shares with all that have the same masters.
+
+        Parameters
+        ----------
+        rows : slice
+        data : `~numpy.ndarray`, (n_rows, nx), optional
+            What `read` gave for these rows, if it is at hand: saves reading twice.
 
         Returns
         -------
@@ -292,21 +310,77 @@ class CalibratedFrame:
             (offset and rate), one of the flat. Two frames have the same noise in
             mode k at one detector pixel, times their amplitudes.
         """
-        recipe, t = self.recipe, np.float32(self.exposure)
+        recipe = self.recipe
         out = np.zeros((3, rows.stop - rows.start, self.shape[1]), np.float32)
-        flat = None
-        if recipe.flat is not None:
-            flat, dead = self._flat(rows)
+        flat = None if recipe.flat is None else recipe.flat.read(rows)
         if recipe.dark is not None:
             out[:2] = recipe.dark.modes(self.exposure, rows)
-            out[:2] *= np.float32(recipe.detector.gain) / t
-            if flat is not None:
-                out[:2] /= flat
+            out[:2] *= np.float32(recipe.detector.gain / self.exposure)
         if flat is not None:
-            band = recipe.flat.read(rows)
-            if band.variance is not None:
-                out[2] = self.read(rows).data * np.sqrt(band.variance) / flat
+            good = _alive(flat.data, None)
+            plane = flat.data if good is None else np.where(good, flat.data, np.float32(1))
+            out[:2] /= plane
+            if flat.variance is not None:
+                data = self.read(rows).data if data is None else data
+                np.divide(np.sqrt(flat.variance), plane, out=out[2])
+                out[2] *= data
         return out
+
+    def _common(self, rows, data, flat):
+        """Return the sum of squares of `shared`, [(electron/s)**2], without taking it apart."""
+        recipe, total = self.recipe, None
+        if recipe.dark is not None:
+            total = recipe.dark.variance(self.exposure, rows)
+            total *= np.float32((recipe.detector.gain / self.exposure) ** 2)
+        if flat is not None:
+            variance = recipe.flat.read(rows).variance
+            if variance is not None:
+                variance = variance * data
+                variance *= data
+                total = variance if total is None else np.add(total, variance, out=total)
+            if total is not None:
+                total /= flat
+                total /= flat
+        return total
+
+
+def _alive(flat, mask):
+    """Return where a flat may divide, or None where it may everywhere."""
+    alive = flat >= np.float32(MIN_FLAT)
+    if mask is not None:
+        alive &= ~mask
+    return None if alive.all() else alive
+
+
+class _Inputs:
+    """Planes of some rows, from which tiles are cut."""
+
+    def __init__(self, calibrated, rows):
+        recipe = calibrated.recipe
+        band = calibrated.frame.read(rows)
+        self.first, self.raw, self.masked = rows.start, band.data, band.mask
+        self.offset = self.rate = self.flagged = self.flat = self.dead = None
+        if recipe.dark is not None:
+            self.offset, self.rate = recipe.dark.lines(calibrated.exposure, rows)
+            flagged = recipe.dark.mask(rows)
+            self.flagged = flagged if flagged.any() else None
+        if recipe.flat is not None:
+            band = recipe.flat.read(rows)
+            self.flat, alive = band.data, _alive(band.data, band.mask)
+            if alive is not None:
+                # A dead pixel is masked; it is divided by 1.
+                self.flat, self.dead = np.where(alive, band.data, np.float32(1)), ~alive
+
+
+class _Scratch:
+    """Arrays that a tile is worked on in: allocated once, they stay in the cache."""
+
+    def __init__(self, n_rows, nx):
+        self.image = np.empty((n_rows + 2, nx + 2), np.float32)
+        self.bad = np.empty((n_rows + 2, nx + 2), bool)
+        self.current = np.empty((n_rows + 2, nx), np.float32)
+        self.weight = np.empty((n_rows + 2, nx), np.float32)
+        self.spare = np.empty((n_rows, nx + 2), np.float32)
 
 
 def _refuse_twice(frame, recipe):
@@ -405,13 +479,14 @@ def calibrate(
     mask = np.empty(shape, bool)
 
     def work(rows):
-        band = calibrated.read(rows)
-        shared = calibrated.shared(rows)
-        return band, np.sqrt(band.variance + (shared**2).sum(axis=0))
+        band, flat = calibrated._read(rows)
+        common = calibrated._common(rows, band.data, flat)
+        if common is not None:
+            band.variance[...] += common
+        return band.data, np.sqrt(band.variance, out=band.variance), band.mask
 
-    step = max(1, TILE // shape[1])
-    for rows, (band, sigma) in map_bands(work, row_bands(shape[0], step), workers=workers):
-        data[rows], error[rows], mask[rows] = band.data, sigma, band.mask
+    for rows, band in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
+        data[rows], error[rows], mask[rows] = band
     header = calibrated.header if add_keyword else frame.header.copy()
     header.pop("BUNIT", None)
     result = CCDData(

@@ -239,27 +239,44 @@ class DarkModel:
         place = pixel[first:last][known] - rows.start * nx
         return place, mean[known], self.measured["variance"][k, first:last][known]
 
-    def read_rows(self, exposure, rows):
+    def lines(self, exposure, rows):
         """
-        Return dark [adu] and dark current [adu] of some rows, without their errors.
+        Return offset [adu] and rate [adu/s] of some rows: the dark is offset + rate * exposure.
 
-        At an exposure time that was measured, pixels flagged NONLINEAR have the
-        mean of the darks of that time; all others follow their straight line,
-        which is what has the least noise.
+        At an exposure time that was measured, pixels flagged NONLINEAR are given
+        the rate that leads to the mean of the darks of that time; all others
+        follow their straight line, which is what has the least noise.
 
         Returns
         -------
-        dark, current : `~numpy.ndarray` of float32, (n_rows, nx)
+        offset, rate : `~numpy.ndarray` of float32, (n_rows, nx)
+            Not to be changed.
         """
-        offset = self.planes["offset"][rows]
-        current = self.planes["rate"][rows] * np.float32(exposure)
-        dark = offset + current
+        offset, rate = self.planes["offset"][rows], self.planes["rate"][rows]
         measured = self._measured(exposure, rows)
         if measured is not None:
             place, mean, _ = measured
-            dark.ravel()[place] = mean
-            current.ravel()[place] = mean - offset.ravel()[place]
-        return dark, current
+            rate = rate.copy()
+            rate.ravel()[place] = (mean - offset.ravel()[place]) / np.float32(exposure)
+        return offset, rate
+
+    def values(self, exposure, rows):
+        """Return the dark [adu] of some rows, bias included, without its error."""
+        offset, rate = self.lines(exposure, rows)
+        return offset + rate * np.float32(exposure)
+
+    def variance(self, exposure, rows):
+        """Return the variance [adu**2] of what `values` returns."""
+        t = np.float32(exposure)
+        out = self.planes["cov"][rows] * (2 * t)
+        out += self.planes["var_offset"][rows]
+        out += self.planes["var_rate"][rows] * (t * t)
+        measured = self._measured(exposure, rows)
+        if measured is not None:
+            place, _, variance = measured
+            out.ravel()[place] = variance
+        # What is left of large numbers may fall below zero.
+        return np.maximum(out, 0, out=out)
 
     def modes(self, exposure, rows):
         """
@@ -317,15 +334,13 @@ class DarkModel:
             exposure = exposure.to_value(u.s)
         policy = self.check(exposure, max_extrapolation=max_extrapolation)
         rows = slice(0, self.shape[0])
-        dark, _ = self.read_rows(exposure, rows)
-        modes = self.modes(exposure, rows)
         header = self.header.copy()
         header["EXPTIME"] = (float(exposure), "[s]")
         header["DARKPOL"] = (policy, "how this dark was had")
         header["BIASSUB"] = (False, "the bias is in it")
         return CCDData(
-            dark,
-            uncertainty=StdDevUncertainty(np.sqrt(modes[0] ** 2 + modes[1] ** 2)),
+            self.values(exposure, rows),
+            uncertainty=StdDevUncertainty(np.sqrt(self.variance(exposure, rows))),
             mask=self.mask(rows),
             header=header,
             unit=u.adu,

@@ -181,7 +181,7 @@ def _check(frame, model, detector, max_extrapolation):
         full = band.data >= detector.saturation
         saturated += int((full & good).sum())
         total += int(good.sum())
-        levels.append((band.data - model.read_rows(exposure, rows)[0])[good])
+        levels.append((band.data - model.values(exposure, rows))[good])
     level = float(np.median(np.concatenate(levels))) if total else float("nan")
     reason = ""
     noise = (detector.floor + max(level, 0) * detector.gain) ** 0.5 / detector.gain
@@ -287,7 +287,7 @@ def master_flat(
         stack, good = read_stack(frames, rows, detector.saturation)
         common = np.zeros((2, *stack.shape[1:]), np.float32)
         for j, check in enumerate(checks):
-            stack[j] -= model.read_rows(check.exposure, rows)[0]
+            stack[j] -= model.values(check.exposure, rows)
             common += model.modes(check.exposure, rows) * (weights[j] / levels[j])
         stack /= levels[column]
         floor = (detector.floor / detector.gain**2 / levels**2)[column]

@@ -17,10 +17,16 @@ where it stands out from them (star cores, cosmic rays).
 
 import numpy as np
 
-__all__ = ["common_variance", "expected_variance", "neighbour_mean", "pixel_variance"]
+__all__ = [
+    "common_variance",
+    "expected_variance",
+    "mirror_border",
+    "neighbour_mean",
+    "pixel_variance",
+]
 
 #: A pixel this many sigma away from its neighbours is believed itself.
-N_SIGMA = np.float32(3.0)
+N_SIGMA = 3.0
 
 
 def pixel_variance(electrons, *, read_noise, gain):
@@ -51,18 +57,51 @@ def pixel_variance(electrons, *, read_noise, gain):
     return np.maximum(electrons, 0) + (read_noise**2 + gain**2 / 12)
 
 
-def neighbour_mean(image, good=None):
+def mirror_border(image, *, top=True, bottom=True):
+    """
+    Fill the border of one pixel around an image with its mirror image, in place.
+
+    Parameters
+    ----------
+    image : `~numpy.ndarray`, (n_rows + 2, nx + 2)
+        Its first and last row and column are the border.
+    top, bottom : bool, optional
+        `False` where the first or last row is filled already.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband.noise import mirror_border
+    >>> image = np.zeros((4, 4), int)
+    >>> image[1:3, 1:3] = [[1, 2], [3, 4]]
+    >>> mirror_border(image)
+    >>> print(image)
+    [[4 3 4 3]
+     [2 1 2 1]
+     [4 3 4 3]
+     [2 1 2 1]]
+    """
+    n_rows, nx = image.shape[0] - 2, image.shape[1] - 2
+    if top:
+        image[0] = image[min(2, n_rows)]
+    if bottom:
+        image[-1] = image[max(n_rows - 1, 1)]
+    image[:, 0] = image[:, min(2, nx)]
+    image[:, -1] = image[:, max(nx - 1, 1)]
+
+
+def neighbour_mean(image, bad=None, *, out=None, spare=None):
     """
     Return the mean of the (up to) eight neighbours of every pixel, without the pixel itself.
 
     Parameters
     ----------
-    image : `~numpy.ndarray`, (n_rows + 2, nx)
-        The rows wanted with one more above and one below. Must be finite, and
-        0 where ``good`` is `False`. At the left and right edge the column
-        inside stands for the one outside.
-    good : `~numpy.ndarray` of bool, (n_rows + 2, nx), optional
-        Pixels that count.
+    image : `~numpy.ndarray`, (n_rows + 2, nx + 2)
+        With a border of one pixel; finite.
+    bad : `~numpy.ndarray` of bool, (n_rows + 2, nx + 2), optional
+        Pixels that do not count; ``image`` must be 0 there.
+    out, spare : `~numpy.ndarray`, (n_rows, nx) and (n_rows, nx + 2), optional
+        Arrays to work in.
 
     Returns
     -------
@@ -73,37 +112,39 @@ def neighbour_mean(image, good=None):
     --------
     >>> import numpy as np
     >>> from astro_narrowband.noise import neighbour_mean
-    >>> neighbour_mean(np.array([[1.0, 1.0, 1.0], [2.0, 99.0, 2.0], [3.0, 3.0, 3.0]]))[0, 1]
-    np.float64(2.0)
+    >>> print(neighbour_mean(np.array([[1.0, 1.0, 1.0], [2.0, 99.0, 2.0], [3.0, 3.0, 3.0]])))
+    [[2.]]
     """
-    total = _ring_sum(image)
-    if good is None:
-        total *= image.dtype.type(0.125)
-        return total
-    count = _ring_sum(good.astype(image.dtype))
-    alone = count < 0.5
-    np.divide(total, count, out=total, where=~alone)
-    np.copyto(total, image[1:-1], where=alone)
-    return total
-
-
-def _ring_sum(image):
-    columns = image[:-2] + image[1:-1]
+    own = image[1:-1, 1:-1]
+    columns = np.add(image[:-2], image[1:-1], out=spare)
     columns += image[2:]
-    total = np.empty_like(columns)
-    nx = columns.shape[1]
-    if nx == 1:
-        np.multiply(columns, 3, out=total)
-    else:
-        np.add(columns[:, :-2], columns[:, 2:], out=total[:, 1:-1])
-        np.add(columns[:, 1], columns[:, 1], out=total[:, 0])
-        np.add(columns[:, -2], columns[:, -2], out=total[:, -1])
-        total += columns
-    total -= image[1:-1]
-    return total
+    out = np.add(columns[:, :-2], columns[:, 1:-1], out=out)
+    out += columns[:, 2:]
+    out -= own
+    out *= image.dtype.type(0.125)
+    if bad is not None:
+        _leave_out(out, own, bad)
+    return out
 
 
-def expected_variance(electrons, *, floor, flat=None, dark=None, good=None):
+def _leave_out(mean, own, bad):
+    """Correct ``mean`` around bad pixels, which went in as zeros: a short list, no planes."""
+    n_rows, nx = mean.shape
+    y, x = np.nonzero(bad)
+    around = [(i, j) for i in (-2, -1, 0) for j in (-2, -1, 0) if (i, j) != (-1, -1)]
+    y = np.concatenate([y + i for i, _ in around])
+    x = np.concatenate([x + j for _, j in around])
+    inside = (y >= 0) & (y < n_rows) & (x >= 0) & (x < nx)
+    place, lost = np.unique(y[inside] * nx + x[inside], return_counts=True)
+    y, x = np.divmod(place, nx)
+    count = (8 - lost).astype(mean.dtype)
+    scale = mean.dtype.type(8) / np.maximum(count, 1)
+    mean[y, x] = np.where(count > 0, mean[y, x] * scale, own[y, x])
+
+
+def expected_variance(
+    electrons, *, floor, flat=None, weight=None, dark=None, bad=None, out=None, spare=None
+):
     """
     Return the variance of flat-fielded electrons, the signal taken from the neighbours.
 
@@ -113,42 +154,42 @@ def expected_variance(electrons, *, floor, flat=None, dark=None, good=None):
 
     Parameters
     ----------
-    electrons : `~numpy.ndarray` of float32, (n_rows + 2, nx)
-        Dark-subtracted, flat-fielded, with one row more above and below; finite.
+    electrons : `~numpy.ndarray` of float32, (n_rows + 2, nx + 2)
+        Dark-subtracted, flat-fielded, with a border of one pixel; finite.
     floor : float
         Read noise squared and quantisation [electron**2].
-    flat : `~numpy.ndarray` of float32, (n_rows, nx), optional
+    flat, weight : `~numpy.ndarray` of float32, (n_rows, nx), optional
+        The flat, and ``1 / flat**2``.
     dark : `~numpy.ndarray` of float32, (n_rows, nx), optional
         Dark current that was subtracted [electron].
-    good : `~numpy.ndarray` of bool, (n_rows + 2, nx), optional
-        Pixels whose value may be used for their neighbours.
+    bad : `~numpy.ndarray` of bool, (n_rows + 2, nx + 2), optional
+        Pixels whose value is not used for their neighbours; 0 in ``electrons``.
+    out, spare : `~numpy.ndarray`, (n_rows, nx) and (n_rows, nx + 2), optional
+        Arrays to work in.
 
     Returns
     -------
     `~numpy.ndarray` of float32, (n_rows, nx)
         [electron**2]
     """
-    own = electrons[1:-1]
-    mean = neighbour_mean(electrons if good is None else np.where(good, electrons, 0), good)
+    own = electrons[1:-1, 1:-1]
+    spare = np.empty((own.shape[0], own.shape[1] + 2), own.dtype) if spare is None else spare
+    out = neighbour_mean(electrons, bad, out=out, spare=spare)
+    off = np.subtract(own, out, out=spare[:, 1:-1])
     floor = np.float32(floor)
-    variance = _variance(mean.copy(), floor, flat, dark)
-    np.subtract(own, mean, out=mean)
-    np.multiply(mean, mean, out=mean)
-    far = mean > N_SIGMA * N_SIGMA * variance
-    if good is not None:
-        far &= good[1:-1]
-    index = np.flatnonzero(far)
-    if index.size:
-        variance.ravel()[index] = _variance(
-            own[far],
-            floor,
-            None if flat is None else flat.ravel()[index],
-            None if dark is None else dark.ravel()[index],
-        )
-    return variance
+    _to_variance(out, floor, flat, weight, dark)
+    # Far from its neighbours: (own - m)**2 > 9 V.
+    off *= np.float32(1 / N_SIGMA)
+    off *= off
+    far = np.flatnonzero(np.greater(off, out))
+    if far.size:
+        y, x = np.divmod(far, own.shape[1])
+        planes = (None if plane is None else plane[y, x] for plane in (flat, weight, dark))
+        out[y, x] = _to_variance(own[y, x], floor, *planes)
+    return out
 
 
-def _variance(signal, floor, flat, dark):
+def _to_variance(signal, floor, flat, weight, dark):
     """Turn ``signal`` into its variance, in place."""
     if flat is not None:
         signal *= flat
@@ -157,8 +198,7 @@ def _variance(signal, floor, flat, dark):
     np.maximum(signal, 0, out=signal)
     signal += floor
     if flat is not None:
-        signal /= flat
-        signal /= flat
+        signal *= weight
     return signal
 
 
