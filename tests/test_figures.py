@@ -231,7 +231,7 @@ def test_headers_without_a_scale_that_can_be_used_give_pixels(cards):
 # --------------------------------------------------------------------------- plots
 
 
-@pytest.mark.parametrize("title", ["star 1", r"$\frac{1}{$", "<b>", "_^{}"])
+@pytest.mark.parametrize("title", [r"$\frac{1}{$", "_^{} <b>"])
 def test_growth_curves_with_any_title(title):
     radius = np.arange(1, 10.0)
     curve = {"title": title, "radius": radius, "flux": radius**0.5, "flux_err": radius * 0.01}
