@@ -368,7 +368,7 @@ def _judge(label, source, target, best, rivals, max_rms, min_stars):
         refuse("another transform matches more than half as many stars")
     # Wide or trailed stars are measured less well, in proportion.
     widths = [stars.meta.get("fwhm", 0.0) for stars in (source, target)]
-    most = max(max_rms, *(0.1 * w for w in widths if math.isfinite(w)), 0.0)
+    most = max(max_rms, *(0.075 * w for w in widths if math.isfinite(w)), 0.0)
     if best.rms > most:
         refuse(f"the residuals are above {most:.2g} pix")
     scale = math.sqrt(abs(np.linalg.det(best.matrix[:2, :2])))

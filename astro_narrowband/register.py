@@ -83,7 +83,7 @@ def align(
     tolerance : float, optional
         How far off a star may be at first [pix].
     max_rms : float, optional
-        Largest residual scatter (or a tenth of the star width, if that is more),
+        Largest residual scatter (or 0.075 of the star width, if that is more),
         and largest error of the transform in a
         corner of the frame, along one axis [pix].
     threshold : float, optional

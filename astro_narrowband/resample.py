@@ -6,8 +6,8 @@ turns by 180 degrees are views of the array, so that most nights cost twelve
 multiplications a pixel; anything else is a full two-dimensional kernel.
 """
 
-import copy
 import math
+import warnings
 
 import numpy as np
 from astropy.io import fits
@@ -194,8 +194,11 @@ class ResampledFrame:
         return float(squares) ** 2
 
     def _header(self, target):
-        header = self.frame.header.copy() if self.frame.header is not None else fits.Header()
-        header = fits.Header(header)
+        header = fits.Header(self.frame.header, copy=True)
+        wcs = getattr(getattr(self.frame, "ccd", None), "wcs", None)
+        if wcs is not None and "CTYPE1" not in header:
+            # CCDData.read takes the WCS out of the header.
+            header.update(wcs.to_header(relax=True))
         _move_wcs(header, self.alignment.matrix, target)
         self.alignment.to_header(header)
         header["RESAMPLE"] = (self.kernel, "interpolation kernel")
@@ -470,11 +473,8 @@ def _filled(band):
         waiting[index[done]] = False
         if not waiting.any():
             return data, bad
-    # The middle of a large hole: its value is never used, it must only be finite.
-    values = data[good]
-    data[y[waiting], x[waiting]] = (
-        np.median(values[:: max(1, values.size // 10_000)]) if (values.size) else 0
-    )
+    # Every output pixel that uses the middle of a large hole is masked.
+    data[y[waiting], x[waiting]] = np.nan
     return data, bad
 
 
@@ -510,8 +510,6 @@ def _move_wcs(header, matrix, target):
     header["CRPIX1"], header["CRPIX2"] = (linear @ pixel + matrix[:2, 2] + 1).tolist()
     if np.array_equal(linear, np.eye(2)):
         return
-    import warnings
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         wcs = WCS(header)
@@ -569,8 +567,10 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
         uncertainty = StdDevUncertainty(np.sqrt(band.variance))
     header = frame.header
     wcs = None
-    if isinstance(image, CCDData) and image.wcs is not None and "CTYPE1" not in header:
-        wcs = copy.deepcopy(image.wcs)
+    if "CTYPE1" in header:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AstropyWarning)
+            wcs = WCS(header)
     return CCDData(
         band.data, uncertainty=uncertainty, mask=band.mask, header=header, unit=frame.unit, wcs=wcs
     )
