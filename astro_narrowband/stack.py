@@ -40,6 +40,8 @@ ROW_BYTES = 1 << 18
 #: All rows of a tile, and the least number of pixels in one.
 TILE_BYTES = 6 << 20
 LEAST_PIXELS = 1 << 14
+#: Just below the largest threshold of glibc.
+KEEP_BYTES = 31 << 20
 
 #: What clipping functions may be called: by name, or by the functions themselves.
 _FUNCTIONS = {
@@ -360,7 +362,9 @@ def _native(frame):
         native = np.dtype(np.float32)
     if native.kind not in "iuf":
         native = np.dtype(np.float32)
-    return np.result_type(native, np.float32 if native.kind == "f" else np.int8, np.uint8)
+    if native.itemsize < 2 or native == np.float16:
+        return np.dtype(np.float32 if native.kind == "f" else np.int16)
+    return native
 
 
 @dataclass
@@ -483,6 +487,9 @@ def _run(reducer, shape, mem_limit, executor, workers, want_count):
             planes.count[rows] = reduced.count.reshape(-1, nx)
         empty[rows] = (reduced.count.reshape(-1, nx) == 0).any(axis=1)
 
+    # What is freed goes back to the system above a threshold that malloc learns from the largest
+    # block freed so far. A block that is never touched teaches it to keep what bands work in.
+    np.empty(KEEP_BYTES, np.uint8)
     bands = row_bands(shape[0], _band_rows(reducer, nx, mem_limit, workers))
     if executor is None:
         # The threads put their results in place themselves.
