@@ -1,5 +1,6 @@
 """Means of a few frames, without cosmic rays: clipped against the noise that is expected."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -166,6 +167,6 @@ def sample_noise(frames):
         data, good = samples[0]
         return _clip(data[good])[1]
     variances = []
-    for (a, good_a), (b, good_b) in zip(samples[:-1], samples[1:], strict=True):
+    for (a, good_a), (b, good_b) in pairwise(samples):
         variances.append(_clip((a - b)[good_a & good_b])[1] ** 2 / 2)
     return float(np.mean(variances) ** 0.5)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband import keywords
+from astro_narrowband._camera import master_header
 from astro_narrowband._clipped import clipped_mean, read_stack, sample_level, sample_noise
 from astro_narrowband._overscan import prepared
 from astro_narrowband._shrink import shrink_plane
@@ -107,6 +108,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
         "temperatures": (min(temperatures), max(temperatures)) if temperatures else None,
         "notes": tuple(notes),
         "measured": fit.measured(),
+        "header": master_header(darks[0], "dark", len(darks)),
     }
 
 

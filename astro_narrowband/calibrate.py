@@ -7,6 +7,7 @@ rounding) is kept apart from the noise of the masters, which all frames share.
 """
 
 import os
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,13 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
+from astro_narrowband._camera import refuse_other_camera
 from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import positive, value_in
 from astro_narrowband.bands import Band, as_frame, map_bands, row_bands
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
-from astro_narrowband.exceptions import CalibrationError, InputError
+from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.noise import expected_variance, mirror_border
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
@@ -63,12 +65,15 @@ class Recipe:
         Dimensionless, median 1.
     max_extrapolation : float, optional
         Of the dark.
+    max_temperature_difference : float, optional
+        Between light and darks [K].
     """
 
     detector: Detector
     dark: DarkModel | None = None
     flat: object = None
     max_extrapolation: float = 3.0
+    max_temperature_difference: float = 5.0
     masters: tuple = ()
 
     def __post_init__(self):
@@ -93,7 +98,7 @@ class Recipe:
             object.__setattr__(self, "masters", token)
 
     @classmethod
-    def make(cls, *, detector, bias=None, dark=None, flat=None, max_extrapolation=3.0):
+    def make(cls, *, detector, bias=None, dark=None, flat=None, **limits):
         """
         Return a recipe from masters of any form.
 
@@ -105,13 +110,14 @@ class Recipe:
         dark : `~astro_narrowband.darks.DarkModel`, path, CCDData or Frame, optional
             A master dark [adu] holds its bias unless its header says BIASSUB = T.
         flat : path, CCDData or Frame, optional
-        max_extrapolation : float, optional
+        **limits
+            ``max_extrapolation``, ``max_temperature_difference``.
         """
         if isinstance(dark, str | os.PathLike) and _is_model(dark):
             dark = DarkModel.read(dark)
         if not isinstance(dark, DarkModel) and (bias is not None or dark is not None):
             dark = DarkModel.from_masters(bias=bias, dark=dark)
-        return cls(detector, dark=dark, flat=flat, max_extrapolation=max_extrapolation)
+        return cls(detector, dark=dark, flat=flat, **limits)
 
 
 def _is_model(path):
@@ -180,13 +186,34 @@ class CalibratedFrame:
             self.policy = recipe.dark.check(
                 self.exposure, max_extrapolation=recipe.max_extrapolation
             )
+            self._check_temperature()
         for master, what in ((recipe.dark, "bias or dark"), (recipe.flat, "flat")):
             if master is not None and tuple(master.shape) != self.shape:
                 raise InputError(
                     f"{self.name}: is {self.shape}, its {what} {tuple(master.shape)}: "
                     "take masters of the same camera, binning and window"
                 )
+            if master is not None:
+                refuse_other_camera(self.name, frame.header, master.header, what)
         self.header = self._header()
+
+    def _check_temperature(self):
+        """Warn from 0.5 K, raise from ``max_temperature_difference`` on."""
+        darks = self.recipe.dark.temperatures
+        light = keywords.read_temperature(self.frame.header)
+        if darks is None or light is None or self.recipe.dark.model == "bias":
+            return
+        apart = max(darks[0] - light, light - darks[1], 0.0)
+        text = (
+            f"{self.name}: was taken at {light:.1f} deg C, its darks at {darks[0]:.1f} to "
+            f"{darks[1]:.1f}: the dark current doubles every 6 to 7 K"
+        )
+        if apart > self.recipe.max_temperature_difference:
+            raise CalibrationError(
+                f"{text}: take darks at that temperature, or raise max_temperature_difference"
+            )
+        if apart > 0.5:
+            warnings.warn(f"{text}: hot pixels will remain", NarrowbandWarning, stacklevel=3)
 
     def _header(self):
         recipe, header = self.recipe, self.frame.header.copy()
@@ -287,9 +314,14 @@ class CalibratedFrame:
         if any_bad:
             mirror_border(scratch.bad[: n_rows + 2], top=low == start, bottom=high == stop)
         expected_variance(
-            image, floor=detector.floor, flat=flat, weight=weight, dark=current,
+            image,
+            floor=detector.floor,
+            flat=flat,
+            weight=weight,
+            dark=current,
             bad=scratch.bad[: n_rows + 2] if any_bad else None,
-            out=variance, spare=scratch.spare[:n_rows],
+            out=variance,
+            spare=scratch.spare[:n_rows],
         )
         variance *= np.float32(1 / self.exposure**2)
 
@@ -413,6 +445,7 @@ def calibrate(
     exposure=None,
     detector=None,
     max_extrapolation=3.0,
+    max_temperature_difference=5.0,
     cosmic_rays=False,
     add_keyword=True,
     workers=None,
@@ -442,6 +475,8 @@ def calibrate(
         In place of gain, read_noise and saturation.
     max_extrapolation : float, optional
         How many times the longest dark is still allowed.
+    max_temperature_difference : float, optional
+        Between light and darks [K]; above 0.5 K there is a warning.
     cosmic_rays : bool or dict, optional
         Run `ccdproc.cosmicray_lacosmic` and mask what it finds; a dict holds its
         keywords.
@@ -468,7 +503,12 @@ def calibrate(
             frame.header, gain=gain, read_noise=read_noise, saturation=saturation
         )
     recipe = Recipe.make(
-        detector=detector, bias=bias, dark=dark, flat=flat, max_extrapolation=max_extrapolation
+        detector=detector,
+        bias=bias,
+        dark=dark,
+        flat=flat,
+        max_extrapolation=max_extrapolation,
+        max_temperature_difference=max_temperature_difference,
     )
     if exposure is not None:
         exposure = value_in(exposure, u.s, "exposure")

@@ -18,6 +18,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
+from astro_narrowband._camera import master_header
 from astro_narrowband._darkfit import FLAGS, PLANES, empty_planes, fit_planes
 from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import choice, finite, same_shape
@@ -455,8 +456,11 @@ def _from_masters(bias, dark, exposure):
     planes["offset"], planes["var_offset"] = data[first], variance[first]
     fields = {"planes": planes, "shape": shape}
     if "dark" not in frames:
-        return fields | {"model": "bias"}
+        return fields | {"model": "bias", "header": master_header(frames["bias"], "bias", 1)}
     header = frames["dark"].header
+    fields["header"] = master_header(frames["dark"], "dark", 1)
+    temperature = keywords.read_temperature(header)
+    fields["temperatures"] = None if temperature is None else (temperature, temperature)
     if exposure is None:
         exposure = keywords.read_exposure(header)
     n = keywords.one_value(header, "NCOMBINE")

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy import units as u
-from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
+from astro_narrowband._camera import master_header
 from astro_narrowband._clipped import clipped_mean, read_stack, sample_level, sample_noise
 from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import same_shape
@@ -80,35 +80,11 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
         data[rows] = result.mean
         error[rows] = noise / np.sqrt(np.maximum(result.count, 1))
         mask[rows] = result.count == 0
-    header = _header(frames[0], "bias", len(frames))
+    header = master_header(frames[0], "bias", len(frames))
     header["RDNOISEA"] = (round(noise, 5), "[adu] noise of one frame")
     header["BIASLEV"] = (round(float(np.mean(data[~mask], dtype=float)), 4), "[adu] mean level")
     header["BIASDRFT"] = (round(drift, 4), "[adu] range of the levels of the frames")
     return CCDData(data, uncertainty=StdDevUncertainty(error), mask=mask, header=header, unit=u.adu)
-
-
-def _header(frame, kind, n):
-    """Header of a master: what tells the camera apart is copied from the first frame."""
-    header = fits.Header()
-    for key in (
-        "INSTRUME",
-        "DETECTOR",
-        "XBINNING",
-        "YBINNING",
-        "GAIN",
-        "EGAIN",
-        "OFFSET",
-        "READOUTM",
-        "SET-TEMP",
-        "CCD-TEMP",
-        "FILTER",
-    ):
-        value = keywords.one_value(frame.header, key)
-        if value is not None:
-            header[key] = value[0]
-    header["IMAGETYP"] = (f"master {kind}", "made by astro_narrowband")
-    header["NCOMBINE"] = (n, "frames combined")
-    return header
 
 
 class FlatCheck(NamedTuple):
@@ -320,7 +296,7 @@ def master_flat(
         variance /= scale * scale
         mask |= ~(data >= min_value)
     data[mask] = 1
-    header = _header(frames[0], "flat", len(frames))
+    header = master_header(frames[0], "flat", len(frames), "FILTER")
     header["FLATSCAT"] = (float(np.sqrt(np.median(variance[~mask]))), "typical uncertainty")
     return CCDData(
         data,

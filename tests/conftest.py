@@ -27,3 +27,48 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"real frames are not here ({folder}); set ASTRO_NARROWBAND_DATA")
     return folder
+
+
+class Camera:
+    """A small camera with known bias, dark rate and flat; gives raw frames in memory."""
+
+    def __init__(self, seed=1, shape=(64, 72), gain=0.6, read_noise=5.0, n_hot=10):
+        self.rng = rng = np.random.default_rng(seed)
+        self.shape, self.gain, self.read_noise = shape, gain, read_noise
+        y, x = np.mgrid[: shape[0], : shape[1]]
+        self.bias = 300 + 2 * rng.standard_normal(shape[1]) + rng.standard_normal(shape)
+        self.rate = (0.05 + 0.05 * np.exp(-(x + y) / 60)) * (1 + 0.02 * rng.standard_normal(shape))
+        self.hot = rng.choice(self.rate.size, n_hot, replace=False)
+        self.rate.ravel()[self.hot] = 5.0
+        vignette = 1 - 0.2 * ((x / shape[1] - 0.5) ** 2 + (y / shape[0] - 0.5) ** 2)
+        self.flat = vignette * (1 + 0.01 * rng.standard_normal(shape))
+        self.flat /= np.median(self.flat)
+
+    def frame(self, exposure=0.0, light=0.0, *, offset=0.0, flat=True, **cards):
+        """Return a raw frame; ``light`` is in electron through a flat of 1."""
+        from astropy.io import fits
+        from astropy.nddata import CCDData
+
+        expected = self.rate * exposure + light * (self.flat if flat else 1)
+        electrons = self.rng.poisson(np.maximum(expected, 0)).astype(float)
+        electrons += self.read_noise * self.rng.standard_normal(self.shape)
+        adu = np.clip(np.rint(electrons / self.gain + self.bias + offset), 0, 65535)
+        header = fits.Header({"EXPTIME": float(exposure), "EGAIN": self.gain})
+        header["RDNOISE"] = self.read_noise
+        header.update(cards)
+        return CCDData(adu.astype(np.uint16), unit="adu", header=header)
+
+    def biases(self, n=12):
+        return [self.frame() for _ in range(n)]
+
+    def darks(self, *exposures, n=10):
+        return [self.frame(t) for t in exposures for _ in range(n)]
+
+    def flats(self, n=10, light=20000.0, exposure=5.0):
+        return [self.frame(exposure, light) for _ in range(n)]
+
+
+@pytest.fixture(scope="session")
+def make_camera():
+    """The class of the small camera: ``make_camera(seed=..., shape=...)``."""
+    return Camera
