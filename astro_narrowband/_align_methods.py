@@ -96,12 +96,14 @@ def _centroids(frame, positions, centroid_func, box_size, search, mask):
     for x, y in positions:
         where = f"{frame.name}: star at ({x:.1f}, {y:.1f})"
         ix, iy = round(x), round(y)
+        if not (0 <= ix < frame.shape[1] and 0 <= iy < frame.shape[0]):
+            raise AlignmentError(f"{where}: outside the frame of {frame.shape[::-1]} pixels")
         reach = search + box_size // 2
         y0, x0 = iy - reach, ix - reach
         box = np.s_[max(y0, 0) : iy + reach + 1, max(x0, 0) : ix + reach + 1]
         data, lost = band.data[box].astype(float), bad[box]
         if min(data.shape, default=0) < box_size or (~lost).sum() < box_size**2 / 2:
-            raise AlignmentError(f"{where}: outside the frame, or masked")
+            raise AlignmentError(f"{where}: too near the edge, or masked")
         data = np.where(lost, np.nan, data)
         sky = np.nanmedian(data)
         noise = sky - np.nanpercentile(data, 15.8655)

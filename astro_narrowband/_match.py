@@ -117,6 +117,8 @@ def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False)
         i = np.repeat(np.arange(len(n)), n)
         j = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n) + np.repeat(first, n)
         ratio = np.zeros(len(i))
+    if len(i) == 0:
+        return []
     # The ends of a pair are not told apart: angles count modulo pi.
     turn = np.mod(angle_b[j] - angle_a[i], math.pi)
     # Weighted by what a pair of that length says about the angle.

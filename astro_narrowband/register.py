@@ -300,9 +300,7 @@ def align_group(
             raise InputError(f"{name} has {len(given)} values for {n} frames")
     if tables is None:
         with ThreadPoolExecutor(workers) as pool:
-            tables = list(
-                pool.map(lambda i: detect_stars(i, threshold=threshold, mask=mask), images)
-            )
+            tables = list(pool.map(lambda image: _table_of(image, threshold, mask), images))
     if reference is None:
         reference = choose_reference(tables)
     elif not -n <= reference < n:
@@ -339,6 +337,12 @@ def align_group(
                     except AlignmentError as last:
                         found[k] = AlignmentError(_both(error, last))
     return GroupAlignment(reference, found, ladder.tables)
+
+
+def _table_of(image, threshold, mask):
+    if isinstance(image, Table):
+        return image
+    return detect_stars(image, threshold=threshold, mask=mask)
 
 
 def _both(first, last):
