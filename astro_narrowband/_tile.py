@@ -18,14 +18,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astro_narrowband._network import select_rows, sort_rows
+from astro_narrowband._network import select_rows
+from astro_narrowband._sorted import as_arrays, counter_for, kept, middle, moments, pick
 from astro_narrowband._validate import choice
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Reduced", "Rejection", "reduce_tile"]
 
-#: Standard deviation of a normal distribution over its median absolute deviation.
-MAD_TO_STD = 1.482602218505602
 #: Variance of a median over that of a mean, for many normal values (1.2533 squared).
 MEDIAN_VARIANCE = np.pi / 2
 #: Values that are weighted are worked on in blocks of so many numbers (16 MiB of float64).
@@ -232,7 +231,7 @@ def _nothing(shape, dtype, error):
 def _reduce_values(tile, bad, method, rejection, error, dtype):
     if method == "median" and not error and not rejection.any:
         return _plain_median(tile, bad, dtype)
-    rows, low, high = _kept(tile, bad, rejection)
+    rows, low, high = kept(tile, bad, rejection)
     return _summarize(rows, low, high, method, error, dtype)
 
 
@@ -240,440 +239,27 @@ def _plain_median(tile, bad, dtype):
     """The median by the pruned network; columns with bad values are sorted apart."""
     n = len(tile)
     value = np.empty(tile.shape[1], dtype)
-    count = np.full(tile.shape[1], n, _counter(n))
+    count = np.full(tile.shape[1], n, counter_for(n))
     columns = None if bad is None else np.flatnonzero(bad.any(axis=0))
     if columns is not None:
         few, few_bad = tile[:, columns], bad[:, columns]
         tile[:, columns] = 0  # NaN would only cost time
     if columns is None or columns.size < value.size:
         rows = list(tile)
-        middle = ((n - 1) // 2, n // 2)
-        select_rows(rows, np.empty_like(rows[0]), middle)
-        _middle(rows[middle[0]], rows[middle[1]], out=value)
+        ranks = ((n - 1) // 2, n // 2)
+        select_rows(rows, np.empty_like(rows[0]), ranks)
+        middle(rows[ranks[0]], rows[ranks[1]], out=value)
     if columns is not None:
-        rows, low, high = _kept(few, few_bad, Rejection())
+        rows, low, high = kept(few, few_bad, Rejection())
         part = _summarize(rows, low, high, "median", False, dtype)
         value[columns], count[columns] = part.value, part.count
     return Reduced(value, None, count)
 
 
-def _middle(a, b, out):
-    """The mean of two rows into a row of floats."""
-    np.copyto(out, a, casting="same_kind")
-    if a is not b:
-        other = b.astype(out.dtype)
-        # Half of each first: the sum may be beyond the largest float.
-        if a.dtype.kind == "f":
-            out *= 0.5
-            other *= 0.5
-            out += other
-        else:
-            out += other
-            out *= 0.5
-    return out
-
-
-def _counter(n):
-    return np.uint8 if n < 256 else np.uint16 if n < 65536 else np.int64
-
-
-def _highest(dtype):
-    """What bad values are replaced with, to be sorted last; finite, so that 0 times it is 0."""
-    return np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
-
-
-def _kept(tile, bad, rejection):
-    """
-    Sort a tile in place and find what is kept of it.
-
-    Returns
-    -------
-    rows : list of `~numpy.ndarray`
-        Sorted along the stack; bad values last.
-    low, high : int, or `~numpy.ndarray` of int, (pixels,)
-        ``rows[low]`` to ``rows[high - 1]`` are kept. Plain integers where that
-        is the same for every pixel.
-    """
-    n, pixels = tile.shape
-    counter = _counter(n)
-    low, high = 0, n
-    odd = np.zeros(0, np.intp)  # columns that are not like the others
-    if bad is not None:
-        odd = np.flatnonzero(bad.any(axis=0))
-        if odd.size:
-            few, few_bad = tile[:, odd], bad[:, odd]
-            few[few_bad] = _highest(tile.dtype)
-            tile[:, odd] = few
-            high = np.full(pixels, n, counter)
-            high[odd] -= few_bad.sum(axis=0, dtype=counter)
-    rows = list(tile)
-    sort_rows(rows, np.empty_like(rows[0]))
-
-    below, above = rejection.limits
-    beyond = np.zeros(pixels, bool)
-    if below is not None:
-        beyond |= rows[0] < below
-    if above is not None:
-        beyond |= rows[-1] > above
-    if beyond.any():
-        columns = np.flatnonzero(beyond)
-        few = _columns(rows, columns)
-        low, high = _as_arrays(low, high, pixels, counter)
-        low[columns], high[columns] = _within(few, low[columns], high[columns], below, above)
-        odd = np.union1d(odd, columns)
-    if any(rejection.extrema):
-        nlow, nhigh = rejection.extrema
-        if isinstance(high, np.ndarray):
-            signed_low = np.asarray(low, np.intp) + nlow
-            signed_high = np.maximum(high.astype(np.intp) - nhigh, 0)
-            low = np.minimum(signed_low, signed_high).astype(counter)
-            high = np.maximum(signed_high, low).astype(counter)
-        else:
-            low, high = min(nlow, n), max(n - nhigh, 0)
-            low = min(low, high)
-    if rejection.percentile is None and rejection.sigma is None:
-        return rows, low, high
-    return _clip(rows, low, high, odd, rejection)
-
-
-def _clip(rows, low, high, odd, rejection):
-    """Reject by percentile and sigma; ``odd`` are the columns with bounds of their own."""
-    n, pixels, counter = len(rows), rows[0].size, _counter(len(rows))
-    same = (rejection.extrema[0], n - rejection.extrema[1])
-    if same[0] >= same[1]:
-        return rows, low, high
-    low, high = _as_arrays(low, high, pixels, counter)
-    todo = odd
-    iteration = 0
-    if (
-        rejection.percentile is None
-        and rejection.deviation != "winsorized"
-        and odd.size < pixels // 2
-    ):
-        # The common case, fast: all columns have the same number of values.
-        bounds = _same_bounds(rows[slice(*same)], rejection)
-        first, last = _count_beyond(rows[slice(*same)], *bounds, counter)
-        first += counter(same[0])
-        np.subtract(counter(same[1]), last, out=last)
-        np.maximum(first, 0, out=first)
-        np.maximum(last, first, out=last)
-        changed = (first != same[0]) | (last != same[1])
-        kept_low, kept_high = low[odd], high[odd]
-        low, high = first, last
-        low[odd], high[odd] = kept_low, kept_high
-        _clip_columns(rows, low, high, odd, rejection, rejection.maxiters)
-        if rejection.maxiters != 1:
-            changed[odd] = False
-            more = None if rejection.maxiters is None else rejection.maxiters - 1
-            _clip_columns(rows, low, high, np.flatnonzero(changed), rejection, more)
-        return rows, low, high
-    del todo, iteration
-    _clip_columns(rows, low, high, np.arange(pixels), rejection, rejection.maxiters)
-    return rows, low, high
-
-
-def _clip_columns(rows, low, high, columns, rejection, maxiters):
-    """Reject in some columns, each with bounds of its own; ``low`` and ``high`` are updated."""
-    columns = columns[high[columns] > low[columns]]
-    if not columns.size:
-        return
-    few = _columns(rows, columns)
-    first, last = low[columns].astype(np.intp), high[columns].astype(np.intp)
-    if rejection.percentile is not None:
-        center = _median(few, first, last)
-        size = np.abs(center)
-        below, above = rejection.percentile
-        bounds = center - below * size, center + above * size
-        first, last = _within(few, first, last, *bounds)
-    if rejection.sigma is not None:
-        active = np.flatnonzero(last > first)
-        done = 0
-        while active.size:
-            part = few if active.size == few.shape[1] else few[:, active]
-            old = first[active], last[active]
-            new = _within(part, *old, *_bounds(part, *old, rejection))
-            first[active], last[active] = new
-            done += 1
-            if done == maxiters:
-                break
-            changed = (new[0] != old[0]) | (new[1] != old[1])
-            active = active[changed & (new[1] > new[0])]
-    low[columns], high[columns] = first, last
-
-
-def _columns(rows, columns):
-    if columns.size == rows[0].size:
-        return np.stack(rows)
-    return np.stack([row.take(columns) for row in rows])
-
-
-def _as_arrays(low, high, pixels, counter):
-    if not isinstance(low, np.ndarray):
-        low = np.full(pixels, low, counter)
-    if not isinstance(high, np.ndarray):
-        high = np.full(pixels, high, counter)
-    return low, high
-
-
-def _fine(dtype):
-    """The type in which bounds are found: exact for integers of 16 bit and their medians."""
-    return np.dtype(np.float32) if dtype == np.float32 else np.dtype(np.float64)
-
-
-# ---- all columns alike
-
-
-def _same_bounds(rows, rejection):
-    """Lowest and highest value to keep, of the rows' type, where all columns are full."""
-    n, native = len(rows), rows[0].dtype
-    fine = _fine(native)
-    a, b = rows[(n - 1) // 2], rows[n // 2]
-    if rejection.center == "mean" or rejection.deviation == "std":
-        total, squares = _moments(rows, a, 0, n, fine, squares=True)
-        total /= n
-    middle = _middle(a, b, np.empty(a.shape, fine))
-    center = total + a if rejection.center == "mean" else middle
-    if rejection.deviation == "std":
-        squares /= n
-        squares -= total * total
-        np.maximum(squares, 0, out=squares)
-        spread = np.sqrt(squares, out=squares)
-    else:
-        spread = _same_mad(rows, fine)
-        spread *= MAD_TO_STD
-    below, above = rejection.sigma
-    return (
-        None if below is None else _to_native(center - spread * fine.type(below), native, np.ceil),
-        None if above is None else _to_native(center + spread * fine.type(above), native, np.floor),
-    )
-
-
-def _to_native(bound, native, rounding):
-    """A bound as a number of the data's type that lets through the same values."""
-    if native.kind != "f":
-        limits = np.iinfo(native)
-        rounding(bound, out=bound)
-        np.clip(bound, limits.min, limits.max, out=bound)
-        if native.itemsize == 8:
-            return bound
-    return bound.astype(native, copy=False)
-
-
-def _same_mad(rows, fine):
-    """
-    Median absolute deviation of sorted, full rows.
-
-    The k + 1 values nearest to the median are neighbours in the sorted stack,
-    so the k-th lowest deviation is the least, over such windows, of the larger
-    deviation of the window's two ends. No second sort is needed. Deviations are
-    measured from the two middle values, so that integers stay integers.
-    """
-    n = len(rows)
-    half = n // 2
-    a, b = rows[(n - 1) // 2], rows[half]
-    # Unsigned, so that differences of signed integers cannot overflow.
-    kind = rows[0].dtype
-    if kind.kind == "i":
-        kind = np.dtype(f"u{kind.itemsize}")
-    ends = [np.subtract(a, row).view(kind) for row in rows[:half]]
-    ends += [np.subtract(row, b).view(kind) for row in rows[half:]]
-    mad = np.zeros(a.shape, fine)
-    buffer, least = np.empty(a.shape, kind), np.empty(a.shape, kind)
-    for k in {(n - 1) // 2, half}:
-        for j in range(n - k):
-            out = least if j == 0 else buffer
-            if j < half <= j + k:
-                np.maximum(ends[j], ends[j + k], out=out)
-            else:
-                np.copyto(out, ends[j] if j + k < half else ends[j + k])
-            if j:
-                np.minimum(least, buffer, out=least)
-        mad += least
-    if n % 2 == 0:
-        mad += np.subtract(b, a).view(kind)
-        mad *= 0.5
-    return mad
-
-
-def _count_beyond(rows, lowest, highest, counter):
-    """How many values of every column are below ``lowest``, and above ``highest``."""
-    pixels = rows[0].shape
-    below, above = np.zeros(pixels, counter), np.zeros(pixels, counter)
-    test = np.empty(pixels, bool)
-    # The rows are sorted: once nothing is beyond, nothing further in can be.
-    if lowest is not None:
-        for row in rows:
-            np.less(row, lowest, out=test)
-            if not test.any():
-                break
-            below += test
-    if highest is not None:
-        for row in reversed(rows):
-            np.greater(row, highest, out=test)
-            if not test.any():
-                break
-            above += test
-    return below, above
-
-
-# ---- every column with its own number of values
-
-
-def _pick(few, index):
-    """``few[index[j], j]`` for every column j."""
-    n, columns = few.shape
-    flat = np.clip(index, 0, n - 1) * columns
-    flat += np.arange(columns)
-    return few.ravel().take(flat)
-
-
-def _median(few, first, last):
-    fine = _fine(few.dtype)
-    a = _pick(few, (first + last - 1) // 2)
-    b = _pick(few, (first + last) // 2)
-    return _middle(a, b, np.empty(a.shape, fine))
-
-
-def _mad(few, first, last, center):
-    """As `_same_mad`, by bisection: the ends' deviations fall and rise with the window."""
-    fine = center.dtype
-    count = last - first
-    total = np.zeros(center.shape, fine)
-    for k in ((count - 1) // 2, count // 2):
-        start, stop = first.copy(), last - 1 - k
-        # The first window whose upper end is at least as far out as its lower one.
-        while True:
-            open_ = start < stop
-            if not open_.any():
-                break
-            j = (start + stop) // 2
-            upper = _pick(few, j + k).astype(fine) - center
-            lower = center - _pick(few, j)
-            reached = upper >= lower
-            stop = np.where(open_ & reached, j, stop)
-            start = np.where(open_ & ~reached, j + 1, start)
-        best = np.maximum(center - _pick(few, start), _pick(few, start + k) - center)
-        before = np.maximum(start - 1, first)
-        other = np.maximum(center - _pick(few, before), _pick(few, before + k) - center)
-        total += np.minimum(best, other)
-    total *= 0.5
-    return total
-
-
-def _bounds(few, first, last, rejection):
-    """Lowest and highest value to keep, as floats."""
-    fine = _fine(few.dtype)
-    middle = _median(few, first, last)
-    center = middle
-    rows, count = list(few), last - first
-    if rejection.center == "mean" or rejection.deviation != "mad_std":
-        pivot = _pick(few, (first + last - 1) // 2)
-        total, squares = _moments(rows, pivot, first, last, fine, squares=True)
-        shift = total / count
-        spread = np.sqrt(np.maximum(squares / count - shift * shift, 0))
-        if rejection.center == "mean":
-            center = shift + pivot
-    if rejection.deviation == "mad_std":
-        spread = MAD_TO_STD * _mad(few, first, last, middle)
-    elif rejection.deviation == "winsorized":
-        spread = _winsorized(rows, first, last, middle, spread)
-    below, above = rejection.sigma
-    return (
-        None if below is None else center - below * spread,
-        None if above is None else center + above * spread,
-    )
-
-
-def _winsorized(rows, first, last, center, spread):
-    count = last - first
-    going = np.ones(center.shape, bool)
-    for _ in range(20):
-        lowest, highest = center - 1.5 * spread, center + 1.5 * spread
-        pulled = [np.clip(row, lowest, highest) for row in rows]
-        total, squares = _moments(pulled, center, first, last, center.dtype, squares=True)
-        total /= count
-        new = 1.134 * np.sqrt(np.maximum(squares / count - total * total, 0))
-        small = np.abs(new - spread) <= 0.0005 * spread
-        # A column stops by itself: it must not matter which others are in the tile.
-        spread = np.where(going, new, spread)
-        going &= ~small
-        if not going.any():
-            break
-    return spread
-
-
-def _within(few, first, last, lowest, highest):
-    """Bounds of the sorted values that are neither below ``lowest`` nor above ``highest``."""
-    kind = np.asarray(first).dtype
-    new_first, new_last = first, last
-    if lowest is not None:
-        below = np.zeros(few.shape[1], kind)
-        for row in few:
-            test = row < lowest
-            if not test.any():
-                break
-            below += test
-        new_first = np.minimum(np.maximum(first, below), last)
-    if highest is not None:
-        above = np.zeros(few.shape[1], kind)
-        for row in few[::-1]:
-            test = row > highest
-            if not test.any():
-                break
-            above += test
-        new_last = np.maximum(np.minimum(last, len(few) - above), new_first)
-    return new_first, new_last
-
-
-# ------------------------------------------------------------------ sums
-
-
-def _moments(rows, pivot, low, high, dtype, *, squares):
-    """
-    Sum of (x - pivot), and of its square, over the kept values, lowest first.
-
-    Sums are taken about a value from the middle of the stack, where they lose
-    no digits: a mean is never further from a median than a standard deviation.
-    Single precision is summed over 16 rows at most, then in double.
-    """
-    count = len(rows)
-    same = not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray)
-    if same:
-        start, stop, all_from, all_to = low, high, low, high
-    else:
-        low, high = np.asarray(low), np.asarray(high)
-        start, stop = int(low.min()), int(high.max())
-        all_from, all_to = int(low.max()), int(high.min())
-    pivot = pivot.astype(dtype, copy=False)
-    total = np.zeros(pivot.shape, dtype)
-    total2 = np.zeros(pivot.shape, dtype) if squares else None
-    wide = wide2 = None
-    difference = np.empty(pivot.shape, dtype)
-    for k, i in enumerate(range(start, min(stop, count))):
-        np.copyto(difference, rows[i], casting="same_kind")
-        difference -= pivot
-        if not all_from <= i < all_to:
-            difference *= (low <= i) & (high > i)
-        total += difference
-        if squares:
-            difference *= difference
-            total2 += difference
-        if dtype == np.float32 and k % 16 == 15:
-            wide = total.astype(np.float64) if wide is None else wide + total
-            total[:] = 0
-            if squares:
-                wide2 = total2.astype(np.float64) if wide2 is None else wide2 + total2
-                total2[:] = 0
-    if wide is not None:
-        total = wide + total
-        total2 = wide2 + total2 if squares else None
-    return total, total2
-
-
 def _summarize(rows, low, high, method, error, dtype):
     """Value, variance and count of what is kept of sorted rows."""
     n, native = len(rows), rows[0].dtype
-    counter = _counter(n)
+    counter = counter_for(n)
     same = not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray)
     if same and low >= high:
         return _nothing((n, rows[0].size), dtype, error)
@@ -687,12 +273,14 @@ def _summarize(rows, low, high, method, error, dtype):
     else:
         count = np.subtract(high, low, dtype=counter)
         divisor = np.maximum(count, 1).astype(work)
-        a, b = _middle_rows(rows, low, high, both=method == "median")
+        a = b = _pivot(rows, low, high)
+        if method == "median":
+            a, b = _middle_rows(rows, low, high)
     variance = None
     if method != "median" or error:
-        total, squares = _moments(rows, a, low, high, work, squares=error)
+        total, squares = moments(rows, a, low, high, work, squares=error)
     if method == "median":
-        value = _middle(a, b, np.empty(a.shape, work))
+        value = middle(a, b, np.empty(a.shape, work))
     elif method == "average":
         value = np.add(total / divisor, a, dtype=work, casting="same_kind")
     else:
@@ -725,13 +313,31 @@ def _median_factor(count, dtype=None):
     return np.where(count > 2, dtype.type(MEDIAN_VARIANCE), dtype.type(1))
 
 
-def _middle_rows(rows, low, high, *, both):
-    """The two middle values of what is kept in every column; the lower one twice unless both."""
-    sums = np.asarray(low, np.int32) + high
-    lower, upper = np.maximum(sums - 1, 0) // 2, np.minimum(sums // 2, len(rows) - 1)
-    few = np.stack(rows)
-    a = _pick(few, lower)
-    return a, _pick(few, upper) if both else a
+def _middle_rows(rows, low, high):
+    """The two middle values of what is kept in every column."""
+    n = len(rows)
+    sums = np.add(low, high, dtype=np.int32)
+    found = []
+    for ranks, usual in ((np.maximum(sums - 1, 0) // 2, (n - 1) // 2), (sums // 2, n // 2)):
+        row = rows[usual]
+        others = np.flatnonzero(ranks != usual)
+        if others.size:
+            row = row.copy()
+            row[others] = pick(np.stack([r.take(others) for r in rows]), ranks[others])
+        found.append(row)
+    return found
+
+
+def _pivot(rows, low, high):
+    """A value of every column that is kept, from the middle of the stack where that is kept."""
+    usual = (len(rows) - 1) // 2
+    others = np.flatnonzero((low > usual) | (high <= usual))
+    row = rows[usual]
+    if others.size:
+        row = row.copy()
+        ranks = np.add(low, high, dtype=np.int32)[others] // 2
+        row[others] = pick(np.stack([r.take(others) for r in rows]), ranks)
+    return row
 
 
 # ------------------------------------------------------------------ frames that differ
@@ -769,17 +375,17 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype)
         share = (~bad).astype(np.float64)
     value = count = None
     if rejection.any or method == "median":
-        rows, low, high = _kept(tile.copy(), bad, rejection)
+        rows, low, high = kept(tile.copy(), bad, rejection)
         if method == "median":
             value, _, count = _summarize(rows, low, high, "median", False, np.dtype(dtype))
         if rejection.any:
-            low, high = _as_arrays(low, high, pixels, np.intp)
+            low, high = as_arrays(low, high, pixels, np.intp)
             share = _shares(tile, rows, low.astype(np.intp), high.astype(np.intp), bad)
-            count = (high - low).astype(_counter(n))
+            count = (high - low).astype(counter_for(n))
     if count is None:
-        count = np.full(pixels, n, _counter(n))
+        count = np.full(pixels, n, counter_for(n))
         if share is not None:
-            count = share.sum(axis=0).astype(_counter(n))
+            count = share.sum(axis=0).astype(counter_for(n))
     weight = share
     if weights is not None:
         column = weights if weights.ndim == 2 else weights[:, None]
@@ -833,7 +439,7 @@ def _shares(tile, rows, low, high, bad):
     defined, so that all of them count in part.
     """
     few = np.stack(rows)
-    lowest, highest = _pick(few, low), _pick(few, high - 1)
+    lowest, highest = pick(few, low), pick(few, high - 1)
     share = ((tile >= lowest) & (tile <= highest)).astype(np.float64)
     if bad is not None:
         share[bad] = 0.0

@@ -16,6 +16,7 @@ STOREYS = [
     "_validate",
     "filters",
     "_spellings",
+    "_geometry",
     "keywords",
     "_names",
     "_whole",
