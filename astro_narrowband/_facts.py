@@ -33,9 +33,10 @@ _NAME_KINDS = {
     for word, kind in KINDS.items()
     if re.fullmatch(r"(bias|biases|zeros?|(\w*flats?\w*)|darks?|lights?|darkflats?)", word)
 }
-#: Dark clouds are objects: ``Dark Shark``.
-_DARK_OBJECTS = re.compile(
-    r"nebulae?|clouds?|lanes?|shark|wolf|horse|tower|river|doodad|hand|bay|matter|globules?|rift"
+#: What may follow ``dark`` where frames are meant; ``Dark Shark`` and ``dark sky`` are not.
+_AFTER_DARK = re.compile(
+    r".*\d.*|frames?|fields?|images?|lib|library|current|bin|for|raws?|masters?|cal\w*|sec|s|iso|gain"
+    r"|temp|minus|c|k|set|and|bias\w*|\w*flats?\w*|lights?"
 )
 #: In a name these are as often the second session or the third star.
 _TOO_SHORT = frozenset(["n2", "s2", "o3", "n11", "s11", "o111", "l"])
@@ -94,56 +95,69 @@ def words_of(text):
 
 
 def _kinds_in(name, spellings):
-    """Return the set of kinds that the words of one name tell, and whether one is a master."""
+    """Return the kinds that one name tells, those it may tell, and whether one is a master."""
     words = words_of(name)
-    kinds, master, skip = [], False, False
+    sure, maybe, master, skip = set(), set(), False, False
     for i, word in enumerate(words):
         if skip:
             skip = False
             continue
         following = words[i + 1] if i + 1 < len(words) else ""
-        if word in ("dark", "darks") and _DARK_OBJECTS.fullmatch(following):
-            continue
         bare = re.sub(r"\d+.*$", "", word)
         stem = re.sub(r"^(master|super)", "", bare)
+        kind = _NAME_KINDS.get(stem) or _NAME_KINDS.get(re.sub(r"(frame|field|image)s?$", "", stem))
         master |= stem != bare or bare == "stacked"
-        pair = _NAME_KINDS.get(bare + following)
-        if pair == "flat-dark":
-            kinds.append(pair)
+        if _NAME_KINDS.get(bare + following) == "flat-dark":
+            sure.add("flat-dark")
             skip = True
-        elif stem in _NAME_KINDS:
-            kinds.append(_NAME_KINDS[stem])
+        elif kind == "dark" and following and not _AFTER_DARK.fullmatch(following):
+            maybe.add(kind)
+        elif kind:
+            sure.add(kind)
         elif spellings is not SPELLINGS and word in spellings.kinds and word not in KINDS:
-            kinds.append(spellings.kinds[word])
-    return set(kinds), master
+            sure.add(spellings.kinds[word])
+    return sure, maybe, master
 
 
 def kind_from_names(parts, spellings=SPELLINGS):
     """
-    Return ``(kind, word about where)`` from the path's parts, the file's stem last.
+    Return ``(kind, where)`` from the path's parts, the file's stem last.
 
     The file name is asked first, then the folders from the nearest. Where they
     disagree on whether it is a light, nobody knows: ``""``.
     """
-    own, master = _kinds_in(parts[-1], spellings)
+    own, maybe, master = _kinds_in(parts[-1], spellings)
     around = set()
     for part in reversed(parts[:-1]):
-        around, master_folder = _kinds_in(part, spellings)
-        master |= master_folder and bool(around)
+        around, _, master_folder = _kinds_in(part, spellings)
         if around:
+            master |= master_folder
             break
     prefix = "master " if master else ""
-    if len(own) > 1:
-        own &= around
+    if len(own) > 1 or not own:
+        own = (own or maybe) & around
     if len(own) == 1:
         (kind,) = own
         if around and around != own and "light" in (own | around):
             return "", "file and folder name disagree"
         return prefix + kind, "file name"
-    if len(around) == 1:
+    if len(around) == 1 and (not maybe or around == {"light"}):
         (kind,) = around
         return prefix + kind, "folder name"
     return "", ""
+
+
+def _contradiction(header, parts, spellings):
+    """Say what names or OBJECT call a frame that its header calls a light, if not a light."""
+    where = [(_kinds_in(parts[-1], spellings)[0], "file name")]
+    if len(parts) > 1:
+        where.append((_kinds_in(parts[-2], spellings)[0], "folder name"))
+    for kinds, what in where:
+        if kinds:
+            return "" if "light" in kinds else f"its {what} says {min(kinds)}"
+    text = _object_text(header, spellings)
+    kind = kw.kind_of(text)[0]
+    return f"OBJECT = {show(text)}" if kind in ("bias", "dark", "flat", "flat-dark") else ""
 
 
 def filter_from_names(parts, spellings=SPELLINGS):
@@ -303,17 +317,16 @@ def _kind(facts, header, parts, fallback, spellings):
     if wrong:
         facts.refusal = str(wrong)
         return
-    if kind == "light" and named.removeprefix("master ") in ("flat", "dark", "bias", "flat-dark"):
+    if kind == "light" and (says := _contradiction(header, parts, spellings)):
         # Capture programs write "Light" by default; nobody writes "Flat" by default.
+        facts.kind = kind
         text = show(kw.raw_values(header, keyword)[0][0])
-        facts.kind = "light"
-        if "dark" in named and "dark" in words_of(_object_text(header, spellings)):
-            named = ""
-        else:
-            facts.refusal = (
-                f"{keyword} = {text}, but its {where} says {named}: correct the header or the name"
-            )
-            return
+        facts.refusal = f"{keyword} = {text}, but {says}: correct the header or the name"
+        return
+    if not kind and not named:
+        named, where = kw.kind_of(_object_text(header, spellings))[0], "OBJECT"
+        if named in ("light", "other"):
+            named, where = "", ""
     if not kind:
         kind = named
         value = show(kw.raw_values(header, keyword)[0][0]) if keyword else ""

@@ -105,6 +105,8 @@ class Structure(NamedTuple):
     image, mask, uncertainty : `FitsImage` or None
     kind : str
         The class of the uncertainty.
+    copy : object or None
+        The temporary file of a compressed one; it is removed with the last who holds this.
     """
 
     header: fits.Header
@@ -113,12 +115,13 @@ class Structure(NamedTuple):
     mask: FitsImage | None
     uncertainty: FitsImage | None
     kind: str
+    copy: object = None
 
 
 # --------------------------------------------------------------------------- structure
 
 
-def read_structure(path, keep, *, max_pixels=MAX_PIXELS):
+def read_structure(path, *, max_pixels=MAX_PIXELS):
     """
     Return the `Structure` of a FITS file.
 
@@ -127,8 +130,6 @@ def read_structure(path, keep, *, max_pixels=MAX_PIXELS):
     path : `~pathlib.Path`
         A regular file, plain or compressed (gzip, bzip2, xz by its first bytes,
         whatever its name; tile-compressed).
-    keep : object
-        A compressed file is expanded into a temporary one that goes with it.
     max_pixels : int, optional
         Larger images are refused before anything is allocated or expanded.
 
@@ -142,12 +143,9 @@ def read_structure(path, keep, *, max_pixels=MAX_PIXELS):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            plain = _plain_file(path, keep, max_pixels)
-            hdus = _hdus_of(plain, path, max_pixels)
-            if _choose(hdus, path).is_tiled:
-                plain = _untile(plain, path, hdus, keep)
-                hdus = _hdus_of(plain, path, max_pixels)
-            return _structure(hdus, plain, path, max_pixels)
+            copy, hdus = _expanded(path, max_pixels)
+            plain = copy.name if copy else path
+            return _structure(hdus, plain, path, max_pixels)._replace(copy=copy)
     except (InputError, ProductError):
         raise
     except Exception as error:  # astropy raises almost any type on damaged headers
@@ -349,35 +347,55 @@ def _tiled_pixels(header, path):
 # --------------------------------------------------------------------------- expansion
 
 
-def _plain_file(path, keep, max_pixels):
-    """Return the path of an uncompressed copy of a compressed file, or the path itself."""
+class _Copy:
+    """A temporary file that goes when nobody holds it any more."""
+
+    def __init__(self):
+        descriptor, self.name = tempfile.mkstemp(prefix="astro-narrowband-", suffix=".fits")
+        os.close(descriptor)
+        weakref.finalize(self, _remove, self.name)
+
+
+#: The expanded files that someone reads, so that each is expanded once at a time.
+_COPIES = weakref.WeakValueDictionary()
+
+
+def _expanded(path, max_pixels):
+    """Return a plain `_Copy` of a compressed or tiled file (``None`` for a plain one), its HDUs."""
     # O_NONBLOCK: a FIFO that took the file's place must not stop the run.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: is not a regular file: give the path of a FITS file")
         start = file.read(8)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, max_pixels)
+    if (copy := _COPIES.get(identity)) is not None:
+        return copy, _hdus_of(copy.name, path, max_pixels)
     opener = next((o for magic, o in _PACKED.items() if start.startswith(magic)), None)
-    if opener is None:
-        return path
-    name = _temporary(keep)
+    copy = _unpack(path, opener, max_pixels) if opener else None
+    plain = copy.name if copy else path
+    hdus = _hdus_of(plain, path, max_pixels)
+    if _choose(hdus, path).is_tiled:
+        copy = _untile(plain, path, hdus)
+        hdus = _hdus_of(copy.name, path, max_pixels)
+    if copy is not None:
+        _COPIES[identity] = copy
+    return copy, hdus
+
+
+def _unpack(path, opener, max_pixels):
+    copy = _Copy()
     try:
-        with opener(path, "rb") as stream, open(name, "wb") as out:
+        with opener(path, "rb") as stream, open(copy.name, "wb") as out:
             _expand(stream, out, path, max_pixels)
     except OSError as error:
         if is_full(error.errno):
-            raise _no_space(name, path, error.strerror) from None
+            raise _no_space(copy.name, path, error.strerror) from None
         raise InputError(f"{path}: is damaged ({error}): copy it again") from None
     except (EOFError, zlib.error, lzma.LZMAError) as error:
         raise InputError(f"{path}: is truncated or damaged ({error}): copy it again") from None
-    return name
-
-
-def _temporary(keep):
-    descriptor, name = tempfile.mkstemp(prefix="astro-narrowband-", suffix=".fits")
-    os.close(descriptor)
-    weakref.finalize(keep, _remove, name)
-    return name
+    return copy
 
 
 def _remove(name):
@@ -406,9 +424,9 @@ def _expand(stream, out, path, max_pixels):
             return
 
 
-def _untile(plain, path, hdus, keep):
+def _untile(plain, path, hdus):
     """Write the images of a tile-compressed file to a plain temporary one, unscaled."""
-    name = _temporary(keep)
+    copy = _Copy()
     chosen = _choose(hdus, path)
     if os.stat(plain).st_size < chosen.offset + chosen.size:
         raise InputError(f"{path}: is truncated: copy it again")
@@ -420,12 +438,12 @@ def _untile(plain, path, hdus, keep):
     ]
     pixels = _tiled_pixels(chosen.header, path) * len(indices)
     try:
-        untile(plain, name, indices, primary=hdus[0].offset, pixels=pixels)
+        untile(plain, copy.name, indices, primary=hdus[0].offset, pixels=pixels)
     except TileError as error:
         if is_full(error.number):
-            raise _no_space(name, path, error) from None
+            raise _no_space(copy.name, path, error) from None
         raise InputError(f"{path}: is damaged ({error}): copy it again") from None
-    return name
+    return copy
 
 
 def _no_space(name, path, error):

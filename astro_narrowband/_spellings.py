@@ -106,7 +106,7 @@ REDUCED = _words(
     "SUBBIAS SUBDARK CALIBRAT"
 )
 #: Keywords that count the frames that were joined into one.
-COUNTS = _words("NCOMBINE STACKCNT NSTACK NUMSTACK NFRAMES NIMAGES STACKED")
+COUNTS = _words("NCOMBINE STACKCNT NSTACK NUMSTACK STACKED")
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([ed][+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 

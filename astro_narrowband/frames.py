@@ -24,7 +24,7 @@ from astro_narrowband._facts import Facts, Note, facts_of, header_from
 from astro_narrowband._fits_reader import wrong_sums
 from astro_narrowband._spellings import show
 from astro_narrowband._validate import choice
-from astro_narrowband.bands import FitsFrame
+from astro_narrowband.bands import MAX_PIXELS, FitsFrame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
 from astro_narrowband.keywords import SPELLINGS, clean_text, raw_values
@@ -84,6 +84,7 @@ class FrameRow(Facts):
     verdict: str = "ignored"
     reason: str = ""
     parts: tuple = ()
+    max_pixels: int = field(default=MAX_PIXELS, repr=False)
 
     @property
     def name(self):
@@ -92,7 +93,7 @@ class FrameRow(Facts):
 
     def open(self, unit="adu"):
         """Return the frame of this file (`~astro_narrowband.bands.FitsFrame`)."""
-        return FitsFrame(self.path, unit=unit)
+        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels)
 
 
 def printable(path):
@@ -160,9 +161,9 @@ class FrameTable:
         if bayer is not None:
             choice(bayer, ("mono",), "bayer")
         fallback = header_from(set_keywords)
-        options = {} if max_pixels is None else {"max_pixels": max_pixels}
+        max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _row(path, parts, why, fallback, spellings, options)
+            _row(path, parts, why, fallback, spellings, max_pixels)
             for path, parts, why in _find(paths, ignore)
         ]
         table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
@@ -276,17 +277,24 @@ class FrameTable:
                     setattr(row, name, min(names[key]))
 
     def _drop_copies(self):
-        """Leave out frames whose pixels and header another file has, byte for byte."""
+        """Leave out frames whose pixels another file has, packed or not: no noise comes twice."""
         alike = {}
         for row in self.rows:
             if row.verdict == "used":
-                alike.setdefault((row.path.stat().st_size, _digest(row.path, 5760)), []).append(row)
+                facts = (row.kind, row.shape, row.exposure, row.filter, row.object, row.date)
+                alike.setdefault(facts, []).append(row)
         for rows in alike.values():
-            first = {}
+            seen = {}
             for row in rows if len(rows) > 1 else ():
-                other = first.setdefault(_digest(row.path), row)
-                if other is not row:
-                    row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+                middle = row.shape[0] // 2
+                digest = _pixels(row, slice(middle, middle + 1))
+                whole = slice(0, row.shape[0])
+                for other in seen.setdefault(digest, []) if digest else ():
+                    if _pixels(other, whole) == _pixels(row, whole):
+                        row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+                        break
+                else:
+                    seen.setdefault(digest, []).append(row)
 
     def _collect(self):
         """Turn what was noticed into problems: one line a file left out, one a note and keyword."""
@@ -319,18 +327,15 @@ def _object_key(text):
     return "".join(char for char in spelt if char.isalnum()) or text
 
 
-def _digest(path, size=None):
-    digest = hashlib.sha256()
+def _pixels(row, section):
+    """Return a digest of some rows of pixels; ``""`` if all are one value, or unreadable."""
     try:
-        with open(path, "rb") as file:
-            if size is not None:
-                digest.update(file.read(size))
-            else:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    except OSError as error:
-        return f"{path}: {error}"
-    return digest.hexdigest()
+        pixels = row.open().image.read(section)
+    except InputError:
+        return ""  # its verdict comes when it is read for good
+    if (pixels == pixels.flat[0]).all():
+        return ""
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
 # ------------------------------------------------------------------ finding files
@@ -456,8 +461,8 @@ def _compare(facts, header, primary, spellings):
                 )
 
 
-def _row(path, parts, why, fallback, spellings, options):
-    row = FrameRow(path=path, parts=parts)
+def _row(path, parts, why, fallback, spellings, max_pixels):
+    row = FrameRow(path=path, parts=parts, max_pixels=max_pixels)
     if why:
         row.verdict = "left out" if why.startswith("!") else "ignored"
         row.reason = clean_text(why.removeprefix("!"))
@@ -465,10 +470,10 @@ def _row(path, parts, why, fallback, spellings, options):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = FitsFrame(path, unit="adu", **options)
+            frame = row.open()
             header = frame.header
             facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings)
-            damage = wrong_sums(path)
+            damage = wrong_sums(path, max_pixels=max_pixels)
             if damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
             if frame.primary is not None:

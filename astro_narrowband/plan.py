@@ -177,6 +177,7 @@ class _Night:
     def __init__(self, table):
         self.rows = [row for row in table if row.verdict == "used"]
         self.refused = {}
+        self._values = {}
 
     def of_kind(self, *kinds):
         return [row for row in self.rows if row.kind in kinds and row.verdict == "used"]
@@ -186,11 +187,13 @@ class _Night:
 
     def values(self, key, shape, camera):
         """Return the values of a setting among the frames that may be of one camera."""
-        return {
-            getattr(row, key)
-            for row in self.rows
-            if row.shape == shape and (row.camera == camera or not (row.camera and camera))
-        } - {None, ""}
+        if (key, shape, camera) not in self._values:
+            self._values[key, shape, camera] = {
+                getattr(row, key)
+                for row in self.rows
+                if row.shape == shape and (row.camera == camera or not (row.camera and camera))
+            } - {None, ""}
+        return self._values[key, shape, camera]
 
     def differs(self, row, setup):
         """Return why ``row`` does not fit ``setup``, in words; ``""`` if it does."""
@@ -215,7 +218,7 @@ class _Night:
                 value = getattr(row, key)
                 if value in (None, ""):
                     values = self.values(key, row.shape, row.camera)
-                    value = values.pop() if len(values) == 1 else value
+                    value = min(values) if len(values) == 1 else value
                 setup[key] = value
             identity = (row.object, row.filter, *setup.values())
             group = groups.setdefault(identity, Group(row.object, row.filter, setup))
@@ -272,8 +275,9 @@ def _of_temperature(group, darks, night, limits):
             runs.append([row])
     best = min(runs, key=lambda run: abs(_temperature(run) - wanted))
     middle = _temperature(best)
+    chosen = {id(row) for row in best}
     for row in darks:
-        if row not in best:
+        if id(row) not in chosen:
             night.refuse(row, f"CCD-TEMP {row.temperature:.1f}, the lights {wanted:.1f}")
     if abs(middle - wanted) > limit:
         for row in best:

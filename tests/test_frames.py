@@ -1,5 +1,6 @@
 """Files to rows: what each is taken for, whatever it is, and none lost."""
 
+import gzip
 import math
 import os
 import random
@@ -183,14 +184,21 @@ def test_order_of_names_and_listing_does_not_matter(night, monkeypatch):
     assert found == [[row[k] for k in keys] for row in expected]
 
 
-def test_copies_are_used_once(night):
-    shutil.copy(night / "l1.fits", night / "a copy.fits")
-    put(night / "b2.fits", "Bias Frame", EXPTIME=0.0, seed=7)
+def test_copies_are_used_once(night, rng):
+    for name in ("l3.fits", "l4.fits"):
+        data = rng.integers(0, 9999, (6, 8), np.uint16)
+        header = fits.Header({"IMAGETYP": "Light", "EXPTIME": 60.0, "FILTER": "Ha"})
+        fits.PrimaryHDU(data, header).writeto(night / name)
+    shutil.copy(night / "l3.fits", night / "a copy.fits")
+    (night / "z.fits.gz").write_bytes(gzip.compress((night / "l3.fits").read_bytes()))
     table = by_name(FrameTable.from_paths(night))
-    assert table["a copy.fits"].verdict == "used"
-    assert table["l1.fits"].verdict == "left out"
-    assert "is a copy of" in table["l1.fits"].reason
-    assert table["b2.fits"].verdict == "used"
+    verdicts = {name: row.verdict for name, row in table.items() if row.kind == "light"}
+    assert [name for name, verdict in verdicts.items() if verdict != "used"] == [
+        "l3.fits",
+        "z.fits.gz",
+    ]
+    assert "is a copy of" in table["l3.fits"].reason
+    assert table["l3.fits"].reason.endswith("a copy.fits")
 
 
 def test_products_and_ignored_folders(night):
@@ -263,7 +271,11 @@ def facts(header, path="x", **options):
     ("path", "kind"),
     [
         ("Bias/img1", "bias"),
-        ("night/Dark_ASIImg_100sec_1", "dark"),
+        ("Dark/Dark_ASIImg_100sec_1", "dark"),
+        ("night/Dark_ASIImg_100sec_1", ""),
+        ("Dark Sky Site/M31/1", ""),
+        ("M31/LightFrame_1", "light"),
+        ("M31/darkframes/1", "dark"),
         ("FLATS/x", "flat"),
         ("Light_1069", "light"),
         ("darks/DarkFlat_1", "flat-dark"),
@@ -353,6 +365,10 @@ def test_flats_that_a_program_called_lights():
     assert "says flat" in facts(head, "Flats/x").refusal
     assert "says dark" in facts(head, "dark_1").refusal
     assert facts(head, "Dark_Nebula_1").refusal == ""
+    assert facts(head, "Dark Sky Site/M31/1").refusal == ""
+    assert facts(head, "flats/M31/1").refusal == ""
+    assert "OBJECT = 'dome flat'" in facts(head | {"OBJECT": "dome flat"}, "x").refusal
+    assert facts({"OBJECT": "bias", "EXPTIME": 0.0}, "x").kind == "bias"
     assert facts(head | {"OBJECT": "The dark tower"}, "dark_tower_7").refusal == ""
 
 
