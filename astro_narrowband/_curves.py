@@ -7,9 +7,15 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
+from astro_narrowband._validate import positive
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["ApertureCorrection", "aperture_correction", "diagnose_background", "optimal_radius"]
+
+#: Radii beyond the core that a test of the background needs.
+MIN_RADII = 5
+#: What is known beforehand of 1/beta of a Moffat profile: mean and spread.
+PRIOR = (0.3, 0.1)
 
 
 class ApertureCorrection(NamedTuple):
@@ -45,151 +51,333 @@ def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.
 
     Parameters
     ----------
-    curves : `GrowthCurves`
+    curves : `~astro_narrowband.growth.GrowthCurves`
         Both radii are among its radii.
     r_from, r_to : float
         [pix]
     use : array_like of bool, (n,), optional
-        Which stars. Default is those without a flag within ``r_to`` and brighter
-        than ``min_snr`` times their noise within ``r_from``.
+        Which stars. Default is those without a flag within the larger radius, and
+        brighter than ``min_snr`` times their noise within ``r_from``.
     min_snr : float, optional
     clip : float, optional
-        Stars further than this many times their error (with the scatter) from
-        the mean are left out.
+        Stars further than this many times their error, scatter included, from the
+        median are left out.
 
     Returns
     -------
     `ApertureCorrection`
+        The weighted mean of the stars' ratios. Their scatter beyond the errors
+        (a seeing that varies over the field) is estimated and part of the weights
+        and of the error.
 
     Raises
     ------
     InputError
-        If there is no such star.
+        If there is no such star, or a radius was not measured.
+
+    Notes
+    -----
+    Errors use the covariance of the two radii: what they share cancels. The error
+    of the sky level does not, and usually dominates.
+
+    Examples
+    --------
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband.growth import aperture_correction, growth_curves
+    >>> y, x = np.mgrid[:60, :60]
+    >>> model = 100 + 5000 * np.exp(-((x - 30.2) ** 2 + (y - 29.6) ** 2) / 8)
+    >>> ccd = CCDData(model, unit="electron", uncertainty=VarianceUncertainty(model))
+    >>> curves = growth_curves(ccd, [(30.2, 29.6)], [2, 4, 12], r_in=14, r_out=20)
+    >>> correction = aperture_correction(curves, 4, 12)
+    >>> round(correction.factor, 2), correction.n_used
+    (1.16, 1)
     """
-    a, b = curves._at(r_from, "r_from"), curves._at(r_to, "r_to")
+    a, b = curves.index_of(r_from, "r_from"), curves.index_of(r_to, "r_to")
     flux_a, flux_b = curves.flux[:, a], curves.flux[:, b]
     if use is None:
-        use = (curves.flags[:, b] | curves.flags[:, a]) == 0
-        with np.errstate(invalid="ignore", divide="ignore"):
-            use = use & (flux_a > min_snr * curves.flux_err[:, a])
-    use = np.flatnonzero(np.asarray(use, bool) & np.isfinite(flux_b) & (flux_a > 0))
-    if not use.size:
+        with np.errstate(invalid="ignore"):
+            bright = flux_a > min_snr * curves.flux_err[:, a]
+        use = bright & ((curves.flags[:, a] | curves.flags[:, b]) == 0)
+    use = np.asarray(use, bool) & np.isfinite(flux_b) & (flux_a > 0)
+    if not use.any():
         raise InputError(
             f"no star for the aperture correction from {r_from:g} to {r_to:g} pix: none is "
-            f"without flags and above {min_snr:g} times its noise; give use="
+            f"without flags and above {min_snr:g} times its noise; choose stars with use="
         )
     ratio = flux_b[use] / flux_a[use]
     matrix = curves[use].covariance()
-    variance = (
-        matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
-    ) / flux_a[use] ** 2  # fmt: skip
-    variance = np.maximum(variance, 1e-16)
-    keep = np.ones(len(use), bool)
+    variance = matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
+    # Numbers without noise have no weight of their own: they then all have the same.
+    variance = np.maximum(np.nan_to_num(variance) / flux_a[use] ** 2, 1e-16)
+    keep = np.ones(len(ratio), bool)
+    centre = np.median(ratio)
     for _ in range(10):
         mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
-        good = np.abs(ratio - mean) <= clip * np.sqrt(variance + scatter**2)
+        good = np.abs(ratio - centre) <= clip * np.sqrt(variance + scatter**2)
         if not good.any() or (good == keep).all():
             break
-        keep = good
+        keep, centre = good, np.median(ratio[good])
     return ApertureCorrection(mean, err, scatter, int(keep.sum()), float(r_from), float(r_to))
 
 
 def _mean_with_scatter(values, variance):
-    """Weighted mean, its error, and the scatter that makes chi2 as it should be."""
+    """Weighted mean, its error, and the scatter that makes chi2 what it should be."""
     n, scatter2 = len(values), 0.0
-    if n > 1:
-        low, high = 0.0, float(np.var(values, ddof=1)) + float(variance.max())
+
+    def mean_of(extra):
+        weight = 1 / (variance + extra)
+        return (weight * values).sum() / weight.sum(), weight
+
+    def excess(extra):
+        mean, weight = mean_of(extra)
+        return (weight * (values - mean) ** 2).sum() - (n - 1)
+
+    if n > 1 and excess(0.0) > 0:
+        low, high = 0.0, float(np.var(values)) * n
         for _ in range(60):
             scatter2 = 0.5 * (low + high)
-            w = 1 / (variance + scatter2)
-            mean = (w * values).sum() / w.sum()
-            excess = (w * (values - mean) ** 2).sum() > n - 1
-            low, high = (scatter2, high) if excess else (low, scatter2)
-    w = 1 / (variance + scatter2)
-    return float((w * values).sum() / w.sum()), float(w.sum() ** -0.5), math.sqrt(scatter2)
+            low, high = (scatter2, high) if excess(scatter2) > 0 else (low, scatter2)
+    mean, weight = mean_of(scatter2)
+    return float(mean), float(weight.sum() ** -0.5), math.sqrt(scatter2)
 
 
-def optimal_radius(curves):
+def optimal_radius(curves, *, profile=None):
     """
-    Return the radius of the best signal to noise.
+    Return the radius that gives each star its best signal to noise.
 
     Parameters
     ----------
-    curves : `GrowthCurves`
+    curves : `~astro_narrowband.growth.GrowthCurves`
+    profile : `~astro_narrowband.growth.GrowthCurves`, optional
+        With one star, at the same radii: the shape of all stars, from
+        ``curves.stacked()``. The flux of each star is fitted to it, so that the
+        noise of a faint star does not choose its radius. Default is to take each
+        curve as it is.
 
     Returns
     -------
     `~astropy.table.QTable`
-        ``id``, ``radius`` [pix], ``snr``; NaN where there is none.
+        ``id``, ``radius`` [pix] (between the measured ones, by a parabola),
+        ``snr`` there; NaN where there is none.
+
+    Raises
+    ------
+    InputError
+        If the profile has other radii.
     """
+    flux = curves.flux
+    if profile is not None:
+        if len(profile) != 1 or not np.array_equal(profile.radii, curves.radii):
+            raise InputError("profile must be one curve at the same radii: curves.stacked()")
+        shape = profile.flux[0]
+        weight = 1 / np.where(curves.flux_err > 0, curves.flux_err, np.nan) ** 2
+        scale = np.nansum(weight * shape * flux, axis=1) / np.nansum(weight * shape**2, axis=1)
+        flux = scale[:, None] * shape
     with np.errstate(invalid="ignore", divide="ignore"):
-        snr = curves.flux / curves.flux_err
+        snr = flux / curves.flux_err
     radius, best = np.full(len(curves), np.nan), np.full(len(curves), np.nan)
     for i, row in enumerate(snr):
         if np.isfinite(row).any():
-            j = int(np.nanargmax(row))
-            radius[i], best[i] = curves.radii[j], row[j]
+            radius[i], best[i] = _peak(curves.radii, row, int(np.nanargmax(row)))
     table = QTable()
     table["id"], table["radius"], table["snr"] = curves.id, radius * u.pix, best
     return table
 
 
-def diagnose_background(curves, *, r_min=None, wing_exponent=6.0):
-    """
-    Say whether the sky under growth curves is right, with a number.
+def _peak(x, y, j):
+    """Position and height of the parabola through the points around ``j``."""
+    if j in (0, len(x) - 1) or not np.isfinite(y[j - 1 : j + 2]).all():
+        return x[j], y[j]
+    a, b, c = np.polyfit(x[j - 1 : j + 2] - x[j], y[j - 1 : j + 2], 2)
+    if a >= 0:
+        return x[j], y[j]
+    return x[j] - b / (2 * a), c - b * b / (4 * a)
 
-    Outside the core the increments of a curve are fitted with
-    ``dF = db dA + c dA r**-wing_exponent``: a level that is left, and the wing of
-    the star.
+
+# --------------------------------------------------------------------------- background
+
+
+def diagnose_background(curves, *, wing="moffat", r_min=None):
+    """
+    Say whether the sky under growth curves is right: a number, its error, and in words.
+
+    The flux that a curve gains from radius to radius is that of the star's wing,
+    and whatever level was left under it: ``dF = db dA + wing``. Both are fitted;
+    db is the level that is left, per pixel: above zero where too little sky was
+    taken off, below where too much was.
 
     Parameters
     ----------
-    curves : `GrowthCurves`
+    curves : `~astro_narrowband.growth.GrowthCurves`
+        To radii of several times the FWHM.
+    wing : {"moffat"} or float, optional
+        A Moffat profile whose flux, width and exponent are fitted along with db;
+        or the wing falls as r to the minus this power, 6 for a Moffat profile
+        with beta = 3. The power law needs a larger ``r_min``; it has fewer unknowns.
     r_min : float, optional
-        Radius from which increments count [pix]. Default is three times the
-        radius that holds half the light.
-    wing_exponent : float, optional
-        6 is that of a Moffat profile with beta = 3.
+        Radius from which increments count [pix]. Default is the radius that holds
+        half the light for the Moffat profile, and three times it for a power.
 
     Returns
     -------
     `~astropy.table.QTable`
-        ``id``; ``residual``, ``residual_err`` (per pixel; above zero where the
-        sky was taken too low); ``z``; ``wing``; ``n_radii``; ``verdict``.
+        ``id``; ``residual``, ``residual_err``: db, the error of the sky level
+        included; ``z``, their ratio; ``unsubtracted``, ``unsubtracted_err``: the same
+        for the curve without sky subtraction; ``r_min`` [pix]; ``n_radii``;
+        ``chi2`` (per degree of freedom; errors are scaled up where it is above 1);
+        ``verdict``: ``"right"`` (|z| < 2), ``"doubtful"`` (< 3), ``"too low"``, ``"too
+        high"`` (of the sky that was subtracted) or ``"untested"``; ``words``.
+
+    Raises
+    ------
+    InputError
+        If ``wing`` is neither.
+
+    Notes
+    -----
+    The increments of neighbouring radii share pixels: the fit uses their full
+    covariance. For the Moffat profile, 1/beta has a prior of 0.3 with a spread of
+    0.1, which faint stars need and bright ones overrule.
+
+    A neighbour, a nebula or a galaxy under the star looks like sky to this test:
+    it says that the curve is not that of a star on the level subtracted, not why.
     """
-    n = len(curves)
+    if wing != "moffat":
+        if isinstance(wing, str):
+            raise InputError(f"wing = {wing!r} is not known: use 'moffat' or a power")
+        wing = positive(wing, "wing")
+        if wing <= 2:
+            raise InputError(f"wing = {wing}: the power must be above 2, or the light has no end")
     half = curves.radius_at(0.5)
-    columns = {name: np.full(n, np.nan) for name in ("residual", "residual_err", "z", "wing")}
-    n_radii = np.zeros(n, int)
-    verdict = []
-    full = curves.covariance(sky=False)
-    for i in range(n):
-        start = r_min if r_min is not None else 3 * half[i]
-        j = np.flatnonzero(curves.radii >= start) if np.isfinite(start) else np.zeros(0, int)
-        if len(j) < 4 or not np.isfinite(curves.flux[i, j]).all():
-            verdict.append("not tested: fewer than 4 radii outside the core")
-            continue
-        r = curves.radii[j]
-        increments = np.diff(curves.flux[i, j])
-        areas = np.diff(curves.area[i, j])
-        p = wing_exponent - 2
-        wing = 2 * math.pi / p * (r[:-1] ** -p - r[1:] ** -p)
-        step = np.diff(np.eye(len(j)), axis=0)
-        matrix = step @ full[i][np.ix_(j, j)] @ step.T
-        design = np.column_stack([areas, wing])
-        inverse = np.linalg.inv(matrix)
-        normal = np.linalg.inv(design.T @ inverse @ design)
-        db, c = normal @ (design.T @ inverse @ increments)
-        err = math.hypot(math.sqrt(normal[0, 0]), curves.sky_err[i])
-        columns["residual"][i], columns["residual_err"][i] = db, err
-        columns["z"][i], columns["wing"][i] = db / err, c
-        n_radii[i] = len(j)
-        verdict.append("right" if abs(db) < 2 * err else "wrong")
+    matrix = curves.covariance(sky=False)
+    rows = [
+        _diagnose(curves, i, matrix[i], wing, r_min, half[i]) for i in range(len(curves))
+    ]  # fmt: skip
     unit = 1 if curves.unit is None else curves.unit
     table = QTable()
     table["id"] = curves.id
-    table["residual"] = columns["residual"] * unit
-    table["residual_err"] = columns["residual_err"] * unit
-    table["z"], table["wing"], table["n_radii"] = columns["z"], columns["wing"], n_radii
-    table["verdict"] = np.array(verdict, dtype=str)
+    for name in ("residual", "residual_err"):
+        table[name] = np.array([row[name] for row in rows], float) * unit
+    table["z"] = np.array([row["z"] for row in rows], float)
+    for name in ("unsubtracted", "unsubtracted_err"):
+        table[name] = np.array([row[name] for row in rows], float) * unit
+    table["r_min"] = np.array([row["r_min"] for row in rows], float) * u.pix
+    table["n_radii"] = np.array([row["n_radii"] for row in rows], int)
+    table["chi2"] = np.array([row["chi2"] for row in rows], float)
+    for name in ("verdict", "words"):
+        table[name] = np.array([row[name] for row in rows], dtype=str)
     return table
+
+
+def _diagnose(curves, i, matrix, wing, r_min, half):
+    nan = math.nan
+    names = ("residual", "residual_err", "z", "unsubtracted", "unsubtracted_err", "chi2")
+    row = dict.fromkeys(names, nan) | {"n_radii": 0, "verdict": "untested"}
+    start = r_min if r_min is not None else half * (1.0 if wing == "moffat" else 3.0)
+    row["r_min"] = start
+    flux, area = curves.flux[i], curves.area[i]
+    if not (math.isfinite(start) and np.isfinite(flux).all() and np.isfinite(matrix).all()):
+        row["words"] = "not tested: the curve has no half-light radius, or holes"
+        return row
+    j = np.flatnonzero(curves.radii >= start - 1e-9)
+    row["n_radii"] = len(j)
+    if len(j) < MIN_RADII + 1:
+        row["words"] = f"not tested: fewer than {MIN_RADII + 1} radii from {start:.3g} pix outwards"
+        return row
+    r, step = curves.radii[j], np.diff(np.eye(len(j)), axis=0)
+    increments, areas = step @ flux[j], step @ area[j]
+    root = np.linalg.cholesky(step @ matrix[np.ix_(j, j)] @ step.T)
+    whiten = np.linalg.solve(root, np.eye(len(root)))
+    fit = _fit_moffat if wing == "moffat" else _fit_power
+    residual, err, chi2, n_free = fit(whiten @ increments, whiten, areas, r, wing, half)
+    scatter = max(chi2 / max(n_free, 1), 1.0)
+    err *= math.sqrt(scatter)
+    row["residual"], row["chi2"] = residual, chi2 / max(n_free, 1)
+    row["residual_err"] = math.hypot(err, curves.sky_err[i])
+    row["z"] = residual / row["residual_err"]
+    row["unsubtracted"], row["unsubtracted_err"] = residual + curves.sky[i], err
+    row["verdict"], row["words"] = _words(row, curves.unit)
+    return row
+
+
+def _fit_power(y, whiten, areas, r, power, half):  # noqa: ARG001
+    """Level left, its error, chi2 and degrees of freedom, for a wing that is a power of r."""
+    p = power - 2
+    wing = 2 * math.pi / p * (r[:-1] ** -p - r[1:] ** -p)
+    design = whiten @ np.column_stack([areas, wing / wing.max()])
+    solution, *_ = np.linalg.lstsq(design, y)
+    normal = np.linalg.inv(design.T @ design)
+    chi2 = ((y - design @ solution) ** 2).sum()
+    return solution[0], math.sqrt(normal[0, 0]), chi2, len(y) - 2
+
+
+def _fit_moffat(y, whiten, areas, r, wing, half):  # noqa: ARG001
+    """Level left, its error, chi2 and degrees of freedom, for a Moffat profile."""
+    from scipy.optimize import least_squares
+
+    level = whiten @ areas
+
+    def light(log_width, inverse_beta):
+        # 1/beta -> 0 is a Gaussian; the width is the half-light radius either way.
+        beta = 1 / max(inverse_beta, 1e-3)
+        alpha2 = math.exp(2 * log_width) / (2 ** (1 / (beta - 1)) - 1)
+        within = -np.expm1((1 - beta) * np.log1p(r * r / alpha2))
+        return whiten @ np.diff(within)
+
+    def solve(shape):
+        design = np.column_stack([light(*shape), level])
+        solution, *_ = np.linalg.lstsq(design, y)
+        return solution, y - design @ solution
+
+    def residuals(shape):
+        return np.append(solve(shape)[1], (shape[1] - PRIOR[0]) / PRIOR[1])
+
+    start = [math.log(half), PRIOR[0]]
+    bounds = ([math.log(half / 4), 1e-3], [math.log(half * 4), 0.6])
+    shape = least_squares(residuals, start, bounds=bounds, x_scale=[0.1, 0.1]).x
+    (flux, db), left = solve(shape)
+    # Errors of all four: flux, level, width and exponent.
+    columns = [light(*shape), level]
+    for k, tiny in enumerate((1e-4, 1e-4)):
+        up, down = shape.copy(), shape.copy()
+        up[k], down[k] = up[k] + tiny, down[k] - tiny
+        columns.append(flux * (light(*up) - light(*down)) / (2 * tiny))
+    design = np.column_stack(columns)
+    scale = np.sqrt((design**2).sum(axis=0))
+    scale[scale == 0] = 1.0
+    normal = (design / scale).T @ (design / scale)
+    normal[3, 3] += 1 / (PRIOR[1] * scale[3]) ** 2
+    error = math.sqrt(np.linalg.pinv(normal)[1, 1]) / scale[1]
+    return float(db), error, float((left**2).sum()), len(y) - 3
+
+
+def _words(row, unit):
+    """The verdict on the sky-subtracted curve, and a sentence on both curves."""
+    per = f" {unit.to_string()}/pix" if unit is not None else " per pix"
+    with_sky = f"{row['residual']:+.3g} +- {row['residual_err']:.2g}{per}"
+    without = f"{row['unsubtracted']:+.3g} +- {row['unsubtracted_err']:.2g}{per}"
+    z, raw = row["z"], row["unsubtracted"] / row["unsubtracted_err"]
+    where = f"beyond {row['r_min']:.3g} pix, the star's wing aside,"
+    if abs(z) < 2:
+        if abs(raw) < 2:
+            return "right", (
+                f"both curves are right: {where} neither rises or falls ({with_sky} with the sky "
+                f"subtracted, {without} without)"
+            )
+        return "right", (
+            f"the curve with the sky subtracted is right: {where} it is flat ({with_sky}); "
+            f"without subtraction it changes by {without}"
+        )
+    if abs(z) < 3:
+        return "doubtful", (
+            f"the curve with the sky subtracted is doubtful: {where} it changes by {with_sky} "
+            f"({abs(z):.1f} sigma); without subtraction by {without}"
+        )
+    verdict, motion = ("too low", "rises") if z > 0 else ("too high", "falls")
+    other = (
+        "the curve without subtraction is right" if abs(raw) < 2 else "neither curve is right"
+    )  # fmt: skip
+    return verdict, (
+        f"{other}: {where} the one with the sky subtracted {motion} by {with_sky} "
+        f"({abs(z):.1f} sigma): the sky was taken {verdict}; without subtraction {without}"
+    )

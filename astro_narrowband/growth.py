@@ -155,8 +155,8 @@ class GrowthCurves:
         table.meta.update(r_in=self.r_in, r_out=self.r_out, errors=self.errors)
         return table
 
-    def _at(self, radius, name):
-        """Index of a radius that was measured."""
+    def index_of(self, radius, name="radius"):
+        """Return the index of a radius that was measured, or raise `InputError`."""
         j = int(np.argmin(np.abs(self.radii - finite(radius, name))))
         if abs(self.radii[j] - radius) > 1e-6:
             raise InputError(
@@ -180,7 +180,7 @@ class GrowthCurves:
             ``flux_err`` is that of the ratio: what both radii share cancels.
             Curves whose flux there is not above zero become NaN.
         """
-        j = len(self.radii) - 1 if radius is None else self._at(radius, "radius")
+        j = len(self.radii) - 1 if radius is None else self.index_of(radius, "radius")
         whole = np.where(self.flux[:, j] > 0, self.flux[:, j], np.nan)[:, None]
         ratio = self.flux / whole
         matrix = self.covariance()
@@ -262,7 +262,7 @@ class GrowthCurves:
             With one star. Weights are inverse variances at ``radius``; the error
             is the larger of the propagated one and that from the scatter.
         """
-        j = len(self.radii) - 1 if radius is None else self._at(radius, "radius")
+        j = len(self.radii) - 1 if radius is None else self.index_of(radius, "radius")
         with np.errstate(invalid="ignore", divide="ignore"):
             snr = self.flux[:, j] / self.flux_err[:, j]
         if use is None:
