@@ -27,6 +27,7 @@ _ADVICE = {
     errno.EROFS: "choose a folder that you may write to",
     errno.EISDIR: "a folder has its name: move it away",
     errno.ENOTDIR: "a file is where its folder should be: move it away",
+    errno.EEXIST: "a file is where the folder should be: move it away",
     errno.ENOENT: "its folder is not there: make it first",
 }
 

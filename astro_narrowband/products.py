@@ -171,7 +171,7 @@ class Inputs:
     """
     SHA-256 of input files, computed by threads while other work goes on.
 
-    A context manager. It costs 0.6 s of one core for each GB.
+    A context manager. It costs about 0.8 s of one core for each GB.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ __all__ = ["render_report", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Longest side of the pictures, in pixels.
-_LARGE, _COLOUR, _SMALL = 800, 900, 320
+_LARGE, _SMALL = 800, 320
 #: Stars whose growth curves are shown.
 _STARS = 3
 
@@ -132,10 +132,19 @@ def _data_url(png):
 
 def _page(folder, record):
     """Everything that the template shows and the record does not hold."""
-    groups = [_Group(folder, group).view() for group in record.get("groups", [])]
+    groups = record.get("groups") or []
+    # Many coadds get smaller pictures, so that the page stays a few MB.
+    size = int(_LARGE / max(1.0, len(groups) / 4) ** 0.5)
+    groups = [_Group(folder, group, size).view() for group in groups]
     names = {}
     for group in groups:
         names.setdefault(group["object"], []).append(group)
+    for members in names.values():
+        filters = [group["filter"] for group in members]
+        for group in members:
+            # One filter on two detectors, say: the label tells them apart.
+            twice = filters.count(group["filter"]) > 1
+            group["title"] = (twice and group["label"]) or group["filter"]
     objects = [
         {"name": name, "groups": members, "colour": _colour_view(members)}
         for name, members in names.items()
@@ -187,16 +196,17 @@ def _flat(settings):
 class _Group:
     """One object in one filter."""
 
-    def __init__(self, folder, group):
+    def __init__(self, folder, group, size):
         self.folder = folder
         self.group = group
+        self.size = size
         self.filter = group.get("filter") or ""
         self.notes = []
 
     def view(self):
         view = {
             "object": self.group.get("object") or "unknown object",
-            **{key: self.group.get(key) for key in ("status", "reason", "reference")},
+            **{key: self.group.get(key) for key in ("status", "reason", "reference", "label")},
             **{key: self.group.get(key) for key in ("exposure_total", "n_used", "sky", "noise")},
             "fwhm": self.group.get("fwhm"),
             "filter": self.filter,
@@ -238,7 +248,7 @@ class _Group:
             header = hdul[0].header
             data = hdul[0].data
             mask = hdul["MASK"].data if "MASK" in hdul else None
-            image, factor = figures.downsample(data, mask, size=_LARGE)
+            image, factor = figures.downsample(data, mask, size=self.size)
             unit = str(header.get("BUNIT", ""))
             view = {
                 "image": image,

@@ -331,6 +331,37 @@ def test_a_long_list_of_frames_is_folded(made, tmp_path):
     assert len(page.of("meter")) == 30
 
 
+def test_long_lists_of_messages_are_folded_and_whole(tmp_path):
+    messages = [{"level": "warning", "text": f"message {k}."} for k in range(40)]
+    flats = {"x": {"left_out": [f"f{k}.fits" for k in range(30)]}}
+    page = Page(render_report(tmp_path, {"messages": messages, "masters": {"flats": flats}}))
+    assert "30 more" in page.text
+    assert all(f"message {k}." in page.text for k in range(40))
+    assert "30 files" in page.text
+    assert all(f"f{k}.fits" in page.text for k in range(30))
+
+
+def test_one_filter_twice_is_told_apart_by_its_label(tmp_path):
+    group = {"object": "M 16", "filter": "OIII", "status": "failed", "frames": []}
+    groups = [{**group, "label": "M 16 OIII 1x1"}, {**group, "label": "M 16 OIII 2x2"}]
+    text = Page(render_report(tmp_path, {"groups": groups})).text
+    assert "M 16 OIII 1x1" in text
+    assert "M 16 OIII 2x2" in text
+
+
+def test_many_coadds_get_smaller_pictures(made, tmp_path, rng):
+    group = copy.deepcopy(made[1]["groups"][0])
+    group["products"], group["frames"] = {"coadd": "c.fits"}, []
+    write_fits(tmp_path / "c.fits", coadd(rng, "Halpha", (600, 600)))
+
+    def width(n):
+        page = Page(render_report(tmp_path, {"groups": [group] * n}))
+        return int(next(a["width"] for a in page.of("img") if "Coadd" in a["alt"]))
+
+    assert width(1) == 600
+    assert width(16) == 300
+
+
 def test_without_matplotlib_the_extra_is_named(made, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ProductError, match=r"matplotlib.*astro-narrowband\[report\]"):
