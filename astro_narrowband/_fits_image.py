@@ -1,7 +1,7 @@
 """The pixels of one image in an uncompressed FITS file: where they lie, how they are coded."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ class FitsImage:
         BSCALE and BZERO.
     blank : int or None
         BLANK: the integer on disk that stands for no value.
+    keep : object
+        What must live as long as this, such as the temporary file at ``path``.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class FitsImage:
     scale: float = 1.0
     zero: float = 0.0
     blank: int | None = None
+    keep: object = field(default=None, repr=False, compare=False)
 
     @property
     def native(self):

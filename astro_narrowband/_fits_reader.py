@@ -105,8 +105,6 @@ class Structure(NamedTuple):
     image, mask, uncertainty : `FitsImage` or None
     kind : str
         The class of the uncertainty.
-    copy : object or None
-        The temporary file of a compressed one; it is removed with the last who holds this.
     """
 
     header: fits.Header
@@ -115,7 +113,6 @@ class Structure(NamedTuple):
     mask: FitsImage | None
     uncertainty: FitsImage | None
     kind: str
-    copy: object = None
 
 
 # --------------------------------------------------------------------------- structure
@@ -145,7 +142,7 @@ def read_structure(path, *, max_pixels=MAX_PIXELS):
             warnings.simplefilter("ignore")
             copy, hdus = _expanded(path, max_pixels)
             plain = copy.name if copy else path
-            return _structure(hdus, plain, path, max_pixels)._replace(copy=copy)
+            return _structure(hdus, plain, path, max_pixels, copy)
     except (InputError, ProductError):
         raise
     except Exception as error:  # astropy raises almost any type on damaged headers
@@ -156,9 +153,9 @@ def read_structure(path, *, max_pixels=MAX_PIXELS):
         ) from error
 
 
-def _structure(hdus, plain, path, max_pixels):
+def _structure(hdus, plain, path, max_pixels, keep):
     chosen = _choose(hdus, path)
-    image = _image_of(chosen, plain, path, max_pixels)
+    image = _image_of(chosen, plain, path, max_pixels, keep)
     header, primary = chosen.header.copy(), None
     if chosen is not hdus[0]:
         primary = hdus[0].header
@@ -169,7 +166,7 @@ def _structure(hdus, plain, path, max_pixels):
         if hdu is chosen or not hdu.is_image or hdu.name not in ("UNCERT", "MASK"):
             continue
         if _shape(hdu.header) == image.shape:
-            part = _image_of(hdu, plain, path, max_pixels)
+            part = _image_of(hdu, plain, path, max_pixels, keep)
             if hdu.name == "MASK":
                 mask = part
             else:
@@ -201,7 +198,7 @@ def _choose(hdus, path):
     return science[0] if len(wanted) > 1 else wanted[0]
 
 
-def _image_of(hdu, plain, path, max_pixels):
+def _image_of(hdu, plain, path, max_pixels, keep):
     header = hdu.header
     shape = _shape(header)
     if len(shape) != 2 or 0 in shape:
@@ -224,7 +221,7 @@ def _image_of(hdu, plain, path, max_pixels):
         raise InputError(f"{path}: BLANK = {blank!r} is not a whole number: correct the header")
     if blank is not None and not np.iinfo(stored).min <= blank <= np.iinfo(stored).max:
         blank = None
-    return FitsImage(Path(plain), hdu.offset, stored, shape, scale, zero, blank)
+    return FitsImage(Path(plain), hdu.offset, stored, shape, scale, zero, blank, keep)
 
 
 def _scaling(header, keyword, default, path):

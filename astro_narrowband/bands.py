@@ -120,7 +120,7 @@ class FitsFrame:
             raise InputError(f"{self.path}: {what}: give the path of a FITS file")
         found = read_structure(self.path, max_pixels=self.max_pixels)
         self.header, self.image, self.shape = found.header, found.image, found.image.shape
-        self.primary, self._copy = found.primary, found.copy
+        self.primary = found.primary
         self._mask, self._uncertainty = found.mask, found.uncertainty
         self._kind = found.kind
         bunit = [value for value, _ in raw_values(found.header, "BUNIT") if value is not None]
