@@ -129,11 +129,12 @@ class _Basis:
             if k not in self.blocks:
                 top = min((k + 1) * BLOCK_ROWS, self.shape[0])
                 self.blocks[k] = self._block(slice(k * BLOCK_ROWS, top))
-        start = first * BLOCK_ROWS
-        if first == last:
-            return self.blocks[first][:, rows.start - start : rows.stop - start]
-        planes = np.concatenate([self.blocks[k] for k in range(first, last + 1)], axis=1)
-        return planes[:, rows.start - start : rows.stop - start]
+        parts = []
+        for k in range(first, last + 1):
+            start = k * BLOCK_ROWS
+            part = slice(max(rows.start - start, 0), min(rows.stop - start, BLOCK_ROWS))
+            parts.append(self.blocks[k][:, part])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _block(self, rows):
         recipe = self.recipe

@@ -32,7 +32,7 @@ from astro_narrowband.record import frames_table, group_record, read_frames, wit
 from astro_narrowband.register import Alignment, align_group
 from astro_narrowband.report import render_report
 from astro_narrowband.resample import ResampledFrame
-from astro_narrowband.weights import FrameStatistics, measure_frame
+from astro_narrowband.weights import FrameStatistics, hold, measure_frame
 
 __all__ = ["Night"]
 
@@ -272,8 +272,9 @@ class Night:
         """Find the stars of every light, and what it is worth."""
 
         def work(light):
-            light.stars = detect_stars(light.frame)
-            light.statistics = measure_frame(light.frame, stars=light.stars)
+            held = hold(light.frame)  # calibrated once for both
+            light.stars = detect_stars(held)
+            light.statistics = measure_frame(held, stars=light.stars)
 
         with ThreadPoolExecutor(self.workers) as pool:
             done = pool.map(work, lights)
