@@ -348,7 +348,10 @@ class Night:
             return
         found = make_catalog({group.filter: ccd for group, ccd in made.items()})
         for group in made:
-            table, growth = found.tables[group.filter], found.growth[group.filter].to_table()
+            table, curves = found.tables[group.filter], found.growth.get(group.filter)
+            # Without a star that is bright and alone there is no curve: an empty table says so.
+            columns = ("id", "radius", "flux", "flux_err")
+            growth = QTable(names=columns) if curves is None else curves.to_table()
             self.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
             self.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
         self.products.write_table(merged, found.merged, key)
