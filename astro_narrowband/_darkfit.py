@@ -424,7 +424,7 @@ def _line(y, v, ok, t):
         var_offset = 1 / total + centre * centre * var_rate
         rest = y - level - rate * lever
         chi2 = (w * rest * rest).sum(axis=0)
-    return (rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used)
+        return rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used
 
 
 _LIMITS = {}

@@ -98,7 +98,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     for _, (total, n) in map_bands(profiles, bands, workers=workers):
         column_sum += total
         column_count += n
-    columns, lines = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
+    columns, kept_columns = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
 
     def row_profile(rows):
         rest = values[rows] - smooth(level, rows) - columns
@@ -108,8 +108,10 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     for rows, (total, n) in map_bands(row_profile, bands, workers=workers):
         row_mean[rows], row_count[rows] = total, n
-    row_mean, error = _significant(row_mean / np.maximum(row_count, 1), typical / nx)
-    lines += error
+    row_mean, kept_rows = _significant(row_mean / np.maximum(row_count, 1), typical / nx)
+    # Degrees of freedom that profiles and means take from the scatter they are taken off.
+    freedom = np.float32(kept_columns / ny + kept_rows / nx + 1 / (size * size))
+    lines = typical * (kept_columns / ny + kept_rows / nx)
 
     def rest_of(rows):
         rest = values[rows] - smooth(level, rows)
@@ -120,7 +122,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     def excess(rows):
         _, square, kept = _robust(cut(rest_of(rows)), cut(usable(rows)), about=0)
         n = kept.sum(axis=1)
-        return square - _mean(cut(variance[rows]), kept), n
+        return square / (1 - freedom) - _mean(cut(variance[rows]), kept), n
 
     spread = np.zeros(grid_shape, np.float32)
     number = np.ones(grid_shape, np.float32)
@@ -139,7 +141,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     prior = prior.astype(np.float32)
 
     def deviations(rows):
-        sigma = np.sqrt(variance[rows] + smooth(prior, rows))
+        sigma = np.sqrt(variance[rows] + np.maximum(smooth(prior, rows), 0))
         with np.errstate(divide="ignore", invalid="ignore"):
             z = (rest_of(rows) / sigma)[usable(rows)]
         return np.histogram(z, bins=_EDGES)[0], z.size
@@ -152,7 +154,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     def work(rows):
         rest = rest_of(rows)
-        weight = 1 / (variance[rows] + smooth(prior, rows))
+        weight = 1 / (variance[rows] + np.maximum(smooth(prior, rows), 0))
         z = rest * np.sqrt(weight)
         np.clip(z, -REACH + BIN / 2, REACH - BIN / 2, out=z)
         p = ordinary[((z + np.float32(REACH)) * np.float32(1 / BIN)).astype(np.intp)]
@@ -226,10 +228,10 @@ def _mean(x, kept):
 
 
 def _significant(profile, noise):
-    """Shrink a profile to zero as far as it may be noise (James and Stein); and its variance."""
+    """Shrink a profile to zero as far as it may be noise (James and Stein); and by how much."""
     variance = float(np.mean(profile**2))
     keep = max(0.0, 1 - float(noise) / variance) if variance > 0 else 0.0
-    return (profile * keep).astype(np.float32), np.float32(keep * noise)
+    return (profile * keep).astype(np.float32), keep
 
 
 def _box(grid):
@@ -240,11 +242,12 @@ def _box(grid):
 
 
 def _interpolator(n, n_blocks, size):
-    """Matrix (n, n_blocks) that interpolates block centres linearly; constant outside."""
-    x = np.clip((np.arange(n) - (size - 1) / 2) / size, 0, n_blocks - 1)
-    low = np.minimum(x.astype(int), max(n_blocks - 2, 0))
+    """Matrix (n, n_blocks) that interpolates block centres linearly, half a block beyond."""
+    outside = 0.5 if n_blocks > 1 else 0.0
+    x = np.clip((np.arange(n) - (size - 1) / 2) / size, -outside, n_blocks - 1 + outside)
+    low = np.clip(np.floor(x).astype(int), 0, max(n_blocks - 2, 0))
     matrix = np.zeros((n, n_blocks), np.float32)
     matrix[np.arange(n), low] = 1 - (x - low)
     if n_blocks > 1:
-        matrix[np.arange(n), low + 1] = x - low
+        matrix[np.arange(n), low + 1] += x - low
     return matrix

@@ -361,8 +361,8 @@ class DarkModel:
         if self.temperatures is not None:
             header["DARKTMIN"], header["DARKTMAX"] = self.temperatures
         header["DARKTOK"] = (self.token, "what this model is known by")
-        for note in self.notes:
-            header.add_comment(note)
+        for k, note in enumerate(self.notes):
+            header[f"DARKNT{k}"] = note
         hdul = fits.HDUList([fits.PrimaryHDU(np.asarray(self.planes["offset"][:]), header)])
         for name in PLANES[1:]:
             hdul.append(fits.ImageHDU(np.asarray(self.planes[name][:]), name=name.upper()))
@@ -425,7 +425,7 @@ class DarkModel:
             exposures=exposures,
             n_frames=n_frames,
             temperatures=temperatures,
-            notes=tuple(str(c) for c in header.get("COMMENT", ())),
+            notes=tuple(header[key] for key in header if key.startswith("DARKNT")),
             header=header,
             token=header["DARKTOK"],
             measured=measured,
@@ -479,6 +479,7 @@ def _from_masters(bias, dark, exposure):
         return fields | {"model": "matched"}
     _check_levels(data, without_bias)
     t = np.float32(exposure)
+    # Either way the error of the bias is in that of the rate, with the sign turned.
     if without_bias:
         planes["rate"] = data["dark"] / t
         planes["var_rate"] = variance["dark"] / (t * t)

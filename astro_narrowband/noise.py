@@ -148,8 +148,8 @@ def expected_variance(
     """
     Return the variance of flat-fielded electrons, the signal taken from the neighbours.
 
-    ``V = (max(m * flat + dark, 0) + floor) / flat**2`` with ``m`` the mean of
-    the eight neighbours. Where the pixel is more than 3 sigma away from ``m``
+    ``V = (m * flat + dark + floor) / flat**2`` with ``m`` the mean of the eight
+    neighbours, ``m * flat + dark`` not below minus two sigma of such a mean. Where the pixel is more than 3 sigma away from ``m``
     its own value is taken for ``m``. The noise of the masters is not in it.
 
     Parameters
@@ -195,7 +195,9 @@ def _to_variance(signal, floor, flat, weight, dark):
         signal *= flat
     if dark is not None:
         signal += dark
-    np.maximum(signal, 0, out=signal)
+    # The mean of eight pixels of read noise alone scatters about zero; cut at zero,
+    # it would be too large on average. Two sigma lower it is not.
+    np.maximum(signal, -np.sqrt(floor * np.float32(0.5)), out=signal)
     signal += floor
     if flat is not None:
         signal *= weight

@@ -44,6 +44,10 @@ class Camera:
         self.flat = vignette * (1 + 0.01 * rng.standard_normal(shape))
         self.flat /= np.median(self.flat)
 
+    def dark(self, exposure):
+        """Return what a dark of ``exposure`` [s] is without noise [adu]."""
+        return self.bias + self.rate * exposure / self.gain
+
     def frame(self, exposure=0.0, light=0.0, *, offset=0.0, flat=True, **cards):
         """Return a raw frame; ``light`` is in electron through a flat of 1."""
         from astropy.io import fits

@@ -1,0 +1,352 @@
+"""The dark model: fit, covariance, flags, policy, shrinkage, files; real darks."""
+
+import pickle
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.nddata import CCDData, StdDevUncertainty
+
+from astro_narrowband._darkfit import _line
+from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
+from astro_narrowband.detector import Detector
+from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+
+
+def stack(frames):
+    return np.stack([f.data.astype(float) for f in frames])
+
+
+@pytest.fixture(scope="module")
+def night(make_camera):
+    camera = make_camera(5)
+    return camera, camera.biases(), camera.darks(60, 120)
+
+
+def test_fit_against_float64_by_hand(night):
+    camera, biases, darks = night
+    model = DarkModel.fit(darks, bias=biases, shrink=False)
+    y = np.stack([stack(biases).mean(0), stack(darks[:10]).mean(0), stack(darks[10:]).mean(0)])
+    t = np.array([0.0, 60, 120])
+    n = np.array([12.0, 10, 10])
+    pixel = (7, 9)
+    assert camera.rate[pixel] < 0.2
+    # An ordinary pixel: the weights come from the neighbourhood's rate, near to the truth.
+    noise2 = (25 / 0.36) + 1 / 12
+    current = np.median((y[2] - y[0]) / 120)
+    v = (noise2 + current * t / 0.6) / n
+    design = np.stack([np.ones(3), t], axis=1)
+    cov = np.linalg.inv(design.T @ (design / v[:, None]))
+    offset, rate = cov @ design.T @ (y[(slice(None), *pixel)] / v)
+    found = {name: float(plane[pixel]) for name, plane in model.planes.items()}
+    assert found["offset"] == pytest.approx(offset, abs=0.06)
+    assert found["rate"] == pytest.approx(rate, abs=1e-3)
+    assert found["var_offset"] == pytest.approx(cov[0, 0], rel=0.03)
+    assert found["var_rate"] == pytest.approx(cov[1, 1], rel=0.03)
+    assert found["cov"] == pytest.approx(cov[0, 1], rel=0.03)
+    assert found["dof"] == 1
+
+
+def test_line_kernel_against_linear_algebra(rng):
+    t = np.array([0.0, 60, 120, 300])
+    y = rng.normal(0, 30, (4, 50)) + 7 * t[:, None]
+    v = rng.uniform(1, 20, (4, 50))
+    ok = np.ones((4, 50), bool)
+    ok[2, ::3] = False
+    planes = (x.astype(np.float32) for x in (y, v))
+    rate, offset, var_rate, var_offset, cov, chi2, used = _line(
+        *planes, ok, t.astype(np.float32)[:, None]
+    )
+    for i in range(50):
+        k = ok[:, i]
+        design = np.stack([np.ones(k.sum()), t[k]], axis=1)
+        weighted = design.T / v[k, i]
+        c = np.linalg.inv(weighted @ design)
+        b = c @ weighted @ y[k, i]
+        assert rate[i] == pytest.approx(b[1], rel=2e-6)
+        assert offset[i] == pytest.approx(b[0], abs=2e-6 * 2100)
+        found = [var_offset[i], var_rate[i], cov[i]]
+        assert found == pytest.approx([c[0, 0], c[1, 1], c[0, 1]], rel=3e-6)
+        rest = (y[k, i] - design @ b) ** 2 / v[k, i]
+        assert chi2[i] == pytest.approx(rest.sum(), rel=1e-3, abs=1e-3)
+        assert used[i] == k.sum()
+
+
+@pytest.mark.parametrize("shrink", [False, True])
+def test_pulls_at_any_exposure(make_camera, shrink):
+    pulls, hot = {t: [] for t in (60, 90, 300, 600)}, []
+    for seed in range(20):
+        camera = make_camera(seed)
+        model = DarkModel.fit(camera.darks(60, 120), bias=camera.biases(), shrink=shrink)
+        for t, values in pulls.items():
+            rows = slice(0, 64)
+            error = np.sqrt(model.variance(t, rows))
+            pull = (model.values(t, rows) - camera.dark(t)) / error
+            values.append(pull[(model.planes["flags"] & 7) == 0])
+            hot.append(pull.ravel()[camera.hot])
+    for values in pulls.values():
+        z = np.concatenate(values)
+        assert abs(z.mean()) < 0.03
+        # One spread serves the frame, while that of this camera grows with the rate.
+        assert z.std() == pytest.approx(1, abs=0.08 if shrink else 0.02)
+        assert np.mean(np.abs(z) < 1) == pytest.approx(0.683, abs=0.02)
+    hot = np.concatenate(hot)
+    assert abs(hot.mean()) < 0.15
+    assert hot.std() == pytest.approx(1, abs=0.1)
+
+
+def test_shrinking_wins_where_pixels_are_alike_and_leaves_hot_ones_alone(night):
+    camera, biases, darks = night
+    truth = camera.dark(300)
+    rows = slice(0, 64)
+    errors = {}
+    for shrink in (False, True):
+        model = DarkModel.fit(darks, bias=biases, shrink=shrink)
+        rest = model.values(300, rows) - truth
+        errors[shrink] = np.delete(rest.ravel(), camera.hot).std()
+        # Of 5 electron/s at 300 s: the error of the own fit.
+        assert np.abs(rest.ravel()[camera.hot]).max() < 120
+    assert errors[True] < 0.35 * errors[False]
+
+
+def test_shrinking_does_nothing_where_every_pixel_is_its_own(make_camera):
+    camera = make_camera(3)
+    camera.rate = camera.rng.uniform(0, 5, camera.shape)
+    biases, darks = camera.biases(), camera.darks(60, 120)
+    plain = DarkModel.fit(darks, bias=biases, shrink=False)
+    shrunk = DarkModel.fit(darks, bias=biases)
+    truth = camera.rate / camera.gain
+    about = truth - truth.mean()
+    for model in (plain, shrunk):
+        rest = model.planes["rate"] - truth
+        # Nothing is pulled towards the mean.
+        assert abs((rest * about).sum() / (about**2).sum()) < 2e-3
+        assert (rest / np.sqrt(model.planes["var_rate"])).std() == pytest.approx(1, abs=0.05)
+
+
+def test_cosmic_rays_in_darks_leave_no_trace(night):
+    _, biases, darks = night
+    clean = DarkModel.fit(darks, bias=biases, shrink=False)
+    hit = [d.copy() for d in darks]
+    for j, frame in enumerate(hit):
+        frame.data[3 + j, 5:15] += 400
+    model = DarkModel.fit(hit, bias=biases, shrink=False)
+    change = (model.planes["rate"] - clean.planes["rate"])[3:23, 5:15]
+    error = np.sqrt(clean.planes["var_rate"])[3:23, 5:15]
+    assert np.abs(change / error).max() < 1.5
+    assert not (model.planes["flags"][3:23, 5:15] & FLAGS["UNCERTAIN"]).any()
+
+
+def test_flags(make_camera):
+    camera = make_camera(8)
+    spots = {"bent": (4, 4), "full": (10, 10), "lost": (20, 20), "cold": (30, 30), "wild": (40, 40)}
+    camera.rate[spots["full"]] = 400.0  # 300 + 400 * 120 / 0.6 = 80300 adu
+    camera.rate[spots["lost"]] = 5000.0
+    biases, darks = camera.biases(), camera.darks(30, 60, 120)
+    for dark in darks:
+        t = dark.header["EXPTIME"]
+        dark.data[spots["bent"]] = 300 + min(10 * t, 400) + camera.rng.normal(0, 9)
+        dark.data[spots["cold"]] -= int(0.5 * t)
+        dark.data[spots["wild"]] += int(camera.rng.choice([0, 300]))
+    model = DarkModel.fit(darks, bias=biases)
+    flags = model.planes["flags"]
+    assert decode_flags(flags[spots["bent"]]) == ("NONLINEAR",)
+    assert decode_flags(flags[spots["full"]]) == ("SATURATED",)
+    # The rate of what saturates only later comes from what did not.
+    rate, error = (float(model.planes[k][spots["full"]]) for k in ("rate", "var_rate"))
+    assert rate == pytest.approx(400 / 0.6, abs=5 * error**0.5)
+    assert decode_flags(flags[spots["lost"]]) == ("SATURATED", "UNCERTAIN")
+    assert decode_flags(flags[spots["cold"]]) == ("NEGATIVE",)
+    assert "UNCERTAIN" in decode_flags(flags[spots["wild"]])
+    dark = model.at(60)
+    masked = {name for name, spot in spots.items() if dark.mask[spot]}
+    assert masked == {"full", "lost", "wild"}
+    # At an exposure that was measured, a pixel that is not linear has what was measured.
+    assert dark.data[spots["bent"]] == pytest.approx(700, abs=12)
+    assert model.at(30).data[spots["bent"]] == pytest.approx(600, abs=12)
+    assert np.isfinite(dark.uncertainty.array).all()
+    assert dark.mask.mean() < 0.005
+    assert any("NONLINEAR" in note for note in model.notes)
+
+
+def test_policy_and_its_warning(night):
+    _, biases, darks = night
+    model = DarkModel.fit(darks, bias=biases)
+    assert [model.policy(t) for t in (60, 120.3, 1, 90, 300)] == [
+        "matched", "matched", "scaled", "scaled", "extrapolated",
+    ]  # fmt: skip
+    with pytest.warns(NarrowbandWarning, match=r"300 s is extrapolated.*variance grows [\d.]+ tim"):
+        dark = model.at(300 * u.s)
+    assert dark.header["DARKPOL"] == "extrapolated"
+    assert dark.header["EXPTIME"] == 300
+    error = np.median(dark.uncertainty.array) / np.median(model.at(120).uncertainty.array)
+    assert model.variance_factor(300) == pytest.approx(error**2, rel=0.2)
+    with pytest.raises(CalibrationError, match=r"5 times.*max_extrapolation = 3"):
+        model.at(600)
+    with pytest.warns(NarrowbandWarning):
+        model.at(600, max_extrapolation=5)
+    with pytest.raises(InputError):
+        model.at(-1)
+
+
+def test_linear_model_needs_no_bias_and_ignores_its_level(make_camera):
+    camera = make_camera(2)
+    darks = camera.darks(30, 60, 120)
+    model = DarkModel.fit(darks, model="linear", shrink=False)
+    wrong = [camera.frame(offset=100) for _ in range(5)]
+    same = DarkModel.fit(darks, bias=wrong, model="linear", shrink=False)
+    np.testing.assert_array_equal(same.planes["offset"], model.planes["offset"])
+    rows = slice(0, 64)
+    rest = model.values(120, rows) - camera.dark(120)
+    z = rest / np.sqrt(model.variance(120, rows))
+    assert np.delete(z.ravel(), camera.hot).std() == pytest.approx(1, abs=0.04)
+    with pytest.raises(InputError, match="two exposure times"):
+        DarkModel.fit(darks[:10], model="linear")
+
+
+def test_one_dark_exposure(night):
+    _, biases, darks = night
+    with_bias = DarkModel.fit(darks[:10], bias=biases)
+    assert any("linearity could not be tested" in note for note in with_bias.notes)
+    assert with_bias.policy(30) == "scaled"
+    alone = DarkModel.fit(darks[:10])
+    assert alone.model == "matched"
+    mean = stack(darks[:10]).mean(axis=0)
+    rest = DarkModel.fit(darks[:10], shrink=False).at(60).data - mean
+    assert np.abs(rest).max() < 0.01
+    with pytest.raises(CalibrationError, match=r"120 s cannot be had.*without a bias"):
+        alone.at(120)
+    with pytest.raises(InputError, match="need bias="):
+        DarkModel.fit(darks)
+
+
+def test_a_pedestal_that_drifts_is_taken_off_and_noted(make_camera):
+    camera = make_camera(4)
+    biases = [camera.frame(offset=15 if j < 4 else 0) for j in range(12)]
+    darks = [camera.frame(t, offset=j % 3) for t in (60, 120, 240) for j in range(9)]
+    model = DarkModel.fit(darks, bias=biases)
+    assert any("differ by up to 15" in note for note in model.notes)
+    assert (model.planes["flags"] & FLAGS["NONLINEAR"]).mean() < 0.002
+    assert (model.planes["flags"] & FLAGS["UNCERTAIN"]).mean() < 0.002
+    rest = (model.values(120, slice(0, 64)) - camera.dark(120)).ravel()
+    assert np.delete(rest, camera.hot).std() < 1.5
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, "soon", None])
+def test_darks_without_an_exposure_time(night, value):
+    _, biases, darks = night
+    odd = darks[0].copy()
+    if value is None:
+        del odd.header["EXPTIME"]
+    else:
+        odd.header["EXPTIME"] = value
+    with pytest.raises(InputError, match=r"EXPTIME|exposure"):
+        DarkModel.fit([odd, *darks[1:]], bias=biases)
+
+
+def test_shapes_must_agree(night, make_camera):
+    _, biases, darks = night
+    with pytest.raises(InputError, match="different shapes"):
+        DarkModel.fit([*darks, make_camera(shape=(32, 32)).frame(60)], bias=biases)
+
+
+def test_files_and_pickles_keep_the_model(night, tmp_path):
+    camera, biases, darks = night
+    darks = [dark.copy() for dark in darks]
+    for dark in darks:  # measured means are kept as well
+        dark.data[50, 50] = {60: 880, 120: 900}[dark.header["EXPTIME"]]
+    model = DarkModel.fit(darks, bias=biases)
+    assert "NONLINEAR" in decode_flags(model.planes["flags"][50, 50])
+    model.write(tmp_path / "dark.fits")
+    again = DarkModel.read(tmp_path / "dark.fits")
+    rows = slice(10, 60)
+    for other in (again, pickle.loads(pickle.dumps(again)), pickle.loads(pickle.dumps(model))):  # noqa: S301
+        assert other.token == model.token
+        assert (other.exposures, other.n_frames) == ((60.0, 120.0), (10, 10))
+        assert (other.model, other.notes) == (model.model, model.notes)
+        for t in (60, 90):
+            np.testing.assert_array_equal(other.values(t, rows), model.values(t, rows))
+            np.testing.assert_array_equal(other.variance(t, rows), model.variance(t, rows))
+        np.testing.assert_array_equal(other.mask(rows), model.mask(rows))
+    assert again.values(60, slice(50, 51))[0, 50] == pytest.approx(880)
+    camera.frame().write(tmp_path / "bias.fits")
+    with pytest.raises(InputError, match="not a dark model"):
+        DarkModel.read(tmp_path / "bias.fits")
+
+
+def test_modes_are_the_covariance(night):
+    _, biases, darks = night
+    model = DarkModel.fit(darks, bias=biases)
+    rows = slice(0, 64)
+    for t in (60, 300):
+        modes = model.modes(t, rows)
+        np.testing.assert_allclose((modes**2).sum(0), model.variance(t, rows), rtol=2e-3)
+    product = (model.modes(60, rows) * model.modes(300, rows)).sum(axis=0)
+    p = model.planes
+    expected = p["var_offset"] + 360 * p["cov"] + 60 * 300 * p["var_rate"]
+    np.testing.assert_allclose(product, expected, rtol=2e-2, atol=1e-2)
+
+
+def test_masters_of_other_programs():
+    shape = (4, 5)
+
+    def master(level, error, **cards):
+        sigma = StdDevUncertainty(np.full(shape, error))
+        return CCDData(np.full(shape, level), uncertainty=sigma, unit="adu", meta=cards)
+
+    bias, dark = master(300.0, 2.0), master(330.0, 3.0, EXPTIME=60.0)
+    rows = slice(0, 4)
+    model = DarkModel.from_masters(bias=bias, dark=dark)
+    np.testing.assert_allclose(model.values(120, rows), 360)
+    # bias + 2 (dark - bias): -bias + 2 dark.
+    np.testing.assert_allclose(model.variance(120, rows), 2.0**2 + 4 * 3.0**2, rtol=1e-5)
+    np.testing.assert_allclose(model.variance(60, rows), 3.0**2, rtol=1e-5)
+    less = master(30.0, 13**0.5, EXPTIME=60.0, BIASSUB=True)
+    same = DarkModel.from_masters(bias=bias, dark=less)
+    np.testing.assert_allclose(same.values(120, rows), 360)
+    np.testing.assert_allclose(same.variance(60, rows), 3.0**2, rtol=1e-5)
+    with pytest.raises(CalibrationError, match="lost its bias"):
+        DarkModel.from_masters(dark=less)
+    with pytest.raises(CalibrationError, match="seems to have lost its bias"):
+        DarkModel.from_masters(bias=bias, dark=master(30.0, 3.0, EXPTIME=60.0))
+    electrons = CCDData(np.ones(shape), unit="electron")
+    with pytest.raises(InputError, match="must be in adu"):
+        DarkModel.from_masters(bias=electrons)
+
+
+def test_real_cmos_darks_predict_a_longer_one(real_data):
+    folder = real_data / "zwo-asi120-darkseries"
+    biases = sorted((folder / "Bias").glob("*.fit"))
+    flats = sorted((folder / "Flat").glob("*.fit"))
+    detector = Detector.measure(flats, biases, saturation=61600)
+
+    def darks(t):
+        return sorted((folder / "Dark" / f"Dark_{t}s").glob("*.fit"))
+
+    real = DarkModel.fit(darks(100), detector=detector, shrink=False).at(100)
+    width = {}
+    rms = {}
+    for shrink in (False, True):
+        model = DarkModel.fit(
+            [*darks(10), *darks(30), *darks(50)], bias=biases, detector=detector, shrink=shrink
+        )
+        with pytest.warns(NarrowbandWarning, match="extrapolated"):
+            guess = model.at(100)
+        good = ~(guess.mask | real.mask) & (model.planes["flags"] & FLAGS["NONLINEAR"] == 0)
+        # In every other frame the camera left the last 190 rows unexposed.
+        assert guess.mask[800:].mean() > 0.15
+        hot = good & (model.planes["rate"] > 30)
+        rest = real.data - guess.data
+        ordinary = good & ~hot
+        # The level of the frame follows the temperature; a sky fit takes it off.
+        level = np.median(rest[ordinary])
+        assert abs(level) < 10  # of 740 adu
+        sigma = np.hypot(real.uncertainty.array, guess.uncertainty.array)
+        pull = (rest - level) / sigma
+        low, high = np.percentile(pull[ordinary], [15.865, 84.135])
+        width[shrink], rms[shrink] = (high - low) / 2, np.std(rest[ordinary & (np.abs(pull) < 5)])
+        assert np.mean(np.abs(pull[hot]) < 1) > 0.65
+        assert abs(np.median(pull[hot])) < 0.3
+    assert width[False] == pytest.approx(1, abs=0.08)
+    assert width[True] == pytest.approx(1, abs=0.05)
+    assert rms[True] < rms[False]

@@ -1,0 +1,119 @@
+"""Gain, read noise and saturation: who is believed, and what is measured."""
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+
+from astro_narrowband.detector import Detector, decide_detector
+from astro_narrowband.exceptions import InputError
+
+
+def test_user_before_header_before_measurement(make_camera):
+    camera = make_camera(shape=(128, 128))
+    flats, biases = camera.flats(4), camera.biases(4)
+    header = fits.Header({"EGAIN": 0.7, "GAIN": 139, "RDNOISE": 4.0})
+    both = {"flats": flats, "biases": biases}
+    assert decide_detector(header, gain=1.5 * u.electron / u.adu, **both).gain == 1.5
+    found = decide_detector(header, **both)
+    assert (found.gain, found.read_noise) == (0.7, 4.0)
+    assert found.sources["gain"] == "header, EGAIN"
+    measured = decide_detector(fits.Header({"GAIN": 139}), **both)
+    assert measured.gain == pytest.approx(0.6, abs=0.01)
+    assert measured.sources["gain"] == "measured from 4 flats and 4 biases"
+    assert measured.gain_err > 0
+    # Each value is decided for itself.
+    mixed = decide_detector(fits.Header({"RDNOISE": 4.0}), **both)
+    assert mixed.read_noise == 4.0
+    assert mixed.sources["read_noise"] == "header, RDNOISE"
+    assert mixed.gain == measured.gain
+
+
+@pytest.mark.parametrize(
+    "cards", [{"GAIN": 180}, {"GAIN": 360}, {"GAIN": 0}, {"EGAIN": 0.0}, {"EGAIN": -1.0}, {}]
+)
+def test_what_is_no_gain_is_refused(cards):
+    header = fits.Header({**cards, "RDNOISE": 5.0})
+    with pytest.raises(InputError, match=r"(?i)gain"):
+        decide_detector(header)
+
+
+def test_text_in_read_noise_is_refused():
+    with pytest.raises(InputError, match=r"RDNOISE|read noise"):
+        decide_detector(fits.Header({"EGAIN": 0.6, "RDNOISE": "low"}))
+
+
+def test_inverted_gain_is_told_apart_by_its_unit():
+    with pytest.raises(InputError, match=r"gain.*electron / adu.*inverse is 0.6 electron/adu"):
+        decide_detector(fits.Header({"RDNOISE": 5.0}), gain=1 / 0.6 * u.adu / u.electron)
+    with pytest.raises(InputError, match=r"gain = 0\.6 has no unit"):
+        decide_detector(fits.Header({"RDNOISE": 5.0}), gain=0.6)
+
+
+@pytest.mark.parametrize("values", [(0.0, 5.0), (-1.0, 5.0), (np.nan, 5.0), (0.6, -1.0)])
+def test_values_that_no_camera_has(values):
+    with pytest.raises(InputError):
+        Detector(*values)
+
+
+def test_measurement_is_right_and_its_error_true(make_camera):
+    pulls = []
+    for seed in range(25):
+        camera = make_camera(seed, shape=(96, 128))
+        # Different exposure times and lamps; the bias drifts by 15 adu.
+        flats = [camera.frame(5, light) for light in (18000, 19500, 15000, 21000)]
+        biases = [camera.frame(offset=offset) for offset in (0, 15, 3, -4)]
+        found = Detector.measure(flats, biases)
+        pulls.append(
+            [
+                (found.gain - 0.6) / found.gain_err,
+                (found.read_noise - 5) / found.read_noise_err,
+            ]
+        )
+    pulls = np.array(pulls)
+    assert np.abs(pulls.mean(axis=0)).max() < 0.6
+    assert np.all(np.abs(pulls.std(axis=0) - 1) < 0.45)
+
+
+def test_lamp_that_flickers_under_a_rolling_shutter(make_camera):
+    camera = make_camera(shape=(128, 128))
+    wave = np.arange(128)[:, None] / 7
+    flats = [camera.frame(0, 20000 * (1 + 0.15 * np.sin(wave + phase))) for phase in (0, 1, 2, 3)]
+    assert Detector.measure(flats, camera.biases(4)).gain == pytest.approx(0.6, rel=0.02)
+
+
+def test_hot_pixels_and_saturation_do_not_count(make_camera):
+    camera = make_camera(shape=(128, 128))
+    flats = camera.flats(4)
+    for flat in flats:
+        flat.data.ravel()[::97] = 65535
+    found = Detector.measure(flats, camera.biases(4), saturation=65000)
+    assert found.gain == pytest.approx(0.6, rel=0.02)
+    assert found.saturation == 65000
+
+
+def test_what_cannot_be_measured_says_so(make_camera):
+    camera = make_camera()
+    with pytest.raises(InputError, match=r"1 flat\(s\) and 3 bias"):
+        Detector.measure(camera.flats(1), camera.biases(3))
+    with pytest.raises(InputError, match="gain cannot be measured"):
+        Detector.measure(camera.biases(2), camera.biases(2))
+    small = make_camera(shape=(16, 16))
+    with pytest.raises(InputError, match="too small"):
+        Detector.measure(small.flats(2), small.biases(2))
+
+
+def test_real_arcsat_night(real_data):
+    folder = real_data / "arcsat-eagle-halpha" / "data"
+    found = Detector.measure(sorted(folder.glob("domeflat*")), sorted(folder.glob("Bias*")))
+    assert found.gain == pytest.approx(1.328, rel=0.01)
+    assert found.read_noise == pytest.approx(16.5, rel=0.05)
+
+
+def test_real_cmos_flats_of_a_flickering_lamp(real_data):
+    folder = real_data / "zwo-asi120-darkseries"
+    biases = sorted((folder / "Bias").glob("*.fit"))
+    flats = sorted((folder / "Flat").glob("*.fit"))
+    found = [Detector.measure([flats[i], flats[j]], biases).gain for i, j in ((0, 1), (2, 3))]
+    # One scale for each frame gives 0.06 and 0.09.
+    assert found == pytest.approx([0.236, 0.237], rel=0.02)
