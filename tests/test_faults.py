@@ -334,24 +334,20 @@ def test_reduce_on_a_full_disk_says_so_and_goes_on_later(night, tmp_path, monkey
 @pytest.mark.long
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_reduce_fails_well_at_every_write_call(night, tmp_path, monkeypatch, capsys, code):
+    # The first run may also fill caches of libraries in the home folder.
+    assert reduce(night, tmp_path / "whole") == 0
+    whole = contents(tmp_path / "whole")
     with monkeypatch.context() as patch:
         disk = Disk(patch)
-        assert reduce(night, tmp_path / "whole") == 0
-    whole = contents(tmp_path / "whole")
+        assert reduce(night, tmp_path / "count") == 0
+    assert contents(tmp_path / "count") == whole
     for n in range(1, disk.count + 1):
         out = tmp_path / f"out{n}"
         assert_reduce_fails_well(night, out, monkeypatch, capsys, n, code)
         if n % 10 == 0:
             assert reduce(night, out) == 0
-            assert set(contents(out)) == set(whole)
-            assert_same_products(contents(out), whole)
+            assert contents(out) == whole
     print(f"{disk.count} write calls, {os.strerror(code)} at each: exit 5, nothing partial")
-
-
-def assert_same_products(a, b):
-    for name in b:
-        if name.endswith((".fits", ".ecsv")):
-            assert a[name] == b[name], name
 
 
 @pytest.mark.long
