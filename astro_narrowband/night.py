@@ -112,7 +112,7 @@ class Night:
         except ProductError:
             raise
         except NarrowbandError as error:
-            group.reason = str(error)
+            group.fail(str(error))
             self.messages.say(f"{group.label}: not reduced: {error}", "error")
             return None
 

@@ -67,6 +67,13 @@ class Group:
         """Whether the group cannot be reduced."""
         return bool(self.reason)
 
+    def fail(self, reason):
+        """Give up the group for ``reason``; its lights are left out."""
+        self.reason = reason
+        for row in self.lights:
+            if row.verdict == "used":
+                row.verdict, row.reason = "left out", f"its group is not reduced: {reason}"
+
     @property
     def setup_label(self):
         """The settings in short, such as ``bin2x2 512x512``."""
@@ -386,8 +393,8 @@ def _settle(groups, night):
         if not group.failed:
             used.update(id(row) for row in rows)
     for group in groups:
-        for row in group.lights if group.failed else ():
-            row.verdict, row.reason = "left out", f"its group is not reduced: {group.reason}"
+        if group.failed:
+            group.fail(group.reason)
     for row in night.rows:
         if row.verdict == "used" and id(row) not in used:
             row.verdict = "left out"
