@@ -21,8 +21,8 @@ from astro_narrowband.bands import map_bands, row_bands
 
 __all__ = ["shrink_plane"]
 
-#: Side of a neighbourhood [pixel].
-BLOCK = 32
+#: Side of a neighbourhood [pixel]; smaller in images with few of them.
+BLOCK, SMALLEST = 32, 8
 #: Clipping limit in robust sigma, and the variance of a normal distribution cut there.
 CLIP = 3.5
 CUT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi) / 0.999534741841929
@@ -56,7 +56,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
         typical variance after over before.
     """
     ny, nx = values.shape
-    size = min(BLOCK, max(4, min(ny, nx) // 2))
+    size = min(BLOCK, max(SMALLEST, min(ny, nx) // 6), ny, nx)
     grid_shape = ny // size, nx // size
     blocks = [slice(i * size, (i + 1) * size) for i in range(grid_shape[0])]
     level = np.zeros(grid_shape, np.float32)
@@ -74,10 +74,8 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
         level[i], noise[i], count[i] = result
-    to_rows, to_columns = (
-        _interpolator(ny, grid_shape[0], size),
-        _interpolator(nx, grid_shape[1], size).T,
-    )
+    to_rows = _parabolas(ny, grid_shape[0], size)
+    to_columns = _parabolas(nx, grid_shape[1], size).T
 
     def smooth(grid, rows):
         return to_rows[rows] @ grid @ to_columns
@@ -137,11 +135,18 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     excessive = nearby - overall > 3 * (noise + max(overall, 0)) * np.sqrt(2 / total)
     spread = np.maximum(np.where(excessive, nearby, overall), 0)
     # The neighbourhood's own mean has an error as well.
-    prior = spread + (noise + spread) / np.maximum(count, 1) + lines
+    prior = spread + 1.5 * (noise + spread) / np.maximum(count, 1) + lines
     prior = prior.astype(np.float32)
+    prior_rows, prior_columns = (
+        _nearest(ny, grid_shape[0], size),
+        _nearest(nx, grid_shape[1], size).T,
+    )
+
+    def prior_of(rows):
+        return prior_rows[rows] @ prior @ prior_columns
 
     def deviations(rows):
-        sigma = np.sqrt(variance[rows] + np.maximum(smooth(prior, rows), 0))
+        sigma = np.sqrt(variance[rows] + prior_of(rows))
         with np.errstate(divide="ignore", invalid="ignore"):
             z = (rest_of(rows) / sigma)[usable(rows)]
         return np.histogram(z, bins=_EDGES)[0], z.size
@@ -154,7 +159,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     def work(rows):
         rest = rest_of(rows)
-        weight = 1 / (variance[rows] + np.maximum(smooth(prior, rows), 0))
+        weight = 1 / (variance[rows] + prior_of(rows))
         z = rest * np.sqrt(weight)
         np.clip(z, -REACH + BIN / 2, REACH - BIN / 2, out=z)
         p = ordinary[((z + np.float32(REACH)) * np.float32(1 / BIN)).astype(np.intp)]
@@ -241,13 +246,34 @@ def _box(grid):
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
 
 
-def _interpolator(n, n_blocks, size):
-    """Matrix (n, n_blocks) that interpolates block centres linearly, half a block beyond."""
-    outside = 0.5 if n_blocks > 1 else 0.0
-    x = np.clip((np.arange(n) - (size - 1) / 2) / size, -outside, n_blocks - 1 + outside)
-    low = np.clip(np.floor(x).astype(int), 0, max(n_blocks - 2, 0))
+def _parabolas(n, n_blocks, size):
+    """
+    Matrix (n, n_blocks) from means of blocks to pixels.
+
+    Each block is a parabola that has the means of the block and of its neighbours:
+    a glow that bends within a block is followed, which straight lines between the
+    centres do not do.
+    """
+    x = (np.arange(n) - (size - 1) / 2) / size
     matrix = np.zeros((n, n_blocks), np.float32)
-    matrix[np.arange(n), low] = 1 - (x - low)
-    if n_blocks > 1:
-        matrix[np.arange(n), low + 1] += x - low
+    pixel = np.arange(n)
+    if n_blocks < 3:
+        slope = np.clip(x, -0.5, n_blocks - 0.5) if n_blocks == 2 else np.zeros(n)
+        matrix[:, 0] = 1 - slope
+        matrix[:, -1] += slope
+        return matrix
+    middle = np.clip(np.rint(x).astype(int), 1, n_blocks - 2)
+    # Rows left over beyond the last whole block follow its edge.
+    u = np.clip(x - middle, -1.5, 1.5)
+    bend = (u * u - 1 / 12) / 2
+    matrix[pixel, middle - 1] = bend - u / 2
+    matrix[pixel, middle] = 1 - 2 * bend
+    matrix[pixel, middle + 1] = bend + u / 2
+    return matrix
+
+
+def _nearest(n, n_blocks, size):
+    """Matrix (n, n_blocks) that gives every pixel the value of its block."""
+    matrix = np.zeros((n, n_blocks), np.float32)
+    matrix[np.arange(n), np.minimum(np.arange(n) // size, n_blocks - 1)] = 1
     return matrix

@@ -546,12 +546,11 @@ def _cosmic_rays(ccd, calibrated, options):
 
     t = calibrated.exposure
     electrons = np.where(ccd.mask | ~np.isfinite(ccd.data), 0, ccd.data * np.float32(t))
-    _, found = cosmicray_lacosmic(
-        electrons,
+    cleaned = cosmicray_lacosmic(
+        CCDData(electrons, unit=u.electron, mask=ccd.mask.copy()),
         gain=1.0,
         gain_apply=False,
         readnoise=calibrated.recipe.detector.read_noise,
-        inmask=ccd.mask,
         **(options if isinstance(options, dict) else {}),
     )
-    return found
+    return cleaned.mask & ~ccd.mask

@@ -82,10 +82,12 @@ def mirror_border(image, *, top=True, bottom=True):
      [2 1 2 1]]
     """
     n_rows, nx = image.shape[0] - 2, image.shape[1] - 2
+    # A single row mirrors itself, unless its other neighbour is there.
+    alone = n_rows == 1 and top and bottom
     if top:
-        image[0] = image[min(2, n_rows)]
+        image[0] = image[1 if alone else 2]
     if bottom:
-        image[-1] = image[max(n_rows - 1, 1)]
+        image[-1] = image[1 if alone else n_rows - 1]
     image[:, 0] = image[:, min(2, nx)]
     image[:, -1] = image[:, max(nx - 1, 1)]
 
