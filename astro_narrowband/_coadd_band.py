@@ -58,6 +58,8 @@ class BandSum:
         where nothing is shared.
     overlap : array
         Factor on the variance of each frame's cluster, for clusters that overlap.
+    tolerance : array
+        Part of the structure in the image that a frame may differ by.
     rules : Rules or None
         None: nothing is rejected.
     """
@@ -73,6 +75,7 @@ class BandSum:
     sky: np.ndarray
     cluster: np.ndarray
     overlap: np.ndarray
+    tolerance: np.ndarray
     rules: Rules | None
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
@@ -122,7 +125,10 @@ class BandSum:
             k = min(i, n_panel)
             lost = bad[i] if i < n_panel else self._read(i, around, stack[k], variance[k])
             if panel is not None:
-                hit = panel.outliers(stack[k], variance[k], self.background[i])
+                member = i if i < n_panel else None
+                hit = panel.outliers(
+                    stack[k], variance[k], self.background[i], self.tolerance[i], member
+                )
                 rejected[hit] += 1
                 count[i] = np.count_nonzero((hit >= inside.start) & (hit < inside.stop))
                 if hit.size:

@@ -13,7 +13,7 @@ import numpy as np
 
 from astro_narrowband._network import select_rows
 
-__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules"]
+__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules", "tolerances"]
 
 #: Pixels worked on at a time: one plane of a tile is 128 KiB.
 TILE = 32768
@@ -29,8 +29,27 @@ class Rules:
     """What an outlier is: see `Panel.outliers`."""
 
     n_sigma: float = 4.0
-    gradient_tolerance: float = 0.7
     n_sigma_neighbour: float = 2.0
+
+
+def tolerances(gradient_tolerance, fwhm):
+    """
+    Part of the structure that each frame may differ by.
+
+    All of ``gradient_tolerance`` where the square of a frame's seeing is 30 %
+    off the median, 0.35 of it where it is the same: there it only allows for
+    centring and shape.
+
+    Parameters
+    ----------
+    gradient_tolerance : float
+    fwhm : `~numpy.ndarray`, (n,)
+        NaN where it is not known: all of it.
+    """
+    known = np.isfinite(fwhm)
+    usual = np.median(fwhm[known]) if known.any() else 1.0
+    off = np.abs(np.where(known, fwhm / usual, 2.0) ** 2 - 1.0)
+    return gradient_tolerance * np.minimum(0.35 + 2.2 * off, 1.0)
 
 
 class Panel:
@@ -66,17 +85,25 @@ class Panel:
         self.rules = rules
         self.pull = _capped(1.0 / np.sqrt(background))
         self.reference = _reference(stack, bad, _best(background))
+        self.candidates = [
+            self._differing(*frame) for frame in zip(stack, variance, strict=True)
+        ]
+        self._repair()
 
-    def outliers(self, data, variance, background):
+    def outliers(self, data, variance, background, tolerance, member=None):
         """
         Find the pixels of a frame that do not belong to the rest.
 
         Parameters
         ----------
         data, variance : `~numpy.ndarray` of float32, (size,)
-            ``data`` is +inf where masked. The frame may be one of the panel.
+            ``data`` is +inf where masked.
         background : float
             Variance of the frame in blank sky.
+        tolerance : float
+            Part of the structure that the frame may differ by, see `tolerances`.
+        member : int, optional
+            Place of the frame in the panel, if it is one of it.
 
         Returns
         -------
@@ -87,7 +114,7 @@ class Panel:
         -----
         A pixel is an outlier where::
 
-            |y - m| > n_sigma * sigma + gradient_tolerance * G
+            |y - m| > n_sigma * sigma + tolerance * G
 
         m is the median of the panel, weighted with 1 / sigma, so that short
         exposures among long ones do not blur it. ``sigma**2`` is the variance
@@ -103,10 +130,23 @@ class Panel:
         The unweighted reference only singles out the pixels that are looked at
         so closely.
         """
+        hits = self._differing(data, variance) if member is None else self.candidates[member]
+        if self.doubtful.size:
+            hits = np.union1d(hits, self.doubtful)
+        if not hits.size:
+            return hits
+        frame = (data, variance, background, tolerance)
+        out = self._look(*frame, hits[np.isfinite(data[hits])], self.rules.n_sigma)
+        if not out.size:
+            return out
+        return _grown(out, self.width, data.size, lambda near: self._near(*frame, near))
+
+    def _differing(self, data, variance):
+        """Pixels of a frame that differ enough from the reference to be looked at."""
         size = data.size
         beyond = np.float32((0.8 * self.rules.n_sigma) ** 2)
         spare, limit = (np.empty(min(TILE, size), np.float32) for _ in range(2))
-        hits = []
+        hits = [np.empty(0, np.intp)]
         with np.errstate(invalid="ignore"):
             for start in range(0, size, TILE):
                 tile = slice(start, min(start + TILE, size))
@@ -117,16 +157,26 @@ class Panel:
                 hit = np.flatnonzero(square > allowed)
                 if hit.size:
                     hits.append(hit + start)
-        if not hits:
-            return np.empty(0, np.intp)
-        hits = np.concatenate(hits)
-        frame = (data, variance, background)
-        out = self._look(*frame, hits[np.isfinite(data[hits])], self.rules.n_sigma)
-        if not out.size:
-            return out
-        return _grown(out, self.width, size, lambda near: self._near(*frame, near))
+        return np.concatenate(hits)
 
-    def _look(self, data, variance, background, pixels, n_sigma):
+    def _repair(self):
+        """
+        Take the median of the whole panel where the reference itself may be hit.
+
+        Cosmic rays in most of the few frames that it is made of put it above
+        the others: these then lie below it, two or more of them.
+        """
+        below = np.zeros(self.reference.size, np.uint8)
+        for data, hits in zip(self.stack, self.candidates, strict=True):
+            below[hits[data[hits] < self.reference[hits]]] += 1
+        pixels = np.flatnonzero(below >= 2)
+        if pixels.size:
+            values = self.stack[:, pixels]
+            weights = np.where(np.isfinite(values), self.pull[:, None], 0.0)
+            self.reference[pixels] = _weighted_median(values, weights)
+        self.doubtful = pixels
+
+    def _look(self, data, variance, background, tolerance, pixels, n_sigma):
         """Return those of ``pixels``, none of them masked, that are outliers."""
         if not pixels.size:
             return pixels
@@ -153,15 +203,15 @@ class Panel:
         pixels, allowed, size = pixels[beyond], allowed[beyond], np.abs(difference[beyond])
         noise = 3.0 * np.sqrt(of_middle[beyond])
         structure = _structure(self.reference, pixels, self.width, noise)
-        return pixels[size > allowed + np.float32(self.rules.gradient_tolerance) * structure]
+        return pixels[size > allowed + np.float32(tolerance) * structure]
 
-    def _near(self, data, variance, background, pixels):
+    def _near(self, data, variance, background, tolerance, pixels):
         """Return those of ``pixels``, all next to an outlier, that are outliers as well."""
         n_sigma = self.rules.n_sigma_neighbour
         difference = data[pixels] - self.reference[pixels]
         likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * background)
         likely &= np.isfinite(difference)
-        return self._look(data, variance, background, pixels[likely], n_sigma)
+        return self._look(data, variance, background, tolerance, pixels[likely], n_sigma)
 
 
 def _capped(pull):

@@ -23,7 +23,7 @@ from astropy.wcs import WCS, FITSFixedWarning
 
 from astro_narrowband._coadd_band import HALO, BandSum, row_bytes
 from astro_narrowband._common_noise import overlap_factors, shared_clusters
-from astro_narrowband._reject import PANEL, Rules
+from astro_narrowband._reject import PANEL, Rules, tolerances
 from astro_narrowband._validate import choice, finite, positive, same_shape
 from astro_narrowband.bands import Band, as_frame, row_bands, usable_cores
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
@@ -138,7 +138,8 @@ def coadd(
         Outliers differ from the median of the frames by more than this.
     gradient_tolerance : float, optional
         And by more than this part of what the image changes within two pixels,
-        which spares stars where the seeing differs.
+        which spares stars where the seeing differs; where a frame's seeing is known
+        to be that of the others, by a third of that.
     max_seeing : float, optional
         A frame with a seeing of more than so many times the median is left out.
     min_transparency : float, optional
@@ -271,7 +272,7 @@ def coadd(
         ]
     cluster, correlation = shared_clusters(frames, matrices, shape)
     overlap = overlap_factors(cluster, correlation, weight / scale)
-    order = _canonical(frames, background, weight, exposure, offset, cluster, used)
+    order = _canonical(frames, table, background, exposure, offset, cluster, used)
     task = BandSum(
         frames=[frames[i] for i in order],
         shape=shape,
@@ -284,7 +285,8 @@ def coadd(
         sky=(np.array([s.sky for s in table]) / scale - offset)[order],
         cluster=cluster[order],
         overlap=overlap[order],
-        rules=Rules(n_sigma, gradient_tolerance) if reject else None,
+        tolerance=tolerances(gradient_tolerance, fwhm)[order],
+        rules=Rules(n_sigma) if reject else None,
     )
     planes, count = _run(task, executor, workers, memory)
     data, sigma, texp, coverage, n_rejected = planes
@@ -295,7 +297,7 @@ def coadd(
         uncertainty=StdDevUncertainty(sigma, copy=False),
         mask=coverage == 0,
         unit=unit,
-        header=frames[reference].header.copy(),
+        header=fits.Header(frames[reference].header, copy=True),
         wcs=_wcs(frames[reference]),
     )
     _write_header(ccd.header, task, frames[reference].name, weights, planes)
@@ -373,10 +375,15 @@ def _reference(frames, table):
     def rank(i):
         alignment = _alignment(frames[i])
         moved = alignment is not None and not np.array_equal(alignment.matrix, np.eye(3))
-        noise = table[i].variance
-        return (len(table[i].stars) < 3, moved, noise if noise > 0 else math.inf, frames[i].name)
+        noise = table[i].variance if table[i].variance > 0 else math.inf
+        return (len(table[i].stars) < 3, moved, noise, frames[i].name, _identity(table[i]))
 
     return min(range(len(frames)), key=rank)
+
+
+def _identity(found):
+    """What tells frames of one name and noise apart, whatever their order: their pixels."""
+    return b"" if found.cells is None else found.cells.tobytes()
 
 
 def _flux_scales(rule, table, matrices, reference):
@@ -434,7 +441,7 @@ def _judge(frames, table, scale, scale_err, weight, fwhm, max_seeing, min_transp
     return reasons
 
 
-def _canonical(frames, background, weight, exposure, offset, cluster, used):
+def _canonical(frames, table, background, exposure, offset, cluster, used):
     """
     Indices of the used frames in an order that does not depend on the one given.
 
@@ -443,7 +450,7 @@ def _canonical(frames, background, weight, exposure, offset, cluster, used):
     """
 
     def key(i):
-        return (background[i], frames[i].name, exposure[i], weight[i], offset[i])
+        return (background[i], frames[i].name, exposure[i], offset[i], _identity(table[i]))
 
     order = sorted(np.flatnonzero(used).tolist(), key=key)
     # Clusters are numbered as frames were given: order them by their first frame.
