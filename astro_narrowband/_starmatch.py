@@ -25,6 +25,8 @@ MAX_SCALE = 1e-3
 MAX_CHANCE = -6.0
 #: Smallest part of the stars in the common area that must match.
 MIN_FRACTION = 0.25
+#: Largest standard error of the transform in a corner, rotation and scale left free [pix].
+MAX_CORNER = 0.3
 #: Offsets are voted for by so many of the brightest stars.
 VOTERS = 80
 
@@ -104,6 +106,7 @@ class _Solution:
     log_chance: float
     fraction: float
     turned: bool
+    corner: float
 
     @property
     def n(self):
@@ -216,12 +219,30 @@ def _select_model(source, target, pairs, fitted, model, turned, radius):
             model, matrix, covariance = "translation", plain[0], plain[1]
             turned = False
     i, j = i[used], j[used]
+    corner = _corner_error(source, target, (i, j), variance[used] + excess)
     residual = target.xy[j] - _match.apply(matrix, source.xy[i])
     rms = float(np.sqrt((residual**2).mean()))
     log_chance, fraction = _significance(source, target, matrix, len(i), radius, model, turned)
     return _Solution(
-        matrix, covariance, i, j, rms, model, radius, log_chance, fraction, turned
+        matrix, covariance, i, j, rms, model, radius, log_chance, fraction, turned, corner
     )  # fmt: skip
+
+
+def _corner_error(source, target, pairs, variance):
+    """
+    Error in the worst corner if the frames may be turned.
+
+    A few stars close together fit a shift well and say nothing about a
+    rotation: what they would allow is the error of the shift, too.
+    """
+    i, j = pairs
+    if len(i) < 3:
+        return math.inf
+    matrix, covariance, *_ = _match.fit(
+        source.xy[i], target.xy[j], variance, model="similarity", clip=1e6
+    )
+    corners = _corners(source.shape)
+    return float(Alignment(matrix, covariance).position_error(*corners.T).max())
 
 
 def _within(xy, shape):
@@ -374,10 +395,8 @@ def _judge(label, source, target, best, rivals, max_rms, min_stars):
     scale = math.sqrt(abs(np.linalg.det(best.matrix[:2, :2])))
     if abs(scale - 1) > MAX_SCALE:
         refuse(f"the pixel scales differ by a factor {scale:.4f}")
-    corners = _corners(source.shape)
-    error = Alignment(best.matrix, best.covariance).position_error(*corners.T).max()
-    if error > max_rms:
-        refuse(f"the transform is uncertain by {error:.2f} pix in a corner")
+    if best.corner > MAX_CORNER:
+        refuse(f"the stars leave the corners uncertain by {best.corner:.2f} pix")
     spread = np.ptp(target.xy[best.j], axis=0)
     if spread.min() < 8:
         refuse("the matched stars lie on one line of pixels")

@@ -83,9 +83,8 @@ def align(
     tolerance : float, optional
         How far off a star may be at first [pix].
     max_rms : float, optional
-        Largest residual scatter (or 0.075 of the star width, if that is more),
-        and largest error of the transform in a
-        corner of the frame, along one axis [pix].
+        Largest residual scatter along one axis [pix], or 0.075 of the width
+        of the stars if that is more.
     threshold : float, optional
         Passed on to `detect_stars`.
     mask : array_like of bool, (ny, nx), optional
@@ -110,7 +109,8 @@ def align(
     unrelated lists match so well, times the number of hypotheses, is below
     1e-6; (c) a quarter of the stars in the common area match; (d) no other
     transform that is not chance matches more than half as many; (e) residuals
-    and corner error are below ``max_rms``; (f) the scale is within 1e-3 of 1;
+    are below ``max_rms``, and the error in the corners, rotation and scale
+    left free, below 0.3 pix; (f) the scale is within 1e-3 of 1;
     (g) the matched sources do not stand on one line; (h) sources that stand on
     the same pixels in both frames are not hot pixels by their width and pixel
     phase; a transform that moves them is preferred to one that does not.

