@@ -68,7 +68,7 @@ def read_frames(path):
         If there is none.
     """
     try:
-        return QTable.read(path, hdu="FRAMES")
+        return QTable.read(path, hdu="FRAMES", mask_invalid=False)
     except (KeyError, OSError) as error:
         raise InputError(f"{path}: has no table of frames ({error}): run reduce again") from None
 
