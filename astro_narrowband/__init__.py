@@ -8,9 +8,11 @@ The names below are loaded when they are first used, so that importing the
 package costs nothing.
 """
 
+import sys as _sys
 from importlib import import_module
 from importlib.metadata import version as _version
 from importlib.resources import files as _files
+from types import ModuleType as _ModuleType
 
 __version__ = _version("astro-narrowband")
 __citation__ = _files(__name__).joinpath("CITATION").read_text(encoding="utf-8")
@@ -52,3 +54,16 @@ def __getattr__(name):
 
 def __dir__():
     return sorted([*globals(), *__all__])
+
+
+class _Package(_ModuleType):
+    """Keeps ``calibrate``, ``coadd`` and ``resample`` functions, also once their modules are in."""
+
+    def __setattr__(self, name, value):
+        # Python sets a submodule on its package when it loads it; those of the
+        # same name as a public function would take its place.
+        if not (name in _HOME and isinstance(value, _ModuleType)):
+            super().__setattr__(name, value)
+
+
+_sys.modules[__name__].__class__ = _Package

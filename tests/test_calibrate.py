@@ -402,3 +402,13 @@ def test_a_plain_master_dark_scales_with_its_error(make_camera):
     expected = np.sqrt(0.36 * 5 * 9 + 25 + camera.rate * 120) / 120
     np.testing.assert_allclose(result.uncertainty.array, expected, rtol=0.25)
     assert np.mean(result.uncertainty.array / expected) == pytest.approx(1, abs=0.01)
+
+
+def test_the_public_name_stays_a_function():
+    import importlib
+
+    import astro_narrowband
+
+    for name in ("calibrate", "coadd", "resample"):
+        importlib.import_module(f"astro_narrowband.{name}")
+        assert callable(getattr(astro_narrowband, name))
