@@ -7,11 +7,9 @@ three verdicts: ``used``, ``left out`` (a frame that cannot serve) or ``ignored`
 """
 
 import hashlib
-import json
 import math
 import os
 import re
-import stat
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -21,6 +19,7 @@ from astropy import units as u
 from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._facts import Facts, Note, facts_of, header_from
+from astro_narrowband._find import find_files, printable
 from astro_narrowband._fits_reader import wrong_sums
 from astro_narrowband._spellings import show
 from astro_narrowband._validate import choice
@@ -32,11 +31,6 @@ from astro_narrowband.keywords import SPELLINGS, clean_text, raw_values
 __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
 
 VERDICTS = ("used", "left out", "ignored")
-
-_SUFFIXES = (".fits", ".fit", ".fts")
-_PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
-#: What the folder ``truth`` of a simulated night has.
-_TRUTH_TABLES = ("stars.ecsv", "frames.ecsv")
 
 
 @dataclass(frozen=True)
@@ -96,9 +90,15 @@ class FrameRow(Facts):
         return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels)
 
 
-def printable(path):
-    """Return a path as one line of text that can be shown and written as UTF-8."""
-    return clean_text(os.fsencode(path).decode("utf-8", "backslashreplace"))
+def problems_of(rows_and_texts):
+    """Return one `Problem` a text, named by its first file and the number of others."""
+    rows_of = {}
+    for row, text in rows_and_texts:
+        rows_of.setdefault(text, []).append(row)
+    return [
+        Problem("warning", rows[0].name + (f" and {len(rows) - 1} more" if rows[1:] else ""), text)
+        for text, rows in rows_of.items()
+    ]
 
 
 @dataclass
@@ -164,7 +164,7 @@ class FrameTable:
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
             _row(path, parts, why, fallback, spellings, max_pixels)
-            for path, parts, why in _find(paths, ignore)
+            for path, parts, why in find_files(paths, ignore)
         ]
         table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
         table._colours(bayer)
@@ -297,18 +297,15 @@ class FrameTable:
                     seen.setdefault(digest, []).append(row)
 
     def _collect(self):
-        """Turn what was noticed into problems: one line a file left out, one a note and keyword."""
-        noted = {}
+        """Turn what was noticed into problems."""
+        lost = [(row, f"left out: {row.reason}") for row in self.rows if row.verdict == "left out"]
+        noted = [
+            (row, str(note)) for row in self.rows if row.verdict == "used" for note in row.notes
+        ]
+        self.problems += problems_of(lost) + problems_of(noted)
         for row in self.rows:
-            if row.verdict == "left out":
-                self.problems.append(Problem("warning", row.name, f"left out: {row.reason}"))
-            elif row.verdict == "used":
-                for note in row.notes:
-                    noted.setdefault(str(note), []).append(row)
+            if row.verdict == "used":
                 row.reason = "; ".join(str(note) for note in row.notes)
-        for text, rows in noted.items():
-            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            self.problems.append(Problem("warning", rows[0].name + more, text))
 
     def warn(self):
         """Emit every problem as a `NarrowbandWarning`."""
@@ -338,111 +335,7 @@ def _pixels(row, section):
     return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
-# ------------------------------------------------------------------ finding files
-
-
-def _find(paths, ignore):
-    """Yield ``(path, parts, why it is no frame or "")`` for every file under ``paths``, once."""
-    ignored = {os.path.realpath(folder) for folder in ignore}
-    seen = set()
-    for path in paths:
-        root = Path(path)
-        try:
-            mode = os.stat(root).st_mode
-        except OSError as error:
-            raise InputError(
-                f"{printable(root)}: {error.strerror or error}: give a folder of frames"
-            ) from None
-        except ValueError:
-            raise InputError(f"{printable(root)!r} is not a path: give a folder") from None
-        name = Path(os.path.abspath(root)).name
-        if not stat.S_ISDIR(mode):
-            yield from _file(root, (), seen)
-        else:
-            yield from _walk(root, (name,), ignored, seen)
-
-
-def _walk(folder, parts, ignored, seen):
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    why = _not_raw(folder) or ("not to be looked into" if real in ignored else "")
-    yield from _list(folder, parts, ignored, seen, why)
-
-
-def _list(folder, parts, ignored, seen, why):
-    try:
-        names = sorted(os.listdir(folder), key=os.fsencode)
-    except OSError as error:
-        yield Path(folder), parts, f"!cannot be listed ({error.strerror})"
-        return
-    for name in names:
-        path = Path(folder) / name
-        if path.is_dir():
-            if why:
-                yield from _list(path, (*parts, name), ignored, seen, why)
-            else:
-                yield from _walk(path, (*parts, name), ignored, seen)
-        else:
-            yield from _file(path, parts, seen, why)
-
-
-def _file(path, parts, seen, why=""):
-    real = os.path.realpath(path)
-    if not why and real in seen:
-        if path.is_symlink():
-            yield path, parts, "a link to a file that is there already"
-        return
-    seen.add(real)
-    yield path, (*parts, stem_of(path.name)), why or _no_frame(path)
-
-
-def stem_of(name):
-    """Return a file's name without its suffixes."""
-    lower = name.lower()
-    for suffix in (*_PACKED, ".fz", *_SUFFIXES):
-        if lower.endswith(suffix):
-            name, lower = name[: -len(suffix)], lower[: -len(suffix)]
-    return name
-
-
-def _is_fits_name(name):
-    lower = name.lower()
-    for suffix in _PACKED:
-        lower = lower.removesuffix(suffix)
-    return lower.endswith((*_SUFFIXES, ".fz"))
-
-
-def _no_frame(path):
-    """Why a file is not looked into, ``!`` in front where it is a frame that is lost; or ``""``."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        return f"!cannot be read ({error.strerror}): a link to nothing, or a closed folder"
-    if not stat.S_ISREG(mode):
-        return "is not a regular file"
-    if path.name.startswith("."):
-        return "a hidden file"
-    if not _is_fits_name(path.name):
-        return f"no FITS file by its name ({path.suffix or 'no suffix'})"
-    return ""
-
-
-def _not_raw(folder):
-    """Why a whole folder holds no raw frames: products of this package, or a simulated truth."""
-    folder = Path(folder)
-    if folder.name == "truth" and all((folder / f).is_file() for f in _TRUTH_TABLES):
-        return "the truth of a simulation"
-    record = folder / "night.json"
-    try:
-        if not record.is_file() or record.stat().st_size > 1 << 28:
-            return ""
-        content = json.loads(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return ""
-    is_record = isinstance(content, dict) and {"software", "groups"} <= set(content)
-    return "a product of an earlier run" if is_record else ""
+# ------------------------------------------------------------------ reading headers
 
 
 def _compare(facts, header, primary, spellings):
@@ -473,7 +366,10 @@ def _row(path, parts, why, fallback, spellings, max_pixels):
             frame = row.open()
             header = frame.header
             facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings)
-            damage = wrong_sums(path, max_pixels=max_pixels)
+            is_tiled = frame.image.path != path
+            damage = (
+                wrong_sums(path, max_pixels=max_pixels) if is_tiled or "DATASUM" in header else ""
+            )
             if damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
             if frame.primary is not None:

@@ -12,7 +12,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from astro_narrowband._validate import positive
-from astro_narrowband.frames import FrameTable, Problem
+from astro_narrowband.frames import FrameTable, Problem, problems_of
 
 __all__ = ["HARD_KEYS", "Group", "Plan", "make_plan"]
 
@@ -174,7 +174,7 @@ def make_plan(
         problems += [Problem("warning", group.label, note) for note in group.notes]
         if group.failed:
             problems.append(Problem("error", group.label, f"not reduced: {group.reason}"))
-    _settle(groups, night)
+    problems += problems_of(_settle(groups, night))
     return Plan(table, groups, problems)
 
 
@@ -386,20 +386,22 @@ def _label(group, groups):
 
 
 def _settle(groups, night):
-    """Leave out what serves no group, with the reason."""
+    """Leave out what serves no group; return what does not fit, with the reason."""
     used = set()
     for group in groups:
         rows = (*group.lights, *group.bias, *group.darks, *group.flats)
-        if not group.failed:
-            used.update(id(row) for row in rows)
-    for group in groups:
         if group.failed:
             group.fail(group.reason)
+        else:
+            used.update(id(row) for row in rows)
+    unfit = []
     for row in night.rows:
         if row.verdict == "used" and id(row) not in used:
             row.verdict = "left out"
-            row.reason = night.refused.get(row.path) or (
-                "no light is there that it could serve"
-                if not groups
-                else "its group is not reduced"
+            why = night.refused.get(row.path, "")
+            row.reason = why or (
+                "its group is not reduced" if groups else "no light is there that it could serve"
             )
+            if why and not why.endswith("has no light"):
+                unfit.append((row, f"left out: {why}"))
+    return unfit

@@ -36,6 +36,7 @@ STOREYS = [
     "stack",
     "combiner",
     "_facts",
+    "_find",
     "frames",
     "plan",
     "_overscan",

@@ -105,6 +105,7 @@ def test_no_substitute_across_hard_keys(key, kind):
         assert not group.failed
     assert other.verdict == "left out"
     assert HARD_KEYS[key] in other.reason
+    assert [p.file for p in plan.problems if HARD_KEYS[key] in p.text] == [other.name]
     assert settled(table, plan)
 
 
