@@ -20,6 +20,7 @@ import numpy as np
 __all__ = [
     "CircleSums",
     "Pixels",
+    "SkyConstants",
     "SkyLevels",
     "circle_sums",
     "overlap",
@@ -213,7 +214,7 @@ def _dot(a, b):
     return np.einsum("nij,nij->n", a, b)
 
 
-def circle_sums(pixels, x, y, radii, *, n_nested=0):
+def circle_sums(pixels, x, y, radii, *, n_nested=None):
     """
     Sum over circles of ``radii`` around ``x``, ``y``.
 
@@ -226,7 +227,7 @@ def circle_sums(pixels, x, y, radii, *, n_nested=0):
         Increasing [pix].
     n_nested : int, optional
         For covariances between radii: how many larger circles are multiplied
-        with each.
+        with each. Default is to leave ``nested`` empty and ``linear`` zero.
 
     Returns
     -------
@@ -238,7 +239,7 @@ def circle_sums(pixels, x, y, radii, *, n_nested=0):
     has_gain = pixels.gain is not None
     zeros = lambda wanted=True: np.zeros(shape) if wanted else None  # noqa: E731
     out = CircleSums(
-        zeros(), zeros(), zeros(), zeros(has_variance), np.zeros((*shape, n_nested)), zeros(),
+        zeros(), zeros(), zeros(), zeros(has_variance), np.zeros((*shape, n_nested or 0)), zeros(),
         zeros(has_gain), zeros(has_gain), zeros(pixels.common is not None),
         np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, bool),
     )  # fmt: skip
@@ -298,10 +299,8 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
                 out.off_edge[rows, j] = (touched & ~here).any(axis=(1, 2))
         if variance is not None:
             out.variance[rows, j] = _dot(ww, variance[cut])
-            if n_nested:
-                out.linear[rows, j] = _dot(w, variance[cut])
-        else:
-            out.linear[rows, j] = out.area[rows, j]
+        if n_nested is not None:
+            out.linear[rows, j] = out.area[rows, j] if variance is None else _dot(w, variance[cut])
         if per_gain is not None:
             out.photons[rows, j] = _dot(ww, photons[cut])
             out.per_gain[rows, j] = _dot(ww, per_gain[cut])
@@ -312,7 +311,7 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
             out.common[rows, j] = _dot(ww, common[cut])
         if saturated is not None:
             out.n_saturated[rows, j] = (saturated[cut] & (w > TINY)).sum(axis=(1, 2))
-        for k in range(1, min(n_nested, j) + 1):
+        for k in range(1, min(n_nested or 0, j) + 1):
             inner, inner_size = weights[j - k]
             core = (slice(None),) + (slice(size - inner_size, size + inner_size + 1),) * 2
             both = inner * w[core]
@@ -321,8 +320,8 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
             else:
                 cut = (slice(None),) + (slice(half - inner_size, half + inner_size + 1),) * 2
                 out.nested[rows, j - k, k - 1] = _dot(both, spread[cut])
-        if j >= n_nested:
-            weights[j - n_nested] = None
+        if j >= (n_nested or 0):
+            weights[j - (n_nested or 0)] = None
 
 
 class SkyLevels(NamedTuple):
@@ -481,36 +480,49 @@ def _median(ordered, rows, low, high):
     return np.where(high > low, middle, np.nan)
 
 
+class SkyConstants(NamedTuple):
+    """
+    What iterated clipping does to Gaussian pixels.
+
+    Attributes
+    ----------
+    shrink : float
+        Standard deviation of the pixels kept, over the true one.
+    mean, median : float
+        Variance of mean and median of the pixels kept, over that of the mean of as
+        many pixels without clipping.
+    joint : float
+        Their covariance, likewise.
+    """
+
+    shrink: float
+    mean: float
+    median: float
+    joint: float
+
+
 @lru_cache(maxsize=32)
 def sky_constants(clip):
     """
-    Return what clipping does to Gaussian pixels.
+    Return `SkyConstants` for limits of ``clip`` standard deviations, or None.
 
-    Parameters
-    ----------
-    clip : float or None
-        Limit in standard deviations, iterated; `None` is no clipping.
-
-    Returns
-    -------
-    shrink : float
-        Standard deviation of the pixels kept, over the true one.
-    mean : float
-        Variance of the mean of the pixels kept, over that of the mean of as many
-        unclipped ones.
+    Notes
+    -----
+    To first order in the empirical distribution. The limits m - c, m + c follow
+    the median m of the pixels kept: m is moved by sign(x) / 2 (f(0) - f(c)) per
+    pixel x inside, the sum of the pixels kept by x + 2 c f(c) m.
     """
     if clip is None:
-        return 1.0, 1.0
+        return SkyConstants(1.0, 1.0, math.pi / 2, 1.0)
     shrink = 1.0
-    for _ in range(100):
+    for _ in range(200):
         limit = clip * shrink
         inside = math.erf(limit / math.sqrt(2))
         density = math.exp(-limit * limit / 2) / math.sqrt(2 * math.pi)
         second = inside - 2 * limit * density
         shrink = math.sqrt(second / inside)
-    # The limits follow the median m: mean = (sum of x kept + 2 limit density m) / inside.
     edge = 2 * limit * density
-    # cov(sum of x kept, m), per pixel: sqrt(pi / 2) E|x| over the pixels kept.
-    joint = math.sqrt(math.pi / 2) * math.sqrt(2 / math.pi) * (1 - math.exp(-limit * limit / 2))
-    variance = (second + 2 * edge * joint + edge * edge * math.pi / 2) / inside**2
-    return shrink, variance * inside
+    median = inside / (4 * (1 / math.sqrt(2 * math.pi) - density) ** 2)
+    mean = (second + 2 * edge + edge * edge * median) / inside**2
+    joint = (1 + edge * median) / inside
+    return SkyConstants(shrink, mean * inside, median * inside, joint * inside)

@@ -1,6 +1,7 @@
 """What growth curves tell: aperture correction, best radius, and whether the sky is right."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -109,14 +110,12 @@ def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.
     variance = matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
     # Numbers without noise have no weight of their own: they then all have the same.
     variance = np.maximum(np.nan_to_num(variance) / flux_a[use] ** 2, 1e-16)
-    keep = np.ones(len(ratio), bool)
     centre = np.median(ratio)
-    for _ in range(10):
-        mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
-        good = np.abs(ratio - centre) <= clip * np.sqrt(variance + scatter**2)
-        if not good.any() or (good == keep).all():
-            break
-        keep, centre = good, np.median(ratio[good])
+    # The scatter as the median sees it, that a few strangers cannot widen.
+    usual = 1.4826 * np.median(np.abs(ratio - centre))
+    excess = max(usual**2 - np.median(variance), 0.0)
+    keep = np.abs(ratio - centre) <= clip * np.sqrt(variance + excess)
+    mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
     return ApertureCorrection(mean, err, scatter, int(keep.sum()), float(r_from), float(r_to))
 
 
@@ -248,7 +247,7 @@ def diagnose_background(curves, *, wing="moffat", r_min=None):
         wing = positive(wing, "wing")
         if wing <= 2:
             raise InputError(f"wing = {wing}: the power must be above 2, or the light has no end")
-    half = curves.radius_at(0.5)
+    half = _half_light(curves)
     matrix = curves.covariance(sky=False)
     rows = [
         _diagnose(curves, i, matrix[i], wing, r_min, half[i]) for i in range(len(curves))
@@ -267,6 +266,17 @@ def diagnose_background(curves, *, wing="moffat", r_min=None):
     for name in ("verdict", "words"):
         table[name] = np.array([row[name] for row in rows], dtype=str)
     return table
+
+
+def _half_light(curves):
+    """Radii of half the light, the level that the outer third still gains taken off."""
+    n = max(2, len(curves.radii) // 3)
+    if len(curves.radii) < n + 1:
+        return curves.radius_at(0.5)
+    gain = curves.flux[:, -1] - curves.flux[:, -1 - n]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = gain / (curves.area[:, -1] - curves.area[:, -1 - n])
+    return replace(curves, flux=curves.flux - level[:, None] * curves.area).radius_at(0.5)
 
 
 def _diagnose(curves, i, matrix, wing, r_min, half):
@@ -354,8 +364,8 @@ def _fit_moffat(y, whiten, areas, r, wing, half):  # noqa: ARG001
 def _words(row, unit):
     """The verdict on the sky-subtracted curve, and a sentence on both curves."""
     per = f" {unit.to_string()}/pix" if unit is not None else " per pix"
-    with_sky = f"{row['residual']:+.3g} +- {row['residual_err']:.2g}{per}"
-    without = f"{row['unsubtracted']:+.3g} +- {row['unsubtracted_err']:.2g}{per}"
+    with_sky = _with_error(row["residual"], row["residual_err"]) + per
+    without = _with_error(row["unsubtracted"], row["unsubtracted_err"]) + per
     z, raw = row["z"], row["unsubtracted"] / row["unsubtracted_err"]
     where = f"beyond {row['r_min']:.3g} pix, the star's wing aside,"
     if abs(z) < 2:
@@ -381,3 +391,11 @@ def _words(row, unit):
         f"{other}: {where} the one with the sky subtracted {motion} by {with_sky} "
         f"({abs(z):.1f} sigma): the sky was taken {verdict}; without subtraction {without}"
     )
+
+
+def _with_error(value, err):
+    """A value with its error, to the two digits of the error that mean something."""
+    digits = 1 - math.floor(math.log10(err)) if err > 0 else 6
+    if 0 <= digits <= 6:
+        return f"{value:+.{digits}f} +- {err:.{digits}f}"
+    return f"{value:+.3g} +- {err:.2g}"

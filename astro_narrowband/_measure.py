@@ -257,8 +257,7 @@ def _from_table(table):
              ("xcentroid", "ycentroid"), ("x", "y")]  # fmt: skip
     for names in pairs:
         if set(names) <= set(table.colnames):
-            columns = [np.ma.filled(np.ma.asarray(_bare(table[name])), np.nan) for name in names]
-            return np.column_stack(columns)
+            return np.column_stack([_bare(table[name]) for name in names])
     for name in ("sky_centroid", "sky_center", "skycoord"):
         if name in table.colnames:
             return table[name]
@@ -271,7 +270,10 @@ def _from_table(table):
 
 
 def _bare(column):
-    return np.asarray(getattr(column, "value", column), float)
+    """Numbers of a column, NaN where it is masked."""
+    values = np.ma.asarray(getattr(column, "value", column)).astype(float)
+    mask = getattr(column, "mask", None)
+    return np.ma.filled(np.ma.array(values, mask=np.ma.nomask if mask is None else mask), np.nan)
 
 
 def _degrees(column):
@@ -328,21 +330,20 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
     if sky == "mean":
         clip = None
     levels = _apertures.sky_levels(image.pixels, x, y, r_in, r_out, clip=clip)
-    shrink, mean_factor = _apertures.sky_constants(clip)
-    median_factor = math.pi / 2
+    constants = _apertures.sky_constants(clip)
     if sky in ("clipped_mean", "mean"):
-        level, eta = levels.mean, mean_factor
+        level, eta = levels.mean, constants.mean
     elif sky == "median":
-        level, eta = levels.median, median_factor
+        level, eta = levels.median, constants.median
     else:
         # SExtractor's: 2.5 median - 1.5 mean, but the median where they differ much.
         with np.errstate(invalid="ignore"):
             crowded = np.abs(levels.mean - levels.median) > 0.3 * levels.std
         level = np.where(crowded, levels.median, 2.5 * levels.median - 1.5 * levels.mean)
-        eta = 6.25 * median_factor + 2.25 * mean_factor - 7.5
+        eta = 6.25 * constants.median + 2.25 * constants.mean - 7.5 * constants.joint
     with np.errstate(divide="ignore", invalid="ignore"):
         # The scatter loses one degree of freedom to the mean.
-        scatter = levels.std**2 / shrink**2 * levels.n / (levels.n - 1)
+        scatter = levels.std**2 / constants.shrink**2 * levels.n / (levels.n - 1)
         # Neighbours share noise: their mean is that much worse, a median's own excess is not.
         err = np.sqrt(scatter * (1 / image.correlation + eta - 1) / levels.n)
     scatter[levels.n < 2] = err[levels.n < 2] = np.nan

@@ -238,18 +238,15 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
     isolated = _isolated(stars, table, r_in, scale)
     radii = np.unique(np.concatenate([np.linspace(0.25, R_IN, 20) * scale, [r, r_total]]))
     radii = radii[radii <= r_in]
-    correction = None
-    if len(isolated):
-        curves = growth_curves(ccd, positions[isolated], radii, **options)
-        # Neighbours were looked for above, with their brightness.
-        curves = replace(
-            curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
-        )
-        catalog.growth[name] = curves
-        catalog.background[name] = diagnose_background(curves)
-        clean = (curves.flags == 0).all(axis=1) & (curves.flux[:, 0] > 0)
-        if clean.any():
-            correction = aperture_correction(curves, r, r_total, use=clean)
+    curves = growth_curves(ccd, positions[isolated], radii, **options)
+    # Neighbours were looked for above, with their brightness.
+    curves = replace(
+        curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
+    )
+    catalog.growth[name] = curves
+    catalog.background[name] = diagnose_background(curves)
+    clean = (curves.flags == 0).all(axis=1)
+    correction = aperture_correction(curves, r, r_total, use=clean) if clean.any() else None
     catalog.corrections[name] = correction
     table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
     flux, err = table["flux_aperture"], table["flux_aperture_err"]

@@ -21,6 +21,7 @@ from astro_narrowband._curves import (
     diagnose_background,
     optimal_radius,
 )
+from astro_narrowband._draw import draw_growth, draw_stack
 from astro_narrowband._measure import (
     check_annulus,
     close_pairs,
@@ -45,7 +46,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GrowthCurves:
     """
     Fluxes of n stars within m radii.
@@ -102,6 +103,10 @@ class GrowthCurves:
 
     def __len__(self):
         return len(self.id)
+
+    def __repr__(self):
+        r = self.radii
+        return f"<GrowthCurves of {len(self)} stars, {len(r)} radii from {r[0]:g} to {r[-1]:g} pix>"
 
     def __getitem__(self, index):
         """Return the curves of some of the stars."""
@@ -212,14 +217,17 @@ class GrowthCurves:
         from scipy.interpolate import PchipInterpolator
 
         radius = positive(radius, "radius")
-        whole = self.flux[:, -1]
         out = np.full(len(self), np.nan)
-        good = np.isfinite(self.flux).all(axis=1) & (whole > 0)
+        good = np.isfinite(self.flux).all(axis=1) & (self.flux[:, -1] > 0)
         if good.any() and radius <= self.radii[-1]:
-            r = np.concatenate([[0.0], self.radii])
-            curve = np.concatenate([np.zeros((good.sum(), 1)), self.flux[good]], axis=1)
-            out[good] = PchipInterpolator(r, curve, axis=1)(radius) / whole[good]
+            r2, level = self._levels(self.flux[good])
+            out[good] = PchipInterpolator(r2, level, axis=1)(radius**2)
         return out
+
+    def _levels(self, flux):
+        """Squared radii and curves from 0, over the last flux: in r**2 they start straight."""
+        r2 = np.concatenate([[0.0], self.radii**2])
+        return r2, np.concatenate([np.zeros((len(flux), 1)), flux / flux[:, -1:]], axis=1)
 
     def radius_at(self, fraction):
         """
@@ -230,17 +238,15 @@ class GrowthCurves:
         from scipy.interpolate import PchipInterpolator
 
         fraction = positive(fraction, "fraction")
-        r = np.concatenate([[0.0], self.radii])
         out = np.full(len(self), np.nan)
-        for i, curve in enumerate(self.flux):
-            if not (np.isfinite(curve).all() and curve[-1] > 0):
-                continue
-            level = np.concatenate([[0.0], curve]) / curve[-1]
+        good = np.isfinite(self.flux).all(axis=1) & (self.flux[:, -1] > 0)
+        r2, levels = self._levels(self.flux[good])
+        for i, level in zip(np.flatnonzero(good), levels, strict=True):
             above = np.flatnonzero(level >= fraction)
             if above.size:
-                roots = PchipInterpolator(r, level).solve(fraction, extrapolate=False)
-                inside = roots[(roots > 0) & (roots <= r[above[0]] + 1e-9)]
-                out[i] = inside[0] if inside.size else r[above[0]]
+                roots = PchipInterpolator(r2, level).solve(fraction, extrapolate=False)
+                roots = roots[(roots > 0) & (roots <= r2[above[0]])]
+                out[i] = math.sqrt(roots[0] if roots.size else r2[above[0]])
         return out
 
     def stacked(self, *, radius=None, use=None):
@@ -296,31 +302,27 @@ class GrowthCurves:
             nested=nested[None], inner=np.zeros((1, m)), meta={"n_stars": int(use.sum())},
         )  # fmt: skip
 
-    def plot(self, ax=None, *, star=0, **options):
+    def plot(self, ax=None, *, star=0):
         """
-        Draw one growth curve with its error band, sky subtracted and not.
+        Draw a growth curve with its error, sky subtracted and not, and the annulus.
 
         Parameters
         ----------
         ax : `~matplotlib.axes.Axes`, optional
             Default is a new figure.
-        star : int, optional
-            Which one.
-        **options
-            For the line of the curve.
+        star : int or None, optional
+            Which one, counted from 0; `None` draws all of them, normalised, with
+            their mean.
 
         Returns
         -------
         `~matplotlib.axes.Axes`
         """
-        if ax is None:
-            import matplotlib.pyplot as plt
-
-            ax = plt.figure(figsize=(6.4, 4.2), layout="constrained").add_subplot()
-        flux, err = self.flux[star], self.flux_err[star]
-        (line,) = ax.plot(self.radii, flux, **options)
-        ax.fill_between(self.radii, flux - err, flux + err, color=line.get_color(), alpha=0.25)
-        return ax
+        if not len(self):
+            raise InputError("there is no curve to draw")
+        if star is None:
+            return draw_stack(ax, self.normalized(), self.stacked())
+        return draw_growth(ax, self, star)
 
 
 def growth_curves(
@@ -405,7 +407,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     with np.errstate(divide="ignore", invalid="ignore"):
         source, background = split_variance(image, sums, level, radii)
         pixel_variance = source + background
-        nested, inner = _covariances(image, sums, source, pixel_variance)
+        nested, inner = _covariances(image, sums, level, source, pixel_variance)
         flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)
         error = np.sqrt(pixel_variance + (sums.area * level.err[:, None]) ** 2)
     with np.errstate(invalid="ignore"):
@@ -427,8 +429,8 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
         out[reached] = values
         return out
 
-    flags = full(flags, int(Flag.NO_DATA))
-    flags[~(np.isfinite(x) & np.isfinite(y))] |= Flag.CENTROID_FAILED
+    flags = full(flags, np.int32(Flag.NO_DATA | Flag.EDGE))
+    flags[~(np.isfinite(x) & np.isfinite(y))] = Flag.NO_DATA | Flag.CENTROID_FAILED
     for j, radius in enumerate(radii):
         flags[close_pairs(x, y, 2 * radius), j] |= Flag.NEIGHBOUR
         if r_in is not None and radius > r_in:
@@ -442,22 +444,27 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     )  # fmt: skip
 
 
-def _covariances(image, sums, source, pixel_variance):
+def _covariances(image, sums, level, source, pixel_variance):
     """Covariance of each radius with the next ones, and with those far beyond."""
-    nested = sums.nested.copy()
-    inner = sums.linear.copy()
+    m = source.shape[1]
     if image.has_variance:
-        # The correlation factor, as it works on the variances.
+        # The correlation of resampled noise works on variances, and so on covariances.
         scale = np.sqrt(pixel_variance / sums.variance)
-        own = scale
-        plus = np.zeros_like(source)
-    else:
-        scale = np.sqrt((pixel_variance - source) / sums.area2)
-        own = scale
-        plus = source
-    m = scale.shape[1]
+        nested = sums.nested.copy()
+        for s in range(1, nested.shape[2] + 1):
+            nested[:, : m - s, s - 1] *= scale[:, : m - s] * scale[:, s:]
+        return nested, sums.linear * scale * scale[:, -1:]
+    scale = np.sqrt((pixel_variance - source) / sums.area2)
+    # On the rim of a circle w**2 becomes w w' and, further out, w: for the photons as for area.
+    whole = source
+    if sums.photons is not None:
+        signal = np.maximum(sums.total - level.level[:, None] * sums.area, 0)
+        whole = np.maximum(signal * sums.per_gain / sums.area2, source)
+    nested = np.empty_like(sums.nested)
     for s in range(1, nested.shape[2] + 1):
-        nested[:, : m - s, s - 1] *= own[:, : m - s] * scale[:, s:]
-        nested[:, : m - s, s - 1] += plus[:, : m - s]
-    inner = inner * own * scale[:, -1:] + plus
-    return nested, inner
+        area2 = sums.area2[:, : m - s]
+        rim = (sums.nested[:, : m - s, s - 1] - area2) / (sums.area[:, : m - s] - area2)
+        photons = source[:, : m - s] + rim * (whole - source)[:, : m - s]
+        shared = sums.nested[:, : m - s, s - 1] * scale[:, : m - s] * scale[:, s:]
+        nested[:, : m - s, s - 1] = shared + photons
+    return nested, sums.linear * scale * scale[:, -1:] + whole

@@ -15,6 +15,7 @@ from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 
 from astro_narrowband import _apertures, _stamps
+from astro_narrowband._draw import draw_aperture
 from astro_narrowband._measure import (
     check_annulus,
     close_pairs,
@@ -28,8 +29,16 @@ from astro_narrowband._measure import (
     warn_of_errors,
 )
 from astro_narrowband._validate import positive
+from astro_narrowband.exceptions import InputError
 
-__all__ = ["FLAGS", "Flag", "annulus_photometry", "decode_flags", "flag_where"]
+__all__ = [
+    "FLAGS",
+    "Flag",
+    "annulus_photometry",
+    "decode_flags",
+    "flag_where",
+    "plot_aperture",
+]
 
 #: An annulus with fewer usable pixels than this is flagged.
 MIN_SKY = 30
@@ -144,7 +153,7 @@ def annulus_photometry(
     sky : {"clipped_mean", "median", "mean", "mode"} or number, optional
         How the level of the annulus is estimated, or the level itself
         (``sky=0`` subtracts nothing). The mode is 2.5 median - 1.5 mean; its
-        variance is 4.6 times that of the mean.
+        variance is 4.5 times that of the mean.
     clip : float, optional
         Pixels of the annulus that are so many standard deviations away from the
         median are left out, iterated; not for ``"mean"``.
@@ -280,6 +289,29 @@ def annulus_photometry(
             np.nanmedian(level.std / np.sqrt(level.pixel * image.correlation))
         )
     return table
+
+
+def plot_aperture(image, position, *, r, r_in=None, r_out=None, ax=None):
+    """
+    Draw the image around a position, with the aperture and the annulus over it.
+
+    Parameters
+    ----------
+    image, position, r, r_in, r_out
+        As for `annulus_photometry`; one position.
+    ax : `~matplotlib.axes.Axes`, optional
+        Default is a new figure.
+
+    Returns
+    -------
+    `~matplotlib.axes.Axes`
+    """
+    r, r_in, r_out = check_annulus(r, r_in, r_out, allow_overlap=True)
+    image = read_image(image)
+    x, y = read_positions(position, image.wcs)
+    if len(x) != 1 or not measurable(image, x, y, r)[1].all():
+        raise InputError(f"plot_aperture draws one position in the image; {position!r} is not one")
+    return draw_aperture(ax, image.pixels.data, x[0], y[0], r, r_in, r_out)
 
 
 def _recentred(image, x, y, r):
