@@ -45,11 +45,12 @@ class Catalog:
     Attributes
     ----------
     tables : dict of str to `~astropy.table.QTable`
-        For each filter one row per source: ``id``, ``x_center``, ``y_center``,
+        For each filter one row per source, brightest first: ``id``, ``x_center``, ``y_center``,
         (``ra``, ``dec``), ``flux``, ``flux_err`` (corrected to the whole light of
         a point source), ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
         ``flux_aperture_err``, ``area``, ``sky``, ``sky_err``, ``sky_std``,
-        ``n_sky``, ``fwhm``, ``flags``.
+        ``n_sky``, ``fwhm`` (of the Gaussian that has the source's windowed moments;
+        that of a Moffat profile is about a tenth less), ``flags``.
     merged : `~astropy.table.QTable`
         One row per source: positions, ``flux_<filter>``, ``flux_err_<filter>``,
         ``flags_<filter>``, and ``flags``, all of them together.
@@ -60,7 +61,7 @@ class Catalog:
     background : dict of str to `~astropy.table.QTable`
         `~astro_narrowband.growth.diagnose_background` of the growth curves.
     fwhm : dict of str to float
-        Of the stars in each filter [pix].
+        Of the stars in each filter [pix], measured likewise.
     """
 
     tables: dict
@@ -236,7 +237,10 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
     isolated = _isolated(stars, table, r_in, scale)
-    radii = np.unique(np.concatenate([np.linspace(0.25, R_IN, 20) * scale, [r, r_total]]))
+    grid, named = np.linspace(0.25, R_IN, 20) * scale, np.array([r, r_total])
+    # Of two radii that are all but the same, the ring between them has no variance.
+    grid = grid[np.abs(grid[:, None] - named).min(axis=1) > 0.25 * (grid[1] - grid[0])]
+    radii = np.unique(np.concatenate([grid, named]))
     radii = radii[radii <= r_in]
     curves = growth_curves(ccd, positions[isolated], radii, **options)
     # Neighbours were looked for above, with their brightness.
