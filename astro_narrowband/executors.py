@@ -95,14 +95,14 @@ def _dask(where, workers):
         if where == "local":
             cluster = LocalCluster(
                 n_workers=workers or usable_cores(), threads_per_worker=1, processes=True,
-                dashboard_address=None,
+                dashboard_address=":0",
             )  # fmt: skip
             client = Client(cluster)
         elif "://" in where:
             client = Client(where, timeout=20)
         else:
             client = Client(scheduler_file=where, timeout=20)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, RuntimeError) as error:
         if cluster is not None:
             cluster.close()
         raise ProductError(
