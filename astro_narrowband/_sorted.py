@@ -12,10 +12,12 @@ import numpy as np
 
 from astro_narrowband._network import sort_rows
 
-__all__ = ["as_arrays", "counter_for", "kept", "middle", "moments", "pick"]
+__all__ = ["as_arrays", "counter_for", "kept", "middle", "moments", "pick", "row_at"]
 
 #: Standard deviation of a normal distribution over its median absolute deviation.
 MAD_TO_STD = 1.482602218505602
+#: So many values are summed in single precision; longer sums are folded into double.
+LONGEST_SINGLE = 16
 
 
 def middle(a, b, out):
@@ -54,6 +56,10 @@ def kept(tile, bad, rejection):
     low, high : int, or `~numpy.ndarray` of int, (pixels,)
         ``rows[low]`` to ``rows[high - 1]`` are kept. Plain integers where that
         is the same for every pixel.
+    pivot : `~numpy.ndarray`, (pixels,)
+        What sums are taken about: the lower middle one of the values that were
+        left before clipping by percentile and sigma, or after it where that one
+        is gone.
     """
     n, pixels = tile.shape
     counter = counter_for(n)
@@ -92,9 +98,32 @@ def kept(tile, bad, rejection):
         else:
             low, high = min(nlow, n), max(n - nhigh, 0)
             low = min(low, high)
-    if rejection.percentile is None and rejection.sigma is None:
-        return rows, low, high
-    return _clip(rows, low, high, odd, rejection)
+    rank = _middle_rank(low, high)
+    if rejection.percentile is not None or rejection.sigma is not None:
+        low, high = _clip(rows, low, high, odd, rejection)
+    if not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray):
+        return rows, low, high, rows[rank]
+    gone = np.flatnonzero((low > rank) | (high <= rank))
+    if gone.size:
+        rank = np.full(pixels, rank) if np.ndim(rank) == 0 else rank
+        low, high = as_arrays(low, high, pixels, counter)
+        rank[gone] = _middle_rank(low[gone], high[gone])
+    return rows, low, high, row_at(rows, rank) if np.ndim(rank) else rows[rank]
+
+
+def _middle_rank(low, high):
+    return np.maximum(np.add(low, high, dtype=np.intp) - 1, 0) // 2
+
+
+def row_at(rows, ranks):
+    """The value of rank ``ranks[j]`` in every column j; most ranks are expected to be equal."""
+    usual = int(np.bincount(ranks).argmax())
+    row = rows[usual]
+    others = np.flatnonzero(ranks != usual)
+    if others.size:
+        row = row.copy()
+        row[others] = pick(_columns(rows, others), ranks[others])
+    return row
 
 
 def _clip(rows, low, high, odd, rejection):
@@ -102,7 +131,7 @@ def _clip(rows, low, high, odd, rejection):
     n, pixels, counter = len(rows), rows[0].size, counter_for(len(rows))
     same = (rejection.extrema[0], n - rejection.extrema[1])
     if same[0] >= same[1]:
-        return rows, low, high
+        return low, high
     low, high = as_arrays(low, high, pixels, counter)
     if (
         rejection.percentile is None
@@ -110,7 +139,7 @@ def _clip(rows, low, high, odd, rejection):
         and odd.size < pixels // 2
     ):
         # The common case, fast: all columns have the same number of values.
-        bounds = _same_bounds(rows[slice(*same)], rejection)
+        bounds = _same_bounds(rows, *same, rejection)
         first, last = _count_beyond(rows[slice(*same)], *bounds, counter)
         first += counter(same[0])
         np.subtract(counter(same[1]), last, out=last)
@@ -125,9 +154,9 @@ def _clip(rows, low, high, odd, rejection):
             changed[odd] = False
             more = None if rejection.maxiters is None else rejection.maxiters - 1
             _clip_columns(rows, low, high, np.flatnonzero(changed), rejection, more)
-        return rows, low, high
+        return low, high
     _clip_columns(rows, low, high, np.arange(pixels), rejection, rejection.maxiters)
-    return rows, low, high
+    return low, high
 
 
 def _clip_columns(rows, low, high, columns, rejection, maxiters):
@@ -181,24 +210,20 @@ def _fine(dtype):
 # ---- all columns alike
 
 
-def _same_bounds(rows, rejection):
-    """Lowest and highest value to keep, of the rows' type, where all columns are full."""
-    n, native = len(rows), rows[0].dtype
+def _same_bounds(rows, start, stop, rejection):
+    """Lowest and highest value to keep, of the rows' type, of rows that are full."""
+    n, native = stop - start, rows[0].dtype
     fine = _fine(native)
-    a, b = rows[(n - 1) // 2], rows[n // 2]
+    a, b = rows[start + (n - 1) // 2], rows[start + n // 2]
     if rejection.center == "mean" or rejection.deviation == "std":
-        total, squares = moments(rows, a, 0, n, fine, squares=True)
-        total /= n
+        total, squares = moments(rows, a, start, stop, fine, squares=True)
+        total = total / n
     median = middle(a, b, np.empty(a.shape, fine))
     center = total + a if rejection.center == "mean" else median
     if rejection.deviation == "std":
-        squares /= n
-        squares -= total * total
-        np.maximum(squares, 0, out=squares)
-        spread = np.sqrt(squares, out=squares)
+        spread = np.sqrt(np.maximum(squares / n - total * total, 0))
     else:
-        spread = _same_mad(rows, fine)
-        spread *= MAD_TO_STD
+        spread = MAD_TO_STD * _same_mad(rows[start:stop], fine)
     below, above = rejection.sigma
     return (
         None if below is None else _to_native(center - spread * fine.type(below), native, np.ceil),
@@ -237,7 +262,7 @@ def _same_mad(rows, fine):
     ends += [np.subtract(row, b).view(kind) for row in rows[half:]]
     mad = np.zeros(a.shape, fine)
     buffer, least = np.empty(a.shape, kind), np.empty(a.shape, kind)
-    for k in {(n - 1) // 2, half}:
+    for k in ((n - 1) // 2, half):
         for j in range(n - k):
             out = least if j == 0 else buffer
             if j < half <= j + k:
@@ -247,9 +272,10 @@ def _same_mad(rows, fine):
             if j:
                 np.minimum(least, buffer, out=least)
         mad += least
-    if n % 2 == 0:
-        mad += np.subtract(b, a).view(kind)
-        mad *= 0.5
+        if n % 2:
+            return mad
+    mad += np.subtract(b, a).view(kind)
+    mad *= 0.5
     return mad
 
 
@@ -292,30 +318,36 @@ def _median(few, first, last):
     return middle(a, b, np.empty(a.shape, fine))
 
 
-def _mad(few, first, last, center):
+def _mad(few, first, last):
     """As `_same_mad`, by bisection: the ends' deviations fall and rise with the window."""
-    fine = center.dtype
+    fine = _fine(few.dtype)
     count = last - first
-    total = np.zeros(center.shape, fine)
+    a = _pick_fine(few, (first + last - 1) // 2, fine)
+    b = _pick_fine(few, (first + last) // 2, fine)
+    total = np.zeros(a.shape, fine)
     for k in ((count - 1) // 2, count // 2):
         start, stop = first.copy(), last - 1 - k
         # The first window whose upper end is at least as far out as its lower one.
         while True:
-            open_ = start < stop
-            if not open_.any():
+            going = start < stop
+            if not going.any():
                 break
             j = (start + stop) // 2
-            upper = pick(few, j + k).astype(fine) - center
-            lower = center - pick(few, j)
-            reached = upper >= lower
-            stop = np.where(open_ & reached, j, stop)
-            start = np.where(open_ & ~reached, j + 1, start)
-        best = np.maximum(center - pick(few, start), pick(few, start + k) - center)
-        before = np.maximum(start - 1, first)
-        other = np.maximum(center - pick(few, before), pick(few, before + k) - center)
-        total += np.minimum(best, other)
+            reached = _pick_fine(few, j + k, fine) - b >= a - _pick_fine(few, j, fine)
+            stop = np.where(going & reached, j, stop)
+            start = np.where(going & ~reached, j + 1, start)
+        least = None
+        for j in (start, np.maximum(start - 1, first)):
+            end = np.maximum(a - _pick_fine(few, j, fine), _pick_fine(few, j + k, fine) - b)
+            least = end if least is None else np.minimum(least, end)
+        total += least
+    total += b - a
     total *= 0.5
     return total
+
+
+def _pick_fine(few, index, fine):
+    return pick(few, index).astype(fine, copy=False)
 
 
 def _bounds(few, first, last, rejection):
@@ -323,7 +355,7 @@ def _bounds(few, first, last, rejection):
     fine = _fine(few.dtype)
     median = _median(few, first, last)
     center = median
-    rows, count = list(few), last - first
+    rows, count = list(few), (last - first).astype(fine)
     if rejection.center == "mean" or rejection.deviation != "mad_std":
         pivot = pick(few, (first + last - 1) // 2)
         total, squares = moments(rows, pivot, first, last, fine, squares=True)
@@ -332,7 +364,7 @@ def _bounds(few, first, last, rejection):
         if rejection.center == "mean":
             center = shift + pivot
     if rejection.deviation == "mad_std":
-        spread = MAD_TO_STD * _mad(few, first, last, median)
+        spread = MAD_TO_STD * _mad(few, first, last)
     elif rejection.deviation == "winsorized":
         spread = _winsorized(rows, first, last, median, spread)
     below, above = rejection.sigma
@@ -343,7 +375,7 @@ def _bounds(few, first, last, rejection):
 
 
 def _winsorized(rows, first, last, center, spread):
-    count = last - first
+    count = (last - first).astype(center.dtype)
     going = np.ones(center.shape, bool)
     for _ in range(20):
         lowest, highest = center - 1.5 * spread, center + 1.5 * spread
@@ -392,7 +424,8 @@ def moments(rows, pivot, low, high, dtype, *, squares):
 
     Sums are taken about a value from the middle of the stack, where they lose
     no digits: a mean is never further from a median than a standard deviation.
-    Single precision is summed over 16 rows at most, then in double.
+    Single precision is summed over `LONGEST_SINGLE` rows at most. All of it
+    depends on nothing but the values of a column and their ranks.
     """
     count = len(rows)
     same = not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray)
@@ -405,9 +438,10 @@ def moments(rows, pivot, low, high, dtype, *, squares):
     pivot = pivot.astype(dtype, copy=False)
     total = np.zeros(pivot.shape, dtype)
     total2 = np.zeros(pivot.shape, dtype) if squares else None
-    wide = wide2 = None
+    folds = dtype == np.float32 and count > LONGEST_SINGLE
+    wide = wide2 = 0.0
     difference = np.empty(pivot.shape, dtype)
-    for k, i in enumerate(range(start, min(stop, count))):
+    for i in range(start, min(stop, count)):
         np.copyto(difference, rows[i], casting="same_kind")
         difference -= pivot
         if not all_from <= i < all_to:
@@ -416,13 +450,13 @@ def moments(rows, pivot, low, high, dtype, *, squares):
         if squares:
             difference *= difference
             total2 += difference
-        if dtype == np.float32 and k % 16 == 15:
-            wide = total.astype(np.float64) if wide is None else wide + total
+        if folds and i % LONGEST_SINGLE == LONGEST_SINGLE - 1:
+            wide = wide + total.astype(np.float64)
             total[:] = 0
             if squares:
-                wide2 = total2.astype(np.float64) if wide2 is None else wide2 + total2
+                wide2 = wide2 + total2.astype(np.float64)
                 total2[:] = 0
-    if wide is not None:
-        total = wide + total
-        total2 = wide2 + total2 if squares else None
+    if folds:
+        total = wide + total.astype(np.float64)
+        total2 = wide2 + total2.astype(np.float64) if squares else None
     return total, total2

@@ -19,7 +19,16 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._network import select_rows
-from astro_narrowband._sorted import as_arrays, counter_for, kept, middle, moments, pick
+from astro_narrowband._sorted import (
+    LONGEST_SINGLE,
+    as_arrays,
+    counter_for,
+    kept,
+    middle,
+    moments,
+    pick,
+    row_at,
+)
 from astro_narrowband._validate import choice
 from astro_narrowband.exceptions import InputError
 
@@ -178,6 +187,7 @@ def reduce_tile(
         tile, overwrite = tile.astype(np.float32), True
     if weights is not None and method == "median":
         raise InputError("weights have no meaning for a median: use method='average'")
+    n = len(tile)
     bad = _all_bad(tile, bad, weights)
     if bad is not None:
         whole = bad.all(axis=1)
@@ -186,6 +196,10 @@ def reduce_tile(
             used = ~whole
             if not used.any():
                 return _nothing(tile.shape, dtype, error)
+            # The way of summing must not depend on what else is in the tile.
+            lacking = min(n, LONGEST_SINGLE + 1) - np.count_nonzero(used)
+            if n > LONGEST_SINGLE and lacking > 0:
+                used[np.flatnonzero(whole)[:lacking]] = True
             tile, bad, overwrite = tile[used], bad[used], True
             variance = None if variance is None else variance[used]
             weights = None if weights is None else np.asarray(weights)[used]
@@ -193,7 +207,7 @@ def reduce_tile(
     # Columns without a good value hold rubbish until they are set to NaN at the end.
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         if weights is not None or (variance is not None and error):
-            return _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype)
+            return _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype, n)
         stack = tile if overwrite else tile.copy()
         return _reduce_values(stack, bad, method, rejection, error, dtype)
 
@@ -231,8 +245,7 @@ def _nothing(shape, dtype, error):
 def _reduce_values(tile, bad, method, rejection, error, dtype):
     if method == "median" and not error and not rejection.any:
         return _plain_median(tile, bad, dtype)
-    rows, low, high = kept(tile, bad, rejection)
-    return _summarize(rows, low, high, method, error, dtype)
+    return _summarize(*kept(tile, bad, rejection), method, error, dtype)
 
 
 def _plain_median(tile, bad, dtype):
@@ -248,57 +261,56 @@ def _plain_median(tile, bad, dtype):
         rows = list(tile)
         ranks = ((n - 1) // 2, n // 2)
         select_rows(rows, np.empty_like(rows[0]), ranks)
-        middle(rows[ranks[0]], rows[ranks[1]], out=value)
+        value[:] = middle(
+            rows[ranks[0]], rows[ranks[1]], np.empty(value.shape, _work(tile.dtype, dtype))
+        )
     if columns is not None:
-        rows, low, high = kept(few, few_bad, Rejection())
-        part = _summarize(rows, low, high, "median", False, dtype)
+        part = _summarize(*kept(few, few_bad, Rejection()), "median", False, dtype)
         value[columns], count[columns] = part.value, part.count
     return Reduced(value, None, count)
 
 
-def _summarize(rows, low, high, method, error, dtype):
+def _work(native, dtype):
+    """The type to compute in: no less precise than the data or the result."""
+    if native.itemsize > 4 or (native.kind in "iu" and native.itemsize > 2):
+        return np.dtype(np.float64)
+    return dtype
+
+
+def _summarize(rows, low, high, pivot, method, error, dtype):
     """Value, variance and count of what is kept of sorted rows."""
-    n, native = len(rows), rows[0].dtype
-    counter = counter_for(n)
+    n = len(rows)
     same = not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray)
     if same and low >= high:
         return _nothing((n, rows[0].size), dtype, error)
-    work = dtype
-    if native.itemsize > 4 or (native.kind in "iu" and native.itemsize > 2):
-        work = np.dtype(np.float64)
+    work = _work(rows[0].dtype, dtype)
     if same:
-        count = np.full(rows[0].shape, high - low, counter)
+        count = np.full(rows[0].shape, high - low, counter_for(n))
         divisor = work.type(high - low)
-        a, b = rows[(low + high - 1) // 2], rows[(low + high) // 2]
     else:
-        count = np.subtract(high, low, dtype=counter)
+        count = np.subtract(high, low, dtype=counter_for(n))
         divisor = np.maximum(count, 1).astype(work)
-        a = b = _pivot(rows, low, high)
-        if method == "median":
-            a, b = _middle_rows(rows, low, high)
-    variance = None
     if method != "median" or error:
-        total, squares = moments(rows, a, low, high, work, squares=error)
+        total, squares = moments(rows, pivot, low, high, work, squares=error)
     if method == "median":
-        value = middle(a, b, np.empty(a.shape, work))
+        value = middle(*_middle_rows(rows, low, high), np.empty(pivot.shape, work))
     elif method == "average":
-        value = np.add(total / divisor, a, dtype=work, casting="same_kind")
+        value = total / divisor + pivot.astype(work, copy=False)
     else:
-        value = np.add(total, a * divisor, dtype=work, casting="same_kind")
+        value = total + pivot.astype(work, copy=False) * divisor
+    value = value.astype(dtype, copy=False)
+    variance = None
     if error:
         total *= total
         total /= divisor
         squares -= total
         np.maximum(squares, 0, out=squares)
-        factor = divisor if method != "sum" else 1 / divisor
         if method == "median":
-            squares *= _median_factor(count, work) if not same else _median_factor(divisor)
-        variance = squares / ((divisor - 1) * factor)
-        variance = variance.astype(dtype, copy=False)
-    value = value.astype(dtype, copy=False)
+            squares *= _median_factor(divisor if same else count).astype(work)
+        squares /= (divisor - 1) / divisor if method == "sum" else (divisor - 1) * divisor
+        variance = squares.astype(dtype)
     if not same and count.min() < 2:
-        none = np.flatnonzero(count == 0)
-        value[none] = np.nan
+        value[count == 0] = np.nan
         if error:
             variance[count < 2] = np.nan
     elif same and error and high - low < 2:
@@ -306,47 +318,27 @@ def _summarize(rows, low, high, method, error, dtype):
     return Reduced(value, variance, count)
 
 
-def _median_factor(count, dtype=None):
+def _median_factor(count):
     """Variance of a median over that of a mean; a median of two is a mean."""
-    if dtype is None:
-        return count.dtype.type(MEDIAN_VARIANCE if count > 2 else 1.0)
-    return np.where(count > 2, dtype.type(MEDIAN_VARIANCE), dtype.type(1))
+    return np.where(count > 2, MEDIAN_VARIANCE, 1.0)
 
 
 def _middle_rows(rows, low, high):
     """The two middle values of what is kept in every column."""
-    n = len(rows)
-    sums = np.add(low, high, dtype=np.int32)
-    found = []
-    for ranks, usual in ((np.maximum(sums - 1, 0) // 2, (n - 1) // 2), (sums // 2, n // 2)):
-        row = rows[usual]
-        others = np.flatnonzero(ranks != usual)
-        if others.size:
-            row = row.copy()
-            row[others] = pick(np.stack([r.take(others) for r in rows]), ranks[others])
-        found.append(row)
-    return found
-
-
-def _pivot(rows, low, high):
-    """A value of every column that is kept, from the middle of the stack where that is kept."""
-    usual = (len(rows) - 1) // 2
-    others = np.flatnonzero((low > usual) | (high <= usual))
-    row = rows[usual]
-    if others.size:
-        row = row.copy()
-        ranks = np.add(low, high, dtype=np.int32)[others] // 2
-        row[others] = pick(np.stack([r.take(others) for r in rows]), ranks)
-    return row
+    if not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray):
+        return rows[(low + high - 1) // 2], rows[(low + high) // 2]
+    sums = np.add(low, high, dtype=np.intp)
+    upper = np.minimum(sums // 2, len(rows) - 1)
+    return row_at(rows, np.maximum(sums - 1, 0) // 2), row_at(rows, upper)
 
 
 # ------------------------------------------------------------------ frames that differ
 
 
-def _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype):
+def _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype, terms):
     """As `_reduce_values` where every value has a weight or a variance of its own."""
-    n, pixels = tile.shape
-    step = max(1024, BLOCK // n)
+    pixels = tile.shape[1]
+    step = max(1024, BLOCK // terms)
     parts = []
     weights = None if weights is None else np.asarray(weights, np.float64)
     for start in range(0, pixels, step):
@@ -361,6 +353,7 @@ def _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype
                 weights[:, cut] if weights is not None and weights.ndim == 2 else weights,
                 error,
                 dtype,
+                terms,
             )
         )
     if len(parts) == 1:
@@ -368,16 +361,16 @@ def _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype
     return Reduced(*(None if p[0] is None else np.concatenate(p) for p in zip(*parts, strict=True)))
 
 
-def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype):
+def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype, terms):
     n, pixels = tile.shape
     share = None  # how much of each value is used; None is all of it
     if bad is not None:
         share = (~bad).astype(np.float64)
     value = count = None
     if rejection.any or method == "median":
-        rows, low, high = kept(tile.copy(), bad, rejection)
+        rows, low, high, pivot = kept(tile.copy(), bad, rejection)
         if method == "median":
-            value, _, count = _summarize(rows, low, high, "median", False, np.dtype(dtype))
+            value, _, count = _summarize(rows, low, high, pivot, "median", False, dtype)
         if rejection.any:
             low, high = as_arrays(low, high, pixels, np.intp)
             share = _shares(tile, rows, low.astype(np.intp), high.astype(np.intp), bad)
@@ -391,15 +384,15 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype)
         column = weights if weights.ndim == 2 else weights[:, None]
         weight = column if share is None else column * share
     empty = count == 0
-    total = count.astype(np.float64) if weights is None else _exact_sum(weight, pixels)
+    total = count.astype(np.float64) if weights is None else _exact_sum(weight, pixels, terms)
     x = tile.astype(np.float64)
     if bad is not None:
         x[bad] = 0.0
     with np.errstate(divide="ignore", invalid="ignore"):
         if method == "average":
-            value = _exact_sum(x if weight is None else x * weight, pixels) / total
+            value = _exact_sum(x if weight is None else x * weight, pixels, terms) / total
         elif method == "sum":
-            value = _exact_sum(x if weight is None else x * weight, pixels)
+            value = _exact_sum(x if weight is None else x * weight, pixels, terms)
         result = None
         if error and variance is not None:
             v = variance.astype(np.float64)
@@ -409,21 +402,21 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype)
                 v *= column * column
             if share is not None:
                 v *= share
-            result = _exact_sum(v, pixels)
+            result = _exact_sum(v, pixels, terms)
         elif error:
             mean = value if method == "average" else value / total
             x -= mean
             x *= x
             if weight is not None:
                 x *= weight
-            result = _exact_sum(x, pixels) * total / (count - 1.0)
+            result = _exact_sum(x, pixels, terms) * total / (count - 1.0)
             empty_error = count < 2
             result[empty_error] = np.nan
         if result is not None:
             if method != "sum":
                 result /= total * total
             if method == "median":
-                result *= _median_factor(count, np.dtype(np.float64))
+                result *= _median_factor(count)
             result[empty] = np.nan
             result = result.astype(dtype)
     value = value.astype(dtype, copy=False)
@@ -459,21 +452,20 @@ def _shares(tile, rows, low, high, bad):
     return share
 
 
-def _exact_sum(terms, pixels):
+def _exact_sum(values, pixels, n):
     """
     Sum along the stack that does not depend on the order, to the last bit.
 
-    All terms of a column are first rounded to multiples of one power of two, so
+    All values of a column are first rounded to multiples of one power of two, so
     small that it does not matter and so large that every partial sum is exact
     (J. Demmel and H. D. Nguyen, "Parallel reproducible summation", 2015, with
-    one bin). The error is below ``n**2 2**-52`` of the largest term.
+    one bin). The error is below ``n**2 2**-52`` of the largest value. ``n`` is
+    the number of frames, also of those that were left out before.
     """
-    n = len(terms)
-    if terms.shape[1] != pixels:
-        terms = np.broadcast_to(terms, (n, pixels))
-    largest = np.maximum(terms.max(axis=0), -terms.min(axis=0))
-    exponent = np.frexp(largest * n)[1]
-    big = np.ldexp(1.5, exponent + 1)
-    rounded = terms + big
+    if values.shape[1] != pixels:
+        values = np.broadcast_to(values, (len(values), pixels))
+    largest = np.maximum(values.max(axis=0), -values.min(axis=0))
+    big = np.ldexp(1.5, np.frexp(largest * n)[1] + 1)
+    rounded = values + big
     rounded -= big
     return rounded.sum(axis=0)
