@@ -95,7 +95,7 @@ def _dask(where, workers):
         if where == "local":
             cluster = LocalCluster(
                 n_workers=workers or usable_cores(), threads_per_worker=1, processes=True,
-                dashboard_address=":0",
+                dashboard_address="127.0.0.1:0",
             )  # fmt: skip
             client = Client(cluster)
         elif "://" in where:
