@@ -5,6 +5,8 @@ Private to `astro_narrowband.resample`. float32 throughout; weights are
 normalised to sum 1 for every fraction of a pixel.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 __all__ = [
@@ -258,7 +260,7 @@ def can_shear(matrix):
 
 
 def _blend(rows, weights, out, scratch):
-    """out = sum of weights[k] * rows[k]; weights broadcast."""
+    """Set out to the sum of weights[k] * rows[k]; weights broadcast."""
     np.multiply(rows[0], weights[0], out=out)
     for row, weight in zip(rows[1:], weights[1:], strict=True):
         np.multiply(row, weight, out=scratch)
@@ -311,7 +313,7 @@ def sheared(source, matrix, out, kernels, first_row):
         cuts = np.flatnonzero(np.diff(shift)) + 1
         columns = np.arange(0, m, width)
         edges = np.unique(np.concatenate([columns, cuts, [m]]))
-        for x0, x1 in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        for x0, x1 in pairwise(edges.tolist()):
             k = int(shift[x0])
             first, last = y0 + k - 2, y1 + k + 4
             fraction_y = offset[x0:x1] - k
@@ -325,7 +327,7 @@ def sheared(source, matrix, out, kernels, first_row):
                 wy, tap_y = _weights(kernel, fraction_y)
                 between = np.empty((len(r), x1 - x0), np.float32)
                 scratch = np.empty_like(between)
-                for g0, g1 in zip(groups[:-1], groups[1:], strict=True):
+                for g0, g1 in pairwise(groups):
                     left = x0 + int(steps[g0]) - 2 + tap_x
                     block = plane[first + g0 : first + g1]
                     _blend(

@@ -197,7 +197,8 @@ def fit(source, target, variance, *, model, angle=0.0, clip=4.0):
         Of a, b, tx, ty in x' = a x - b y + tx, y' = b x + a y + ty.
     used : array of bool (n,)
     excess : float
-        Variance added to every pair so that chi2 per degree of freedom is 1 [pix^2].
+        Variance added to every pair, so that chi2 per degree of freedom is 1, or its median
+        right if that takes less [pix^2].
     chi2 : float
         Of the pairs used, with ``excess``.
     """
@@ -214,6 +215,9 @@ def fit(source, target, variance, *, model, angle=0.0, clip=4.0):
         square = (residual**2).sum(axis=1)
         free = 2 * used.sum() - (2 if model == "translation" else 4)
         new = _excess(square[used], variance[used], free)
+        if len(source) >= 6:
+            # The median does not follow a few stars with a hot pixel or a neighbour in them.
+            new = min(new, _excess_of_median(square, variance))
         # 2 degrees of freedom per pair: the clip is the radius of equal improbability.
         keep = square <= (clip**2 + 2) * (variance + new)
         if keep.sum() < (1 if model == "translation" else 2):
@@ -223,6 +227,9 @@ def fit(source, target, variance, *, model, angle=0.0, clip=4.0):
             break
         used, excess = keep, new
     chi2 = float((square[used] / (variance[used] + excess)).sum())
+    # Where the scatter has wider wings than the excess accounts for, the errors follow.
+    free = max(2 * int(used.sum()) - (2 if model == "translation" else 4), 1)
+    covariance *= max(1.0, chi2 / free)
     shift = np.array([[1.0, 0.0, -middle[0]], [0.0, 1.0, -middle[1]], [0.0, 0.0, 1.0]])
     # t = t_middle - R middle: the same in the covariance.
     jacobian = np.eye(4)
@@ -265,6 +272,19 @@ def _excess(square, variance, free):
     for _ in range(30):
         mid = (low + high) / 2
         low, high = (mid, high) if (square / (variance + mid)).sum() > free else (low, mid)
+    return high
+
+
+def _excess_of_median(square, variance):
+    """Variance that brings the median of square / (variance + excess) to that of chi2, 2 free."""
+    median = 2 * math.log(2)
+    if np.median(square / variance) <= median:
+        return 0.0
+    low, high = 0.0, float(square.sum())
+    for _ in range(30):
+        mid = (low + high) / 2
+        wide = np.median(square / (variance + mid)) > median
+        low, high = (mid, high) if wide else (low, mid)
     return high
 
 

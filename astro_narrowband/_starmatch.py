@@ -215,7 +215,8 @@ def _select_model(source, target, pairs, fitted, model, turned, radius):
         chi2_plain = float(((residual**2).sum(axis=1) / (variance[used] + excess)).sum())
         corners = _corners(source.shape)
         moved = np.abs(_match.apply(plain[0], corners) - _match.apply(matrix, corners)).max()
-        if chi2_plain - chi2 < 12 or moved < NEGLIGIBLE:
+        unit = max(1.0, chi2 / max(2 * int(used.sum()) - 4, 1))
+        if chi2_plain - chi2 < 12 * unit or moved < NEGLIGIBLE:
             model, matrix, covariance = "translation", plain[0], plain[1]
             turned = False
     i, j = i[used], j[used]

@@ -208,7 +208,7 @@ def _smooth(cells):
 
 
 def _subtract(data, sky, bad):
-    """Take the background from ``data``, in place, linear between the cells; bad pixels become 0."""
+    """Take the background from ``data``, linear between cells, in place; bad pixels become 0."""
     ny, nx = data.shape
     my, mx = sky.shape
     half = CELL // 2
