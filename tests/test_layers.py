@@ -53,6 +53,7 @@ STOREYS = [
     "_reject",
     "_common_noise",
     "_coadd_band",
+    "_coadd_header",
     "coadd",
     "photometry",
     "growth",
