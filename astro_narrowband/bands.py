@@ -9,7 +9,7 @@ band, and memory is set by the size of a band and not by the number of frames.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,6 +96,8 @@ class FitsFrame:
         The unit of the pixels where the header has no BUNIT.
     max_pixels : int, optional
         A larger image is refused before anything is allocated or expanded.
+    cards : mapping, optional
+        Header values that stand in for those of the file.
 
     Raises
     ------
@@ -107,6 +109,7 @@ class FitsFrame:
     path: Path
     unit: u.UnitBase | None = None
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
+    cards: Mapping = field(default_factory=dict, repr=False)
     name: str = field(init=False)
     shape: tuple[int, int] = field(init=False)
     header: fits.Header = field(init=False, repr=False)
@@ -123,6 +126,9 @@ class FitsFrame:
         self.primary = found.primary
         self._mask, self._uncertainty = found.mask, found.uncertainty
         self._kind = found.kind
+        for keyword, value in self.cards.items():
+            self.header.remove(keyword, ignore_missing=True, remove_all=True)
+            self.header[keyword] = value
         bunit = [value for value, _ in raw_values(found.header, "BUNIT") if value is not None]
         if bunit and clean_text(bunit[0]):
             self.unit = _unit(clean_text(bunit[0]), self.path)
@@ -130,7 +136,8 @@ class FitsFrame:
             self.unit = u.Unit(self.unit)
 
     def __getstate__(self):
-        return {"path": self.path, "unit": self.unit, "max_pixels": self.max_pixels}
+        names = ("path", "unit", "max_pixels", "cards")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state):
         # A temporary file of this process is of no use to another one.

@@ -26,7 +26,13 @@ from astro_narrowband._validate import choice
 from astro_narrowband.bands import MAX_PIXELS, FitsFrame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
-from astro_narrowband.keywords import SPELLINGS, clean_text, raw_values
+from astro_narrowband.keywords import (
+    SPELLINGS,
+    clean_text,
+    parse_number,
+    raw_values,
+    read_exposure,
+)
 
 __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
 
@@ -79,6 +85,7 @@ class FrameRow(Facts):
     reason: str = ""
     parts: tuple = ()
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
+    cards: dict = field(default_factory=dict, repr=False)
 
     @property
     def name(self):
@@ -86,8 +93,8 @@ class FrameRow(Facts):
         return printable(self.path)
 
     def open(self, unit="adu"):
-        """Return the frame of this file (`~astro_narrowband.bands.FitsFrame`)."""
-        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels)
+        """Return the frame of this file; its header has the exposure time that was found for it."""
+        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=self.cards)
 
 
 def problems_of(rows_and_texts):
@@ -338,6 +345,26 @@ def _pixels(row, section):
 # ------------------------------------------------------------------ reading headers
 
 
+def _completed(header, exposure, fallback):
+    """Return the cards that a header needs to say what was found: the user's, the exposure time."""
+    cards = {keyword: _typed(value) for keyword, value in fallback.items() if keyword not in header}
+    try:
+        said = read_exposure(header)
+    except InputError:
+        said = math.nan
+    if not math.isnan(exposure) and said != exposure:
+        cards["EXPTIME"] = exposure
+    return cards
+
+
+def _typed(value):
+    """A value of the command line as the header would have it: a number if it is one."""
+    try:
+        return parse_number(value)
+    except (ValueError, TypeError):
+        return clean_text(value)
+
+
 def _compare(facts, header, primary, spellings):
     """Note keywords that matter and differ between an extension and the primary header."""
     for name in ("kind", "exposure", "filter", "gain", "object"):
@@ -381,6 +408,7 @@ def _row(path, parts, why, fallback, spellings, max_pixels):
     for item in fields(Facts):
         setattr(row, item.name, getattr(facts, item.name))
     row.shape = frame.shape
+    row.cards = _completed(header, facts.exposure, fallback)
     row.verdict, row.reason = "used", ""
     if facts.kind == "other":
         row.verdict, row.reason = "ignored", "a frame that no reduction needs (focus, lamp, test)"

@@ -3,6 +3,7 @@
 import gzip
 import math
 import os
+import pickle
 import random
 import shutil
 
@@ -18,7 +19,7 @@ from astro_narrowband._facts import facts_of, words_of
 from astro_narrowband._find import printable
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.frames import VERDICTS, FrameTable
-from astro_narrowband.keywords import Spellings
+from astro_narrowband.keywords import Spellings, read_exposure
 
 
 def put(path, kind=None, *, shape=(6, 8), seed=None, **cards):
@@ -359,6 +360,17 @@ def test_header_before_name_before_user():
     assert (found.filter, found.exposure, found.object) == ("Halpha", 300, "M 33")
     found = facts({}, "x", set_keywords={"IMAGETYP": "light", "EXPTIME": "5", "FILTER": "sii"})
     assert (found.kind, found.filter, found.exposure, found.refusal) == ("light", "SII", 5, "")
+
+
+@pytest.mark.parametrize("time", [None, "long", "60,0", -1.0])
+def test_frames_have_the_time_that_was_found(night, time):
+    more = {} if time is None else {"EXPTIME": time}
+    path = put(night / "light_60s_9.fits", "Light", FILTER="Ha", **more)
+    rows = by_name(FrameTable.from_paths(night, set_keywords={"EGAIN": "0.5", "OBSERVER": "me"}))
+    frame = pickle.loads(pickle.dumps(rows[path.name].open()))  # noqa: S301
+    assert read_exposure(frame.header) == rows[path.name].exposure == 60.0
+    assert (frame.header["EGAIN"], frame.header["OBSERVER"]) == (0.5, "me")
+    assert fits.getheader(path).get("EGAIN") is None
 
 
 def test_flats_that_a_program_called_lights():
