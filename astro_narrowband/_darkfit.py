@@ -8,7 +8,7 @@ import numpy as np
 
 from astro_narrowband import keywords
 from astro_narrowband._camera import master_header
-from astro_narrowband._clipped import clipped_mean, read_stack, sample_level, sample_noise
+from astro_narrowband._clipped import clipped_mean, read_stack, sample_levels, sample_noise
 from astro_narrowband._overscan import prepared
 from astro_narrowband._shrink import shrink_plane
 from astro_narrowband._validate import same_shape
@@ -145,10 +145,10 @@ def _levelled(groups, detector, notes):
     larger than its error. It cannot be told from a dark current that is not
     linear in all pixels alike, and is noted.
     """
-    reference = groups[0][1][0]
+    every = sample_levels([frame for _, frames, _ in groups for frame in frames])
     points, levels = [], []
     for time, frames, master in groups:
-        each = np.array([sample_level(f, reference) for f in frames])
+        each, every = every[: len(frames)], every[len(frames) :]
         levels.append(each.mean())
         points.append(Point(time, frames, each - each.mean(), master))
     spread = max(float(np.ptp(p.levels)) for p in points)
@@ -449,13 +449,17 @@ def _block_median(plane):
     size = min(BAND, nx)
     n = max(nx // size, 1)
     edge = n * size
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        blocks = plane[:, :edge].reshape(n_rows, n, size).swapaxes(0, 1).reshape(n, -1)
-        step = max(1, blocks.shape[1] // 256)
-        median = np.nanmedian(blocks[:, ::step], axis=1)
+    blocks = plane[:, :edge].reshape(n_rows, n, size).swapaxes(0, 1).reshape(n, -1)
+    part = blocks[:, :: max(1, blocks.shape[1] // 256)]
+    known = np.isfinite(part)
+    if not known.all():
+        # What is not known shall not count: as many very high as very low.
+        part = np.where(known, part, np.inf)
+        part = np.where(~known & (np.cumsum(~known, axis=1) % 2 == 0), -np.inf, part)
+    median = np.median(part, axis=1)
+    median[~np.isfinite(median)] = 0
     wide = np.empty(nx, np.float32)
-    wide[:edge] = np.repeat(np.nan_to_num(median), size)
+    wide[:edge] = np.repeat(median, size)
     wide[edge:] = wide[edge - 1]
     return wide
 

@@ -74,11 +74,13 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
         level[i], noise[i], count[i] = result
-    to_rows = _parabolas(ny, grid_shape[0], size)
-    to_columns = _parabolas(nx, grid_shape[1], size).T
+    along_rows, along_columns = (
+        _Parabolas(ny, grid_shape[0], size),
+        _Parabolas(nx, grid_shape[1], size),
+    )
 
     def smooth(grid, rows):
-        return to_rows[rows] @ grid @ to_columns
+        return along_columns.spread(along_rows.pick(grid, rows))
 
     # Columns and rows of the read-out stand out from any smooth map.
     typical = np.float32(np.median(noise))
@@ -137,13 +139,11 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     # The neighbourhood's own mean has an error as well.
     prior = spread + 1.5 * (noise + spread) / np.maximum(count, 1) + lines
     prior = prior.astype(np.float32)
-    prior_rows, prior_columns = (
-        _nearest(ny, grid_shape[0], size),
-        _nearest(nx, grid_shape[1], size).T,
-    )
 
     def prior_of(rows):
-        return prior_rows[rows] @ prior @ prior_columns
+        block = np.minimum(np.arange(rows.start, rows.stop) // size, grid_shape[0] - 1)
+        wide = np.repeat(prior[block], size, axis=1)
+        return np.pad(wide, ((0, 0), (0, nx - wide.shape[1])), "edge")
 
     def deviations(rows):
         sigma = np.sqrt(variance[rows] + prior_of(rows))
@@ -211,11 +211,14 @@ def _mad(x):
 def _robust(x, good, about=None):
     """Clipped centre and mean square (about the centre) of each row, and what was kept."""
     step = max(1, x.shape[1] // 256)
-    part = np.where(good[:, ::step], x[:, ::step], np.float32(np.nan))
-    empty = ~good[:, ::step].any(axis=1)
-    part[empty] = 0
-    centre = np.nanmedian(part, axis=1)[:, None] if about is None else np.float32(about)
-    width = 1.4826 * np.nanmedian(np.abs(part - centre), axis=1)[:, None]
+    part, seen = x[:, ::step], good[:, ::step]
+    median = np.median
+    if not seen.all():
+        part = np.where(seen, part, np.float32(np.nan))
+        part[~seen.any(axis=1)] = 0
+        median = np.nanmedian
+    centre = median(part, axis=1)[:, None] if about is None else np.float32(about)
+    width = 1.4826 * median(np.abs(part - centre), axis=1)[:, None]
     for _ in range(2):
         rest = x - centre
         kept = (np.abs(rest) <= CLIP * width) & good
@@ -246,34 +249,55 @@ def _box(grid):
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
 
 
-def _parabolas(n, n_blocks, size):
+class _Parabolas:
     """
-    Matrix (n, n_blocks) from means of blocks to pixels.
+    From means of blocks to pixels along one axis.
 
     Each block is a parabola that has the means of the block and of its neighbours:
     a glow that bends within a block is followed, which straight lines between the
-    centres do not do.
+    centres do not do. Written out, without matrix products: their threads stall
+    where the cores are busy.
     """
-    x = (np.arange(n) - (size - 1) / 2) / size
-    matrix = np.zeros((n, n_blocks), np.float32)
-    pixel = np.arange(n)
-    if n_blocks < 3:
-        slope = np.clip(x, -0.5, n_blocks - 0.5) if n_blocks == 2 else np.zeros(n)
-        matrix[:, 0] = 1 - slope
-        matrix[:, -1] += slope
-        return matrix
-    middle = np.clip(np.rint(x).astype(int), 1, n_blocks - 2)
-    # Rows left over beyond the last whole block follow its edge.
-    u = np.clip(x - middle, -1.5, 1.5)
-    bend = (u * u - 1 / 12) / 2
-    matrix[pixel, middle - 1] = bend - u / 2
-    matrix[pixel, middle] = 1 - 2 * bend
-    matrix[pixel, middle + 1] = bend + u / 2
-    return matrix
 
+    def __init__(self, n, n_blocks, size):
+        self.n_blocks, self.size = n_blocks, size
+        x = (np.arange(n) - (size - 1) / 2) / size
+        if n_blocks < 3:
+            slope = np.clip(x, -0.5, n_blocks - 0.5) if n_blocks == 2 else np.zeros(n)
+            self.middle = np.zeros(n, int)
+            self.first, self.last = 0, n_blocks - 1
+            weights = 1 - slope, np.zeros(n), slope
+        else:
+            self.middle = np.clip(np.rint(x).astype(int), 1, n_blocks - 2)
+            self.first, self.last = -1, 1
+            # Pixels left over beyond the last whole block follow its edge.
+            u = np.clip(x - self.middle, -1.5, 1.5)
+            bend = (u * u - 1 / 12) / 2
+            weights = bend - u / 2, 1 - 2 * bend, bend + u / 2
+        self.weights = [w.astype(np.float32) for w in weights]
 
-def _nearest(n, n_blocks, size):
-    """Matrix (n, n_blocks) that gives every pixel the value of its block."""
-    matrix = np.zeros((n, n_blocks), np.float32)
-    matrix[np.arange(n), np.minimum(np.arange(n) // size, n_blocks - 1)] = 1
-    return matrix
+    def _three(self, middle):
+        return middle + self.first, middle, middle + self.last
+
+    def pick(self, grid, rows):
+        """Interpolate the rows of a grid: (n_rows, n_columns of the grid)."""
+        blocks = self._three(self.middle[rows])
+        return sum(w[rows, None] * grid[k] for w, k in zip(self.weights, blocks, strict=True))
+
+    def spread(self, grid):
+        """Interpolate along the second axis: (n_rows, n)."""
+        edge = self.n_blocks * self.size
+        out = np.empty((len(grid), self.weights[0].size), np.float32)
+        inside = out[:, :edge].reshape(len(grid), self.n_blocks, self.size)
+        parts = self._three(self.middle[: edge : self.size])
+        for k, (weight, block) in enumerate(zip(self.weights, parts, strict=True)):
+            term = grid[:, block, None] * weight[:edge].reshape(self.n_blocks, self.size)
+            if k:
+                inside += term
+            else:
+                inside[...] = term
+        rest = self._three(self.middle[edge:])
+        out[:, edge:] = sum(
+            weight[edge:] * grid[:, block] for weight, block in zip(self.weights, rest, strict=True)
+        )
+        return out

@@ -29,7 +29,7 @@ __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 #: Pixels that are worked on at a time: a plane of a tile is 128 KiB.
 TILE = 32768
 #: Rows that `calibrate` asks for at a time.
-ROWS = 64
+ROWS = 16
 #: A flat pixel below this fraction of the median is dead, and never divides.
 MIN_FLAT = 0.05
 

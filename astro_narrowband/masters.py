@@ -9,7 +9,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
 from astro_narrowband._camera import master_header
-from astro_narrowband._clipped import clipped_mean, read_stack, sample_level, sample_noise
+from astro_narrowband._clipped import clipped_mean, read_stack, sample_levels, sample_noise
 from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import map_bands, row_bands
@@ -57,7 +57,7 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     frames = [prepared(f) for f in frames]
     shape = same_shape(frames, "biases")
     noise = detector.noise_adu if detector and len(frames) == 1 else sample_noise(frames)
-    offsets = np.array([0.0] + [sample_level(f, frames[0]) for f in frames[1:]])
+    offsets = sample_levels(frames)
     offsets -= offsets.mean()
     drift = float(np.ptp(offsets))
     if drift > max(noise, 1.0):

@@ -86,7 +86,8 @@ def test_pulls_at_any_exposure(make_camera, shrink):
             hot.append(pull.ravel()[camera.hot])
     for values in pulls.values():
         z = np.concatenate(values)
-        assert abs(z.mean()) < 0.03
+        # The mean of a neighbourhood has an error that its pixels share.
+        assert abs(z.mean()) < (0.1 if shrink else 0.03)
         # One spread serves the frame, while that of this camera grows with the rate.
         assert z.std() == pytest.approx(1, abs=0.08 if shrink else 0.02)
         assert np.mean(np.abs(z) < 1) == pytest.approx(0.683, abs=0.05 if shrink else 0.01)
