@@ -204,7 +204,8 @@ class _Night:
 
     def differs(self, row, setup):
         """Return why ``row`` does not fit ``setup``, in words; ``""`` if it does."""
-        for key, name in HARD_KEYS.items():
+        for key in ("binning", *HARD_KEYS):  # it explains a shape that differs as well
+            name = HARD_KEYS[key]
             mine, wanted = getattr(row, key), setup[key]
             if mine == wanted or (mine in (None, "") and wanted in (None, "")):
                 continue

@@ -752,3 +752,82 @@ case(
     {L1: USED},
     pixels=True,
 )
+
+# ------------------------------------------------------------------ more of the wild
+
+
+def _packed_copy(night):
+    (night / "light/z.fits.gz").write_bytes(gzip.compress((night / L1).read_bytes()))
+
+
+def _damaged_tiles(night):
+    night.hdus(L1, lambda d, h: [fits.PrimaryHDU(), fits.CompImageHDU(d, h)])
+    night.bytes(L1, lambda b: b.replace(b"'RICE_1  '", b"'RISE_1  '"))
+
+
+def _in_folder(night, folder):
+    for kind in ("bias", "dark", "flat", "light"):
+        night.move(kind, f"{folder}/{kind}")
+
+
+case(
+    "wild",
+    "object-says-flat",
+    lambda n: (n.set(F1, IMAGETYP="object", OBJECT="dome flat"), n.move(F1)),
+    {PLAIN: OUT},
+    says="OBJECT = 'dome flat'",
+)
+case(
+    "wild",
+    "object-tells-bias",
+    lambda n: (n.set(B1, IMAGETYP=None, OBJECT="Bias"), n.move(B1)),
+    {PLAIN: USED},
+)
+case("wild", "packed-copy", _packed_copy, {L1: USED, "light/z.fits.gz": OUT}, says="copy")
+case("wild", "damaged-tiles", _damaged_tiles, {L1: OUT}, says="damaged")
+case("wild", "dark-sky", lambda n: _in_folder(n, "Dark Sky Site"), {f"Dark Sky Site/{L1}": USED})
+case("wild", "flat-earth", lambda n: _in_folder(n, "flat earth"), {f"flat earth/{L1}": USED})
+case(
+    "wild",
+    "two-binnings",
+    lambda n: (
+        n.pixels(L1, lambda d: d[::2, ::2]),
+        n.set(L1, XBINNING=2, YBINNING=2),
+    ),
+    {L1: OUT, L2: USED},
+    4,
+    says="binning",
+)
+case(
+    "wild",
+    "science-extension",
+    lambda n: n.hdus(
+        L1,
+        lambda d, h: [
+            fits.PrimaryHDU(),
+            fits.ImageHDU(d * 0, name="DQ"),
+            fits.ImageHDU(d, h, name="SCI"),
+        ],
+    ),
+    {L1: USED},
+)
+case(
+    "wild",
+    "two-headers-disagree",
+    lambda n: n.hdus(
+        L1,
+        lambda d, h: [
+            fits.PrimaryHDU(header=fits.Header({"EXPTIME": 30.0})),
+            fits.ImageHDU(d, h),
+        ],
+    ),
+    {L1: USED},
+    says="differ",
+)
+case(
+    "wild",
+    "blank",
+    lambda n: n.card(L1, "BLANK", "'x'", add=True),
+    {L1: OUT},
+    says="BLANK",
+)
