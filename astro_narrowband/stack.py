@@ -219,7 +219,7 @@ def combine(
         scale=scale,
         propagate=propagate,
         error=uncertainty is not None and (propagate or len(frames) > 1),
-        dtype=np.dtype(choice(np.dtype(dtype), (np.float32, np.float64), "dtype")),
+        dtype=np.dtype(choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")),
     )
     planes = _run(reducer, shape, mem_limit, executor, workers, return_count)
     result = CCDData(
@@ -330,6 +330,8 @@ def _check_output(path, frames, overwrite):
 
 
 def _has_variance(frame):
+    if isinstance(frame, FitsFrame):
+        return frame._uncertainty is not None
     return frame.read(slice(0, 1)).variance is not None
 
 
