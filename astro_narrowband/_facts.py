@@ -324,9 +324,9 @@ def _kind(facts, header, parts, fallback, spellings):
         facts.refusal = f"{keyword} = {text}, but {says}: correct the header or the name"
         return
     if not kind and not named:
-        named, where = kw.kind_of(_object_text(header, spellings))[0], "OBJECT"
-        if named in ("light", "other"):
-            named, where = "", ""
+        kind_by_object = kw.kind_of(_object_text(header, spellings))[0]
+        if kind_by_object not in ("", "light", "other"):
+            named, where = kind_by_object, "OBJECT"
     if not kind:
         kind = named
         value = show(kw.raw_values(header, keyword)[0][0]) if keyword else ""

@@ -44,7 +44,7 @@ KEYWORDS = MappingProxyType(
     {
         "kind": _words(
             "IMAGETYP IMAGTYP IMAGETYPE IMGTYPE IMAGE-TY OBSTYPE FRAME FRAMETYP FRAMETYPE "
-            "EXPTYPE CCDTYPE PICTTYPE"
+            "EXPTYPE CCDTYPE"
         ),
         "exposure": _words(
             "EXPTIME EXPOSURE EXP_TIME EXP-TIME EXPTIM EXPOTIME EXPOSED ITIME TEXP EXPOINUS "

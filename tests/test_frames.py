@@ -306,7 +306,8 @@ def test_kind_by_name(path, kind):
         assert "master" in found.refusal
         kind = kind.removeprefix("master ")
     elif not kind:
-        assert found.refusal.startswith("IMAGETYP is missing")
+        assert found.refusal.startswith("IMAGETYP is missing, and ")
+        assert "neither" in found.refusal or "disagree" in found.refusal
     assert found.kind == kind
 
 
