@@ -128,14 +128,16 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     number = np.ones(grid_shape, np.float32)
     for i, (_, result) in enumerate(map_bands(excess, blocks, workers=workers)):
         spread[i], number[i] = result
-    # One spread for the frame, known best, but where a neighbourhood (with the
-    # eight around it) says more: a glow that is steep, say. Cut at zero the
-    # estimate is too large on average, never too small.
+    # What the frame as a whole says is known best, but where a neighbourhood, or the
+    # nine around it, say more. Cut at zero the estimate is too large on average,
+    # never too small.
+    expected = _spread_of_frame(spread, level, number / np.maximum(noise, 1e-30) ** 2)
     total = np.maximum(_box(number), 1)
-    nearby = _box(spread * number) / total
-    overall = float((spread * number).sum() / max(number.sum(), 1))
-    excessive = nearby - overall > 3 * (noise + max(overall, 0)) * np.sqrt(2 / total)
-    spread = np.maximum(np.where(excessive, nearby, overall), 0)
+    found = expected
+    for estimate, n in ((_box(spread * number) / total, total), (spread, np.maximum(number, 1))):
+        certain = estimate - expected > 3 * (noise + expected) * np.sqrt(2 / n)
+        found = np.where(certain, np.maximum(estimate, found), found)
+    spread = found
     # The neighbourhood's own mean has an error as well.
     prior = spread + 1.5 * (noise + spread) / np.maximum(count, 1) + lines
     prior = prior.astype(np.float32)
@@ -175,6 +177,29 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
         "spread": float(np.median(spread)) ** 0.5,
         "gain": middle / (middle + float(typical)) if typical > 0 else 1.0,
     }
+
+
+def _spread_of_frame(spread, level, weight):
+    """
+    Variance of true values in every neighbourhood, ``a + c * level**2`` over the frame.
+
+    Pixels differ by a part of what they have: where a glow is bright, the rates
+    differ more. Neither part is allowed to be negative.
+    """
+    weight = weight / weight.sum()
+    a = max(float((weight * spread).sum()), 0.0)
+    if not np.ptp(level) > 0.3 * abs(float(np.median(level))):
+        return np.full_like(spread, a)
+    square = level.astype(float) ** 2
+    mean = (weight * square).sum()
+    lever = square - mean
+    c = (weight * lever * spread).sum() / (weight * lever * lever).sum()
+    c = max(c, 0.0)
+    a = (weight * spread).sum() - c * mean
+    if a < 0:
+        a = 0.0
+        c = max((weight * square * spread).sum() / (weight * square * square).sum(), 0.0)
+    return (a + c * square).astype(np.float32)
 
 
 _EDGES = np.linspace(-REACH, REACH, round(2 * REACH / BIN) + 1)
