@@ -160,6 +160,14 @@ def _add_night(command):
         help="a header value for the frames that lack it (repeatable)",
     )
     command.add_argument(
+        "--bayer",
+        choices=("mono",),
+        help="take frames whose header names a Bayer pattern as they are",
+    )
+    command.add_argument(
+        "--spellings", metavar="FILE", help="TOML file of your own keywords, kinds and filters"
+    )
+    command.add_argument(
         "--max-pixels",
         type=_count,
         default=None,
@@ -331,7 +339,11 @@ def _inspect(options):
     from astro_narrowband.pipeline import inspection
 
     table = FrameTable.from_paths(
-        options.nights, set_keywords=dict(options.set_keywords), **_max_pixels(options)
+        options.nights,
+        set_keywords=dict(options.set_keywords),
+        max_pixels=options.max_pixels,
+        bayer=options.bayer,
+        spellings=options.spellings,
     )
     print("\n".join(_one_line_kept(line) for line in inspection(table)))
     return DONE
@@ -340,10 +352,6 @@ def _inspect(options):
 def _one_line_kept(line):
     """As `_one_line`, but leading blanks are layout."""
     return line[: len(line) - len(line.lstrip(" "))] + _one_line(line)
-
-
-def _max_pixels(options):
-    return {} if options.max_pixels is None else {"max_pixels": options.max_pixels}
 
 
 def _simulate(options):

@@ -28,6 +28,7 @@ from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
 from astro_narrowband.keywords import (
     SPELLINGS,
+    Spellings,
     clean_text,
     parse_number,
     raw_values,
@@ -130,7 +131,7 @@ class FrameTable:
         paths,
         *,
         set_keywords=None,
-        spellings=SPELLINGS,
+        spellings=None,
         max_pixels=None,
         ignore=(),
         bayer=None,
@@ -144,8 +145,8 @@ class FrameTable:
             Folders (walked with all their subfolders) and files.
         set_keywords : mapping, optional
             Keyword to value, for frames whose header and name do not tell.
-        spellings : `~astro_narrowband.keywords.Spellings`, optional
-            A user's own spellings.
+        spellings : `~astro_narrowband.keywords.Spellings` or path-like, optional
+            A user's own spellings, or the TOML file that has them.
         max_pixels : int, optional
             The largest image that is opened, compressed ones after expansion.
         ignore : sequence of path-like, optional
@@ -167,6 +168,10 @@ class FrameTable:
             paths = [paths]
         if bayer is not None:
             choice(bayer, ("mono",), "bayer")
+        if spellings is None:
+            spellings = SPELLINGS
+        elif not isinstance(spellings, Spellings):
+            spellings = Spellings.read(spellings)
         fallback = header_from(set_keywords)
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [

@@ -51,6 +51,10 @@ class Settings:
         Longest light over the longest dark.
     max_pixels : int or None
         The largest image that is opened.
+    bayer : {None, "mono"}
+        Leave out colour mosaics, or take them as they are.
+    spellings : path-like or None
+        TOML file of the user's own keywords, kinds and filters.
     keep_calibrated : bool
     workers : int or None
     memory : float or None
@@ -74,6 +78,8 @@ class Settings:
     set_keywords: tuple = ()
     max_extrapolation: float = 3.0
     max_pixels: int | None = None
+    bayer: str | None = None
+    spellings: str | None = None
     keep_calibrated: bool = False
     workers: int | None = None
     memory: float | None = None
@@ -142,6 +148,8 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             nights,
             set_keywords=dict(settings.set_keywords),
             max_pixels=settings.max_pixels,
+            bayer=settings.bayer,
+            spellings=settings.spellings,
             ignore=[output],
         )
         plan = make_plan(table, filters=_canonical(settings.filters))

@@ -831,3 +831,10 @@ case(
     {L1: OUT},
     says="BLANK",
 )
+case(
+    "wild",
+    "bayer-mono",
+    lambda n: n.set(n.all("."), BAYERPAT="RGGB"),
+    {L1: USED},
+    arguments=("--bayer", "mono"),
+)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from astropy.table import QTable
 
 from astro_narrowband.cli import main
 from astro_narrowband.frames import FrameTable
@@ -44,8 +45,10 @@ def ours(case):
         if name == "--set":
             keyword, _, text = value.partition("=")
             options["set_keywords"][keyword] = text
-        else:
+        elif name == "--max-pixels":
             options["max_pixels"] = int(value)
+        else:
+            options[name[2:]] = value
     return options
 
 
@@ -93,7 +96,7 @@ def test_command_line(night, case, tmp_path, capsys):
         assert record["status"] == status
         files = record["files"]
         assert files["used"] + files["left out"] + files["ignored"] == files["found"]
-        table = __import__("astropy.table").table.QTable.read(out / "frames.ecsv")
+        table = QTable.read(out / "frames.ecsv")
         assert len(table) == files["found"]
         for name, verdict in case.verdicts.items():
             row = table[[str(p).endswith(name) for p in table["path"]]]
