@@ -296,7 +296,11 @@ def _diagnose(curves, i, matrix, wing, r_min, half):
         return row
     r, step = curves.radii[j], np.diff(np.eye(len(j)), axis=0)
     increments, areas = step @ flux[j], step @ area[j]
-    root = np.linalg.cholesky(step @ matrix[np.ix_(j, j)] @ step.T)
+    covariance = step @ matrix[np.ix_(j, j)] @ step.T
+    if np.linalg.eigvalsh(covariance)[0] <= 0:
+        row["words"] = "not tested: the errors of its increments contradict each other"
+        return row
+    root = np.linalg.cholesky(covariance)
     whiten = np.linalg.solve(root, np.eye(len(root)))
     fit = _fit_moffat if wing == "moffat" else _fit_power
     residual, err, chi2, n_free = fit(whiten @ increments, whiten, areas, r, wing, half)
