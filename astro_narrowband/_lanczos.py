@@ -247,7 +247,9 @@ def affine(source, start, step_x, step_y, out, kernel):
 # --------------------------------------------------------------------------- small rotations
 
 #: Positions in a tile may be off by this where its weights are taken as constant [pix].
-DRIFT = 1e-3
+DRIFT = 2e-3
+#: The same of the table of weights there, and how far a fraction may be outside 0 to 1 for it.
+FINE, MARGIN = 8192, 1 / 64
 
 
 def can_shear(matrix):
@@ -267,11 +269,24 @@ def _blend(rows, weights, out, scratch):
         np.add(out, scratch, out=out)
 
 
+def _fine_table(kernel):
+    """Weights (n_taps, n) at FINE steps a pixel from -MARGIN to 1 + MARGIN, and the first tap."""
+    key = kernel, FINE
+    if key not in _TABLES:
+        fraction = np.arange(-round(MARGIN * FINE), FINE + round(MARGIN * FINE) + 1) / FINE
+        if kernel == "bilinear":
+            found = linear(np.clip(fraction, 0, 1))[2:4], 2
+        else:
+            found = lanczos(fraction), 0
+        _TABLES[key] = np.ascontiguousarray(found[0], dtype=np.float32), found[1]
+    return _TABLES[key]
+
+
 def _weights(kernel, fraction):
-    """Weights (n_taps, n) float32 and the first tap; fractions may be a little outside 0 to 1."""
-    if kernel == "bilinear":
-        return linear(np.clip(fraction, 0, 1))[2:4].astype(np.float32), 2
-    return lanczos(fraction).astype(np.float32), 0
+    """Weights (n_taps, n) and the first tap; fractions may be a little outside 0 to 1."""
+    weights, first = _fine_table(kernel)
+    at = np.rint((fraction + MARGIN) * FINE).astype(np.intp)
+    return np.take(weights, at, axis=1, mode="clip"), first
 
 
 def sheared(source, matrix, out, kernels, first_row):
@@ -301,8 +316,8 @@ def sheared(source, matrix, out, kernels, first_row):
     # Along a source row r the position of column x is alpha x + beta r + gamma.
     alpha, beta = m00 - m01 * m10 / m11, m01 / m11
     gamma = m02 - m01 * m12 / m11
-    width = int(min(256, max(16, 2 * DRIFT / max(abs(alpha - 1), 1e-9))))
-    height = int(min(64, max(16, 2 * DRIFT / max(abs(m11 - 1), 1e-9))))
+    width = int(min(512, max(16, 2 * DRIFT / max(abs(alpha - 1), 1e-9))))
+    height = int(min(96, max(16, 2 * DRIFT / max(abs(m11 - 1), 1e-9))))
     for grid in range(first_row // height * height, first_row + n, height):
         y0, y1 = max(grid, first_row), min(grid + height, first_row + n)
         center = grid + (height - 1) / 2
@@ -310,15 +325,17 @@ def sheared(source, matrix, out, kernels, first_row):
         # The source row of output row y is y + offset.
         offset = m10 * x + (m11 - 1) * center + m12
         shift = np.floor(offset).astype(np.int64)
-        cuts = np.flatnonzero(np.diff(shift)) + 1
-        columns = np.arange(0, m, width)
-        edges = np.unique(np.concatenate([columns, cuts, [m]]))
-        for x0, x1 in pairwise(edges.tolist()):
+        cuts = [0, *(np.flatnonzero(np.diff(shift)) + 1).tolist(), m]
+        edges = []
+        for x0, x1 in pairwise(cuts):
+            n_parts = -(-(x1 - x0) // width)
+            edges += [x0 + (x1 - x0) * part // n_parts for part in range(n_parts)]
+        for x0, x1 in pairwise([*edges, m]):
             k = int(shift[x0])
             first, last = y0 + k - 2, y1 + k + 4
             fraction_y = offset[x0:x1] - k
             r = np.arange(first, last)
-            along = (alpha - 1) * (x0 // width * width + (width - 1) / 2) + beta * r + gamma
+            along = (alpha - 1) * (x0 + x1 - 1) / 2 + beta * r + gamma
             steps = np.floor(along).astype(np.int64)
             groups = np.flatnonzero(np.diff(steps)) + 1
             groups = [0, *groups.tolist(), len(r)]

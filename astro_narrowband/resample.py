@@ -334,13 +334,8 @@ class ResampledFrame:
             for plane, out, kernel in zip(planes, outs, kernels, strict=True):
                 _lanczos.affine(plane, start, local[:2, 0], local[:2, 1], out, kernel)
         planes = outs if variance is not None else [*outs, None]
-        y, x = np.arange(rows.start, rows.stop)[:, None], np.arange(nx)[None, :]
-        sx = m[0, 0] * x + m[0, 1] * y + m[0, 2]
-        sy = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-        ny_source, nx_source = self.frame.shape
         margin = 1.0 if self.kernel == "lanczos3" else 0.0
-        mask = (sx < margin) | (sx > nx_source - 1 - margin)
-        mask |= (sy < margin) | (sy > ny_source - 1 - margin)
+        mask = _outside(m, rows, nx, self.frame.shape, margin)
         area = abs(np.linalg.det(m[:2, :2]))
         if abs(area - 1) > 1e-7:
             planes[0] *= np.float32(area)
@@ -407,6 +402,30 @@ class ResampledFrame:
             f"<ResampledFrame {self.name} {self.kernel} shift ({dx:.3f}, {dy:.3f}) "
             f"rotation {self.alignment.rotation:.4f} deg>"
         )
+
+
+def _outside(matrix, rows, nx, shape, margin):
+    """Mask the output pixels whose position is nearer than ``margin`` to the source's edge."""
+    y = np.arange(rows.start, rows.stop)
+    low, high = np.zeros(len(y)), np.full(len(y), float(nx))
+    # Along a row the position moves linearly: each edge leaves one run of columns.
+    for slope, start, last in (
+        (matrix[0, 0], matrix[0, 1] * y + matrix[0, 2], shape[1] - 1 - margin),
+        (matrix[1, 0], matrix[1, 1] * y + matrix[1, 2], shape[0] - 1 - margin),
+    ):
+        if abs(slope) < 1e-12:
+            high[(start < margin) | (start > last)] = 0
+            continue
+        ends = np.sort(np.stack([(margin - start) / slope, (last - start) / slope]), axis=0)
+        low = np.maximum(low, np.ceil(ends[0] - 1e-9))
+        high = np.minimum(high, np.floor(ends[1] + 1e-9) + 1)
+    low = np.clip(low, 0, nx).astype(int)
+    high = np.clip(high, low, nx).astype(int)
+    mask = np.zeros((len(y), nx), bool)
+    for k in np.flatnonzero((low > 0) | (high < nx)):
+        mask[k, : low[k]] = True
+        mask[k, high[k] :] = True
+    return mask
 
 
 def _overlap(n_out, sign, start, n_source):
