@@ -180,8 +180,9 @@ def annulus_photometry(
         finite.
     noise_correlation : float, optional
         Variance of single pixels over what the uncertainty says, in a resampled
-        image: see `~astro_narrowband.resample.noise_factor`. Default is
-        NOISECOR of the header, or 1.
+        image whose uncertainty is meant for sums, as that of
+        `~astro_narrowband.resample.resample`. Default is NOISECOR of the header,
+        or 1.
 
     Returns
     -------
