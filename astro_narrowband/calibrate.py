@@ -251,11 +251,13 @@ class CalibratedFrame:
         band, _ = self._read(rows)
         return band
 
-    def _read(self, rows):
-        """Return the band, and the flat of these rows (or None)."""
+    def _read(self, rows, out=None):
+        """Return the band (in the arrays ``out``, if given), and the flat of these rows."""
         n_rows, nx = rows.stop - rows.start, self.shape[1]
-        data = np.empty((n_rows, nx), np.float32)
-        variance, mask = np.empty_like(data), np.empty(data.shape, bool)
+        if out is None:
+            data = np.empty((n_rows, nx), np.float32)
+            out = Band(data, np.empty_like(data), np.empty(data.shape, bool))
+        data, variance, mask = out
         # One row more on either side, for the neighbours.
         low, high = max(rows.start - 1, 0), min(rows.stop + 1, self.shape[0])
         inputs = _Inputs(self, slice(low, high))
@@ -268,7 +270,7 @@ class CalibratedFrame:
         flat = inputs.flat
         if flat is not None:
             flat = flat[rows.start - low : rows.stop - low]
-        return Band(data, variance, mask), flat
+        return out, flat
 
     def _tile(self, inputs, scratch, start, stop, data, variance, mask):
         detector, ny = self.recipe.detector, self.shape[0]
@@ -364,15 +366,16 @@ class CalibratedFrame:
         if recipe.dark is not None:
             total = recipe.dark.variance(self.exposure, rows)
             total *= np.float32((recipe.detector.gain / self.exposure) ** 2)
-        if flat is not None:
-            variance = recipe.flat.read(rows).variance
-            if variance is not None:
-                variance = variance * data
-                variance *= data
-                total = variance if total is None else np.add(total, variance, out=total)
-            if total is not None:
-                total /= flat
-                total /= flat
+        if flat is None:
+            return total
+        variance = recipe.flat.read(rows).variance
+        if variance is not None:
+            variance = np.multiply(variance, data)
+            variance *= data
+            total = variance if total is None else np.add(total, variance, out=total)
+        if total is not None:
+            total /= flat
+            total /= flat
         return total
 
 
@@ -519,14 +522,14 @@ def calibrate(
     mask = np.empty(shape, bool)
 
     def work(rows):
-        band, flat = calibrated._read(rows)
+        band, flat = calibrated._read(rows, Band(data[rows], error[rows], mask[rows]))
         common = calibrated._common(rows, band.data, flat)
         if common is not None:
-            band.variance[...] += common
-        return band.data, np.sqrt(band.variance, out=band.variance), band.mask
+            np.add(band.variance, common, out=band.variance)
+        np.sqrt(band.variance, out=band.variance)
 
-    for rows, band in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
-        data[rows], error[rows], mask[rows] = band
+    for _ in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
+        pass
     header = calibrated.header if add_keyword else frame.header.copy()
     header.pop("BUNIT", None)
     result = CCDData(
