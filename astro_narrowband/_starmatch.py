@@ -29,6 +29,11 @@ MIN_FRACTION = 0.25
 MAX_CORNER = 0.3
 #: Offsets are voted for by so many of the brightest stars.
 VOTERS = 80
+#: As many of them must match before lists that go on are not looked through further down: the
+#: brightest stars of a long exposure are those that just do not saturate.
+ENOUGH = 12
+#: How far down the lists the voters of one frame and of the other are taken.
+DEPTHS = ((0, 0), (60, 0), (0, 60), (120, 0), (0, 120), (200, 0), (0, 200), (300, 0), (0, 300))
 
 
 def name_of(image):
@@ -141,17 +146,30 @@ def _quick(source, target, matrix, radius):
     return matrix, len(i)
 
 
-def _brightest(stars, n):
+def _voters(stars, first):
+    some = slice(first, first + VOTERS)
     return Stars(
-        stars.name, stars.shape, stars.xy[:n], stars.variance[:n], stars.ring[:n],
+        stars.name, stars.shape, stars.xy[some], stars.variance[some], stars.ring[some],
         stars.n_found, stars.n_saturated, stars.meta,
     )  # fmt: skip
 
 
 def _hypotheses(source, target, tolerance):
     """Matrices worth refining, the better first: (matrix, n, turned), each a different answer."""
-    a, b = _brightest(source, VOTERS), _brightest(target, VOTERS)
-    center = (np.array(source.shape[::-1]) - 1) / 2
+    first = None
+    for depths in DEPTHS:
+        a, b = (_voters(s, d) for s, d in zip((source, target), depths, strict=True))
+        if len(a.xy) == 0 or len(b.xy) == 0:
+            continue
+        found = _hypotheses_of(a, b, tolerance)
+        if found and found[0][1] >= ENOUGH:
+            return found
+        first = found if first is None else first
+    return first
+
+
+def _hypotheses_of(a, b, tolerance):
+    center = (np.array(a.shape[::-1]) - 1) / 2
     tried = []
     angles = [(0.0, 4, False), (math.pi, 4, False)]
     angles += [(t, 2, True) for t, _, _ in _match.rotations(a.xy, b.xy, tolerance)]
@@ -165,7 +183,7 @@ def _hypotheses(source, target, tolerance):
     tried.sort(key=lambda item: -item[1])
     distinct = []
     for item in tried:
-        if not any(_same(item[0], other[0], source.shape) for other in distinct):
+        if not any(_same(item[0], other[0], a.shape) for other in distinct):
             distinct.append(item)
     return distinct
 
@@ -261,7 +279,7 @@ def _significance(source, target, matrix, n, radius, model, turned):
     area = max(part, 1e-3) * target.shape[0] * target.shape[1]
     few, many = sorted((n_source, n_target))
     probability = many * math.pi * radius**2 / area
-    voters = min(len(source.xy), VOTERS) * min(len(target.xy), VOTERS)
+    voters = len(DEPTHS) * min(len(source.xy), VOTERS) * min(len(target.xy), VOTERS)
     if model == "translation" and not turned:
         free, hypotheses = 1, 2.0 * voters
     else:
@@ -346,9 +364,20 @@ def match_stars(source, target, *, tolerance, max_rms, starts=None, method="star
             raise AlignmentError(
                 f"{label}: {stars.name} has {stars.found}: {min_stars} unsaturated stars are needed"
             )
-    found = _hypotheses(source, target, tolerance) if starts is None else starts
+    if starts is None:
+        starts = _hypotheses(source, target, tolerance)
+    best = _best(label, source, target, starts, tolerance, max_rms, min_stars)
+    angle = math.degrees(math.atan2(best.matrix[1, 0], best.matrix[0, 0]))
+    return Alignment(
+        best.matrix, best.covariance, best.rms, best.n, method,
+        abs(angle) > 150, best.fraction, best.log_chance,
+    )  # fmt: skip
+
+
+def _best(label, source, target, starts, tolerance, max_rms, min_stars):
+    """Refine hypotheses and return the solution that stands every test, or raise."""
     solutions = []
-    for matrix, _, turned in found[:6]:
+    for matrix, _, turned in starts[:6]:
         solution = _refine(source, target, matrix, turned, tolerance)
         if solution is not None and not any(
             _same(solution.matrix, other.matrix, source.shape) for other in solutions
@@ -357,12 +386,7 @@ def match_stars(source, target, *, tolerance, max_rms, starts=None, method="star
     solutions.sort(key=lambda s: (s.log_chance, -s.n))
     if not solutions:
         raise AlignmentError(f"{label}: no two stars match ({source.found}; {target.found})")
-    best = _choose(label, source, target, solutions, max_rms, min_stars)
-    angle = math.degrees(math.atan2(best.matrix[1, 0], best.matrix[0, 0]))
-    return Alignment(
-        best.matrix, best.covariance, best.rms, best.n, method,
-        abs(angle) > 150, best.fraction, best.log_chance,
-    )  # fmt: skip
+    return _choose(label, source, target, solutions, max_rms, min_stars)
 
 
 def _judge(label, source, target, best, rivals, max_rms, min_stars):
