@@ -366,7 +366,7 @@ def test_pulls_of_calibrated_pixels_over_2000_nights(make_camera):
         for name, z in (("all", every), ("hot", hot)):
             inside = 100 * np.mean(np.abs(z) < 1)
             print(key, name, f"{z.size} {z.mean():+.4f} {z.std():.4f} {inside:.2f} %")
-    # The slack of hot pixels is four times the error of 20,000 pulls over root eight.
+    # Hot pixels are few: four times the error of their mean more is allowed.
     check_pulls(pulls, mean=0.02, width=0.02, inside=0.007)
 
 
