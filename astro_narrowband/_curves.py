@@ -46,7 +46,7 @@ class ApertureCorrection(NamedTuple):
         return flux * self.factor, np.sqrt((flux_err * self.factor) ** 2 + (flux * self.err) ** 2)
 
 
-def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.0):
+def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0, clip=4.0):
     """
     Return the factor from the flux in a small aperture to that in a large one.
 
@@ -55,7 +55,10 @@ def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.
     curves : `~astro_narrowband.growth.GrowthCurves`
         Both radii are among its radii.
     r_from, r_to : float
-        [pix]
+        [pix]. By default the correction is to the whole light: to the largest
+        radius as measured, and from there by the Moffat profile that fits the mean
+        of the curves. That also gives back the light of the star that the annulus
+        took for sky.
     use : array_like of bool, (n,), optional
         Which stars. Default is those without a flag within the larger radius, and
         brighter than ``min_snr`` times their noise within ``r_from``.
@@ -79,7 +82,8 @@ def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.
     Notes
     -----
     Errors use the covariance of the two radii: what they share cancels. The error
-    of the sky level does not, and usually dominates.
+    of the sky level does not, and usually dominates. A third of what was
+    extrapolated is added to the error.
 
     Examples
     --------
@@ -93,6 +97,15 @@ def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.
     >>> round(correction.factor, 2), correction.n_used
     (1.16, 1)
     """
+    if r_to == math.inf:
+        last = float(curves.radii[-1])
+        near = aperture_correction(curves, r_from, last, use=use, min_snr=min_snr, clip=clip)
+        more, err = _beyond(curves, use, min_snr)
+        return near._replace(
+            factor=near.factor * more,
+            err=math.hypot(near.err * more, near.factor * err),
+            r_to=math.inf,
+        )
     a, b = curves.index_of(r_from, "r_from"), curves.index_of(r_to, "r_to")
     flux_a, flux_b = curves.flux[:, a], curves.flux[:, b]
     if use is None:
@@ -117,6 +130,40 @@ def aperture_correction(curves, r_from, r_to, *, use=None, min_snr=50.0, clip=4.
     keep = np.abs(ratio - centre) <= clip * np.sqrt(variance + excess)
     mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
     return ApertureCorrection(mean, err, scatter, int(keep.sum()), float(r_from), float(r_to))
+
+
+def _beyond(curves, use, min_snr):
+    """Whole light over that within the largest radius, and its error, from the mean curve."""
+    mean = curves.stacked(use=use, min_snr=min_snr)
+    half = float(_half_light(mean)[0])
+    j = np.flatnonzero(mean.radii >= half - 1e-9)
+    # The last flux is 1 by definition, without an error: a little keeps the matrix regular.
+    matrix = mean.covariance()[0] + np.eye(len(mean.radii)) * 1e-12
+    increments = _increments(mean, 0, matrix, j) if len(j) > MIN_RADII else None
+    if increments is None:
+        return 1.0, 0.0
+    fit = _fit_moffat(*increments, half)
+    last = mean.radii[-1]
+
+    def missing(parameters):
+        flux, _, *shape = parameters
+        out = 1 - _within(last, *shape)
+        if curves.r_in is not None:
+            # What the annulus took for sky was taken off the whole circle.
+            ring = _within(curves.r_out, *shape) - _within(curves.r_in, *shape)
+            out += ring * last**2 / (curves.r_out**2 - curves.r_in**2)
+        return flux * out
+
+    value = missing(fit.parameters)
+    steps = np.eye(4) * np.maximum(np.abs(fit.parameters), 1e-3) * 1e-4
+    slope = np.array(
+        [
+            (missing(fit.parameters + step) - missing(fit.parameters - step)) / (2 * step.max())
+            for step in steps
+        ]
+    )
+    err = math.sqrt(max(slope @ fit.covariance @ slope, 0.0) * max(fit.chi2 / fit.n_free, 1.0))
+    return 1 + value, math.hypot(err, value / 3)
 
 
 def _mean_with_scatter(values, variance):
@@ -285,7 +332,7 @@ def _diagnose(curves, i, matrix, wing, r_min, half):
     row = dict.fromkeys(names, nan) | {"n_radii": 0, "verdict": "untested"}
     start = r_min if r_min is not None else half * (1.0 if wing == "moffat" else 3.0)
     row["r_min"] = start
-    flux, area = curves.flux[i], curves.area[i]
+    flux = curves.flux[i]
     if not (math.isfinite(start) and np.isfinite(flux).all() and np.isfinite(matrix).all()):
         row["words"] = "not tested: the curve has no half-light radius, or holes"
         return row
@@ -294,16 +341,16 @@ def _diagnose(curves, i, matrix, wing, r_min, half):
     if len(j) < MIN_RADII + 1:
         row["words"] = f"not tested: fewer than {MIN_RADII + 1} radii from {start:.3g} pix outwards"
         return row
-    r, step = curves.radii[j], np.diff(np.eye(len(j)), axis=0)
-    increments, areas = step @ flux[j], step @ area[j]
-    covariance = step @ matrix[np.ix_(j, j)] @ step.T
-    if np.linalg.eigvalsh(covariance)[0] <= 0:
+    increments = _increments(curves, i, matrix, j)
+    if increments is None:
         row["words"] = "not tested: the errors of its increments contradict each other"
         return row
-    root = np.linalg.cholesky(covariance)
-    whiten = np.linalg.solve(root, np.eye(len(root)))
-    fit = _fit_moffat if wing == "moffat" else _fit_power
-    residual, err, chi2, n_free = fit(whiten @ increments, whiten, areas, r, wing, half)
+    if wing == "moffat":
+        found = _fit_moffat(*increments, half)
+        residual, err = found.parameters[1], math.sqrt(found.covariance[1, 1])
+        chi2, n_free = found.chi2, found.n_free
+    else:
+        residual, err, chi2, n_free = _fit_power(*increments, wing)
     scatter = max(chi2 / max(n_free, 1), 1.0)
     err *= math.sqrt(scatter)
     row["residual"], row["chi2"] = residual, chi2 / max(n_free, 1)
@@ -314,7 +361,20 @@ def _diagnose(curves, i, matrix, wing, r_min, half):
     return row
 
 
-def _fit_power(y, whiten, areas, r, power, half):  # noqa: ARG001
+def _increments(curves, i, matrix, j):
+    """Increments of a curve between radii ``j``, whitened: y, whitening, areas, radii; or None."""
+    step = np.diff(np.eye(len(j)), axis=0)
+    covariance = step @ matrix[np.ix_(j, j)] @ step.T
+    if np.linalg.eigvalsh(covariance)[0] <= 0:
+        return None
+    root = np.linalg.cholesky(covariance)
+    whiten = np.linalg.solve(root, np.eye(len(root)))
+    return (
+        whiten @ (step @ curves.flux[i, j]), whiten, step @ curves.area[i, j], curves.radii[j]
+    )  # fmt: skip
+
+
+def _fit_power(y, whiten, areas, r, power):
     """Level left, its error, chi2 and degrees of freedom, for a wing that is a power of r."""
     p = power - 2
     wing = 2 * math.pi / p * (r[:-1] ** -p - r[1:] ** -p)
@@ -325,18 +385,30 @@ def _fit_power(y, whiten, areas, r, power, half):  # noqa: ARG001
     return solution[0], math.sqrt(normal[0, 0]), chi2, len(y) - 2
 
 
-def _fit_moffat(y, whiten, areas, r, wing, half):  # noqa: ARG001
-    """Level left, its error, chi2 and degrees of freedom, for a Moffat profile."""
+class _MoffatFit(NamedTuple):
+    """Parameters (flux, level left, log of the half-light radius, 1/beta) and how sure they are."""
+
+    parameters: np.ndarray
+    covariance: np.ndarray
+    chi2: float
+    n_free: int
+
+
+def _within(r, log_width, inverse_beta):
+    """Part of the light of a Moffat profile within r; 1/beta -> 0 is a Gaussian."""
+    beta = 1 / max(inverse_beta, 1e-3)
+    alpha2 = math.exp(2 * log_width) / (2 ** (1 / (beta - 1)) - 1)
+    return -np.expm1((1 - beta) * np.log1p(np.square(r) / alpha2))
+
+
+def _fit_moffat(y, whiten, areas, r, half):
+    """Fit a Moffat profile and a level to increments, as `_MoffatFit`."""
     from scipy.optimize import least_squares
 
     level = whiten @ areas
 
-    def light(log_width, inverse_beta):
-        # 1/beta -> 0 is a Gaussian; the width is the half-light radius either way.
-        beta = 1 / max(inverse_beta, 1e-3)
-        alpha2 = math.exp(2 * log_width) / (2 ** (1 / (beta - 1)) - 1)
-        within = -np.expm1((1 - beta) * np.log1p(r * r / alpha2))
-        return whiten @ np.diff(within)
+    def light(*shape):
+        return whiten @ np.diff(_within(r, *shape))
 
     def solve(shape):
         design = np.column_stack([light(*shape), level])
@@ -361,8 +433,10 @@ def _fit_moffat(y, whiten, areas, r, wing, half):  # noqa: ARG001
     scale[scale == 0] = 1.0
     normal = (design / scale).T @ (design / scale)
     normal[3, 3] += 1 / (PRIOR[1] * scale[3]) ** 2
-    error = math.sqrt(np.linalg.pinv(normal)[1, 1]) / scale[1]
-    return float(db), error, float((left**2).sum()), len(y) - 3
+    covariance = np.linalg.pinv(normal) / np.outer(scale, scale)
+    return _MoffatFit(
+        np.array([flux, db, *shape]), covariance, float((left**2).sum()), max(len(y) - 3, 1)
+    )
 
 
 def _words(row, unit):

@@ -28,8 +28,8 @@ from astro_narrowband.photometry import Flag, annulus_photometry
 
 __all__ = ["Catalog", "make_catalog"]
 
-#: Radii in units of the widest filter's FWHM: aperture, whole light, annulus.
-R_APERTURE, R_TOTAL, R_IN, R_OUT = 1.25, 4.0, 5.0, 8.0
+#: Radii in units of the widest filter's FWHM: aperture and annulus.
+R_APERTURE, R_IN, R_OUT = 1.25, 3.5, 6.0
 #: A neighbour within the growth curve with more than this part of the flux spoils it.
 NEIGHBOUR_FLUX = 0.01
 #: Stars for growth curves: signal over noise, and no more than so many.
@@ -116,9 +116,11 @@ def make_catalog(
     Notes
     -----
     The aperture has a radius of 1.25 FWHM of the widest filter in all filters;
-    the annulus goes from 5 to 8. Each filter's own stars give the correction to
-    the light within 4 FWHM, and its error is part of ``flux_err``. It holds for
-    point sources: wider ones are flagged EXTENDED, and their flux is the
+    the annulus goes from 3.5 to 6: near enough for a nebula not to change much.
+    Each filter's own stars give the correction to the whole light
+    (`~astro_narrowband.growth.aperture_correction`), the little that the annulus
+    takes off included, and its error is part of ``flux_err``. It holds for point
+    sources: wider ones are flagged EXTENDED, and their flux is the
     corrected one all the same. Where no star is good enough for a correction
     the flux is that in the aperture, flagged UNCORRECTED.
     """
@@ -226,7 +228,7 @@ def _seeing(width, stars, typical):
 def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
     """Add one filter to the catalogue."""
     positions = QTable([stars["x_center"], stars["y_center"]])
-    r, r_total = round(R_APERTURE * scale, 2), round(R_TOTAL * scale, 2)
+    r = round(R_APERTURE * scale, 2)
     r_in, r_out = round(R_IN * scale, 2), round(R_OUT * scale, 2)
     options = {"r_in": r_in, "r_out": r_out, "sky": sky, "saturation": saturation}
     table = annulus_photometry(ccd, positions, r=r, **options)
@@ -237,11 +239,9 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
     isolated = _isolated(stars, table, r_in, scale)
-    grid, named = np.linspace(0.25, R_IN, 20) * scale, np.array([r, r_total])
+    grid = np.linspace(r_in / 20, r_in, 20)
     # Of two radii that are all but the same, the ring between them has no variance.
-    grid = grid[np.abs(grid[:, None] - named).min(axis=1) > 0.25 * (grid[1] - grid[0])]
-    radii = np.unique(np.concatenate([grid, named]))
-    radii = radii[radii <= r_in]
+    radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
     curves = growth_curves(ccd, positions[isolated], radii, **options)
     # Neighbours were looked for above, with their brightness.
     curves = replace(
@@ -250,7 +250,7 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
     catalog.growth[name] = curves
     catalog.background[name] = diagnose_background(curves)
     clean = (curves.flags == 0).all(axis=1)
-    correction = aperture_correction(curves, r, r_total, use=clean) if clean.any() else None
+    correction = aperture_correction(curves, r, use=clean) if clean.any() else None
     catalog.corrections[name] = correction
     table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
     flux, err = table["flux_aperture"], table["flux_aperture_err"]
@@ -268,7 +268,7 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
         table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
-    table.meta.update(filter=name, fwhm=point, r_total=r_total)
+    table.meta.update(filter=name, fwhm=point)
     if correction is not None:
         table.meta.update(
             correction=correction.factor, correction_err=correction.err,

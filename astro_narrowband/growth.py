@@ -71,9 +71,12 @@ class GrowthCurves:
     pixel_variance : `~numpy.ndarray`, (n, m)
         Variance without the error of the sky level.
     nested : `~numpy.ndarray`, (n, m, k)
-        Covariance, without that of the sky level, of each radius with the next
-        k; those further apart share all pixels of the smaller one: ``inner``.
+        Covariance, without that of the sky level and before ``scale``, of each
+        radius with the next k; those further apart share all pixels of the smaller
+        one: ``inner``.
     inner : `~numpy.ndarray`, (n, m)
+    scale : `~numpy.ndarray`, (n, m)
+        What correlated noise multiplies an error with.
     r_in, r_out : float or None
         The annulus [pix].
     unit : `~astropy.units.UnitBase` or None
@@ -95,6 +98,7 @@ class GrowthCurves:
     pixel_variance: np.ndarray
     nested: np.ndarray
     inner: np.ndarray
+    scale: np.ndarray
     r_in: float | None = None
     r_out: float | None = None
     unit: u.UnitBase | None = None
@@ -112,7 +116,7 @@ class GrowthCurves:
         """Return the curves of some of the stars."""
         index = np.atleast_1d(np.arange(len(self))[index])
         names = ("id", "x", "y", "flux", "flux_err", "total", "area", "sky", "sky_err", "flags",
-                 "pixel_variance", "nested", "inner")  # fmt: skip
+                 "pixel_variance", "nested", "inner", "scale")  # fmt: skip
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def covariance(self, *, sky=True):
@@ -132,6 +136,7 @@ class GrowthCurves:
         for s in range(1, self.nested.shape[2] + 1):
             where = step == s
             matrix[:, where] = self.nested[:, low[where], s - 1]
+        matrix *= self.scale[:, j] * self.scale[:, k]
         matrix[:, j == k] = self.pixel_variance
         if sky:
             shared = self.area * self.sky_err[:, None]
@@ -205,7 +210,8 @@ class GrowthCurves:
         return replace(
             self, flux=ratio, flux_err=np.sqrt(variance), total=self.total / whole,
             sky=self.sky / whole[:, 0], sky_err=np.zeros(len(self)),
-            pixel_variance=variance, nested=nested, inner=np.zeros_like(ratio), unit=None,
+            pixel_variance=variance, nested=nested, inner=np.zeros_like(ratio),
+            scale=np.ones_like(ratio), unit=None,
         )  # fmt: skip
 
     def fraction_at(self, radius):
@@ -249,7 +255,7 @@ class GrowthCurves:
                 out[i] = math.sqrt(roots[0] if roots.size else r2[above[0]])
         return out
 
-    def stacked(self, *, radius=None, use=None):
+    def stacked(self, *, radius=None, use=None, min_snr=20.0):
         """
         Return the mean of the normalised curves: one curve, without unit.
 
@@ -259,8 +265,9 @@ class GrowthCurves:
             Where the curves are 1. Default is the largest.
         use : array_like of bool, (n,), optional
             Which stars. Default is those without a flag at any radius up to
-            ``radius``, with a signal of more than 20 times the noise there; all
-            where there are none.
+            ``radius``, with a signal of more than ``min_snr`` times the noise
+            there; all where there are none.
+        min_snr : float, optional
 
         Returns
         -------
@@ -272,7 +279,7 @@ class GrowthCurves:
         with np.errstate(invalid="ignore", divide="ignore"):
             snr = self.flux[:, j] / self.flux_err[:, j]
         if use is None:
-            use = (self.flags[:, : j + 1] == 0).all(axis=1) & (snr > 20)
+            use = (self.flags[:, : j + 1] == 0).all(axis=1) & (snr > min_snr)
             if not use.any():
                 use = np.isfinite(snr) & (snr > 0)
         use = np.asarray(use, bool) & np.isfinite(self.flux).all(axis=1) & (self.flux[:, j] > 0)
@@ -299,7 +306,8 @@ class GrowthCurves:
             flux=mean[None], flux_err=np.sqrt(variance)[None], total=(weight @ one.total)[None],
             area=self.area[use].mean(axis=0)[None], sky=np.atleast_1d(weight @ one.sky),
             sky_err=np.zeros(1), flags=np.zeros((1, m), int), pixel_variance=variance[None],
-            nested=nested[None], inner=np.zeros((1, m)), meta={"n_stars": int(use.sum())},
+            nested=nested[None], inner=np.zeros((1, m)), scale=np.ones((1, m)),
+            meta={"n_stars": int(use.sum())},
         )  # fmt: skip
 
     def plot(self, ax=None, *, star=0):
@@ -407,7 +415,9 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     with np.errstate(divide="ignore", invalid="ignore"):
         source, background = split_variance(image, sums, level, radii)
         pixel_variance = source + background
-        nested, inner = _covariances(image, sums, level, source, pixel_variance)
+        own, nested, inner = _covariances(image, sums, level, source)
+        # The correlation of resampled noise works on variances, and so on covariances.
+        scale = np.sqrt(pixel_variance / own)
         flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)
         error = np.sqrt(pixel_variance + (sums.area * level.err[:, None]) ** 2)
     with np.errstate(invalid="ignore"):
@@ -440,31 +450,27 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
         total=full(np.where(sums.area > 0, sums.total, np.nan)), area=full(sums.area, 0.0),
         sky=full(level.level), sky_err=full(level.err), flags=flags,
         pixel_variance=full(pixel_variance), nested=full(nested), inner=full(inner),
+        scale=full(scale),
         r_in=r_in, r_out=r_out, unit=image.unit, errors=image.errors,
     )  # fmt: skip
 
 
-def _covariances(image, sums, level, source, pixel_variance):
-    """Covariance of each radius with the next ones, and with those far beyond."""
-    m = source.shape[1]
+def _covariances(image, sums, level, source):
+    """
+    Covariance of each radius with itself, the next ones and those far beyond, noise independent.
+
+    All are sums of products of weights over pixels, so that the matrix they make
+    has no negative eigenvalue.
+    """
     if image.has_variance:
-        # The correlation of resampled noise works on variances, and so on covariances.
-        scale = np.sqrt(pixel_variance / sums.variance)
-        nested = sums.nested.copy()
-        for s in range(1, nested.shape[2] + 1):
-            nested[:, : m - s, s - 1] *= scale[:, : m - s] * scale[:, s:]
-        return nested, sums.linear * scale * scale[:, -1:]
-    scale = np.sqrt((pixel_variance - source) / sums.area2)
+        return sums.variance, sums.nested, sums.linear
+    pixel = level.pixel[:, None]
+    own = pixel * sums.area2 + source
     # On the rim of a circle w**2 becomes w w' and, further out, w: for the photons as for area.
     whole = source
     if sums.photons is not None:
         signal = np.maximum(sums.total - level.level[:, None] * sums.area, 0)
         whole = np.maximum(signal * sums.per_gain / sums.area2, source)
-    nested = np.empty_like(sums.nested)
-    for s in range(1, nested.shape[2] + 1):
-        area2 = sums.area2[:, : m - s]
-        rim = (sums.nested[:, : m - s, s - 1] - area2) / (sums.area[:, : m - s] - area2)
-        photons = source[:, : m - s] + rim * (whole - source)[:, : m - s]
-        shared = sums.nested[:, : m - s, s - 1] * scale[:, : m - s] * scale[:, s:]
-        nested[:, : m - s, s - 1] = shared + photons
-    return nested, sums.linear * scale * scale[:, -1:] + whole
+    rim = (sums.nested - sums.area2[:, :, None]) / (sums.area - sums.area2)[:, :, None]
+    photons = source[:, :, None] + rim * (whole - source)[:, :, None]
+    return own, pixel[:, :, None] * sums.nested + photons, pixel * sums.linear + whole
