@@ -151,8 +151,9 @@ def expected_variance(
     Return the variance of flat-fielded electrons, the signal taken from the neighbours.
 
     ``V = (m * flat + dark + floor) / flat**2`` with ``m`` the mean of the eight
-    neighbours, ``m * flat + dark`` not below minus two sigma of such a mean. Where the pixel is more than 3 sigma away from ``m``
-    its own value is taken for ``m``. The noise of the masters is not in it.
+    neighbours, ``m * flat + dark`` not below minus two sigma of such a mean.
+    Where the pixel is more than 3 sigma away from ``m`` its own value is taken.
+    The noise of the masters is not in it.
 
     Parameters
     ----------
