@@ -1,6 +1,11 @@
 """Coadds against truth: weights, error bars, outliers, star fluxes, and the same bits always."""
 
+import importlib.util
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -737,3 +742,51 @@ def test_no_frame_is_ever_read_whole():
     frames = [Spy(k, (2048, 256)) for k in range(4)]
     coadd(frames, flux_scale="none", sky="none", workers=2, memory=4e6)
     assert max(asked) < 100
+
+
+# --------------------------------------------------------------------------- minutes
+
+
+def benchmark():
+    path = Path(__file__).parent / "benchmarks" / "bench_coadd.py"
+    spec = importlib.util.spec_from_file_location("bench_coadd", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def nights():
+    bench = benchmark()
+    return bench, bench.recipes(50, 1, (64, 64))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["undithered", "integer", "fractional"])
+@pytest.mark.parametrize("sky", [1.0, 30.0, 300.0])
+@pytest.mark.parametrize("n_frames", [3, 6, 10])
+def test_pulls_of_nights_reduced_from_raw_frames(nights, kind, sky, n_frames):
+    """Masters are those of each night, so that their noise is in the pulls as it is in life."""
+    bench, masters = nights
+    found = bench.pulls(masters, 1, sky=sky, n_frames=n_frames, kind=kind, shape=(64, 64))
+    pulls = np.concatenate(found)
+    error = np.std([p.mean() for p in found]) / np.sqrt(len(found))
+    assert abs(pulls.mean()) < 0.02 + 2 * error
+    assert 0.98 < pulls.std() < 1.02
+    assert np.mean(np.abs(pulls) < 1) == pytest.approx(0.683, abs=0.007)
+
+
+@pytest.mark.long
+def test_memory_does_not_grow_with_the_frames():
+    """Peak RSS of 20, 40, 80 frames of 4096 x 4096: each in a process of its own."""
+    took = {}
+    for n in (20, 40, 80):
+        out = subprocess.run(  # noqa: S603 - this interpreter, our own file
+            [sys.executable, benchmark().__file__, "one", "--frames", str(n)],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        took[n] = json.loads(out.splitlines()[-1])
+    assert max(t["rss"] for t in took.values()) < 1536
+    assert took[80]["rss"] - took[20]["rss"] < 60
+    assert took[80]["wall"] < 2.2 * took[40]["wall"]
+    assert took[80]["files"] < 64
