@@ -50,8 +50,13 @@ class Figure:
         return 0.0 if self.call is None else self.wall - self.call
 
 
-def child(command, *, cwd=None, stdin=None, env=None):
-    """Run a command once and return its `Figure`; a failure shows what it printed."""
+def child(command, *, cwd=None, stdin=None, env=None, product=None):
+    """
+    Run a command once and return its `Figure`.
+
+    A failure shows what it printed; a ``product`` that is not there is one. The peak
+    RSS of a program smaller than this process is that of this process.
+    """
     read, write = os.pipe()
     begin = time.perf_counter()
     process = subprocess.Popen(  # noqa: S603 - our own commands
@@ -73,6 +78,8 @@ def child(command, *, cwd=None, stdin=None, env=None):
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{output[-2000:]}")
+    if product is not None and not os.path.exists(product):
+        raise RuntimeError(f"{command[0]} wrote nothing:\n{output[-2000:]}")
     call = re.findall(r"^CALL ([\d.]+)$", output, re.MULTILINE)
     return Figure(
         wall,

@@ -89,7 +89,9 @@ def siril(folder, work, command):
         f"requires 1.0.0\nset32bits\nsetext fit\ncd {folder}\n"
         f"stack f {command} -nonorm -out={work / 'siril.fit'}\n"
     )
-    return [shutil.which("siril-cli") or "siril-cli", "-d", str(folder), "-s", str(script)], {}
+    return [shutil.which("siril-cli") or "siril-cli", "-d", str(folder), "-s", str(script)], {
+        "product": work / "siril.fit"
+    }
 
 
 def iraf(pattern, work, arguments):
@@ -104,14 +106,21 @@ def iraf(pattern, work, arguments):
     )
     return (
         [shutil.which("irafcl") or "irafcl"],
-        {"cwd": home, "stdin": script, "env": {"HOME": str(home), "TERM": "dumb"}},
+        {
+            "product": work / "iraf.fits",
+            "cwd": home,
+            "stdin": script,
+            "env": {"HOME": str(home), "USER": "bench", "TERM": "dumb"},
+        },
     )
 
 
 def gnuastro(paths, work, operator):
     """Gnuastro's astarithmetic."""
     command = [shutil.which("astarithmetic") or "astarithmetic", *paths, *operator.split()]
-    return [*command, "-g0", f"--output={work / 'gnuastro.fits'}"], {}
+    return [*command, "-g0", f"--output={work / 'gnuastro.fits'}"], {
+        "product": work / "gnuastro.fits"
+    }
 
 
 def swarp(paths, work, kind):
@@ -121,7 +130,10 @@ def swarp(paths, work, kind):
         f"-IMAGEOUT_NAME {work / 'swarp.fits'} -WEIGHTOUT_NAME {work / 'swarp.weight.fits'} "
         "-VERBOSE_TYPE QUIET"
     ).split()
-    return [shutil.which("SWarp") or "SWarp", *paths, *options], {"cwd": work}
+    return [shutil.which("SWarp") or "SWarp", *paths, *options], {
+        "cwd": work,
+        "product": work / "swarp.fits",
+    }
 
 
 def installed(cases, programs):
