@@ -39,7 +39,7 @@ __all__ = ["Reduced", "Rejection", "combine", "reduce_tile"]
 ROW_BYTES = 1 << 18
 #: All rows of a tile, and the least number of pixels in one.
 TILE_BYTES = 6 << 20
-LEAST_PIXELS = 1 << 14
+LEAST_PIXELS = 1 << 13
 #: Just below the largest threshold of glibc.
 KEEP_BYTES = 31 << 20
 
