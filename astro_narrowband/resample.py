@@ -7,16 +7,14 @@ multiplications a pixel; anything else is a full two-dimensional kernel.
 """
 
 import math
-import warnings
 
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
-from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS
 
 from astro_narrowband import _lanczos
 from astro_narrowband._validate import choice
+from astro_narrowband._wcs import move_wcs, wcs_of
 from astro_narrowband.bands import Band, as_frame
 from astro_narrowband.exceptions import InputError
 
@@ -199,7 +197,7 @@ class ResampledFrame:
         if wcs is not None and "CTYPE1" not in header:
             # CCDData.read takes the WCS out of the header.
             header.update(wcs.to_header(relax=True))
-        _move_wcs(header, self.alignment.matrix, target)
+        move_wcs(header, self.alignment.matrix, target)
         self.alignment.to_header(header)
         header["RESAMPLE"] = (self.kernel, "interpolation kernel")
         header["NOISECOR"] = (
@@ -497,54 +495,6 @@ def _filled(band):
     return data, bad
 
 
-# --------------------------------------------------------------------------- WCS
-
-
-_WCS_STARTS = ("CRPIX", "CRVAL", "CTYPE", "CUNIT", "CDELT", "CROTA", "CD1_", "CD2_", "PC1_", "PC2_",
-               "PV1_", "PV2_", "A_", "B_", "AP_", "BP_", "LONPOLE", "LATPOLE", "WCSAXES", "RADESYS",
-               "EQUINOX")  # fmt: skip
-
-
-def _wcs_header_of(target):
-    if isinstance(target, fits.Header):
-        return target
-    return as_frame(target).header
-
-
-def _move_wcs(header, matrix, target):
-    """Give ``header`` the WCS of ``target``, or its own one moved by ``matrix``."""
-    if target is not None:
-        source = _wcs_header_of(target)
-        for keyword in list(header):
-            if keyword.startswith(_WCS_STARTS):
-                del header[keyword]
-        for card in source.cards:
-            if card.keyword.startswith(_WCS_STARTS):
-                header[card.keyword] = (card.value, card.comment)
-        return
-    if "CTYPE1" not in header:
-        return
-    linear = matrix[:2, :2]
-    pixel = np.array([header.get("CRPIX1", 0.0), header.get("CRPIX2", 0.0)]) - 1
-    header["CRPIX1"], header["CRPIX2"] = (linear @ pixel + matrix[:2, 2] + 1).tolist()
-    if np.array_equal(linear, np.eye(2)):
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AstropyWarning)
-        wcs = WCS(header)
-    new = wcs.pixel_scale_matrix @ np.linalg.inv(linear)
-    for keyword in list(header):
-        if keyword.startswith(("CDELT", "CROTA", "CD1_", "CD2_", "PC1_", "PC2_")):
-            del header[keyword]
-        elif keyword.startswith(("A_", "B_", "AP_", "BP_")):
-            # Distortion terms are powers of pixels along the old axes.
-            del header[keyword]
-    for axis in (1, 2):
-        header[f"CTYPE{axis}"] = str(header[f"CTYPE{axis}"]).replace("-SIP", "")
-        for other in (1, 2):
-            header[f"CD{axis}_{other}"] = float(new[axis - 1, other - 1])
-
-
 def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     """
     Interpolate an image once, onto the grid that an alignment leads to.
@@ -584,12 +534,11 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     uncertainty = None
     if band.variance is not None:
         uncertainty = StdDevUncertainty(np.sqrt(band.variance))
-    header = frame.header
-    wcs = None
-    if "CTYPE1" in header:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            wcs = WCS(header)
     return CCDData(
-        band.data, uncertainty=uncertainty, mask=band.mask, header=header, unit=frame.unit, wcs=wcs
+        band.data,
+        uncertainty=uncertainty,
+        mask=band.mask,
+        header=frame.header,
+        unit=frame.unit,
+        wcs=wcs_of(frame.header),
     )

@@ -16,7 +16,7 @@ from scipy.special import erf
 from astro_narrowband import _lanczos
 from astro_narrowband._match import rotation_about
 from astro_narrowband.bands import Band, Frame
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.register import Alignment
 from astro_narrowband.resample import ResampledFrame, noise_factor, resample
 
@@ -399,6 +399,20 @@ def test_header_and_wcs():
     out = resample(ccd, ALIGNMENTS["shift"], target=target)
     assert out.header["CRPIX1"] == 77.0
     assert out.wcs.wcs.crpix[0] == 77.0
+
+
+@pytest.mark.parametrize("cards", [{"CTYPE2": "DEC--NON"}, {"CD1_1": 0.0, "CD2_2": 0.0}])
+def test_a_wrong_wcs_is_left_out_with_a_warning(cards):
+    header = fits.Header()
+    header["CTYPE1"], header["CTYPE2"] = "RA---TAN", "DEC--TAN"
+    header["CD1_1"], header["CD2_2"] = 1e-4, 1e-4
+    header.update(cards)
+    ccd = CCDData(np.ones(SHAPE), unit="adu", header=header)
+    with pytest.warns(NarrowbandWarning, match=r"CTYPE1 = 'RA---TAN': the WCS cannot be used"):
+        out = resample(ccd, ALIGNMENTS["small rotation"])
+    assert out.wcs is None
+    assert "CTYPE1" not in out.header
+    assert ccd.header["CTYPE1"] == "RA---TAN"
 
 
 def test_another_shape():
