@@ -11,7 +11,7 @@ version = release = astro_narrowband.__version__
 
 extensions = [e for e in extensions if e != "sphinx.ext.intersphinx"]  # noqa: F405
 extensions += ["sphinx_automodapi.automodapi"]
-exclude_patterns = ["_build", "api", "changes/*.feature.rst"]
+exclude_patterns = ["_build", "changes/*.feature.rst"]
 html_theme = "alabaster"
 html_title = "astro_narrowband"
 numpydoc_show_class_members = False
