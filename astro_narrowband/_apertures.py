@@ -32,6 +32,18 @@ __all__ = [
 BLOCK, SKY_BLOCK = 40_000, 100_000
 #: Less of a pixel than this is rounding.
 TINY = 1e-9
+#: Sectors of an annulus, and the least number of pixels in one.
+N_SECTORS, MIN_SECTOR = 8, 5
+
+
+def _left_by_a_plane(n):
+    """Matrix that takes mean and tilt out of the values of n sectors."""
+    angle = 2 * np.pi * (np.arange(n) + 0.5) / n
+    plane = np.linalg.qr(np.column_stack([np.ones(n), np.cos(angle), np.sin(angle)]))[0]
+    return np.eye(n) - plane @ plane.T
+
+
+LEFT = _left_by_a_plane(N_SECTORS)
 
 
 class Pixels(NamedTuple):
@@ -335,6 +347,8 @@ class SkyLevels(NamedTuple):
     n_good : number of usable pixels before clipping
     variance : mean of the variance over usable pixels, NaN without one
     off_edge : bool; part of the annulus is outside the image
+    uneven : variance of the means of eight sectors about a tilted plane, over that of
+        independent pixels; NaN where a sector is all but empty
     """
 
     mean: np.ndarray
@@ -344,6 +358,7 @@ class SkyLevels(NamedTuple):
     n_good: np.ndarray
     variance: np.ndarray
     off_edge: np.ndarray
+    uneven: np.ndarray
 
 
 def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
@@ -369,7 +384,7 @@ def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
     n = len(x)
     out = SkyLevels(
         *(np.full(n, np.nan) for _ in range(3)), np.zeros(n, int), np.zeros(n, int),
-        np.full(n, np.nan), np.zeros(n, bool),
+        np.full(n, np.nan), np.zeros(n, bool), np.full(n, np.nan),
     )  # fmt: skip
     reach = np.arange(-math.ceil(r_out), math.ceil(r_out) + 1)
     distance = np.hypot(reach[:, None], reach)
@@ -381,7 +396,9 @@ def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
         np.concatenate([reach[index] for index in pair])
         for pair in zip(np.nonzero(perhaps), np.nonzero(always), strict=True)
     )
-    annulus = _Annulus(oy, ox, int(perhaps.sum()), r_in, r_out, clip, max_iterations)
+    sector = np.floor(np.arctan2(oy, ox) * (N_SECTORS / (2 * np.pi))).astype(int) % N_SECTORS
+    sectors = (sector[:, None] == np.arange(N_SECTORS)).astype(np.float32)
+    annulus = _Annulus(oy, ox, int(perhaps.sum()), sectors, r_in, r_out, clip, max_iterations)
     for rows in _blocks(n, oy.size, SKY_BLOCK):
         _sky_block(pixels, x[rows], y[rows], annulus, out, rows)
     return out
@@ -393,6 +410,7 @@ class _Annulus(NamedTuple):
     oy: np.ndarray
     ox: np.ndarray
     n_unsure: int
+    sectors: np.ndarray
     r_in: float
     r_out: float
     clip: float | None
@@ -425,12 +443,31 @@ def _sky_block(pixels, x, y, annulus, out, rows):
     if variance is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
             out.variance[rows] = variance.sum(axis=1, dtype=float) / n
-    data.sort(axis=1)
-    _clip_block(data, n, annulus.clip, annulus.max_iterations, out, rows)
+    ordered = np.sort(data, axis=1)
+    low, high = _clip_block(ordered, n, annulus.clip, annulus.max_iterations, out, rows)
+    out.uneven[rows] = _unevenness(data, ordered, low, high, annulus.sectors, out.mean[rows])
+
+
+def _unevenness(data, ordered, low, high, sectors, mean):
+    """Chi2 per degree of freedom of the means of sectors about a tilted plane."""
+    each, last = np.arange(len(low)), ordered.shape[1] - 1
+    kept = data >= ordered[each, np.minimum(low, last)][:, None]
+    kept &= data <= ordered[each, np.clip(high - 1, 0, last)][:, None]
+    deviation = np.where(kept, data - mean[:, None], 0).astype(np.float32, copy=False)
+    count = kept.astype(np.float32) @ sectors
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = (deviation @ sectors).astype(float) / count
+        # A plane through the annulus moves its mean not at all under the star.
+        left = means @ LEFT
+        square = (left * left).sum(axis=1) / (N_SECTORS - 3)
+        own = (deviation * deviation).sum(axis=1, dtype=float) / count.sum(axis=1)
+        ratio = square / (own * (1 / count).mean(axis=1))
+    ratio[count.min(axis=1) < MIN_SECTOR] = np.nan
+    return ratio
 
 
 def _clip_block(data, n, clip, max_iterations, out, rows):
-    """Statistics of the first ``n`` of each sorted row, after clipping."""
+    """Statistics of the first ``n`` of each sorted row, after clipping; what was kept."""
     each = np.arange(len(n))
     middle = _median(data, each, np.zeros_like(n), n)
     # Sums from the left of deviations from the median give mean and scatter of any range.
@@ -459,6 +496,7 @@ def _clip_block(data, n, clip, max_iterations, out, rows):
         above = np.minimum(_count(data, todo, median + reach, np.less_equal), b)
         low[todo], high[todo] = below, above
         todo = todo[(below != a) | (above != b)]
+    return low, high
 
 
 def _count(ordered, rows, level, compare):

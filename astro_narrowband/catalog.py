@@ -29,11 +29,11 @@ from astro_narrowband.photometry import Flag, annulus_photometry
 __all__ = ["Catalog", "make_catalog"]
 
 #: Radii in units of the widest filter's FWHM: aperture and annulus.
-R_APERTURE, R_IN, R_OUT = 1.25, 3.5, 6.0
+R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
 #: A neighbour within the growth curve with more than this part of the flux spoils it.
 NEIGHBOUR_FLUX = 0.01
-#: Stars for growth curves: signal over noise, and no more than so many.
-MIN_SNR, MAX_STARS = 50.0, 40
+#: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
+MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 40
 ROWS = 256
 
 
@@ -116,7 +116,7 @@ def make_catalog(
     Notes
     -----
     The aperture has a radius of 1.25 FWHM of the widest filter in all filters;
-    the annulus goes from 3.5 to 6: near enough for a nebula not to change much.
+    the annulus goes from 3 to 5: near enough for a nebula not to change much.
     Each filter's own stars give the correction to the whole light
     (`~astro_narrowband.growth.aperture_correction`), the little that the annulus
     takes off included, and its error is part of ``flux_err``. It holds for point
@@ -249,7 +249,7 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
     )
     catalog.growth[name] = curves
     catalog.background[name] = diagnose_background(curves)
-    clean = (curves.flags == 0).all(axis=1)
+    clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
     correction = aperture_correction(curves, r, use=clean) if clean.any() else None
     catalog.corrections[name] = correction
     table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
@@ -280,8 +280,12 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
 def _isolated(stars, table, reach, scale):
     """Indices of bright, clean stars with no neighbour that disturbs them, brightest first."""
     flux = np.asarray(getattr(table["flux"], "value", table["flux"]))
-    allowed = int(Flag.NEIGHBOUR)
-    good = ((table["flags"] & ~allowed) == 0) & (table["snr"] > MIN_SNR)
+    bright = table["snr"] > MIN_SNR
+    # Neighbours are looked at here, with their brightness. In a nebula no annulus is even.
+    for allowed in (Flag.NEIGHBOUR, Flag.NEIGHBOUR | Flag.SKY_UNEVEN):
+        good = ((table["flags"] & ~np.int32(allowed)) == 0) & bright
+        if good.sum() >= MIN_STARS:
+            break
     if not good.any():
         return np.zeros(0, int)
     from scipy.spatial import cKDTree

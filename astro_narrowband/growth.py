@@ -429,6 +429,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
             Flag.SATURATED: sums.n_saturated > 0,
             Flag.SKY_FEW: (isinstance(sky, str) & (level.n_good < MIN_SKY))[:, None],
             Flag.SKY_EDGE: level.off_edge[:, None],
+            Flag.SKY_UNEVEN: level.uneven[:, None],
             Flag.NEGATIVE: negative,
             Flag.NO_DATA: sums.area <= 0,
         }

@@ -59,6 +59,7 @@ class Flag(enum.IntFlag):
     NO_DATA = 512
     EXTENDED = 1024
     UNCORRECTED = 2048
+    SKY_UNEVEN = 4096
 
 
 #: What each flag says.
@@ -75,6 +76,7 @@ FLAGS = {
     Flag.NO_DATA: "no usable pixel in the aperture; there is no flux",
     Flag.EXTENDED: "wider than the stars of this image; the aperture correction does not apply",
     Flag.UNCORRECTED: "no star was good enough for an aperture correction; the flux is without it",
+    Flag.SKY_UNEVEN: "the sky differs around the annulus; its error has that as well",
 }
 
 
@@ -368,6 +370,7 @@ def _flags(sums, sky, *, measured):
             Flag.SATURATED: sums.n_saturated[:, 0] > 0,
             Flag.SKY_FEW: measured & (sky.n_good < MIN_SKY),
             Flag.SKY_EDGE: sky.off_edge,
+            Flag.SKY_UNEVEN: sky.uneven,
             Flag.NO_DATA: area <= 0,
         }
     )

@@ -20,6 +20,7 @@ from astropy.stats import SigmaClip
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
+from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
 from astro_narrowband import _apertures
@@ -129,6 +130,33 @@ def test_sky_equals_photutils(rng, clip):
     assert np.array_equal(got.n, stats.center_aper_area.value)
 
 
+def test_uneven_sky_is_seen_and_counted(rng):
+    """A tilt does not matter, patches do: their scatter is what the level may be wrong by."""
+    y, x = np.mgrid[:900, :900]
+    g = np.arange(40.0, 870, 40)
+    positions = np.column_stack([a.ravel() for a in np.meshgrid(g, g)])
+    noise = rng.normal(100, 3, x.shape)
+    options = {"r": 4, "r_in": 8, "r_out": 14}
+    variance = np.full(x.shape, 9.0)
+
+    def measure(image):
+        return annulus_photometry(as_ccd(image, variance), positions, **options)
+
+    even = measure(noise)
+    assert np.mean((even["flags"] & Flag.SKY_UNEVEN) > 0) < 0.01
+    tilted = measure(noise + 0.05 * x - 0.03 * y)
+    assert np.mean((tilted["flags"] & Flag.SKY_UNEVEN) > 0) < 0.01
+    np.testing.assert_allclose(tilted["flux"].value, even["flux"].value, atol=60)
+    cloud = gaussian_filter(rng.normal(size=x.shape), 3)
+    patchy = measure(noise + 3 * cloud / cloud.std())
+    seen = (patchy["flags"] & Flag.SKY_UNEVEN) > 0
+    assert np.mean(seen) > 0.85
+    flux = patchy["flux"].value[seen]
+    pull = flux / patchy["flux_err"].value[seen]
+    assert 0.7 < np.std(pull) < 1.7
+    assert np.std(flux / even["flux_err"].value[seen]) > 5
+
+
 def test_float32_sky_is_that_of_float64(rng):
     image = rng.normal(1000.0, 10.0, (120, 130)).astype(np.float32)
     x, y = rng.uniform(20, 100, (2, 30))
@@ -145,7 +173,7 @@ def test_constants_of_clipping(rng, clip):
     data = np.sort(rng.normal(size=(trials, n)), axis=1)
     out = _apertures.SkyLevels(
         *(np.empty(trials) for _ in range(3)), np.zeros(trials, int), np.zeros(trials, int),
-        np.empty(trials), np.zeros(trials, bool),
+        np.empty(trials), np.zeros(trials, bool), np.empty(trials),
     )  # fmt: skip
     _apertures._clip_block(data, np.full(trials, n), clip, 10, out, slice(0, trials))
     expected = _apertures.sky_constants(clip)
