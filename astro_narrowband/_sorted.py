@@ -99,20 +99,22 @@ def kept(tile, bad, rejection):
             low, high = min(nlow, n), max(n - nhigh, 0)
             low = min(low, high)
     rank = _middle_rank(low, high)
-    if rejection.percentile is not None or rejection.sigma is not None:
-        low, high = _clip(rows, low, high, odd, rejection)
-    if not isinstance(low, np.ndarray) and not isinstance(high, np.ndarray):
-        return rows, low, high, rows[rank]
-    gone = np.flatnonzero((low > rank) | (high <= rank))
-    if gone.size:
-        rank = np.full(pixels, rank) if np.ndim(rank) == 0 else rank
-        low, high = as_arrays(low, high, pixels, counter)
-        rank[gone] = _middle_rank(low[gone], high[gone])
-    return rows, low, high, row_at(rows, rank) if np.ndim(rank) else rows[rank]
+    pivot = row_at(rows, rank) if np.ndim(rank) else rows[rank]
+    if rejection.percentile is None and rejection.sigma is None:
+        return rows, low, high, pivot
+    low, high = _clip(rows, low, high, odd, rejection)
+    if isinstance(low, np.ndarray):
+        gone = np.flatnonzero((low > rank) | (high <= rank))
+        if gone.size:
+            pivot = pivot.copy()
+            pivot[gone] = pick(_columns(rows, gone), _middle_rank(low[gone], high[gone]))
+    return rows, low, high, pivot
 
 
 def _middle_rank(low, high):
-    return np.maximum(np.add(low, high, dtype=np.intp) - 1, 0) // 2
+    if isinstance(low, np.ndarray) or isinstance(high, np.ndarray):
+        return np.maximum(np.add(low, high, dtype=np.intp) - 1, 0) // 2
+    return max(low + high - 1, 0) // 2
 
 
 def row_at(rows, ranks):
