@@ -31,10 +31,10 @@ def _positions(matrix, shape):
     return np.array([back[k, 0] * x + back[k, 1] * y + back[k, 2] for k in (0, 1)]).reshape(2, -1)
 
 
-def _same_noise(a, b):
-    """Correlation of one detector's noise in two frames: the overlap of their pixels."""
-    apart = np.abs(a - b)
-    return float(np.mean(np.prod(np.maximum(1.0 - apart, 0.0), axis=0)))
+def _same_noise(points, i):
+    """Correlation of one detector's noise in frame ``i`` and in each: the overlap of pixels."""
+    shared = np.maximum(1.0 - np.abs(points - points[i]), 0.0)
+    return (shared[:, 0] * shared[:, 1]).mean(axis=1)
 
 
 def shared_clusters(frames, matrices, shape):
@@ -52,33 +52,32 @@ def shared_clusters(frames, matrices, shape):
     -------
     cluster : `~numpy.ndarray` of int
         -1 for a frame without masters.
-    correlation : `~numpy.ndarray`, (n, n)
-        Of the masters' noise in two frames.
+    correlations : list of (array of int, array (m, m))
+        For each set of masters its frames, and the correlation of the masters'
+        noise in each two of them.
     """
-    n = len(frames)
-    cluster, correlation = np.full(n, -1), np.eye(n)
-    points = [_positions(matrix, shape) for matrix in matrices]
-    heads = []
+    groups = {}
     for i, frame in enumerate(frames):
         token = getattr(frame, "masters", None)
         if token is None or not hasattr(frame, "shared"):
             continue
-        if frame.shared(slice(0, 1)) is None:
-            continue
-        for j in range(i):
-            if cluster[j] >= 0 and token == frames[j].masters:
-                correlation[i, j] = correlation[j, i] = _same_noise(points[i], points[j])
-        for k, head in enumerate(heads):
-            if correlation[i, head] >= SAME:
-                cluster[i] = k
-                break
-        else:
-            cluster[i] = len(heads)
-            heads.append(i)
-    return cluster, correlation
+        if frame.shared(slice(0, 1)) is not None:
+            groups.setdefault(token, []).append(i)
+    cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
+    for group in groups.values():
+        group = np.array(group)
+        points = np.array([_positions(matrices[i], shape) for i in group], np.float32)
+        same = np.array([_same_noise(points, k) for k in range(len(group))])
+        for k, i in enumerate(group):
+            if cluster[i] < 0:
+                new = group[(same[k] >= SAME) & (cluster[group] < 0)]
+                cluster[new] = n_clusters
+                n_clusters += 1
+        correlations.append((group, same))
+    return cluster, correlations
 
 
-def overlap_factors(cluster, correlation, amplitude):
+def overlap_factors(cluster, correlations, amplitude):
     """
     What the variance of each frame's cluster is multiplied by.
 
@@ -87,22 +86,19 @@ def overlap_factors(cluster, correlation, amplitude):
     amplitudes that are the same in every pixel, is this factor; 1 where frames
     are either not dithered at all or by more than a pixel.
     """
+    from scipy.sparse.csgraph import connected_components
+
     factor = np.ones(len(cluster))
-    linked = correlation > 0
-    todo = set(np.flatnonzero(cluster >= 0).tolist())
-    while todo:
-        group, new = set(), {todo.pop()}
-        while new:
-            group |= new
-            new = {j for i in new for j in np.flatnonzero(linked[i]).tolist() if j in todo}
-            todo -= new
-        group = sorted(group)
-        a = amplitude[group]
-        true = a @ correlation[np.ix_(group, group)] @ a
-        heads = cluster[group]
-        summed = sum(a[heads == k].sum() ** 2 for k in np.unique(heads))
-        if summed > 0:
-            factor[group] = true / summed
+    for group, same in correlations:
+        n_parts, part = connected_components(same > 0, directed=False)
+        for k in range(n_parts):
+            here = np.flatnonzero(part == k)
+            a = amplitude[group[here]]
+            summed = sum(
+                a[cluster[group[here]] == c].sum() ** 2 for c in np.unique(cluster[group[here]])
+            )
+            if summed > 0:
+                factor[group[here]] = a @ same[np.ix_(here, here)] @ a / summed
     return factor
 
 

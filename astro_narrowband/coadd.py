@@ -270,8 +270,8 @@ def coadd(
         frames = [
             _WithDark(frame, dark_model, t) for frame, t in zip(frames, exposure, strict=True)
         ]
-    cluster, correlation = shared_clusters(frames, matrices, shape)
-    overlap = overlap_factors(cluster, correlation, weight / scale)
+    cluster, correlations = shared_clusters(frames, matrices, shape)
+    overlap = overlap_factors(cluster, correlations, weight / scale)
     order = _canonical(frames, table, background, exposure, offset, cluster, used)
     task = BandSum(
         frames=[frames[i] for i in order],

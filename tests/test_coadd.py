@@ -297,8 +297,8 @@ def test_partly_overlapping_frames_against_monte_carlo(rng, shifts):
             return np.zeros((1, rows.stop - rows.start, 40), np.float32)
 
     matrices = [Alignment.translation(*s).matrix for s in shifts]
-    cluster, correlation = shared_clusters([Shared()] * len(shifts), matrices, (40, 40))
-    factor = overlap_factors(cluster, correlation, weight)
+    cluster, correlations = shared_clusters([Shared()] * len(shifts), matrices, (40, 40))
+    factor = overlap_factors(cluster, correlations, weight)
     summed = {k: weight[cluster == k].sum() ** 2 * factor[cluster == k][0] for k in set(cluster)}
     predicted = sum(summed.values())
     # White noise on fine sub-pixels, moved by whole sub-pixels and binned: pixels of area 1
