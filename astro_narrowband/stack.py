@@ -527,11 +527,17 @@ def _wcs(frame):
     return frame.ccd.wcs if isinstance(frame, MemoryFrame) else None
 
 
+def _exposure(header):
+    """The exposure time [s], or None where there is none that can be believed."""
+    found = [seconds for _, seconds in exposures_in(header) if not isinstance(seconds, InputError)]
+    return read_exposure(header) if found else None
+
+
 def _header(frames, method):
     header = clean_header(frames[0].header)
     header["NCOMBINE"] = (len(frames), "number of frames combined")
-    if all(exposures_in(frame.header) for frame in frames):
-        exposures = [read_exposure(frame.header) for frame in frames]
+    exposures = [_exposure(frame.header) for frame in frames]
+    if None not in exposures:
         total = float(np.sum(np.sort(exposures)))
         header["TEXPTIME"] = (total, "[s] total exposure time of the frames")
         single = total if method == "sum" else total / len(frames)

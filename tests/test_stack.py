@@ -511,6 +511,8 @@ def test_exposures_that_differ_or_are_absent(files):
     result = combine(files)
     assert result.header["TEXPTIME"] == 490
     assert result.header["EXPTIME"] == 70
+    fits.setval(files[3], "EXPTIME", value=-1)
+    assert "TEXPTIME" not in combine(files).header
     fits.delval(files[3], "EXPTIME")
     assert "TEXPTIME" not in combine(files).header
 
