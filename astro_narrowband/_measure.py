@@ -202,7 +202,8 @@ def _gain(effective_gain, unit, header, shape):
             return _plane(effective_gain, shape, "effective_gain")
         return positive(effective_gain, "effective_gain")
     if unit == u.electron:
-        return 1.0
+        # In a mean of frames each electron counted stands for several.
+        return 1.0 if header.get("NCOMBINE", 1) == 1 else None
     if unit == u.electron / u.s:
         seconds = [t for _, t in exposures_in(header) if not isinstance(t, InputError) and t > 0]
         return seconds[0] if seconds else None

@@ -166,8 +166,9 @@ def annulus_photometry(
         their squares add up to that of ``flux_err``.
     effective_gain : number, `~astropy.units.Quantity` or array (ny, nx), optional
         Electrons per unit of the image: for electron/s the exposure time [s], a
-        map for a coadd. Default is 1 for an image in electron and the exposure
-        time in the header for one in electron/s. Needed only for an image
+        map for a coadd. Default is 1 for an image in electron (unless NCOMBINE says
+        that it is made of several), and the exposure time in the header, or the
+        map of a Coadd, for one in electron/s. Needed only for an image
         without uncertainty.
     read_noise : number or `~astropy.units.Quantity`, optional
         Of one pixel, in the unit of the image. Only for its column in the
