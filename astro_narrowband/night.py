@@ -82,7 +82,7 @@ class Night:
         """Reduce one target: every filter of one object on one detector, on one grid."""
         lights, keys = [], []
         for group in self.progress(target, total=len(target), description="masters"):
-            made = self.attempt(group, self.calibrated, group)
+            made = self.attempt([group], self.calibrated, group)
             if made is not None:
                 lights += made[0]
                 keys += made[1]
@@ -91,29 +91,31 @@ class Night:
         names = {g: self.name(f"{safe_name(g.object)}-{safe_name(g.filter)}") for g in target}
         there = {g: self.products.have(f"coadd-{names[g]}.fits", key) for g in target}
         reference = ""
-        if not all(there.values()):
-            self.measure(lights)
-            lights, reference = self.register(lights)
+        if not all(there[g] or g.failed for g in target):
+            lights = self.measure(lights)
+            lights, reference = self.attempt(target, self.register, lights) or ([], "")
         coadds = {}
         for group in self.progress(target, total=len(target), description="coadds"):
             mine = [light for light in lights if light.group is group]
             make = self.read_coadd if there[group] else self.make_coadd
-            coadds[group] = self.attempt(group, make, names[group], mine, reference, key)
+            coadds[group] = self.attempt([group], make, group, names[group], mine, reference, key)
         self.catalogue(target, names, coadds, key)
         for group in target:
             self.describe(group, names[group], coadds[group])
 
-    def attempt(self, group, step, *args):
-        """Do a step for a group; if it fails the reason is kept, and the others go on."""
-        if group.failed:
+    def attempt(self, groups, step, *args):
+        """Do a step for some groups; if it fails they do, with the reason, and the others go on."""
+        groups = [group for group in groups if not group.failed]
+        if not groups:
             return None
         try:
             return step(*args)
         except ProductError:
             raise
         except NarrowbandError as error:
-            group.fail(str(error))
-            self.messages.say(f"{group.label}: not reduced: {error}", "error")
+            for group in groups:
+                group.fail(str(error))
+                self.messages.say(f"{group.label}: not reduced: {error}", "error")
             return None
 
     # ------------------------------------------------------------------ masters
@@ -226,7 +228,9 @@ class Night:
             raise InputError("none of its flats can be used")
 
         def make(frames):
-            return master_flat(frames, workers=self.workers, **limits)
+            ccd = master_flat(frames, workers=self.workers, **limits)
+            ccd.header["FILTER"] = group.filter
+            return ccd
 
         master = self.master(
             f"flat-{safe_name(group.filter)}",
@@ -269,17 +273,24 @@ class Night:
     # ------------------------------------------------------------------ lights
 
     def measure(self, lights):
-        """Find the stars of every light, and what it is worth."""
+        """Find the stars of every light, and what it is worth; return those that can be read."""
 
         def work(light):
-            held = hold(light.frame)  # calibrated once for both
-            light.stars = detect_stars(held)
-            light.statistics = measure_frame(held, stars=light.stars)
+            try:
+                held = hold(light.frame)  # calibrated once for both
+                light.stars = detect_stars(held)
+                light.statistics = measure_frame(held, stars=light.stars)
+            except NarrowbandError as error:
+                return str(error)
+            return ""
 
         with ThreadPoolExecutor(self.workers) as pool:
             done = pool.map(work, lights)
-            for _ in self.progress(done, total=len(lights), description="stars"):
-                pass
+            reasons = list(self.progress(done, total=len(lights), description="stars"))
+        for light, reason in zip(lights, reasons, strict=True):
+            if reason:
+                self.leave_out(light.row, reason)
+        return [light for light in lights if light.statistics is not None]
 
     def register(self, lights):
         """Return the lights that can be aligned with the best of them, and its name."""
@@ -305,9 +316,12 @@ class Night:
                 kept.append(light)
             else:
                 self.leave_out(light.row, str(result))
+        if options and len(kept) == 1 < len(lights):
+            reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
+            raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
         return kept, lights[found.reference].row.name
 
-    def make_coadd(self, name, lights, reference, key):
+    def make_coadd(self, group, name, lights, reference, key):
         """Coadd the lights of a group and write the product."""
         if not lights:
             raise InputError("none of its lights can be aligned")
@@ -321,6 +335,7 @@ class Night:
             workers=self.workers,
             **({} if settings.memory is None else {"memory": settings.memory}),
         )
+        made.ccd.header["OBJECT"], made.ccd.header["FILTER"] = group.object, group.filter
         made.ccd.header["REFFRAME"] = Path(reference).name
         frames = frames_table(lights, made, reference)
         self.products.write_fits(f"coadd-{name}.fits", with_frames(made.to_hdul(), frames), key)
@@ -330,7 +345,7 @@ class Night:
                 self.products.write_fits(product, as_ccd(light.frame))
         return made.ccd, frames
 
-    def read_coadd(self, name, *_):
+    def read_coadd(self, _, name, *__):
         """Read the coadd that an earlier run made of the same things."""
         path = self.products.path(f"coadd-{name}.fits")
         return _read_ccd(path), read_frames(path)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::astro_narrowband.exceptions.Nar
 def night(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sky") / "night"
     simulate_night(
-        folder, shape=(320, 320), filters=("Halpha", "OIII"), n_bias=8, n_darks=5, n_flats=5,
+        folder, shape=(320, 320), filters=("H-alpha 7nm", "OIII"), n_bias=8, n_darks=5, n_flats=5,
         light_exposures=(60.0, 60.0, 120.0, 120.0), seed=3,
         model=NightModel(star_density=2000.0, nebula=0.3),
     )  # fmt: skip
@@ -63,7 +63,7 @@ def test_coadd_opens_as_ccddata_with_its_planes(reduced):
     assert ccd.uncertainty.uncertainty_type == "std"
     assert ccd.header["NCOMBINE"] == 4
     assert ccd.header["EXPTIME"] == 360
-    assert ccd.header["FILTER"] == "Halpha"
+    assert ccd.header["FILTER"] == "Halpha"  # whatever the lights call it
     assert 0 < ccd.header["NOISECOR"] <= 1
     with fits.open(path) as hdul:
         assert {"UNCERT", "MASK", "NEXP", "TEXP"} <= {hdu.name for hdu in hdul}
