@@ -82,7 +82,8 @@ def _quieten():
     warnings.simplefilter("always", NarrowbandWarning)
 
     def show(message, category, filename, lineno, file=None, line=None):  # noqa: ARG001
-        print(f"astro-narrowband: warning: {_one_line(message)}", file=sys.stderr)
+        level = getattr(message, "level", "warning")
+        print(f"astro-narrowband: {level}: {_one_line(message)}", file=sys.stderr)
 
     warnings.showwarning = show
 

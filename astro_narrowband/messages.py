@@ -37,7 +37,9 @@ class Messages:
         if text not in self._seen:
             self._seen.add(text)
             self.found.append({"level": level, "text": text})
-            self._show(NarrowbandWarning(text), NarrowbandWarning, __name__, 0)
+            warning = NarrowbandWarning(text)
+            warning.level = level
+            self._show(warning, NarrowbandWarning, __name__, 0)
 
     def _listen(self, message, category, filename, lineno, file=None, line=None):
         if issubclass(category, NarrowbandWarning):
