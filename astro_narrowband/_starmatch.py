@@ -222,6 +222,7 @@ def _select_model(source, target, pairs, fitted, model, turned, radius):
     """Take the plain shift (or half turn) where it does as well as the similarity."""
     i, j, variance = pairs
     matrix, covariance, used, excess, chi2 = fitted
+    open_turn = 0.0
     if model == "similarity":
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
         half = math.pi if abs(angle) > math.pi / 2 else 0.0
@@ -237,8 +238,10 @@ def _select_model(source, target, pairs, fitted, model, turned, radius):
         if chi2_plain - chi2 < 12 * unit or moved < NEGLIGIBLE:
             model, matrix, covariance = "translation", plain[0], plain[1]
             turned = False
+            # The rotation is not significant; what it would do all the same must be small.
+            open_turn = moved / 2
     i, j = i[used], j[used]
-    corner = _corner_error(source, target, (i, j), variance[used] + excess)
+    corner = max(_corner_error(source, target, (i, j), variance[used] + excess), open_turn)
     residual = target.xy[j] - _match.apply(matrix, source.xy[i])
     rms = float(np.sqrt((residual**2).mean()))
     log_chance, fraction = _significance(source, target, matrix, len(i), radius, model, turned)

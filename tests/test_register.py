@@ -257,6 +257,46 @@ def test_unrelated_lists_never_match(n_stars):
             align(*lists)
 
 
+def list_trial(seed):
+    """One pair of short lists: clumped, incomplete, noisy, with chance stars, slightly turned."""
+    rng = np.random.default_rng([11, seed])
+    n = int(rng.choice([3, 4, 5, 6, 8, 12, 25]))
+    kind = rng.choice(["shift", "rotation", "small rotation", "flip", "wrong field"])
+    degrees = {
+        "rotation": rng.uniform(-3, 3), "small rotation": rng.normal(0, 0.15),
+        "flip": 180 + rng.normal(0, 0.3),
+    }.get(kind, 0.0)  # fmt: skip
+    truth = moved(degrees, *rng.uniform(-40, 40, 2))
+    half, error = rng.choice([60, 200, 512]), rng.uniform(0.01, 0.2)
+    stars = rng.uniform(half, 1024 - half, 2) + rng.uniform(-half, half, (n, 2))
+    there = _match.apply(truth, stars)
+    if kind == "wrong field":
+        there = rng.uniform(0, 1024, (n, 2))
+    lists = []
+    for xy in (stars, there):
+        xy = np.concatenate([xy, rng.uniform(0, 1024, (rng.integers(0, 6), 2))])
+        seen = (rng.random(len(xy)) < 0.9) & ((xy > 0) & (xy < 1023)).all(axis=1)
+        lists.append(star_list(xy[seen], rng, error=error))
+    try:
+        found = align(*lists)
+    except AlignmentError:
+        return "refused"
+    if kind != "wrong field" and error_of(found, truth) < 1:
+        return "right"
+    return f"{kind}, {n} stars, {degrees:.3f} degrees, seed {seed}: {found}"
+
+
+def test_short_lists():
+    results = [list_trial(seed) for seed in range(60)]
+    assert set(results) == {"right", "refused"}
+
+
+@pytest.mark.long
+def test_short_lists_many_trials():
+    results = [list_trial(seed) for seed in range(2000)]
+    assert set(results) == {"right", "refused"}
+
+
 def star_list(xy, rng, *, name="list", shape=SHAPE, error=0.05, ring=0.6):
     n = len(xy)
     table = QTable({
