@@ -5,9 +5,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astro_narrowband._network import select_rows
+from astro_narrowband._network import select_rows, sort_rows
+from astro_narrowband.bands import FitsFrame, row_bands
 
-__all__ = ["ClippedMean", "clipped_mean", "read_stack", "sample_levels", "sample_noise"]
+__all__ = [
+    "READ",
+    "ClippedMean",
+    "clipped_mean",
+    "keep_memory",
+    "quick_median",
+    "read_tiles",
+    "sample_frames",
+    "sample_levels",
+    "sample_noise",
+]
+
+#: Rows that are read at a time, and pixels that are worked on at a time: a stack of them
+#: stays in the cache of a core.
+READ, TILE = 32, 1 << 14
+#: Just below the largest threshold of glibc.
+KEEP_BYTES = 31 << 20
 
 #: Frames beyond this many sigma of *expected* noise from the median are left
 #: out. The scatter of a dozen frames is a poor guide (3 sigma of median and MAD
@@ -26,115 +43,250 @@ class ClippedMean(NamedTuple):
         NaN where no frame is good.
     count : `~numpy.ndarray` of float32, (n_rows, nx)
         Frames in the mean.
-    square : `~numpy.ndarray` of float32, (n_rows, nx)
+    square : `~numpy.ndarray` of float32, (n_rows, nx), or None
         Sum of squared deviations of these frames from the mean.
     """
 
     mean: np.ndarray
     count: np.ndarray
-    square: np.ndarray
+    square: np.ndarray | None
 
 
-def clipped_mean(stack, variance, *, good=None, n_sigma=N_SIGMA, weights=None):
+def clipped_mean(stack, variance, *, good=None, n_sigma=N_SIGMA, weights=None, squares=True):
     """
     Return the mean over the first axis, without frames that are off by ``n_sigma``.
 
     Parameters
     ----------
     stack : `~numpy.ndarray` of float32, (n, n_rows, nx)
-        Finite; changed.
+        Finite; without ``weights`` it is spoilt.
     variance : callable
         Takes the median, (n_rows, nx), and returns the expected variance of one
-        frame, broadcastable to the stack.
+        frame, broadcastable to that; with ``weights`` to the stack.
     good : `~numpy.ndarray` of bool, (n, n_rows, nx), optional
     n_sigma : float, optional
     weights : `~numpy.ndarray` of float32, (n,), optional
         Of the frames, in the mean only.
+    squares : bool, optional
+        Whether squares are summed; they are not where there are weights.
 
     Returns
     -------
     ClippedMean
     """
-    n = len(stack)
+    n, shape = len(stack), stack.shape[1:]
+    apart = None
     if good is not None:
-        centre = _median(stack) if n > 2 else stack.min(axis=0)
-        # Columns with a bad pixel are few; they went in as zeros, and are done again.
-        some = ~good.all(axis=0)
-        with np.errstate(invalid="ignore"):
-            centre[some] = _masked_median(stack[:, some], good[:, some])
-    elif n == 2:
-        # The lower of two: cosmic rays only add. Their difference has twice the variance.
-        centre = stack.min(axis=0)
-    else:
-        centre = _median(stack)
-    expected = np.asarray(variance(centre), np.float32)
-    keep = np.empty(stack.shape, bool)
-    deviation = np.empty(stack.shape[1:], np.float32)
-    limit = np.float32(n_sigma * n_sigma * (2.0 if n == 2 else 1.0)) * expected
-    limit = np.broadcast_to(limit, stack.shape)
-    for j in range(n):
-        np.subtract(stack[j], centre, out=deviation)
-        np.multiply(deviation, deviation, out=deviation)
-        np.less_equal(deviation, limit[j], out=keep[j])
-    if good is not None:
-        keep &= good
-    count = keep.sum(axis=0, dtype=np.float32)
-    available = np.float32(n) if good is None else good.sum(axis=0, dtype=np.float32)
-    # A pixel that loses more than a third of its frames is not hit by so many
-    # cosmic rays: it is noisier than expected. Its scatter must be seen.
-    noisy = count < available * np.float32(2 / 3) - np.float32(0.5)
-    if noisy.any():
-        keep |= noisy if good is None else noisy & good
-        count = keep.sum(axis=0, dtype=np.float32)
-    stack -= centre
-    stack *= keep
+        apart = np.flatnonzero(~good.all(axis=0))
+        apart_stack = stack.reshape(n, -1)[:, apart]
+        apart_good = good.reshape(n, -1)[:, apart]
     if weights is None:
-        mean, total = stack.sum(axis=0, dtype=np.float32), count
+        rows = list(stack)
+        spare = sort_rows(rows, np.empty(shape, np.float32))
+        centre = _middle(rows)
     else:
-        mean, total = np.zeros_like(centre), np.zeros_like(centre)
-        for weight, frame, kept in zip(weights, stack, keep, strict=True):
-            mean += np.multiply(frame, weight, out=deviation)
-            total += np.multiply(kept, weight, out=deviation)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean /= total
-    square = np.zeros_like(mean)
-    for j in range(n):
-        np.subtract(stack[j], mean, out=deviation)
-        deviation *= keep[j]
-        deviation *= deviation
-        square += deviation
-    mean += centre
+        rows = list(stack.copy())
+        spare = select_rows(rows, np.empty(shape, np.float32), ((n - 1) // 2, n // 2))
+        centre, rows = _middle(rows), list(stack)
+    if apart is not None:
+        with np.errstate(invalid="ignore"):
+            centre.ravel()[apart] = _masked_median(apart_stack, apart_good)
+    limit = np.asarray(variance(centre), np.float32)
+    limit = limit * np.float32(n_sigma * n_sigma * (2.0 if n == 2 else 1.0))
+    # Nearly all pixels keep all frames; the others are done again below.
+    if weights is None:
+        mean, square, lost = _whole_mean(rows, centre, limit, spare, squares)
+    else:
+        (mean, lost), square = _whole_weighted_mean(rows, centre, limit, spare, weights), None
+    count = np.full(shape, n, np.float32)
+    columns = np.flatnonzero(lost)
+    if apart is not None:
+        columns = np.union1d(columns, apart)
+    if columns.size:
+        few = np.stack([row.ravel().take(columns) for row in rows])
+        few_good = np.ones(few.shape, bool)
+        if apart is not None:
+            place = np.searchsorted(columns, apart)
+            few[:, place], few_good[:, place] = apart_stack, apart_good
+        few_limit = np.broadcast_to(limit, stack.shape)[:, *np.unravel_index(columns, shape)]
+        few_centre = centre.ravel()[columns]
+        part = _clip_columns(few, few_good, few_centre, few_limit, weights)
+        mean.ravel()[columns], count.ravel()[columns] = part.mean, part.count
+        if square is not None:
+            square.ravel()[columns] = part.square
     return ClippedMean(mean, count, square)
 
 
-def read_stack(frames, rows, saturation=np.inf):
-    """Return rows of all frames, (n, n_rows, nx), and what is good in them (or None)."""
-    stack = np.empty((len(frames), rows.stop - rows.start, frames[0].shape[1]), np.float32)
-    good = None
-    for j, frame in enumerate(frames):
-        band = frame.read(rows)
-        stack[j] = band.data
-        bad = band.data >= saturation
-        if band.mask is not None:
-            bad |= band.mask
-        if bad.any():
-            if good is None:
-                good = np.ones(stack.shape, bool)
-            good[j] = ~bad
-            stack[j][bad] = 0
-    return stack, good
+def _whole_mean(rows, centre, limit, work, squares):
+    """Mean and sum of squares of all of sorted rows, and where one is beyond the limit."""
+    np.subtract(rows[-1], centre, out=work)
+    np.multiply(work, work, out=work)
+    lost = work > limit
+    np.subtract(rows[0], centre, out=work)
+    np.multiply(work, work, out=work)
+    lost |= work > limit
+    mean = np.zeros_like(centre)
+    square = np.zeros_like(centre) if squares else None
+    for row in rows:
+        np.subtract(row, centre, out=work)
+        mean += work
+        if squares:
+            np.multiply(work, work, out=work)
+            square += work
+    if squares:
+        np.multiply(mean, mean, out=work)
+        work *= np.float32(1 / len(rows))
+        square -= work
+        np.maximum(square, 0, out=square)
+    mean /= np.float32(len(rows))
+    mean += centre
+    return mean, square, lost
 
 
-def _median(stack):
-    rows = list(stack.copy())
+def _whole_weighted_mean(frames, centre, limit, work, weights):
+    """Weighted mean of all frames, and where one of them is beyond its limit."""
+    mean = np.zeros_like(centre)
+    lost, beyond = np.zeros(centre.shape, bool), np.empty(centre.shape, bool)
+    term = np.empty_like(centre)
+    limit = np.broadcast_to(limit, (len(frames), *centre.shape))
+    for frame, weight, largest in zip(frames, weights, limit, strict=True):
+        np.subtract(frame, centre, out=work)
+        mean += np.multiply(work, weight, out=term)
+        np.multiply(work, work, out=work)
+        lost |= np.greater(work, largest, out=beyond)
+    mean /= weights.sum()
+    mean += centre
+    return mean, lost
+
+
+def _clip_columns(stack, good, centre, limit, weights):
+    """Do what `clipped_mean` does for some pixels, (n, pixels), of which frames are left out."""
+    keep = good & ((stack - centre) ** 2 <= limit)
+    count = keep.sum(axis=0, dtype=np.float32)
+    available = good.sum(axis=0, dtype=np.float32)
+    # A pixel that loses more than a third of its frames is not hit by so many
+    # cosmic rays: it is noisier than expected. Its scatter must be seen.
+    noisy = count < available * np.float32(2 / 3) - np.float32(0.5)
+    keep |= noisy & good
+    count = keep.sum(axis=0, dtype=np.float32)
+    rest = (stack - centre) * keep
+    if weights is None:
+        mean, total = rest.sum(axis=0), count
+    else:
+        weights = weights[:, None]
+        mean, total = (rest * weights).sum(axis=0), (keep * weights).sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = mean / total
+    square = ((rest - mean) ** 2 * keep).sum(axis=0)
+    return ClippedMean(mean + centre, count, square)
+
+
+def keep_memory():
+    """
+    Let malloc keep what bands work in.
+
+    What is freed goes back to the system above a threshold that malloc learns from the
+    largest block freed so far: here one that is never touched.
+    """
+    np.empty(KEEP_BYTES, np.uint8)
+
+
+def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
+    """
+    Read rows of all frames once, and yield them in parts that fit into the cache.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+    rows : slice
+    levels : `~numpy.ndarray` of float32, (n,), optional
+        Taken off the frames.
+    saturation : float, optional
+        Values from here on are not good.
+
+    Yields
+    ------
+    part : slice
+        Rows, counted from ``rows.start``.
+    stack : `~numpy.ndarray` of float32, (n, n_rows, nx)
+        Of these; zero where not good. May be spoilt, and is until the next one.
+    good : `~numpy.ndarray` of bool, (n, n_rows, nx), or None
+    """
+    nx = frames[0].shape[1]
+    parts = row_bands(rows.stop - rows.start, TILE // nx)
+    whole = np.empty((len(frames), parts[0].stop, nx), np.float32)
+    bands = [_read(frame, rows) for frame in frames]
+    for part in parts:
+        stack, good = whole[:, : part.stop - part.start], None
+        for j, (image, data, mask) in enumerate(bands):
+            values = data[part] if image is None else image.to_native(data[part])
+            np.copyto(stack[j], values, casting="same_kind")
+            bad = None
+            if mask is not None and mask[part].any():
+                bad = mask[part] | (values >= saturation)
+            # NaN stand under a mask.
+            elif values.max() >= saturation:
+                bad = values >= saturation
+            if levels is not None:
+                stack[j] -= levels[j]
+            if bad is not None:
+                if good is None:
+                    good = np.ones(stack.shape, bool)
+                np.logical_not(bad, out=good[j])
+                stack[j][bad] = 0
+        yield part, stack, good
+
+
+def _read(frame, rows):
+    """Rows of a frame, with their mask; of plain integers as they are stored, with the image."""
+    if isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None:
+        image = frame.image
+        if image.native.kind in "iu" and image.blank is None:
+            return image, image.read_stored(rows), None
+    band = frame.read(rows)
+    return None, band.data, band.mask
+
+
+def _middle(rows):
+    """Median of sorted rows; of two the lower one, as cosmic rays only add."""
     n = len(rows)
-    wanted = ((n - 1) // 2, n // 2) if n % 2 == 0 else (n // 2,)
-    select_rows(rows, np.empty_like(rows[0]), wanted)
-    if n % 2:
-        return rows[n // 2]
+    if n <= 2 or n % 2:
+        return rows[(n - 1) // 2].copy()
     centre = np.add(rows[n // 2 - 1], rows[n // 2])
     centre *= np.float32(0.5)
     return centre
+
+
+def quick_median(values):
+    """
+    Return the exact median of many numbers: a sample tells where to look for it.
+
+    Parameters
+    ----------
+    values : `~numpy.ndarray` of float32, 1-D
+        Finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband._clipped import quick_median
+    >>> print(quick_median(np.arange(1000001, dtype=np.float32)))
+    500000.0
+    """
+    n = values.size
+    if n > 1 << 18:
+        sample = np.sort(values[:: n >> 14])
+        middle = sample.size // 2
+        low, high = sample[middle - 512], sample[middle + 512]
+        above = values >= low
+        first = n - np.count_nonzero(above)
+        above &= values <= high
+        inside = values[above]
+        ranks = (n - 1) // 2 - first, n // 2 - first
+        if ranks[0] >= 0 and ranks[1] < inside.size:
+            inside.partition(ranks)
+            return np.float32(0.5) * (inside[ranks[0]] + inside[ranks[1]])
+    return np.median(values)
 
 
 def _masked_median(stack, good):
@@ -173,24 +325,27 @@ def _clip(values):
     return float(centre), float(width)
 
 
-def sample_levels(frames):
+def sample_frames(frames):
+    """Return samples of frames, as `sample_levels` and `sample_noise` take them."""
+    return [_sample(frame) for frame in frames]
+
+
+def sample_levels(samples):
     """Return the levels of frames over that of the first: clipped means of differences."""
-    first, first_good = _sample(frames[0])
+    first, first_good = samples[0]
     levels = [0.0]
-    for frame in frames[1:]:
-        data, good = _sample(frame)
-        good &= first_good
-        levels.append(_clip((data - first)[good])[0] if good.any() else 0.0)
+    for data, good in samples[1:]:
+        both = good & first_good
+        levels.append(_clip((data - first)[both])[0] if both.any() else 0.0)
     return np.array(levels)
 
 
-def sample_noise(frames):
+def sample_noise(samples):
     """Return the noise of one frame [its unit]: from differences, or of one frame its spread."""
-    samples = [_sample(frame) for frame in frames[:8]]
     if len(samples) == 1:
         data, good = samples[0]
         return _clip(data[good])[1]
     variances = []
-    for (a, good_a), (b, good_b) in pairwise(samples):
+    for (a, good_a), (b, good_b) in pairwise(samples[:8]):
         variances.append(_clip((a - b)[good_a & good_b])[1] ** 2 / 2)
     return float(np.mean(variances) ** 0.5)

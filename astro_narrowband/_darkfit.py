@@ -8,7 +8,14 @@ import numpy as np
 
 from astro_narrowband import keywords
 from astro_narrowband._camera import master_header
-from astro_narrowband._clipped import clipped_mean, read_stack, sample_levels, sample_noise
+from astro_narrowband._clipped import (
+    clipped_mean,
+    keep_memory,
+    read_tiles,
+    sample_frames,
+    sample_levels,
+    sample_noise,
+)
 from astro_narrowband._overscan import prepared
 from astro_narrowband._shrink import shrink_plane
 from astro_narrowband._validate import same_shape
@@ -24,9 +31,9 @@ FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
 #: Names of the planes, in the order in which they are written.
 PLANES = ("offset", "rate", "var_offset", "var_rate", "cov", "chi2", "dof", "flags")
 
-#: Rows that are fitted at a time, and rows of a stack that are averaged at a time. The
-#: first is also the side of the neighbourhoods that ordinary pixels are told by.
-BAND, TILE = 32, 8
+#: Rows that are fitted at a time; also the side of the neighbourhoods that ordinary
+#: pixels are told by.
+BAND = 32
 #: A pixel this many sigma above its neighbourhood is believed itself.
 FAR = 4.0
 #: Probability of a chi-squared by chance below which a pixel is flagged: 5 sigma.
@@ -78,12 +85,14 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
         (t, frames, False) for t, frames in groups.items()
     ]
     notes = []
-    points = _levelled(groups, detector, notes)
+    keep_memory()
+    samples = sample_frames([frame for _, frames, _ in groups for frame in frames])
+    points = _levelled(groups, samples, detector, notes)
     # Measured where it can be: without a bias, the noise of the only exposure time
     # has the shot noise of ordinary dark current in it, as it should.
     noise = detector.noise_adu
     if len(points[0].frames) > 1 and (points[0].time == 0 or len(points) == 1):
-        noise = sample_noise(points[0].frames)
+        noise = sample_noise(samples[: len(points[0].frames)])
     fit = _Fit(points, shape, detector, noise)
     for _ in map_bands(fit.band, row_bands(shape[0], BAND), workers=workers):
         pass
@@ -135,7 +144,7 @@ def _temperatures(frames):
     return [t for t in found if t is not None]
 
 
-def _levelled(groups, detector, notes):
+def _levelled(groups, samples, detector, notes):
     """
     Take the common level of every frame into account.
 
@@ -145,7 +154,7 @@ def _levelled(groups, detector, notes):
     larger than its error. It cannot be told from a dark current that is not
     linear in all pixels alike, and is noted.
     """
-    every = sample_levels([frame for _, frames, _ in groups for frame in frames])
+    every = sample_levels(samples)
     points, levels = [], []
     for time, frames, master in groups:
         each, every = every[: len(frames)], every[len(frames) :]
@@ -263,12 +272,13 @@ class _Fit:
             return np.where(good > 0, band.data, 0), good, np.zeros_like(good)
         shape = rows.stop - rows.start, self.shape[1]
         out = [np.empty(shape, np.float32) for _ in range(3)]
-        levels = point.levels.astype(np.float32)[:, None, None]
-        for part in row_bands(shape[0], TILE):
-            place = slice(rows.start + part.start, rows.start + part.stop)
-            stack, good = read_stack(point.frames, place, self.detector.saturation)
-            if len(stack) > 1:
-                stack -= levels
+        tiles = read_tiles(
+            point.frames,
+            rows,
+            levels=point.levels.astype(np.float32) if len(point.frames) > 1 else None,
+            saturation=self.detector.saturation,
+        )
+        for part, stack, good in tiles:
             below = None if base is None else base[part]
 
             def variance(level, below=below):

@@ -9,7 +9,16 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
 from astro_narrowband._camera import master_header
-from astro_narrowband._clipped import clipped_mean, read_stack, sample_levels, sample_noise
+from astro_narrowband._clipped import (
+    READ,
+    clipped_mean,
+    keep_memory,
+    quick_median,
+    read_tiles,
+    sample_frames,
+    sample_levels,
+    sample_noise,
+)
 from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import map_bands, row_bands
@@ -19,8 +28,6 @@ from astro_narrowband.exceptions import CalibrationError, InputError, Narrowband
 
 __all__ = ["FlatCheck", "check_flats", "master_bias", "master_flat"]
 
-#: Rows that are worked on at a time.
-BAND = 8
 #: A flat pixel below this fraction of the median is dead.
 MIN_FLAT = 0.05
 
@@ -56,8 +63,10 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     """
     frames = [prepared(f) for f in frames]
     shape = same_shape(frames, "biases")
-    noise = detector.noise_adu if detector and len(frames) == 1 else sample_noise(frames)
-    offsets = sample_levels(frames)
+    keep_memory()
+    samples = sample_frames(frames)
+    noise = detector.noise_adu if detector and len(frames) == 1 else sample_noise(samples)
+    offsets = sample_levels(samples)
     offsets -= offsets.mean()
     drift = float(np.ptp(offsets))
     if drift > max(noise, 1.0):
@@ -70,21 +79,31 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     data = np.empty(shape, np.float32)
     error = np.empty(shape, np.float32)
     mask = np.zeros(shape, bool)
+    errors = (noise / np.sqrt(np.maximum(np.arange(len(frames) + 1), 1))).astype(np.float32)
 
     def work(rows):
-        stack, good = read_stack(frames, rows)
-        stack -= offsets[:, None, None].astype(np.float32)
-        return clipped_mean(stack, lambda _: np.float32(noise**2), good=good, n_sigma=n_sigma)
+        # The threads put their results in place themselves.
+        for part, stack, good in read_tiles(frames, rows, levels=offsets.astype(np.float32)):
+            result = clipped_mean(
+                stack, lambda _: noise**2, good=good, n_sigma=n_sigma, squares=False
+            )
+            place = slice(rows.start + part.start, rows.start + part.stop)
+            data[place], error[place] = result.mean, errors[-1]
+            few = result.count < len(frames)
+            error[place][few] = errors[result.count[few].astype(np.intp)]
+            np.equal(result.count, 0, out=mask[place])
 
-    for rows, result in map_bands(work, row_bands(shape[0], BAND), workers=workers):
-        data[rows] = result.mean
-        error[rows] = noise / np.sqrt(np.maximum(result.count, 1))
-        mask[rows] = result.count == 0
+    for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
+        pass
     header = master_header(frames[0], "bias", len(frames))
     header["RDNOISEA"] = (round(noise, 5), "[adu] noise of one frame")
-    header["BIASLEV"] = (round(float(np.mean(data[~mask], dtype=float)), 4), "[adu] mean level")
+    header["BIASLEV"] = (
+        round(float(np.mean(data[~mask] if mask.any() else data, dtype=float)), 4),
+        "[adu] mean level",
+    )
     header["BIASDRFT"] = (round(drift, 4), "[adu] range of the levels of the frames")
-    return CCDData(data, uncertainty=StdDevUncertainty(error), mask=mask, header=header, unit=u.adu)
+    uncertainty = StdDevUncertainty(error, copy=False)
+    return CCDData(data, uncertainty=uncertainty, mask=mask, header=header, unit=u.adu)
 
 
 class FlatCheck(NamedTuple):
@@ -258,49 +277,64 @@ def master_flat(
     variance = np.empty(shape, np.float32)
     mask = np.zeros(shape, bool)
     column = (slice(None), None, None)
+    floor = (detector.floor / detector.gain**2 / levels**2).astype(np.float32)
+    photon = (1 / (detector.gain * levels)).astype(np.float32)
+    # Variance of the mean is linear in its level, as that of every frame is.
+    mean_floor, mean_photon = (weights**2 * floor).sum(), (weights**2 * photon).sum()
+    share = {}
+    for check, weight in zip(checks, weights / levels, strict=True):
+        share[check.exposure] = share.get(check.exposure, 0) + weight
+
+    def expected(level):
+        # The lamp's pattern may change by a little from frame to frame.
+        out = photon[column] * np.maximum(level, 0)
+        out += floor[column] + np.float32(1e-4)
+        return out
 
     def work(rows):
-        stack, good = read_stack(frames, rows, detector.saturation)
-        common = np.zeros((2, *stack.shape[1:]), np.float32)
-        for j, check in enumerate(checks):
-            stack[j] -= model.values(check.exposure, rows)
-            common += model.modes(check.exposure, rows) * (weights[j] / levels[j])
-        stack /= levels[column]
-        floor = (detector.floor / detector.gain**2 / levels**2)[column]
-        photon = (1 / (detector.gain * levels))[column]
+        darks = {exposure: model.values(exposure, rows) for exposure in share}
+        common = np.zeros((2, rows.stop - rows.start, shape[1]), np.float32)
+        for exposure, part in share.items():
+            modes = model.modes(exposure, rows)
+            modes *= part
+            common += modes
+        common *= common
+        own = variance[rows]
+        np.add(common[0], common[1], out=own)
+        np.copyto(mask[rows], model.mask(rows))
+        for part, stack, good in read_tiles(frames, rows, saturation=detector.saturation):
+            for frame, check, level in zip(stack, checks, levels, strict=True):
+                frame -= darks[check.exposure][part]
+                frame /= level
+            result = clipped_mean(stack, expected, good=good, n_sigma=n_sigma, weights=weights)
+            place = slice(rows.start + part.start, rows.start + part.stop)
+            data[place] = result.mean
+            photons = np.maximum(result.mean, 0)
+            photons *= mean_photon
+            photons += mean_floor
+            few = result.count < len(frames)
+            if few.any():
+                photons[few] *= len(frames) / np.maximum(result.count[few], 1)
+                mask[place] |= result.count * 2 <= len(frames)
+            own[part] += photons
 
-        def expected(level):
-            return floor + photon * np.maximum(level, 0)
-
-        # The lamp's pattern may change by a little from frame to frame.
-        result = clipped_mean(
-            stack,
-            lambda level: expected(level) + np.float32(1e-4),
-            good=good,
-            n_sigma=n_sigma,
-            weights=weights,
-        )
-        own = (weights[column] ** 2 * expected(result.mean)).sum(axis=0)
-        own *= len(frames) / np.maximum(result.count, 1)
-        bad = (result.count * 2 <= len(frames)) | model.mask(rows)
-        return result.mean, own + (common**2).sum(axis=0), bad
-
-    for rows, band in map_bands(work, row_bands(shape[0], BAND), workers=workers):
-        data[rows], variance[rows], mask[rows] = band
+    for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
+        pass
     mask |= ~np.isfinite(data)
+    scale = np.float32(1)
     for _ in range(2):
-        scale = np.median(data[~mask]) if not mask.all() else np.float32(np.nan)
+        scale = quick_median(data[~mask]) if not mask.all() else np.float32(np.nan)
         if not scale > 0:
             raise CalibrationError("the flat has no good pixel")
-        data /= scale
-        variance /= scale * scale
-        mask |= ~(data >= min_value)
+        mask |= ~(data >= min_value * scale)
+    data /= scale
+    variance /= scale * scale
     data[mask] = 1
     header = master_header(frames[0], "flat", len(frames), "FILTER")
-    header["FLATSCAT"] = (float(np.sqrt(np.median(variance[~mask]))), "typical uncertainty")
+    header["FLATSCAT"] = (float(np.sqrt(quick_median(variance[~mask]))), "typical uncertainty")
     return CCDData(
         data,
-        uncertainty=StdDevUncertainty(np.sqrt(variance)),
+        uncertainty=StdDevUncertainty(np.sqrt(variance, out=variance), copy=False),
         mask=mask,
         header=header,
         unit=u.dimensionless_unscaled,
