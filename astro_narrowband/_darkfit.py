@@ -18,6 +18,7 @@ from astro_narrowband._clipped import (
 )
 from astro_narrowband._overscan import prepared
 from astro_narrowband._shrink import shrink_plane
+from astro_narrowband._straight import limit, line, same_line
 from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import map_bands, row_bands
 from astro_narrowband.detector import decide_detector
@@ -36,8 +37,6 @@ PLANES = ("offset", "rate", "var_offset", "var_rate", "cov", "chi2", "dof", "fla
 BAND = 32
 #: A pixel this many sigma above its neighbourhood is believed itself.
 FAR = 4.0
-#: Probability of a chi-squared by chance below which a pixel is flagged: 5 sigma.
-CHANCE = 5.7e-7
 #: Scatter between frames, over what is expected, from which a pixel is not to be trusted.
 NOISY = 3.0
 #: Relative change of the dark current per kelvin (it doubles every 6.5 K).
@@ -194,73 +193,147 @@ class _Fit:
 
     def band(self, rows):
         """Fit one band and put it into the planes; note its hot pixels."""
-        base, y, n, square = None, [], [], []
-        flags = np.zeros((rows.stop - rows.start, self.shape[1]), np.uint8)
-        variance_of_one = []
-        for point in self.points:
+        base, y, n, square, floor = None, [], [], [], []
+        whole = [1 if point.master else len(point.frames) for point in self.points]
+        special = np.zeros((rows.stop - rows.start, self.shape[1]), bool)
+        for point, number in zip(self.points, whole, strict=True):
             mean, count, scatter = self._average(point, rows, base)
             if base is None:
                 base = mean.copy()
-            enough = count * 2 > (1 if point.master else len(point.frames))
-            flags[~enough] |= FLAGS["SATURATED"]
-            y.append(np.where(enough, mean - base - np.float32(point.pedestal), 0))
-            n.append(np.where(enough, count, 0))
-            square.append(np.where(enough, scatter, 0))
-            variance_of_one.append(self._variance_of_master(point, rows))
-        y, n, square = (np.stack(x) for x in (y, n, square))
+            mean -= base
+            if point.pedestal:
+                mean -= np.float32(point.pedestal)
+            special |= count != number
+            y.append(mean)
+            n.append(count)
+            square.append(scatter)
+            floor.append(self._variance_of_master(point, rows))
         if len(self.points) == 1:
-            return self._single(rows, base, n[0], square[0], variance_of_one[0], flags)
-        t = self.times[:, None, None]
-        floor = np.stack([np.broadcast_to(v, base.shape) for v in variance_of_one])
+            enough = n[0] * 2 > whole[0]
+            flags = np.where(enough, np.uint8(0), np.uint8(FLAGS["SATURATED"]))
+            n, square = (np.where(enough, x[0], 0) for x in (n, square))
+            return self._single(rows, base, n, square, floor[0], flags)
+        # Nearly all pixels are alike: all frames, the same variance. What they are
+        # weighted with is the same all over a block, and they are fitted as they lie.
+        usual = np.empty((len(floor), 1), np.float32)
+        for k, plane in enumerate(floor):
+            usual[k] = np.median(plane[0]) if np.ndim(plane) else plane
+            if np.ndim(plane):
+                special |= plane != usual[k]
+        number = np.array(whole, np.float32)[:, None]
+        t = self.times[:, None]
+        rate, sigma, *_ = same_line(y, usual / number, t)
+        sigma = np.broadcast_to(np.sqrt(sigma), rate.shape)
+        index = np.flatnonzero(special)
+        if index.size:
+            few = self._gather(index, whole, y, n, square, floor)
+            found = line(few["y"], few["floor"] / np.maximum(few["n"], 1), few["n"] > 0, t)
+            rate.ravel()[index] = found[0]
+            sigma = sigma.copy()
+            sigma.ravel()[index] = np.sqrt(found[2])
         # The dark current that belongs into the weights is that of the
         # neighbourhood: a pixel's own would let its noise choose its weight.
-        rate, _, var_rate, *_ = _line(y, floor / np.maximum(n, 1), n > 0, t)
         local = _block_median(rate)
-        far = np.abs(rate - local) > FAR * np.sqrt(var_rate)
-        current = np.maximum(np.where(far, rate, local), 0)
+        first = rate
+        far = np.abs(rate - local) > FAR * sigma
+        one = usual + np.maximum(local, 0) * (t * self.per_adu)
+        rate, var_rate, offset, var_offset, cov, chi2 = same_line(y, one / number, t)
+        scatter = np.zeros_like(rate)
+        for part, v in zip(square, one, strict=True):
+            scatter += part / v
+        dof = len(whole) - 2
+        special |= far
+        special |= scatter > limit(np.array(sum(whole) - len(whole)))
+        special |= chi2 > limit(np.array(dof))
+        special |= rate < -FAR * np.sqrt(var_rate)
+        offset += base
+        found = {
+            "offset": offset,
+            "rate": rate,
+            "var_offset": var_offset,
+            "var_rate": var_rate,
+            "cov": cov,
+            "chi2": chi2,
+            "dof": dof,
+        }
+        for name, plane in found.items():
+            self.planes[name][rows] = plane
+        index = np.flatnonzero(special)
+        if index.size:
+            few = self._gather(index, whole, y, n, square, floor)
+            few["base"] = base.ravel()[index]
+            few["local"] = local[index % self.shape[1]]
+            few["far"] = far.ravel()[index]
+            self._special(rows, index, first.ravel()[index], few)
+        return None
+
+    def _gather(self, index, whole, y, n, square, floor):
+        """Columns of some pixels; of exposure times with too few good frames, nothing."""
+        few = {
+            key: np.stack([plane.ravel().take(index) for plane in planes])
+            for key, planes in (("y", y), ("n", n), ("square", square))
+        }
+        few["floor"] = np.empty(few["y"].shape, np.float32)
+        for own, plane in zip(few["floor"], floor, strict=True):
+            own[:] = plane.ravel().take(index) if np.ndim(plane) else plane
+        enough = few["n"] * 2 > np.array(whole)[:, None]
+        for key in ("y", "n", "square"):
+            few[key] = np.where(enough, few[key], np.float32(0))
+        few["lacking"] = ~enough.all(axis=0)
+        return few
+
+    def _special(self, rows, index, first, few):
+        """Fit pixels of a band that differ from others, and put them into the planes."""
+        y, n, floor = few["y"], few["n"], few["floor"]
+        local, far = few["local"], few["far"]
+        t = self.times[:, None]
+        flags = np.where(few["lacking"], np.uint8(FLAGS["SATURATED"]), np.uint8(0))
+        current = np.maximum(np.where(far, first, local), 0)
         one = floor + current * (t * self.per_adu)
         v = one / np.maximum(n, 1)
-        rate, offset, var_rate, var_offset, cov, chi2, used = _line(y, v, n > 0, t)
+        rate, offset, var_rate, var_offset, cov, chi2, used = line(y, v, n > 0, t)
         lost = used < 2
         flags[lost] |= FLAGS["UNCERTAIN"]
         # Frames scatter more than they should: telegraph noise, cut frames, ...
         inner = np.maximum(n - 1, 0).sum(axis=0)
-        scatter = (square / one).sum(axis=0)
-        ratio = scatter / np.maximum(inner, 1)
-        noisy = scatter > _limit(inner)
-        ratio = np.where(noisy, np.maximum(ratio, 1), np.float32(1))
+        scatter = (few["square"] / one).sum(axis=0)
+        noisy = scatter > limit(inner)
+        own = np.where(noisy, scatter / np.maximum(inner, 1), np.float32(1))
+        ratio = np.maximum(own, 1)
         flags[noisy & (ratio > NOISY**2)] |= FLAGS["UNCERTAIN"]
         chi2 = chi2 / ratio
         dof = np.maximum(used, 2) - 2
-        bent = chi2 > _limit(dof)
+        bent = chi2 > limit(dof)
         flags[bent] |= FLAGS["NONLINEAR"]
-        ratio *= np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
-        planes = self.planes
-        planes["offset"][rows] = np.where(lost, 0, offset) + base
-        planes["rate"][rows] = np.where(lost, 0, rate)
-        planes["var_offset"][rows] = np.where(lost, v[0], var_offset * ratio)
-        unknown = np.float32((self.detector.saturation / self.times.max()) ** 2)
-        planes["var_rate"][rows] = np.where(lost, unknown, var_rate * ratio)
-        planes["cov"][rows] = np.where(lost, 0, cov * ratio)
-        planes["chi2"][rows] = np.where(lost, 0, chi2)
-        planes["dof"][rows] = dof
+        ratio = ratio * np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
         flags[rate < -FAR * np.sqrt(var_rate * ratio)] |= FLAGS["NEGATIVE"]
-        planes["flags"][rows] = flags
+        unknown = np.float32((self.detector.saturation / self.times.max()) ** 2)
+        found = {
+            "offset": np.where(lost, 0, offset) + few["base"],
+            "rate": np.where(lost, 0, rate),
+            "var_offset": np.where(lost, v[0], var_offset * ratio),
+            "var_rate": np.where(lost, unknown, var_rate * ratio),
+            "cov": np.where(lost, 0, cov * ratio),
+            "chi2": np.where(lost, 0, chi2),
+            "dof": dof,
+            "flags": flags,
+        }
+        pixel = index + rows.start * self.shape[1]
+        for name, values in found.items():
+            self.planes[name].ravel()[pixel] = values
         look = (far | bent) & ~lost
-        index = np.flatnonzero(look)
-        if index.size:
+        if look.any():
             table = {
-                "pixel": index + rows.start * self.shape[1],
+                "pixel": pixel[look],
                 "y": y[:, look],
                 "v": v[:, look],
                 "ok": (n > 0)[:, look],
-                "base": base[look],
-                "local": np.broadcast_to(local, look.shape)[look],
-                "ratio": np.where(noisy, scatter / np.maximum(inner, 1), np.float32(1))[look],
+                "base": few["base"][look],
+                "local": local[look],
+                "ratio": own[look],
             }
             with self.lock:
                 self.rows.append((rows.start, table))
-        return None
 
     def _average(self, point, rows, base):
         """Mean, count and sum of squared deviations of the frames of one point."""
@@ -313,7 +386,7 @@ class _Fit:
             # What stands out is dark current, and has its shot noise.
             one = one + np.maximum(base - _block_median(base), 0) * self.per_adu
         inner = np.maximum(n - 1, 0)
-        noisy = square > _limit(inner) * one
+        noisy = square > limit(inner) * one
         ratio = np.where(noisy, square / (one * np.maximum(inner, 1)), np.float32(1))
         flags[none | (noisy & (ratio > NOISY**2))] |= FLAGS["UNCERTAIN"]
         self.planes["offset"][rows] = base
@@ -335,15 +408,15 @@ class _Fit:
             return
         hot = {key: np.concatenate([table[key] for table in tables], axis=-1) for key in tables[0]}
         t = self.times[:, None]
-        rate, *_, chi2, used = _line(hot["y"], hot["v"], hot["ok"], t)
+        rate, *_, chi2, used = line(hot["y"], hot["v"], hot["ok"], t)
         own = np.maximum(rate - hot["local"], 0)
         signal = own * t
         relative = self._relative_error(hot, signal, temperatures, notes)
         if relative > 0:
             v = hot["v"] * hot["ratio"] + (relative * signal) ** 2
-            rate, offset, var_rate, var_offset, cov, chi2, used = _line(hot["y"], v, hot["ok"], t)
+            rate, offset, var_rate, var_offset, cov, chi2, used = line(hot["y"], v, hot["ok"], t)
             dof = np.maximum(used, 2) - 2
-            bent = chi2 > _limit(dof)
+            bent = chi2 > limit(dof)
             ratio = np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
             # Such an error is one of the dark that is asked for as well.
             future = (relative * own) ** 2
@@ -377,7 +450,7 @@ class _Fit:
         wanted = distribution.median(int(dof.max())) * (1 + 3 / chosen.size**0.5)
 
         def excess(f):
-            value = _line(part["y"], part["v"] + (f * s) ** 2, part["ok"], self.times[:, None])[5]
+            value = line(part["y"], part["v"] + (f * s) ** 2, part["ok"], self.times[:, None])[5]
             return float(np.median(value)) - wanted
 
         if excess(0.0) <= 0:
@@ -413,54 +486,19 @@ class _Fit:
         }
 
 
-def _line(y, v, ok, t):
-    """
-    Weighted straight lines through points along the first axis.
-
-    Closed form about the weighted mean time, which keeps float32 exact enough.
-    Returns rate, offset, their variances, covariance, chi-squared and the number
-    of points used.
-    """
-    w = np.where(ok, 1 / v, np.float32(0))
-    total = w.sum(axis=0)
-    used = ok.sum(axis=0, dtype=np.uint8)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        centre = (w * t).sum(axis=0) / total
-        lever = t - centre
-        wl = w * lever
-        var_rate = 1 / (wl * lever).sum(axis=0)
-        rate = (wl * y).sum(axis=0) * var_rate
-        level = (w * y).sum(axis=0) / total
-        var_offset = 1 / total + centre * centre * var_rate
-        rest = y - level - rate * lever
-        chi2 = (w * rest * rest).sum(axis=0)
-        return rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used
-
-
-_LIMITS = {}
-
-
-def _limit(dof):
-    """Chi-squared that is exceeded with probability `CHANCE`; infinite without freedom."""
-    top = int(dof.max(initial=0))
-    table = _LIMITS.get(top)
-    if table is None:
-        from scipy.stats import chi2
-
-        table = np.full(top + 1, np.inf, np.float32)
-        table[1:] = chi2.isf(CHANCE, np.arange(1, top + 1))
-        _LIMITS[top] = table
-    return table[dof.astype(np.intp)]
-
-
 def _block_median(plane):
     """Median of squares as high as the band, spread over their pixels; NaN do not count."""
     n_rows, nx = plane.shape
     size = min(BAND, nx)
     n = max(nx // size, 1)
     edge = n * size
-    blocks = plane[:, :edge].reshape(n_rows, n, size).swapaxes(0, 1).reshape(n, -1)
-    part = blocks[:, :: max(1, blocks.shape[1] // 256)]
+    step = max(1, n_rows * size // 256)
+    if size % step == 0:
+        # The same pixels, without a copy of all.
+        part = plane[:, :edge:step].reshape(n_rows, n, size // step)
+        part = part.swapaxes(0, 1).reshape(n, -1)
+    else:
+        part = plane[:, :edge].reshape(n_rows, n, size).swapaxes(0, 1).reshape(n, -1)[:, ::step]
     known = np.isfinite(part)
     if not known.all():
         # What is not known shall not count: as many very high as very low.

@@ -7,7 +7,7 @@ import pytest
 from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._darkfit import _line
+from astro_narrowband._straight import line
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
@@ -54,7 +54,7 @@ def test_line_kernel_against_linear_algebra(rng):
     ok = np.ones((4, 50), bool)
     ok[2, ::3] = False
     planes = (x.astype(np.float32) for x in (y, v))
-    rate, offset, var_rate, var_offset, cov, chi2, used = _line(
+    rate, offset, var_rate, var_offset, cov, chi2, used = line(
         *planes, ok, t.astype(np.float32)[:, None]
     )
     for i in range(50):

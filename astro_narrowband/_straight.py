@@ -1,0 +1,78 @@
+"""Weighted straight lines through a few points of every pixel, and limits of chi-squared."""
+
+import numpy as np
+
+__all__ = ["limit", "line", "same_line"]
+
+#: Probability of a chi-squared by chance below which a pixel is flagged: 5 sigma.
+CHANCE = 5.7e-7
+
+
+def line(y, v, ok, t):
+    """
+    Weighted straight lines through points along the first axis.
+
+    Closed form about the weighted mean time, which keeps float32 exact enough.
+    Returns rate, offset, their variances, covariance, chi-squared and the number
+    of points used.
+    """
+    w = np.where(ok, 1 / v, np.float32(0))
+    total = w.sum(axis=0)
+    used = ok.sum(axis=0, dtype=np.uint8)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        centre = (w * t).sum(axis=0) / total
+        lever = t - centre
+        wl = w * lever
+        var_rate = 1 / (wl * lever).sum(axis=0)
+        rate = (wl * y).sum(axis=0) * var_rate
+        level = (w * y).sum(axis=0) / total
+        var_offset = 1 / total + centre * centre * var_rate
+        rest = y - level - rate * lever
+        chi2 = (w * rest * rest).sum(axis=0)
+        return rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used
+
+
+def same_line(y, v, t):
+    """
+    As `line`, of planes ``y`` in which the variances ``v``, (n, 1) or (n, nx), are alike.
+
+    Returns rate, its variance, offset, its variance, covariance and chi-squared.
+    """
+    w = 1 / v
+    total = w.sum(axis=0)
+    centre = (w * t).sum(axis=0) / total
+    lever = t - centre
+    wl = w * lever
+    var_rate = 1 / (wl * lever).sum(axis=0)
+    rate, level = (np.zeros(y[0].shape, np.float32) for _ in range(2))
+    work, chi2 = np.empty_like(rate), np.zeros_like(rate)
+    for plane, a, b in zip(y, wl * var_rate, w / total, strict=True):
+        rate += np.multiply(plane, a, out=work)
+        level += np.multiply(plane, b, out=work)
+    for plane, along, weight in zip(y, lever, w, strict=True):
+        np.multiply(rate, along, out=work)
+        work += level
+        np.subtract(plane, work, out=work)
+        np.multiply(work, work, out=work)
+        work *= weight
+        chi2 += work
+    np.multiply(rate, centre, out=work)
+    level -= work
+    var_offset = 1 / total + centre * centre * var_rate
+    return rate, var_rate, level, var_offset, -centre * var_rate, chi2
+
+
+_LIMITS = {}
+
+
+def limit(dof):
+    """Chi-squared that is exceeded with probability `CHANCE`; infinite without freedom."""
+    top = int(dof.max(initial=0))
+    table = _LIMITS.get(top)
+    if table is None:
+        from scipy.stats import chi2
+
+        table = np.full(top + 1, np.inf, np.float32)
+        table[1:] = chi2.isf(CHANCE, np.arange(1, top + 1))
+        _LIMITS[top] = table
+    return table[dof.astype(np.intp)]
