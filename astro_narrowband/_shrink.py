@@ -28,6 +28,7 @@ CLIP = 3.5
 CUT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi) / 0.999534741841929
 #: Histogram of deviations [sigma].
 REACH, BIN = 12.0, 0.1
+N_BINS = round(2 * REACH / BIN)
 #: Pixels this near to their neighbourhood [sigma] are ordinary.
 CERTAIN = 2.5
 
@@ -69,8 +70,8 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
 
     def levels(rows):
         x, good = cut(values[rows]), cut(usable(rows))
-        centre, _, kept = _robust(x, good)
-        return centre, _mean(cut(variance[rows]), kept), kept.sum(axis=1)
+        centre, _, kept, n = _robust(x, good)
+        return centre, _mean(cut(variance[rows]), kept, n), n
 
     for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
         level[i], noise[i], count[i] = result
@@ -79,8 +80,7 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
         _Parabolas(nx, grid_shape[1], size),
     )
 
-    def smooth(grid, rows):
-        return along_columns.spread(along_rows.pick(grid, rows))
+    wide = along_columns.spread(level)
 
     # Columns and rows of the read-out stand out from any smooth map.
     typical = np.float32(np.median(noise))
@@ -89,9 +89,8 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     row_mean, row_count = np.zeros(ny, np.float32), np.ones(ny, np.float32)
 
     def profiles(rows):
-        rest = values[rows] - smooth(level, rows)
-        width = _mad(rest)
-        kept = usable(rows) & (np.abs(rest) <= 4 * width)
+        rest = np.subtract(values[rows], along_rows.rows_of(wide, rows))
+        kept = _near(rest, 4 * _mad(rest), usable(rows))
         rest *= kept
         return rest.sum(axis=0), kept.sum(axis=0)
 
@@ -100,9 +99,12 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
         column_count += n
     columns, kept_columns = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
 
+    # Weights of parabolas sum up to one: what all rows have can be in the map.
+    wide += columns
+
     def row_profile(rows):
-        rest = values[rows] - smooth(level, rows) - columns
-        kept = usable(rows) & (np.abs(rest) <= 4 * _mad(rest))
+        rest = np.subtract(values[rows], along_rows.rows_of(wide, rows))
+        kept = _near(rest, 4 * _mad(rest), usable(rows))
         rest *= kept
         return rest.sum(axis=1), kept.sum(axis=1)
 
@@ -114,15 +116,13 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     lines = typical * (kept_columns / ny + kept_rows / nx)
 
     def rest_of(rows):
-        rest = values[rows] - smooth(level, rows)
-        rest -= columns
-        rest -= row_mean[rows, None]
-        return rest
+        rest = along_rows.rows_of(wide, rows)
+        rest += row_mean[rows, None]
+        return np.subtract(values[rows], rest, out=rest)
 
     def excess(rows):
-        _, square, kept = _robust(cut(rest_of(rows)), cut(usable(rows)), about=0)
-        n = kept.sum(axis=1)
-        return square / (1 - freedom) - _mean(cut(variance[rows]), kept), n
+        _, square, kept, n = _robust(cut(rest_of(rows)), cut(usable(rows)), about=0)
+        return square / (1 - freedom) - _mean(cut(variance[rows]), kept, n), n
 
     spread = np.zeros(grid_shape, np.float32)
     number = np.ones(grid_shape, np.float32)
@@ -142,32 +142,51 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     prior = spread + 1.5 * (noise + spread) / np.maximum(count, 1) + lines
     prior = prior.astype(np.float32)
 
-    def prior_of(rows):
-        block = np.minimum(np.arange(rows.start, rows.stop) // size, grid_shape[0] - 1)
-        wide = np.repeat(prior[block], size, axis=1)
-        return np.pad(wide, ((0, 0), (0, nx - wide.shape[1])), "edge")
+    prior_rows = np.repeat(prior, size, axis=1)
+    prior_rows = np.pad(prior_rows, ((0, 0), (0, nx - prior_rows.shape[1])), "edge")
+
+    def deviations_of(rows):
+        """Deviations, the inverse of their variances, and their bins."""
+        rest = rest_of(rows)
+        weight = variance[rows] + prior_rows[min(rows.start // size, grid_shape[0] - 1)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.divide(1, weight, out=weight)
+            z = np.sqrt(weight)
+            z *= rest
+        z += np.float32(REACH)
+        z *= np.float32(1 / BIN)
+        # Not numbers, too: the first and the last bin are of what lies beyond.
+        np.copyto(z, np.float32(N_BINS), where=~(z < N_BINS))
+        z += 1
+        np.maximum(z, 0, out=z)
+        return rest, weight, z.astype(np.intp)
 
     def deviations(rows):
-        sigma = np.sqrt(variance[rows] + prior_of(rows))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            z = (rest_of(rows) / sigma)[usable(rows)]
-        return np.histogram(z, bins=_EDGES)[0], z.size
+        good = usable(rows)
+        bins = deviations_of(rows)[2]
+        # Pixels that are not judged go beyond the last bin.
+        np.copyto(bins, N_BINS + 2, where=~good)
+        return np.bincount(bins.ravel(), minlength=N_BINS + 3)[1:-2], np.count_nonzero(good)
 
-    counts, n_pixels = np.zeros(len(_EDGES) - 1), 0
+    counts, n_pixels = np.zeros(N_BINS), 0
     for _, (part, n) in map_bands(deviations, bands, workers=workers):
         counts += part
         n_pixels += n
-    ordinary = _ordinary(counts, n_pixels).astype(np.float32)
+    ordinary = np.pad(_ordinary(counts, n_pixels), 1, "edge").astype(np.float32)
 
     def work(rows):
-        rest = rest_of(rows)
-        weight = 1 / (variance[rows] + prior_of(rows))
-        z = rest * np.sqrt(weight)
-        np.clip(z, -REACH + BIN / 2, REACH - BIN / 2, out=z)
-        p = ordinary[((z + np.float32(REACH)) * np.float32(1 / BIN)).astype(np.intp)]
+        delta, weight, bins = deviations_of(rows)
+        p = ordinary.take(bins)
         p *= usable(rows)
-        delta = -rest * weight
-        apply(rows, p * delta, p * ((1 - p) * delta * delta - weight))
+        delta *= weight
+        np.negative(delta, out=delta)
+        second = 1 - p
+        second *= delta
+        second *= delta
+        second -= weight
+        second *= p
+        delta *= p
+        apply(rows, delta, second)
         return float(p.sum())
 
     belong = sum(result for _, result in map_bands(work, bands, workers=workers))
@@ -202,12 +221,9 @@ def _spread_of_frame(spread, level, weight):
     return (a + c * square).astype(np.float32)
 
 
-_EDGES = np.linspace(-REACH, REACH, round(2 * REACH / BIN) + 1)
-
-
 def _ordinary(counts, n):
     """Probability that a pixel is ordinary, for each bin of its deviation in sigma."""
-    middle = (_EDGES[:-1] + _EDGES[1:]) / 2
+    middle = (np.arange(N_BINS) + 0.5) * BIN - REACH
     normal = np.exp(-(middle**2) / 2) * BIN / np.sqrt(2 * np.pi)
     core = np.abs(middle) < 1
     fraction = min(1.0, counts[core].sum() / max(n * normal[core].sum(), 1e-9))
@@ -233,31 +249,54 @@ def _mad(x):
     return np.float32(1.4826 * np.median(part)) if part.size else np.float32(0)
 
 
+def _near(x, width, good):
+    """Where ``good`` is, and ``x`` within ``width`` of zero; ``good`` is overwritten."""
+    good &= x <= width
+    good &= x >= -width
+    return good
+
+
 def _robust(x, good, about=None):
-    """Clipped centre and mean square (about the centre) of each row, and what was kept."""
+    """
+    Clipped centre and mean square (about the centre) of each row.
+
+    And what was kept, as float32, and how many. ``x`` may be overwritten.
+    """
     step = max(1, x.shape[1] // 256)
     part, seen = x[:, ::step], good[:, ::step]
-    median = np.median
-    if not seen.all():
-        part = np.where(seen, part, np.float32(np.nan))
-        part[~seen.any(axis=1)] = 0
-        median = np.nanmedian
-    centre = median(part, axis=1)[:, None] if about is None else np.float32(about)
-    width = 1.4826 * median(np.abs(part - centre), axis=1)[:, None]
+    centre = _medians(part, seen)[:, None] if about is None else np.float32(about)
+    width = np.float32(1.4826) * _medians(np.abs(part - centre), seen)[:, None]
+    kept = np.empty(x.shape, np.float32)
+    rest, product = np.empty_like(kept), np.empty_like(kept)
     for _ in range(2):
-        rest = x - centre
-        kept = (np.abs(rest) <= CLIP * width) & good
+        np.subtract(x, centre, out=rest)
+        inside = _near(rest, np.float32(CLIP) * width, good.copy())
+        np.copyto(kept, inside)
+        np.multiply(rest, kept, out=product)
+        n = kept.sum(axis=1)
+        some = np.maximum(n, 1)
+        square = np.einsum("ij,ij->i", rest, product) / (some * np.float32(CUT))
         if about is None:
-            centre = centre + _mean(rest, kept)[:, None]
-        rest *= rest
-        square = _mean(rest, kept) / CUT
+            centre = centre + (product.sum(axis=1) / some)[:, None]
         width = np.sqrt(square)[:, None]
-    return (centre[:, 0] if about is None else None), square, kept
+    return (centre[:, 0] if about is None else None), square, kept, n
 
 
-def _mean(x, kept):
-    n = np.maximum(kept.sum(axis=1), 1)
-    return (np.einsum("ij,ij->i", x, kept.astype(np.float32)) / n).astype(np.float32)
+def _medians(x, good):
+    """Median of what is good in each row; 0 where nothing is."""
+    n = x.shape[1]
+    count = np.count_nonzero(good, axis=1)
+    if count.min() == n:
+        x = np.sort(x, axis=1)
+        return (x[:, (n - 1) // 2] + x[:, n // 2]) * np.float32(0.5)
+    x = np.sort(np.where(good, x, np.float32(np.inf)), axis=1)
+    row = np.arange(len(x))
+    median = (x[row, np.maximum(count - 1, 0) // 2] + x[row, np.minimum(count // 2, n - 1)]) / 2
+    return np.where(count > 0, median, np.float32(0)).astype(np.float32)
+
+
+def _mean(x, kept, n):
+    return np.einsum("ij,ij->i", x, kept) / np.maximum(n, 1)
 
 
 def _significant(profile, noise):
@@ -304,10 +343,13 @@ class _Parabolas:
     def _three(self, middle):
         return middle + self.first, middle, middle + self.last
 
-    def pick(self, grid, rows):
-        """Interpolate the rows of a grid: (n_rows, n_columns of the grid)."""
-        blocks = self._three(self.middle[rows])
-        return sum(w[rows, None] * grid[k] for w, k in zip(self.weights, blocks, strict=True))
+    def rows_of(self, grid, rows):
+        """Interpolate some rows of a grid, all of one block: (n_rows, n_columns of the grid)."""
+        out = None
+        for weight, block in zip(self.weights, self._three(self.middle[rows.start]), strict=True):
+            term = weight[rows, None] * grid[block]
+            out = term if out is None else np.add(out, term, out=out)
+        return out
 
     def spread(self, grid):
         """Interpolate along the second axis: (n_rows, n)."""
