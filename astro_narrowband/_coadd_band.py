@@ -7,6 +7,7 @@ returns the planes of the coadd there. It holds the rows of at most 15 frames,
 the panel that judges outliers; the others pass through one by one.
 """
 
+import math
 import threading
 from dataclasses import dataclass, field
 
@@ -60,6 +61,8 @@ class BandSum:
         Factor on the variance of each frame's cluster, for clusters that overlap.
     tolerance : array
         Part of the structure in the image that a frame may differ by.
+    discs : list of array (m, 3)
+        x, y, radius on the grid within which a frame does not count.
     rules : Rules or None
         None: nothing is rejected.
     """
@@ -76,6 +79,7 @@ class BandSum:
     cluster: np.ndarray
     overlap: np.ndarray
     tolerance: np.ndarray
+    discs: list
     rules: Rules | None
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
@@ -151,9 +155,10 @@ class BandSum:
             np.multiply(band.variance.ravel(), factor * factor, out=variance)
         else:
             self._variance_of(i, data, variance)
-        if band.mask is None:
-            return np.empty(0, np.intp)
-        lost = np.flatnonzero(band.mask)
+        lost = np.empty(0, np.intp) if band.mask is None else np.flatnonzero(band.mask)
+        within = _within(self.discs[i], rows, self.shape[1])
+        if within.size:
+            lost = np.union1d(lost, within)
         data[lost] = np.inf
         return lost
 
@@ -164,6 +169,21 @@ class BandSum:
             source = np.maximum(data - np.float32(self.sky[i]), 0.0)
             source[~np.isfinite(source)] = 0.0
             variance += source * np.float32(1.0 / (self.exposure[i] * self.scale[i]))
+
+
+def _within(discs, rows, width):
+    """Flat indices, in ``rows``, of the pixels within any of the discs, sorted."""
+    reach = np.abs(discs[:, 1] - 0.5 * (rows.start + rows.stop - 1))
+    discs = discs[reach <= discs[:, 2] + 0.5 * (rows.stop - rows.start)]
+    found = [np.empty(0, np.intp)]
+    for x, y, radius in discs:
+        low_y, high_y = max(math.ceil(y - radius), rows.start), min(y + radius, rows.stop - 1)
+        low_x, high_x = max(math.ceil(x - radius), 0), min(x + radius, width - 1)
+        at_y = np.arange(low_y, math.floor(high_y) + 1)[:, None]
+        at_x = np.arange(low_x, math.floor(high_x) + 1)
+        inside = (at_y - y) ** 2 + (at_x - x) ** 2 <= radius**2
+        found.append(((at_y - rows.start) * width + at_x)[inside])
+    return np.unique(np.concatenate(found))
 
 
 class _Sums:

@@ -36,6 +36,7 @@ from astro_narrowband.weights import (
     FrameStatistics,
     measure_frame,
     sky_offsets,
+    spoiled_discs,
     star_scales,
     weigh,
 )
@@ -202,7 +203,9 @@ def coadd(
     than the plane says: SYSNOISE in the header is its level in blank sky if it did
     not average at all.
 
-    Outliers: see `astro_narrowband._reject.Panel.outliers`.
+    Outliers: see `astro_narrowband._reject.Panel.outliers`. Where a frame has a masked
+    pixel on a bright star (saturated, as a rule) it does not count within 4 FWHM: a
+    star of which one frame lacks the core would be wrong by percents.
 
     The result does not depend on the order of the frames, the executor, the number
     of workers, or the memory, to the last bit.
@@ -272,6 +275,7 @@ def coadd(
         ]
     cluster, correlations = shared_clusters(frames, matrices, shape)
     overlap = overlap_factors(cluster, correlations, weight / scale)
+    discs = spoiled_discs(table, matrices, weight)
     order = _canonical(frames, table, background, exposure, offset, cluster, used)
     task = BandSum(
         frames=[frames[i] for i in order],
@@ -286,6 +290,7 @@ def coadd(
         cluster=cluster[order],
         overlap=overlap[order],
         tolerance=tolerances(gradient_tolerance, fwhm)[order],
+        discs=[discs[i] for i in order],
         rules=Rules(n_sigma) if reject else None,
     )
     planes, count = _run(task, executor, workers, memory)

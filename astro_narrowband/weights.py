@@ -18,7 +18,15 @@ from astro_narrowband._validate import choice, positive
 from astro_narrowband.bands import Band, as_frame
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["FrameStatistics", "hold", "measure_frame", "sky_offsets", "star_scales", "weigh"]
+__all__ = [
+    "FrameStatistics",
+    "hold",
+    "measure_frame",
+    "sky_offsets",
+    "spoiled_discs",
+    "star_scales",
+    "weigh",
+]
 
 #: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
 MAX_CELLS, MIN_CELL = 64, 16
@@ -32,6 +40,9 @@ MATCH_RADIUS = 2.0
 FLUX_FLOOR = 0.003
 #: Stars of a frame that serve for its flux scale, at most, and their least signal to noise.
 MAX_STARS, MIN_SNR = 200, 20.0
+#: Radius around a masked pixel on a bright star within which its frame does not count
+#: [largest FWHM].
+SPOILED_RADIUS = 4.0
 #: Radius of their apertures, inner and outer radius of the sky around them [FWHM].
 APERTURE, SKY_RADII = 2.5, (4.0, 6.0)
 
@@ -55,6 +66,8 @@ class FrameStatistics:
     stars : `~numpy.ndarray`, (n, 4)
         x, y [pix], flux, error of the stars that may serve for the flux scale:
         up to 200, isolated and not saturated, in circles of 2.5 FWHM.
+    spoiled : `~numpy.ndarray`, (n, 2)
+        x, y of masked pixels that lie on bright stars: saturated, or by chance.
     cells : `~numpy.ndarray` of float32, (ny, nx)
         Median level in cells; NaN where there were no good pixels.
     centres : tuple of two `~numpy.ndarray`
@@ -67,6 +80,7 @@ class FrameStatistics:
     scatter: float
     fwhm: float = math.nan
     stars: np.ndarray = field(default_factory=lambda: np.empty((0, 4)), repr=False)
+    spoiled: np.ndarray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     cells: np.ndarray = field(default=None, repr=False)
     centres: tuple = field(default=(), repr=False)
 
@@ -97,7 +111,7 @@ def measure_frame(frame, *, stars=None):
     The background variance is the median, over cells of the frame, of the mean
     of the predicted variance plane over the pixels within 3 sigma of the
     cell's median; a frame without variance plane has the clipped scatter of
-    its pixels instead. In a large frame 8 rows of every row of cells are read.
+    its pixels instead. In a large frame 8 rows of every row of cells are used.
 
     Examples
     --------
@@ -111,7 +125,7 @@ def measure_frame(frame, *, stars=None):
     >>> round(found.sky), found.variance
     (5, 4.0)
     """
-    frame = as_frame(frame)
+    frame = frame if isinstance(frame, _Held) else hold(frame)
     ny, nx = frame.shape
     y_edges, x_edges = _edges(ny), _edges(nx)
     columns = int(np.diff(x_edges).max())
@@ -135,13 +149,16 @@ def measure_frame(frame, *, stars=None):
     middle = np.nan if not known.any() else float(np.median(level[known]))
     centres = tuple((e[:-1] + e[1:] - 1) / 2 for e in (x_edges, y_edges))
     table, fwhm = _measure_stars(frame, stars)
+    usual = float(np.median(variance[known])) if known.any() else math.nan
+    whole = frame.read(slice(0, ny))
     return FrameStatistics(
         name=frame.name,
         sky=middle,
-        variance=float(np.median(variance[known])) if known.any() else math.nan,
+        variance=usual,
         scatter=float(np.median(scatter[known])) if known.any() else math.nan,
         fwhm=fwhm,
         stars=table,
+        spoiled=_spoiled(whole.data, whole.mask, math.sqrt(usual) if usual > 0 else math.nan),
         cells=level.astype(np.float32),
         centres=centres,
     )
@@ -226,6 +243,40 @@ def hold(frame):
     ...     return measure_frame(held, stars=detect_stars(held))
     """
     return _Held(as_frame(frame))
+
+
+def _spoiled(data, mask, sigma):
+    """
+    Masked pixels on bright stars: x, y.
+
+    One of the 24 pixels around is 30 sigma above the lowest of eight pixels
+    at a distance of 5. Smooth nebula does not do that, whatever its brightness.
+    """
+    if mask is None or not sigma > 0:
+        return np.empty((0, 2))
+    ny, nx = data.shape
+    pixels = np.flatnonzero(mask)
+    y, x = np.divmod(pixels, nx)
+
+    def around(steps):
+        found = np.full((len(steps), y.size), np.nan, np.float32)
+        for k, (dy, dx) in enumerate(steps):
+            at_y, at_x = y + dy, x + dx
+            inside = (at_y >= 0) & (at_y < ny) & (at_x >= 0) & (at_x < nx)
+            at = np.where(inside, at_y * nx + at_x, 0)
+            good = inside & ~mask.ravel()[at]
+            found[k, good] = data.ravel()[at[good]]
+        return found
+
+    far = around([(5, 0), (-5, 0), (0, 5), (0, -5), (4, 4), (4, -4), (-4, 4), (-4, -4)])
+    near = around(
+        [(j, i) for j in (-2, -1, 0, 1, 2) for i in (-2, -1, 0, 1, 2) if (j, i) != (0, 0)]
+    )
+    low = np.where(np.isnan(far), np.inf, far).min(axis=0)
+    high = np.where(np.isnan(near), -np.inf, near).max(axis=0)
+    with np.errstate(invalid="ignore"):
+        bright = high - low > 30.0 * sigma
+    return np.column_stack([x, y])[bright].astype(float)
 
 
 def _column(table, name):
@@ -412,6 +463,52 @@ def _interpolate(cells, x_cells, y_cells, x, y):
     value = (1 - fy) * ((1 - fx) * cells[y0, x0] + fx * cells[y0, x1])
     value = value + fy * ((1 - fx) * cells[y1, x0] + fx * cells[y1, x1])
     return np.where(x_out | y_out, np.nan, value)
+
+
+def spoiled_discs(statistics, matrices, weight):
+    """
+    Where each frame is left out because one of its pixels on a bright star is masked.
+
+    Frames differ in seeing: a star of which one frame lacks the core is a
+    mixture whose flux is wrong by percents. So the frame does not count on the
+    whole star, unless frames of three quarters of the weight lack it.
+
+    Parameters
+    ----------
+    statistics : list of `FrameStatistics`
+    matrices : list of array (3, 3)
+        From each frame's pixels to the grid of the coadd.
+    weight : `~numpy.ndarray`, (n,)
+        Their sum is 1.
+
+    Returns
+    -------
+    list of `~numpy.ndarray`, (m, 3)
+        For each frame x, y and radius of discs on the grid.
+    """
+    from scipy.spatial import cKDTree
+
+    discs, owner = [], []
+    widest = np.array([s.fwhm for s, w in zip(statistics, weight, strict=True) if w > 0])
+    widest = widest[np.isfinite(widest)].max(initial=3.0)
+    for i, (found, matrix) in enumerate(zip(statistics, matrices, strict=True)):
+        if not len(found.spoiled) or not weight[i] > 0:
+            continue
+        # Of the many pixels of one core, one in each square of 2 x 2 is enough.
+        _, first = np.unique(found.spoiled // 2, axis=0, return_index=True)
+        x, y = transform(matrix, *found.spoiled[first].T)
+        discs.append(np.column_stack([x, y, np.full(len(x), SPOILED_RADIUS * widest)]))
+        owner.append(np.full(len(x), i))
+    empty = np.empty((0, 3))
+    if not discs:
+        return [empty] * len(statistics)
+    discs, owner = np.concatenate(discs), np.concatenate(owner)
+    tree = cKDTree(discs[:, :2])
+    lacking = np.array(
+        [weight[np.unique(owner[near])].sum() for near in tree.query_ball_point(discs[:, :2], 3.0)]
+    )
+    keep = lacking < 0.75
+    return [discs[keep & (owner == i)] for i in range(len(statistics))]
 
 
 def weigh(rule, *, background, exposure, fwhm):

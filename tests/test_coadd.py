@@ -491,6 +491,50 @@ def test_flux_scale_sky_and_seeing():
     assert np.sum(weights * ratios) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_a_star_of_which_one_frame_lacks_the_core():
+    """The sharpest frame is saturated there: without it on the whole star the flux is right."""
+    rng = np.random.default_rng(6)
+    shape, star = (120, 120), (60.3, 58.8, 3000.0)
+    frames, found = [], []
+    for k, width in enumerate((2.6, 3.4, 3.5, 3.6)):
+        image = moffat(shape, *star, width)
+        frame = exposures(rng, (300,), shape=shape, source=image)[0]
+        frame.mask = np.zeros(shape, bool)
+        frame.mask[20 + k, 30] = True  # a hot pixel in blank sky
+        if k == 0:
+            frame.mask[image > 200.0] = True
+            assert frame.mask.sum() in range(2, 20)
+        frames.append(frame)
+        found.append(replace(measure_frame(frame), fwhm=width))
+    assert [len(f.spoiled) > 0 for f in found] == [True, False, False, False]
+    yy, xx = np.mgrid[:120, :120]
+    inner = np.hypot(xx - star[0], yy - star[1]) < 12
+
+    def flux(statistics):
+        made = coadd(frames, statistics=statistics, flux_scale="none")
+        sky = np.median(made.ccd.data[:40])
+        return (made.ccd.data[inner] - sky).sum(), made
+
+    truth = np.mean([moffat(shape, *star, w)[inner].sum() for w in (3.4, 3.5, 3.6)])
+    right, made = flux(found)
+    assert right == pytest.approx(truth, rel=2e-3)
+    assert made.coverage[58, 60] == made.coverage[58, 65] == 3
+    assert made.coverage[58, 80] == 4
+    assert made.coverage[20, 30] == 3
+    assert made.coverage[20, 32] == 4
+    wrong, _ = flux([replace(f, spoiled=np.empty((0, 2))) for f in found])
+    assert abs(wrong / truth - 1) > 0.01
+
+
+def test_a_star_that_most_frames_lack_keeps_its_wings(rng):
+    image = moffat((64, 64), 30.0, 30.0, 3000.0, 3.0)
+    frames = exposures(rng, (60,) * 3, source=image)
+    for frame in frames:
+        frame.mask = image > 150.0
+    made = coadd(frames, flux_scale="none")
+    assert (made.coverage == 0).sum() == (image > 150).sum()
+
+
 def test_measured_stars_follow_detected_ones():
     from astro_narrowband.detect import detect_stars
 
@@ -740,7 +784,9 @@ def test_no_frame_is_ever_read_whole():
             return super().read(rows)
 
     frames = [Spy(k, (2048, 256)) for k in range(4)]
-    coadd(frames, flux_scale="none", sky="none", workers=2, memory=4e6)
+    found = [measure_frame(f) for f in frames]
+    asked.clear()
+    coadd(frames, statistics=found, flux_scale="none", sky="none", workers=2, memory=4e6)
     assert max(asked) < 100
 
 
