@@ -23,8 +23,10 @@ NEGLIGIBLE = 0.02
 MAX_SCALE = 1e-3
 #: log10 of the chance that is accepted for a match of unrelated lists.
 MAX_CHANCE = -6.0
-#: Smallest part of the stars in the common area that must match.
+#: Smallest part of the stars in the common area that must match, unless the chance is far
+#: smaller still: knots of nebula and noise on it may outnumber the stars.
 MIN_FRACTION = 0.25
+OVERWHELMING = -25.0
 #: Largest standard error of the transform in a corner, rotation and scale left free [pix].
 MAX_CORNER = 0.3
 #: Offsets are voted for by so many of the brightest stars.
@@ -409,7 +411,7 @@ def _judge(label, source, target, best, rivals, max_rms, min_stars):
         refuse(f"{best.n} stars match, {needed} are needed")
     if best.log_chance > MAX_CHANCE:
         refuse(f"the match may be chance, at most 1e{MAX_CHANCE:.0f} is accepted")
-    if best.fraction < MIN_FRACTION:
+    if best.fraction < MIN_FRACTION and best.log_chance > OVERWHELMING:
         refuse(f"too few of the stars match, {MIN_FRACTION:.0%} are needed")
     # Chance matches always turn up, and any pair of stars is its own partner after a half turn:
     # a rival counts from three stars on, where it is not chance.

@@ -107,7 +107,8 @@ def align(
     An answer of "stars" or "astroalign" is given only where (a) at least 3
     stars match, 4 where the camera was turned; (b) the binomial chance that
     unrelated lists match so well, times the number of hypotheses, is below
-    1e-6; (c) a quarter of the stars in the common area match; (d) no other
+    1e-6; (c) a quarter of the stars in the common area match, or that chance is
+    below 1e-25; (d) no other
     transform that is not chance matches more than half as many; (e) residuals
     are below ``max_rms``, and the error in the corners, rotation and scale
     left free, below 0.3 pix; (f) the scale is within 1e-3 of 1;
