@@ -257,14 +257,16 @@ def _middle(rows):
     return centre
 
 
-def quick_median(values):
+def quick_median(values, bad=None):
     """
     Return the exact median of many numbers: a sample tells where to look for it.
 
     Parameters
     ----------
-    values : `~numpy.ndarray` of float32, 1-D
-        Finite.
+    values : `~numpy.ndarray` of float32
+        Finite where not ``bad``.
+    bad : `~numpy.ndarray` of bool, optional
+        Of the same shape; not all `True`.
 
     Examples
     --------
@@ -273,20 +275,28 @@ def quick_median(values):
     >>> print(quick_median(np.arange(1000001, dtype=np.float32)))
     500000.0
     """
-    n = values.size
+    values = values.reshape(-1)
+    good = None if bad is None or not bad.any() else ~bad.reshape(-1)
+    n = values.size if good is None else np.count_nonzero(good)
     if n > 1 << 18:
-        sample = np.sort(values[:: n >> 14])
+        step = n >> 14
+        sample = values[::step] if good is None else values[::step][good[::step]]
+        sample = np.sort(sample)
         middle = sample.size // 2
-        low, high = sample[middle - 512], sample[middle + 512]
-        above = values >= low
-        first = n - np.count_nonzero(above)
-        above &= values <= high
-        inside = values[above]
+        # Eight times the error of the sample's median.
+        reach = 4 * int(sample.size**0.5)
+        low, high = sample[max(middle - reach, 0)], sample[min(middle + reach, sample.size - 1)]
+        inside = values >= low
+        if good is not None:
+            inside &= good
+        first = n - np.count_nonzero(inside)
+        inside &= values <= high
+        inside = values[inside]
         ranks = (n - 1) // 2 - first, n // 2 - first
         if ranks[0] >= 0 and ranks[1] < inside.size:
             inside.partition(ranks)
             return np.float32(0.5) * (inside[ranks[0]] + inside[ranks[1]])
-    return np.median(values)
+    return np.median(values if good is None else values[good])
 
 
 def _masked_median(stack, good):

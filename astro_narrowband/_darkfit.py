@@ -445,9 +445,9 @@ class _Fit:
         chosen = chosen[:: max(1, chosen.size // 20000)]
         part = {key: hot[key][..., chosen] for key in ("y", "v", "ok")}
         s = signal[:, chosen]
-        from scipy.stats import chi2 as distribution
+        from scipy.special import chdtri
 
-        wanted = distribution.median(int(dof.max())) * (1 + 3 / chosen.size**0.5)
+        wanted = chdtri(int(dof.max()), 0.5) * (1 + 3 / chosen.size**0.5)
 
         def excess(f):
             value = line(part["y"], part["v"] + (f * s) ** 2, part["ok"], self.times[:, None])[5]

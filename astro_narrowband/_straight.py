@@ -70,9 +70,10 @@ def limit(dof):
     top = int(dof.max(initial=0))
     table = _LIMITS.get(top)
     if table is None:
-        from scipy.stats import chi2
+        # Not scipy.stats, which takes a second to import.
+        from scipy.special import chdtri
 
         table = np.full(top + 1, np.inf, np.float32)
-        table[1:] = chi2.isf(CHANCE, np.arange(1, top + 1))
+        table[1:] = chdtri(np.arange(1, top + 1), CHANCE)
         _LIMITS[top] = table
     return table[dof.astype(np.intp)]

@@ -177,7 +177,7 @@ def _check(frame, model, detector, max_extrapolation):
         saturated += int((full & good).sum())
         total += int(good.sum())
         levels.append((band.data - model.values(exposure, rows))[good])
-    level = float(np.median(np.concatenate(levels))) if total else float("nan")
+    level = float(quick_median(np.concatenate(levels))) if total else float("nan")
     reason = ""
     noise = (detector.floor + max(level, 0) * detector.gain) ** 0.5 / detector.gain
     if not total:
@@ -323,7 +323,7 @@ def master_flat(
     mask |= ~np.isfinite(data)
     scale = np.float32(1)
     for _ in range(2):
-        scale = quick_median(data[~mask]) if not mask.all() else np.float32(np.nan)
+        scale = quick_median(data, mask) if not mask.all() else np.float32(np.nan)
         if not scale > 0:
             raise CalibrationError("the flat has no good pixel")
         mask |= ~(data >= min_value * scale)
@@ -331,7 +331,7 @@ def master_flat(
     variance /= scale * scale
     data[mask] = 1
     header = master_header(frames[0], "flat", len(frames), "FILTER")
-    header["FLATSCAT"] = (float(np.sqrt(quick_median(variance[~mask]))), "typical uncertainty")
+    header["FLATSCAT"] = (float(np.sqrt(quick_median(variance, mask))), "typical uncertainty")
     return CCDData(
         data,
         uncertainty=StdDevUncertainty(np.sqrt(variance, out=variance), copy=False),
