@@ -5,8 +5,10 @@ There is no arithmetic here. Every step is a public function of another module,
 and may be used without this one.
 """
 
+import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -141,6 +143,7 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         If a product cannot be written.
     """
     settings = settings or Settings()
+    _apart(nights, output)
     choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
     with ExitStack() as stack:
         messages = stack.enter_context(Messages())
@@ -168,6 +171,17 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         for target in _targets(plan):
             night.reduce(target)
         return night.finish(inputs)
+
+
+def _apart(nights, output):
+    """Refuse to look for frames in the folder of the products, which is passed over."""
+    products = Path(output).resolve()
+    for night in [nights] if isinstance(nights, str | os.PathLike) else nights:
+        if Path(night).resolve().is_relative_to(products):
+            raise InputError(
+                f"{printable(output)}: is the folder of the products, and holds the night "
+                f"{printable(night)}: choose another folder with -o"
+            )
 
 
 def _targets(plan):

@@ -139,3 +139,8 @@ def test_a_bug_is_one_line_and_a_log(monkeypatch, capsys):
     with open(log) as file:
         assert "not meant to happen" in file.read()
     os.unlink(log)
+
+
+def test_products_beside_the_raw_frames_are_refused(night, capsys):
+    assert cli.main(["reduce", str(night), "-o", str(night)]) == 3
+    assert "-o" in capsys.readouterr().err
