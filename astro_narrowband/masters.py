@@ -287,8 +287,11 @@ def master_flat(
 
     def expected(level):
         # The lamp's pattern may change by a little from frame to frame.
-        out = photon[column] * np.maximum(level, 0)
-        out += floor[column] + np.float32(1e-4)
+        level = np.maximum(level, 0)
+        out = np.empty((len(frames), *level.shape), np.float32)
+        for plane, slope, least in zip(out, photon, floor + np.float32(1e-4), strict=True):
+            np.multiply(level, slope, out=plane)
+            plane += least
         return out
 
     def work(rows):
@@ -303,9 +306,9 @@ def master_flat(
         np.add(common[0], common[1], out=own)
         np.copyto(mask[rows], model.mask(rows))
         for part, stack, good in read_tiles(frames, rows, saturation=detector.saturation):
-            for frame, check, level in zip(stack, checks, levels, strict=True):
+            for frame, check, factor in zip(stack, checks, 1 / levels, strict=True):
                 frame -= darks[check.exposure][part]
-                frame /= level
+                frame *= factor
             result = clipped_mean(stack, expected, good=good, n_sigma=n_sigma, weights=weights)
             place = slice(rows.start + part.start, rows.start + part.stop)
             data[place] = result.mean
