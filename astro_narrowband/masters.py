@@ -276,7 +276,6 @@ def master_flat(
     data = np.empty(shape, np.float32)
     variance = np.empty(shape, np.float32)
     mask = np.zeros(shape, bool)
-    column = (slice(None), None, None)
     floor = (detector.floor / detector.gain**2 / levels**2).astype(np.float32)
     photon = (1 / (detector.gain * levels)).astype(np.float32)
     # Variance of the mean is linear in its level, as that of every frame is.
