@@ -141,7 +141,7 @@ class Night:
         if group.darks:
             dark = self.dark(group, detector, bias)
         elif bias is not None:
-            dark = bias._replace(value=DarkModel.from_masters(bias=bias.value))
+            dark = bias._replace(value=DarkModel.from_masters(bias=as_ccd(bias.value)))
         if group.flats:
             flat = self.flat(group, detector, dark)
         recipe = Recipe(
@@ -175,7 +175,7 @@ class Night:
         def make(frames):
             return master_bias(frames, detector=detector, workers=self.workers)
 
-        master = self.master("bias", group.bias, make, _read_ccd)
+        master = self.master("bias", group.bias, make, FitsFrame)
         header = master.value.header
         self.record["masters"]["bias"] = {
             "path": master.name,
@@ -190,7 +190,10 @@ class Night:
 
         def make(frames):
             return DarkModel.fit(
-                frames, bias=bias and bias.value, detector=detector, workers=self.workers
+                frames,
+                bias=bias and as_ccd(bias.value),
+                detector=detector,
+                workers=self.workers,
             )
 
         master = self.master(
@@ -257,13 +260,12 @@ class Night:
             key = self.products.key(
                 [row.path for row in rows] + needed, product=title, depends=depends
             )
-            if self.products.have(name, key):
-                value = read(self.products.path(name))
-            else:
-                value = make([row.open() for row in rows])
-                image = value.to_hdul() if hasattr(value, "to_hdul") else value
+            if not self.products.have(name, key):
+                made = make([row.open() for row in rows])
+                image = made.to_hdul() if hasattr(made, "to_hdul") else made
                 self.products.write_fits(name, image, key)
-            self.made[identity] = Master(value, name, key)
+            # Masters stay on disk and are read by bands: memory does not grow with the filters.
+            self.made[identity] = Master(read(self.products.path(name)), name, key)
         return self.made[identity]
 
     def name(self, title):
@@ -432,7 +434,7 @@ def _read_ccd(path):
 
 def _read_flat(path):
     # A dimensionless BUNIT is an empty one.
-    return as_ccd(FitsFrame(path, unit=u.dimensionless_unscaled))
+    return FitsFrame(path, unit=u.dimensionless_unscaled)
 
 
 def _times(dates):
