@@ -245,8 +245,8 @@ def test_no_wrong_answer_many_trials(kind, n_stars):
 @pytest.mark.long
 @pytest.mark.parametrize("n_stars", [3, 4, 5, 7, 10, 20, 50, 100, 300])
 def test_unrelated_lists_never_match(n_stars):
-    """Star lists alone: thousands of wrong fields, with hot pixels that look like stars."""
-    for seed in range(300):
+    """Star lists alone: hundreds of wrong fields, with hot pixels that look like stars."""
+    for seed in range(100):
         rng = np.random.default_rng([7, seed, n_stars])
         fixed = rng.integers(0, 1024, (rng.integers(0, 4), 2)) + rng.normal(0, 0.05, 2)
         lists = []
