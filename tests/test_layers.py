@@ -43,6 +43,7 @@ STOREYS = [
     "_camera",
     "_clipped",
     "_shrink",
+    "_straight",
     "_darkfit",
     "darks",
     "masters",
