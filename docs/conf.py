@@ -6,7 +6,7 @@ import astro_narrowband
 
 project = "astro_narrowband"
 author = "The astro_narrowband developers"
-copyright = f"2026, {author}"  # noqa: A001
+copyright = f"2026, {author}"
 version = release = astro_narrowband.__version__
 
 extensions = [e for e in extensions if e != "sphinx.ext.intersphinx"]  # noqa: F405

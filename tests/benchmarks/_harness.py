@@ -59,7 +59,7 @@ def child(command, *, cwd=None, stdin=None, env=None, product=None):
     """
     read, write = os.pipe()
     begin = time.perf_counter()
-    process = subprocess.Popen(  # noqa: S603 - our own commands
+    process = subprocess.Popen(
         [str(part) for part in command],
         cwd=cwd,
         stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,

@@ -144,7 +144,7 @@ def main():
         print(f"{'way':28s} {'seconds':>8s} {'CPU s':>8s} {'times as fast':>14s} {'peak MiB':>9s}")
         for way in WAYS:
             command = [sys.executable, __file__, "--repeat", str(options.repeat)]
-            text = subprocess.run(  # noqa: S603  (this file, by this interpreter)
+            text = subprocess.run(
                 [*command, "--child", folder, way], check=True, stdout=subprocess.PIPE, text=True
             ).stdout
             seconds, cpu, peak = json.loads(text.splitlines()[-1])

@@ -171,7 +171,7 @@ def run_one(options):
 def run_memory(options):
     print("frames  wall s  peak RSS MiB")
     for n in options.counts:
-        out = subprocess.run(  # noqa: S603 - this file
+        out = subprocess.run(
             [sys.executable, __file__, "one", "--frames", str(n), "--shape", str(options.shape),
              "--workers", str(options.workers)],
             check=True, capture_output=True, text=True,

@@ -30,7 +30,7 @@ import numpy as np
 def timed(command, **keywords):
     """Run a command; return wall [s], CPU [s] and its peak RSS [MiB]."""
     started = time.time()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, **keywords)  # noqa: S603
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, **keywords)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
