@@ -271,7 +271,7 @@ def diagnose_background(curves, *, wing="moffat", r_min=None):
         included; ``z``, their ratio; ``unsubtracted``, ``unsubtracted_err``: the same
         for the curve without sky subtraction; ``r_min`` [pix]; ``n_radii``;
         ``chi2`` (per degree of freedom; errors are scaled up where it is above 1);
-        ``verdict``: ``"right"`` (|z| < 2), ``"doubtful"`` (< 3), ``"too low"``, ``"too
+        ``verdict``: ``"right"`` (abs(z) < 2), ``"doubtful"`` (< 3), ``"too low"``, ``"too
         high"`` (of the sky that was subtracted) or ``"untested"``; ``words``.
 
     Raises

@@ -60,7 +60,7 @@ def noise_factor(noise_correlation, area, *, kernel="lanczos3"):
     Notes
     -----
     Along one axis the variance of a sum of n neighbours is
-    sum of (n - |d|) R(d), R the autocorrelation of the kernel's weights, whose
+    sum of (n - abs(d)) R(d), R the autocorrelation of the kernel's weights, whose
     sum over d is 1. For bilinear weights that is n - (1 - R(0)) exactly; the
     lobes of Lanczos-3 bring it within 0.5 % of n - (1 - R(0)) / sqrt(n) for
     every fraction of a pixel and n up to 20. A *measured* scatter of single
