@@ -377,21 +377,39 @@ def _bounds(few, first, last, rejection):
 
 
 def _winsorized(rows, first, last, center, spread):
-    count = (last - first).astype(center.dtype)
-    going = np.ones(center.shape, bool)
+    """Standard deviation after values far from ``center`` were pulled in, see `Rejection`."""
+    fine = center.dtype
+    # Differences from a median are exact in single precision where 16-bit integers are.
+    work = np.dtype(np.float32) if rows[0].dtype.itemsize == 2 else fine
+    away = np.empty((len(rows), center.size), work)
+    for i, row in enumerate(rows):
+        np.subtract(row, center, out=away[i], casting="same_kind")
+        away[i] *= (first <= i) & (last > i)
+    count = (last - first).astype(work)
+    limit, result = spread.astype(work), spread.copy()
+    columns = np.arange(center.size)
     for _ in range(20):
-        lowest, highest = center - 1.5 * spread, center + 1.5 * spread
-        pulled = [np.clip(row, lowest, highest) for row in rows]
-        total, squares = moments(pulled, center, first, last, center.dtype, squares=True)
+        highest = work.type(1.5) * limit
+        lowest = -highest
+        total, squares = np.zeros(limit.shape, work), np.zeros(limit.shape, work)
+        pulled = np.empty(limit.shape, work)
+        for row in away:
+            np.minimum(row, highest, out=pulled)
+            np.maximum(pulled, lowest, out=pulled)
+            total += pulled
+            pulled *= pulled
+            squares += pulled
         total /= count
-        new = 1.134 * np.sqrt(np.maximum(squares / count - total * total, 0))
-        small = np.abs(new - spread) <= 0.0005 * spread
+        total *= total
+        new = work.type(1.134) * np.sqrt(np.maximum(squares / count - total, 0))
+        result[columns] = new
         # A column stops by itself: it must not matter which others are in the tile.
-        spread = np.where(going, new, spread)
-        going &= ~small
-        if not going.any():
+        going = np.flatnonzero(np.abs(new - limit) > work.type(0.0005) * limit)
+        if not going.size:
             break
-    return spread
+        away, columns = away[:, going], columns[going]
+        limit, count = new[going], count[going]
+    return result
 
 
 def _within(few, first, last, lowest, highest):
