@@ -12,7 +12,7 @@ from astropy import units as u
 
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["as_mask", "choice", "finite", "positive", "same_shape", "value_in"]
+__all__ = ["as_mask", "as_unit", "choice", "finite", "positive", "same_shape", "value_in"]
 
 
 def value_in(quantity, unit, name, *, hint=""):
@@ -51,6 +51,16 @@ def value_in(quantity, unit, name, *, hint=""):
     except (u.UnitConversionError, TypeError):
         raise InputError(
             f"{name} = {quantity} cannot be used: it must be one number in {unit.to_string()}{tail}"
+        ) from None
+
+
+def as_unit(unit, name):
+    """Return ``unit`` as a `~astropy.units.UnitBase`, or raise `InputError`."""
+    try:
+        return u.Unit(unit)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{name} = {unit!r} is not a unit: write adu, electron or electron/s"
         ) from None
 
 

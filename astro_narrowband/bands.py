@@ -22,7 +22,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._fits_image import FitsImage
 from astro_narrowband._fits_reader import MAX_PIXELS, read_structure
-from astro_narrowband._validate import as_mask
+from astro_narrowband._validate import as_mask, as_unit
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.keywords import clean_text, raw_values
 
@@ -133,7 +133,7 @@ class FitsFrame:
         if bunit and clean_text(bunit[0]):
             self.unit = _unit(clean_text(bunit[0]), self.path)
         elif self.unit is not None:
-            self.unit = u.Unit(self.unit)
+            self.unit = as_unit(self.unit, "unit")
 
     def __getstate__(self):
         names = ("path", "unit", "max_pixels", "cards")
@@ -281,6 +281,8 @@ def as_ccd(frame):
     Its uncertainty is a `~astropy.nddata.StdDevUncertainty` if the frame has a
     variance; its header is a copy.
     """
+    if frame.unit is None:
+        raise InputError(f"{frame.name}: has no unit (BUNIT): give unit=, such as unit='adu'")
     band = frame.read(slice(0, frame.shape[0]))
     uncertainty = None
     if band.variance is not None:

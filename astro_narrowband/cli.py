@@ -378,7 +378,15 @@ def _photometry(options):
     from astro_narrowband.growth import growth_curves
     from astro_narrowband.photometry import annulus_photometry
 
-    image = as_ccd(as_frame(options.image, unit=options.unit))
+    frame = as_frame(options.image, unit=options.unit)
+    if frame.unit is None:
+        warnings.warn(
+            f"{options.image}: has no BUNIT: the results have no unit either; give --unit",
+            NarrowbandWarning,
+            stacklevel=1,
+        )
+        frame = as_frame(options.image, unit="")
+    image = as_ccd(frame)
     positions = options.at or SkyCoord([_sky_coord(text) for text in options.radec])
     r_in, r_out = options.annulus
     if options.growth:

@@ -144,3 +144,20 @@ def test_a_bug_is_one_line_and_a_log(monkeypatch, capsys):
 def test_products_beside_the_raw_frames_are_refused(night, capsys):
     assert cli.main(["reduce", str(night), "-o", str(night)]) == 3
     assert "-o" in capsys.readouterr().err
+
+
+def test_photometry_of_an_image_without_unit_works_and_says_so(tmp_path, rng, capsys):
+    path = tmp_path / "plain.fits"
+    fits.PrimaryHDU(rng.normal(100, 5, (64, 64)).astype("i2")).writeto(path)
+    assert cli.main(["photometry", str(path), "--at", "30,30"]) == 0
+    out, err = capsys.readouterr()
+    assert "flux" in out
+    assert "BUNIT" in err
+
+
+def test_photometry_with_a_unit_that_is_none_is_refused(tmp_path, capsys):
+    path = tmp_path / "plain.fits"
+    fits.PrimaryHDU(np.ones((64, 64), "i2")).writeto(path)
+    arguments = ["photometry", str(path), "--at", "30,30", "--unit", "bananas"]
+    assert cli.main(arguments) == 3
+    assert "bananas" in capsys.readouterr().err
