@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from astro_narrowband._common_noise import CommonNoise
-from astro_narrowband._reject import PANEL, REACH, TILE, Panel, Rules
+from astro_narrowband._reject import PANEL, REACH, TILE, Panel, Rules, union
 
 __all__ = ["HALO", "BandSum", "row_bytes"]
 
@@ -136,7 +136,7 @@ class BandSum:
                 rejected[hit] += 1
                 count[i] = np.count_nonzero((hit >= inside.start) & (hit < inside.stop))
                 if hit.size:
-                    lost = np.union1d(lost, hit) if lost.size else hit
+                    lost = union(lost, hit)
             sums.add(i, stack[k], variance[k], lost)
             common.add(i, lost, inside.start)
         data, sigma, exposure, n_good = sums.finish(nx, inside, common)
@@ -158,7 +158,7 @@ class BandSum:
         lost = np.empty(0, np.intp) if band.mask is None else np.flatnonzero(band.mask)
         within = _within(self.discs[i], rows, self.shape[1])
         if within.size:
-            lost = np.union1d(lost, within)
+            lost = union(lost, within)
         data[lost] = np.inf
         return lost
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from astro_narrowband._network import select_rows
 
-__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules", "tolerances"]
+__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules", "tolerances", "union"]
 
 #: Pixels worked on at a time: one plane of a tile is 128 KiB.
 TILE = 32768
@@ -85,9 +85,7 @@ class Panel:
         self.rules = rules
         self.pull = _capped(1.0 / np.sqrt(background))
         self.reference = _reference(stack, bad, _best(background))
-        self.candidates = [
-            self._differing(*frame) for frame in zip(stack, variance, strict=True)
-        ]
+        self.candidates = [self._differing(*frame) for frame in zip(stack, variance, strict=True)]
         self._repair()
 
     def outliers(self, data, variance, background, tolerance, member=None):
@@ -132,7 +130,7 @@ class Panel:
         """
         hits = self._differing(data, variance) if member is None else self.candidates[member]
         if self.doubtful.size:
-            hits = np.union1d(hits, self.doubtful)
+            hits = union(hits, self.doubtful)
         if not hits.size:
             return hits
         frame = (data, variance, background, tolerance)
@@ -212,6 +210,14 @@ class Panel:
         likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * background)
         likely &= np.isfinite(difference)
         return self._look(data, variance, background, tolerance, pixels[likely], n_sigma)
+
+
+def union(a, b):
+    """Return the sorted union of sorted indices: numpy's goes through a hash table."""
+    both = np.sort(np.concatenate([a, b]))
+    if both.size:
+        both = both[np.append(True, both[1:] != both[:-1])]
+    return both
 
 
 def _capped(pull):

@@ -132,7 +132,7 @@ def neighbour_mean(image, bad=None, *, out=None, spare=None):
 def _leave_out(mean, own, bad):
     """Correct ``mean`` around bad pixels, which went in as zeros: a short list, no planes."""
     n_rows, nx = mean.shape
-    y, x = np.nonzero(bad)
+    y, x = np.divmod(np.flatnonzero(bad), bad.shape[1])
     around = [(i, j) for i in (-2, -1, 0) for j in (-2, -1, 0) if (i, j) != (-1, -1)]
     y = np.concatenate([y + i for i, _ in around])
     x = np.concatenate([x + j for _, j in around])

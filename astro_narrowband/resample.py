@@ -279,7 +279,7 @@ class ResampledFrame:
         self._mask_edges(mask, taps_x[0], start_x - 2, nx_source, sx, axis=1)
         if bad is None:
             return self._finish(planes, mask, None, None)
-        y, x = np.nonzero(bad[view])
+        y, x = np.divmod(np.flatnonzero(bad[view]), bad.shape[1])
         found = _lanczos.scatter_shift(y - at_y, x - at_x, taps_y[0], taps_x[0], mask.shape)
         return self._finish(planes, mask, *found)
 
@@ -341,7 +341,7 @@ class ResampledFrame:
                 planes[1] *= np.float32(area**2)
         if bad is None:
             return self._finish(planes, mask, None, None)
-        y, x = np.nonzero(bad)
+        y, x = np.divmod(np.flatnonzero(bad), bad.shape[1])
         found = _lanczos.scatter_affine(
             y + first, x, np.linalg.inv(m), self.shape, self.kernel, rows
         )
@@ -466,7 +466,7 @@ def _filled(band):
         return band.data, None
     bad = band.mask
     data = np.array(band.data, np.float32)
-    y, x = np.nonzero(bad)
+    y, x = np.divmod(np.flatnonzero(bad), bad.shape[1])
     ny, nx = data.shape
     good = ~bad
     waiting = np.ones(len(y), bool)
