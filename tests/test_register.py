@@ -743,3 +743,17 @@ def test_real_frames_with_too_few_stars(real_data):
     frames = frames_of(real_data / "astropy-m13-blue", "*.fits")
     with pytest.raises(AlignmentError, match=r"M13_blue_0001.fits -> M13_blue_0002.fits"):
         align(*frames)
+
+
+def test_lists_whose_brightest_stars_differ(rng):
+    """The brightest of a short exposure are saturated, and absent, in a long one."""
+    xy = rng.uniform(50, 4046, (400, 2))
+
+    def listed(some, dx, dy):
+        table = QTable({"x_center": xy[some, 0] + dx, "y_center": xy[some, 1] + dy})
+        table.meta.update(shape=(4096, 4096), name=f"from {some.start}")
+        return table
+
+    found = align(listed(slice(0, 300), 0, 0), listed(slice(150, 400), 6.3, -2.1))
+    assert found.n_matched == 150
+    assert np.allclose(found.shift, (6.3, -2.1), atol=1e-6)
