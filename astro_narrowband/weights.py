@@ -504,9 +504,9 @@ def spoiled_discs(statistics, matrices, weight):
         return [empty] * len(statistics)
     discs, owner = np.concatenate(discs), np.concatenate(owner)
     tree = cKDTree(discs[:, :2])
-    lacking = np.array(
-        [weight[np.unique(owner[near])].sum() for near in tree.query_ball_point(discs[:, :2], 3.0)]
-    )
+    # Discs that overlap count together, so that no pixel is left without a frame.
+    overlapping = tree.query_ball_point(discs[:, :2], 2 * SPOILED_RADIUS * widest)
+    lacking = np.array([weight[np.unique(owner[near])].sum() for near in overlapping])
     keep = lacking < 0.75
     return [discs[keep & (owner == i)] for i in range(len(statistics))]
 
