@@ -836,3 +836,16 @@ def test_memory_does_not_grow_with_the_frames():
     assert took[80]["rss"] - took[20]["rss"] < 60
     assert took[80]["wall"] < 2.2 * took[40]["wall"]
     assert took[80]["files"] < 64
+
+
+def test_no_pixel_is_left_without_a_frame_around_bad_pixels_of_a_star():
+    from astro_narrowband.weights import FrameStatistics, spoiled_discs
+
+    def lacking(x):
+        return FrameStatistics("a", 0.0, 1.0, 0.1, fwhm=7.0, spoiled=np.array([[x, 50]]))
+
+    two = [np.eye(3)] * 2
+    near = spoiled_discs([lacking(50), lacking(58)], two, np.array([0.5, 0.5]))
+    assert [len(discs) for discs in near] == [0, 0]
+    apart = spoiled_discs([lacking(50), lacking(500)], two, np.array([0.5, 0.5]))
+    assert [len(discs) for discs in apart] == [1, 1]
