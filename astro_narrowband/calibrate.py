@@ -15,14 +15,13 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
-from astro_narrowband._camera import refuse_other_camera
-from astro_narrowband._overscan import prepared
 from astro_narrowband._validate import positive, value_in
 from astro_narrowband.bands import Band, as_frame, map_bands, row_bands
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.noise import expected_variance, mirror_border
+from astro_narrowband.raw import prepared, refuse_other_camera
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 

@@ -13,11 +13,9 @@ from astropy import units as u
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
-from astro_narrowband import _stamps
-from astro_narrowband._measure import read_image
 from astro_narrowband._validate import positive, same_shape
 from astro_narrowband.bands import row_bands
-from astro_narrowband.detect import detect_stars
+from astro_narrowband.detect import detect_stars, stamps
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.growth import (
     aperture_correction,
@@ -25,6 +23,7 @@ from astro_narrowband.growth import (
     growth_curves,
 )
 from astro_narrowband.photometry import Flag, annulus_photometry
+from astro_narrowband.photometry.measure import read_image
 
 __all__ = ["Catalog", "make_catalog"]
 
@@ -199,7 +198,7 @@ def _widths(ccd, x, y, fwhm):
     half = max(4, int(np.ceil(2 * fwhm)))
     offset = np.arange(-half, half + 1)
     step = max(1, 400_000 // offset.size**2)
-    sigma = fwhm / _stamps.FWHM
+    sigma = fwhm / stamps.FWHM
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         oy, ox = np.meshgrid(offset, offset, indexing="ij")
@@ -208,11 +207,11 @@ def _widths(ccd, x, y, fwhm):
         level = np.median(data[:, rim], axis=1)
         data -= level[:, None, None]
         weight = None if good is None else good.astype(np.float32)
-        moments = _stamps.windowed(
+        moments = stamps.windowed(
             data.astype(np.float32), weight, sigma,
             x=x[part] - ix[part], y=y[part] - iy[part],
         )  # fmt: skip
-        found, _ = _stamps._shape(moments, sigma)
+        found, _ = stamps._shape(moments, sigma)
         width[part] = np.where(np.isfinite(found) & (found < 2 * half), found, np.nan)
     return width
 

@@ -9,10 +9,10 @@ import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import Combiner
 
-from astro_narrowband._tile import reduce_tile
 from astro_narrowband._validate import choice
 from astro_narrowband.bands import MemoryFrame
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.stack.tile import reduce_tile
 
 __all__ = ["InverseVarianceCombiner"]
 

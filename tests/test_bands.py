@@ -17,17 +17,17 @@ from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, Variance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astro_narrowband import _untile
-from astro_narrowband._fits_reader import wrong_sums
 from astro_narrowband.bands import (
     FitsFrame,
     Frame,
     MemoryFrame,
+    _untile,
     as_ccd,
     as_frame,
     map_bands,
     row_bands,
 )
+from astro_narrowband.bands.fits_reader import wrong_sums
 from astro_narrowband.exceptions import InputError, ProductError
 
 SHAPE = (40, 50)

@@ -15,12 +15,12 @@ from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, Variance
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from astro_narrowband._coadd_band import smooth
-from astro_narrowband._common_noise import overlap_factors, shared_clusters
-from astro_narrowband._reject import _best, _capped, _weighted_median
 from astro_narrowband.bands import Band, MemoryFrame
 from astro_narrowband.calibrate import CalibratedFrame, Recipe
 from astro_narrowband.coadd import coadd
+from astro_narrowband.coadd._band import smooth
+from astro_narrowband.coadd._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coadd._reject import _best, _capped, _weighted_median
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning

@@ -7,8 +7,8 @@ import pytest
 from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._straight import line
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
+from astro_narrowband.darks._straight import line
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astro_narrowband import frames as frames_module
-from astro_narrowband._facts import facts_of, words_of
-from astro_narrowband._find import printable
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.frames import VERDICTS, FrameTable
+from astro_narrowband.frames._facts import facts_of, words_of
+from astro_narrowband.frames._find import printable
 from astro_narrowband.keywords import Spellings, read_exposure
 
 

@@ -9,73 +9,34 @@ import astro_narrowband
 
 PACKAGE = Path(astro_narrowband.__file__).parent
 
-#: From the ground up. A private module belongs just below the one that uses it.
+#: From the ground up. A name is a module, or a folder of modules whose parts are not listed.
 STOREYS = [
     "exceptions",
     "messages",
     "_validate",
     "filters",
-    "_spellings",
-    "_geometry",
     "keywords",
-    "_names",
-    "_whole",
-    "_fits_writer",
     "files",
-    "_untile",
-    "_fits_image",
-    "_fits_reader",
     "bands",
     "executors",
     "noise",
-    "_transfer",
     "detector",
-    "_network",
-    "_sorted",
-    "_tile",
     "stack",
     "combiner",
-    "_facts",
-    "_find",
     "frames",
     "plan",
-    "_overscan",
-    "_camera",
-    "_clipped",
-    "_shrink",
-    "_straight",
-    "_darkfit",
+    "raw",
     "darks",
     "masters",
     "calibrate",
-    "_stamps",
     "detect",
-    "_match",
-    "_alignment",
-    "_starmatch",
-    "_align_methods",
     "register",
-    "_lanczos",
-    "_wcs",
     "resample",
     "weights",
-    "_reject",
-    "_common_noise",
-    "_coadd_band",
-    "_coadd_header",
     "coadd",
-    "_apertures",
-    "_measure",
-    "_draw",
     "photometry",
-    "_curves",
     "growth",
     "catalog",
-    "_simulate_model",
-    "_simulate_sky",
-    "_simulate_camera",
-    "_simulate_truth",
-    "_simulate_frames",
     "simulate",
     "products",
     "figures",
@@ -87,39 +48,63 @@ STOREYS = [
     "cli",
 ]
 
+FILES = sorted(
+    p for p in PACKAGE.rglob("*.py") if not p.stem.startswith("__") or p.parent != PACKAGE
+)
+
+
+def place(path):
+    """The storey of a file, and its part of it ("" for the module itself)."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0], "" if parts[-1] in (parts[0], "__init__") else parts[-1]
+
 
 def imports_of(path):
-    """Names of this package's modules that the file at ``path`` imports."""
+    """``(storey, part)`` of everything in this package that the file at ``path`` imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("astro_narrowband"):
-            parts = node.module.split(".")
-            yield from parts[1:2] or [alias.name for alias in node.names]
+            found = [(*node.module.split(".")[1:], alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("astro_narrowband."):
-                    yield alias.name.split(".")[1]
+            names = [alias.name.split(".") for alias in node.names]
+            found = [tuple(name[1:]) for name in names if name[0] == "astro_narrowband"]
+        else:
+            continue
+        for storey, *parts in found:
+            is_part = parts and (PACKAGE / storey / f"{parts[0]}.py").exists()
+            yield storey, parts[0] if is_part else ""
 
 
-MODULES = sorted(p.stem for p in PACKAGE.glob("*.py") if not p.stem.startswith("__"))
+@pytest.fixture(params=FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def path(request):
+    return request.param
 
 
 def test_every_module_has_a_storey():
-    assert set(MODULES) == set(STOREYS)
+    assert {place(path)[0] for path in FILES} == set(STOREYS)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_down_only(module):
-    below = set(STOREYS[: STOREYS.index(module)])
-    assert {name for name in imports_of(PACKAGE / f"{module}.py") if name in STOREYS} <= below
+def test_imports_go_down_only(path):
+    storey, part = place(path)
+    below = STOREYS[: STOREYS.index(storey)]
+    for other, _ in imports_of(path):
+        assert other in below or (other == storey and other != part) or other not in STOREYS
 
 
-def test_simulator_does_not_know_the_reduction():
-    simulators = [m for m in MODULES if "simulat" in m]
-    allowed = {"exceptions", "filters", *simulators}
-    for module in simulators:
-        assert set(imports_of(PACKAGE / f"{module}.py")) <= allowed
+def test_parts_do_not_import_the_module_that_is_made_of_them(path):
+    storey, part = place(path)
+    if part:
+        assert (storey, "") not in set(imports_of(path))
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_no_module_outgrows_a_reader(module):
-    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 600
+def test_parts_with_an_underscore_are_used_in_their_folder_only(path):
+    storey, _ = place(path)
+    assert not [f"{s}.{p}" for s, p in imports_of(path) if p.startswith("_") and s != storey]
+
+
+def test_simulator_does_not_know_the_reduction(path):
+    if place(path)[0] == "simulate":
+        assert {storey for storey, _ in imports_of(path)} <= {"exceptions", "filters", "simulate"}
+
+
+def test_no_module_outgrows_a_reader(path):
+    assert len(path.read_text().splitlines()) <= 600

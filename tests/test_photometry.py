@@ -23,17 +23,17 @@ from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
-from astro_narrowband import _apertures
-from astro_narrowband._measure import correlation_factor, read_image
 from astro_narrowband.coadd import coadd
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.photometry import (
     FLAGS,
     Flag,
     annulus_photometry,
+    apertures,
     decode_flags,
     plot_aperture,
 )
+from astro_narrowband.photometry.measure import correlation_factor, read_image
 from astro_narrowband.register import Alignment
 from astro_narrowband.resample import ResampledFrame, resample
 
@@ -91,8 +91,8 @@ def test_sums_and_areas_equal_photutils(rng, r):
         assert row["aperture_sum"].value == pytest.approx((weights * image).sum(), rel=1e-9)
         # Weights enter squared: photutils 3.0 gets this wrong, its masks do not.
         variance = (weights**2 * np.maximum(image, 0)).sum()
-        sums = _apertures.circle_sums(
-            _apertures.Pixels(image, noise=np.maximum(image, 0)),
+        sums = apertures.circle_sums(
+            apertures.Pixels(image, noise=np.maximum(image, 0)),
             np.array([row["x_center"].value]), np.array([row["y_center"].value]), [r],
         )  # fmt: skip
         assert sums.variance[0, 0] == pytest.approx(variance, rel=1e-9, abs=1e-9)
@@ -119,8 +119,8 @@ def test_sky_equals_photutils(rng, clip):
     image[rng.uniform(size=image.shape) < 0.03] += 200
     mask = rng.uniform(size=image.shape) < 0.02
     x, y = rng.uniform(-3, 125, (2, 60))
-    pixels = _apertures.Pixels(image, mask=mask)
-    got = _apertures.sky_levels(pixels, x, y, 6.0, 11.5, clip=clip)
+    pixels = apertures.Pixels(image, mask=mask)
+    got = apertures.sky_levels(pixels, x, y, 6.0, 11.5, clip=clip)
     stats = ApertureStats(
         image, CircularAnnulus(np.column_stack([x, y]), r_in=6.0, r_out=11.5), mask=mask,
         sigma_clip=None if clip is None else SigmaClip(sigma=clip, maxiters=10),
@@ -162,8 +162,8 @@ def test_uneven_sky_is_seen_and_counted(rng):
 def test_float32_sky_is_that_of_float64(rng):
     image = rng.normal(1000.0, 10.0, (120, 130)).astype(np.float32)
     x, y = rng.uniform(20, 100, (2, 30))
-    narrow = _apertures.sky_levels(_apertures.Pixels(image), x, y, 6, 12)
-    wide = _apertures.sky_levels(_apertures.Pixels(image.astype(float)), x, y, 6, 12)
+    narrow = apertures.sky_levels(apertures.Pixels(image), x, y, 6, 12)
+    wide = apertures.sky_levels(apertures.Pixels(image.astype(float)), x, y, 6, 12)
     np.testing.assert_allclose(narrow.mean, wide.mean, rtol=1e-12)
     assert np.array_equal(narrow.n, wide.n)
 
@@ -173,12 +173,12 @@ def test_constants_of_clipping(rng, clip):
     """Scatter and error of clipped means, measured over simulated annuli."""
     n, trials = 400, 3000
     data = np.sort(rng.normal(size=(trials, n)), axis=1)
-    out = _apertures.SkyLevels(
+    out = apertures.SkyLevels(
         *(np.empty(trials) for _ in range(3)), np.zeros(trials, int), np.zeros(trials, int),
         np.empty(trials), np.zeros(trials, bool), np.empty(trials),
     )  # fmt: skip
-    _apertures._clip_block(data, np.full(trials, n), clip, 10, out, slice(0, trials))
-    expected = _apertures.sky_constants(clip)
+    apertures._clip_block(data, np.full(trials, n), clip, 10, out, slice(0, trials))
+    expected = apertures.sky_constants(clip)
     assert np.mean(out.std) == pytest.approx(expected.shrink * math.sqrt(1 - 1 / n), rel=0.015)
     got = np.cov(out.mean, out.median) * np.mean(out.n)
     # 3000 trials: variances are known to 2.6 %; at clip = 2 the expansion is as good as that.
@@ -348,7 +348,7 @@ def test_bright_stars_are_unbiased_and_as_good_as_photons_allow(rng):
         ratios.append(table["flux"].value / truth)
     ratios = np.array(ratios)
     assert abs(np.mean(ratios) - 1) < 1e-3
-    weights = _apertures.overlap(np.zeros(1), np.zeros(1), r, 7)
+    weights = apertures.overlap(np.zeros(1), np.zeros(1), r, 7)
     limit = math.sqrt(flux + (weights**2).sum() * (level + READ_NOISE**2)) / flux
     # 400 stars: the scatter itself is known to 3.5 %, at two sigma 7 %.
     assert np.std(ratios) < limit * 1.05 * 1.07
@@ -500,7 +500,7 @@ def test_correlation_factor_is_that_of_the_kernel(rng, shift):
     g = np.arange(12.0, 385, 7)
     x, y = (a.ravel() for a in np.meshgrid(g, g))
     for r in (1.5, 3.0):
-        sums = _apertures.circle_sums(image.pixels, x, y, [r])
+        sums = apertures.circle_sums(image.pixels, x, y, [r])
         measured = np.var(sums.total) / np.mean(sums.variance)
         # Circles of r = 3 hardly overlap: some 2800 values, known to 2.7 %.
         assert correlation_factor(image, r) == pytest.approx(measured, rel=0.1)

@@ -12,17 +12,17 @@ from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
-from astro_narrowband import _match
-from astro_narrowband._match import rotation_about
 from astro_narrowband.bands import FitsFrame
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.register import (
     Alignment,
+    _match,
     align,
     align_group,
     choose_reference,
     detect_stars,
 )
+from astro_narrowband.register._match import rotation_about
 
 SHAPE = (1024, 1024)
 CORNERS = np.array([[0, 0], [1023, 0], [0, 1023], [1023, 1023], [511.5, 511.5]])

@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
 
-from astro_narrowband import _lanczos
-from astro_narrowband._match import rotation_about
 from astro_narrowband.bands import Band, Frame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.register import Alignment
-from astro_narrowband.resample import ResampledFrame, noise_factor, resample
+from astro_narrowband.register._match import rotation_about
+from astro_narrowband.resample import ResampledFrame, _lanczos, noise_factor, resample
 
 SHAPE = (120, 130)
 MIDDLE = (64.5, 59.5)

@@ -9,8 +9,6 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from scipy import ndimage, stats
 
-from astro_narrowband import _simulate_camera as camera
-from astro_narrowband import _simulate_sky as sky
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.simulate import (
     NightModel,
@@ -19,6 +17,8 @@ from astro_narrowband.simulate import (
     simulate_frames,
     simulate_night,
 )
+from astro_narrowband.simulate import _camera as camera
+from astro_narrowband.simulate import _sky as sky
 
 SHAPE = (160, 224)
 

@@ -14,8 +14,8 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import astro_narrowband._network as network
 import astro_narrowband.stack as stack
+import astro_narrowband.stack.network as network
 from astro_narrowband import combine
 from astro_narrowband.bands import Band, FitsFrame
 from astro_narrowband.exceptions import InputError, ProductError

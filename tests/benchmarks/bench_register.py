@@ -21,8 +21,8 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
-from astro_narrowband._match import rotation_about
 from astro_narrowband.register import Alignment, align, detect_stars
+from astro_narrowband.register._match import rotation_about
 from astro_narrowband.resample import ResampledFrame
 
 

@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._facts import facts_of
 from astro_narrowband.bands import FitsFrame
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.frames import FrameTable
+from astro_narrowband.frames._facts import facts_of
 from astro_narrowband.plan import make_plan
 
 TEMPLATES = (

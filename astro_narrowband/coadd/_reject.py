@@ -1,0 +1,323 @@
+"""
+Outliers among registered frames: a robust reference, and a close look at what differs.
+
+Works on float32 planes in tiles that fit the cache; what concerns few pixels is
+done on lists of pixels. No pixel's result depends on how the rows were cut into
+bands or tiles. Private to `astro_narrowband.coadd`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from astro_narrowband.stack.network import select_rows
+
+__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules", "tolerances", "union"]
+
+#: Pixels worked on at a time: one plane of a tile is 128 KiB.
+TILE = 32768
+#: Frames that judge all others: the best so many.
+PANEL = 15
+#: Rows around a pixel on which its verdict depends: 2 of the neighbours of
+#: outliers, 2 of the structure around each of those.
+REACH = 4
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What an outlier is: see `Panel.outliers`."""
+
+    n_sigma: float = 4.0
+    n_sigma_neighbour: float = 2.0
+
+
+def tolerances(gradient_tolerance, fwhm):
+    """
+    Part of the structure that each frame may differ by.
+
+    All of ``gradient_tolerance`` where the square of a frame's seeing is 30 %
+    off the median, 0.35 of it where it is the same: there it only allows for
+    centring and shape.
+
+    Parameters
+    ----------
+    gradient_tolerance : float
+    fwhm : `~numpy.ndarray`, (n,)
+        NaN where it is not known: all of it.
+    """
+    known = np.isfinite(fwhm)
+    usual = np.median(fwhm[known]) if known.any() else 1.0
+    off = np.abs(np.where(known, fwhm / usual, 2.0) ** 2 - 1.0)
+    return gradient_tolerance * np.minimum(0.35 + 2.2 * off, 1.0)
+
+
+class Panel:
+    """
+    The frames that judge whether a pixel of any frame belongs to the rest.
+
+    Parameters
+    ----------
+    stack, variance : `~numpy.ndarray` of float32, (n, size)
+        The panel's frames; ``stack`` is +inf where masked.
+    bad : list of `~numpy.ndarray` of int
+        For each frame the flat indices of its masked pixels.
+    background : `~numpy.ndarray` of float, (n,)
+        Variance of each frame in blank sky.
+    width : int
+        Length of a row.
+    rules : Rules
+
+    Attributes
+    ----------
+    reference : `~numpy.ndarray` of float32, (size,)
+        The median of the best frames of the panel, an odd number of them;
+        where one of these is masked, the lower median of all that are good
+        (cosmic rays only add: where they hit half of the frames the mean of the
+        two middle values would lie between all frames and the sky); 0 where
+        none is.
+    """
+
+    def __init__(self, stack, variance, bad, background, *, width, rules):
+        self.stack, self.variance = stack, variance
+        self.background = background
+        self.width = width
+        self.rules = rules
+        self.pull = _capped(1.0 / np.sqrt(background))
+        self.reference = _reference(stack, bad, _best(background))
+        self.candidates = [self._differing(*frame) for frame in zip(stack, variance, strict=True)]
+        self._repair()
+
+    def outliers(self, data, variance, background, tolerance, member=None):
+        """
+        Find the pixels of a frame that do not belong to the rest.
+
+        Parameters
+        ----------
+        data, variance : `~numpy.ndarray` of float32, (size,)
+            ``data`` is +inf where masked.
+        background : float
+            Variance of the frame in blank sky.
+        tolerance : float
+            Part of the structure that the frame may differ by, see `tolerances`.
+        member : int, optional
+            Place of the frame in the panel, if it is one of it.
+
+        Returns
+        -------
+        `~numpy.ndarray` of int
+            Flat indices, sorted.
+
+        Notes
+        -----
+        A pixel is an outlier where::
+
+            |y - m| > n_sigma * sigma + tolerance * G
+
+        m is the median of the panel, weighted with 1 / sigma, so that short
+        exposures among long ones do not blur it. ``sigma**2`` is the variance
+        of y (not more than those of the panel let expect: a cosmic ray must not
+        raise its own limit) plus that of m itself,
+        ``1.1 (pi / 2) sum(a**2) / sum(a / sigma)**2`` with a the median's
+        weights. G is the largest change of the reference within 2 pixels, less
+        3 sigma of its noise: where a star is sharper in one frame than in the
+        others it differs most on its peak, and there the slope is nil. A pixel
+        next to an outlier is one from ``n_sigma_neighbour`` on, and so are
+        those next to it.
+
+        The unweighted reference only singles out the pixels that are looked at
+        so closely.
+        """
+        hits = self._differing(data, variance) if member is None else self.candidates[member]
+        if self.doubtful.size:
+            hits = union(hits, self.doubtful)
+        if not hits.size:
+            return hits
+        frame = (data, variance, background, tolerance)
+        out = self._look(*frame, hits[np.isfinite(data[hits])], self.rules.n_sigma)
+        if not out.size:
+            return out
+        return _grown(out, self.width, data.size, lambda near: self._near(*frame, near))
+
+    def _differing(self, data, variance):
+        """Pixels of a frame that differ enough from the reference to be looked at."""
+        size = data.size
+        beyond = np.float32((0.8 * self.rules.n_sigma) ** 2)
+        spare, limit = (np.empty(min(TILE, size), np.float32) for _ in range(2))
+        hits = [np.empty(0, np.intp)]
+        with np.errstate(invalid="ignore"):
+            for start in range(0, size, TILE):
+                tile = slice(start, min(start + TILE, size))
+                square, allowed = spare[: tile.stop - start], limit[: tile.stop - start]
+                np.subtract(data[tile], self.reference[tile], out=square)
+                np.multiply(square, square, out=square)
+                np.multiply(variance[tile], beyond, out=allowed)
+                hit = np.flatnonzero(square > allowed)
+                if hit.size:
+                    hits.append(hit + start)
+        return np.concatenate(hits)
+
+    def _repair(self):
+        """
+        Take the median of the whole panel where the reference itself may be hit.
+
+        Cosmic rays in most of the few frames that it is made of put it above
+        the others: these then lie below it, two or more of them.
+        """
+        below = np.zeros(self.reference.size, np.uint8)
+        for data, hits in zip(self.stack, self.candidates, strict=True):
+            below[hits[data[hits] < self.reference[hits]]] += 1
+        pixels = np.flatnonzero(below >= 2)
+        if pixels.size:
+            values = self.stack[:, pixels]
+            weights = np.where(np.isfinite(values), self.pull[:, None], 0.0)
+            self.reference[pixels] = _weighted_median(values, weights)
+        self.doubtful = pixels
+
+    def _look(self, data, variance, background, tolerance, pixels, n_sigma):
+        """Return those of ``pixels``, none of them masked, that are outliers."""
+        if not pixels.size:
+            return pixels
+        values, noise = self.stack[:, pixels], self.variance[:, pixels]
+        good = np.isfinite(values)
+        weights = np.where(good, self.pull[:, None], 0.0)
+        # Nothing to compare with: only this frame shows the pixel.
+        alone = good.sum(axis=0) == 0
+        weights[:, alone] = 1.0
+        middle = _weighted_median(values, weights)
+        middle[alone] = data[pixels][alone]
+        difference = data[pixels] - middle
+        # The variance here over that in blank sky: cosmic rays raise their own and their
+        # neighbours'. On a source it differs between short and long exposures, by 2 at most.
+        relative = noise / self.background[:, None].astype(np.float32)
+        usual = _lower_median(np.where(good, relative, np.inf), good.sum(axis=0))
+        most = usual + np.maximum(usual - 1.0, 0.0) + np.float32(0.15)
+        own = np.minimum(variance[pixels], most * np.float32(background))
+        of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
+        of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
+        of_middle = usual * of_middle.astype(np.float32)
+        allowed = n_sigma * np.sqrt(own + of_middle)
+        beyond = np.abs(difference) > allowed
+        pixels, allowed, size = pixels[beyond], allowed[beyond], np.abs(difference[beyond])
+        noise = 3.0 * np.sqrt(of_middle[beyond])
+        structure = _structure(self.reference, pixels, self.width, noise)
+        return pixels[size > allowed + np.float32(tolerance) * structure]
+
+    def _near(self, data, variance, background, tolerance, pixels):
+        """Return those of ``pixels``, all next to an outlier, that are outliers as well."""
+        n_sigma = self.rules.n_sigma_neighbour
+        difference = data[pixels] - self.reference[pixels]
+        likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * background)
+        likely &= np.isfinite(difference)
+        return self._look(data, variance, background, tolerance, pixels[likely], n_sigma)
+
+
+def union(a, b):
+    """Return the sorted union of sorted indices: numpy's goes through a hash table."""
+    both = np.sort(np.concatenate([a, b]))
+    if both.size:
+        both = both[np.append(True, both[1:] != both[:-1])]
+    return both
+
+
+def _capped(pull):
+    """
+    Weights of a median, capped.
+
+    No frame has as much as all others together, and of five or more frames no
+    two have: a cosmic ray in one (or two) of them is then always outvoted.
+    """
+    if len(pull) <= 2:
+        return np.ones(len(pull))
+    best = 1 if len(pull) < 5 else 2
+    ordered = np.sort(pull)[::-1]
+    return np.minimum(pull, 0.9 / best * ordered[best:].sum())
+
+
+def _best(background):
+    """The frames whose plain median has the least noise: an odd number of them."""
+    order = np.argsort(background, kind="stable")
+    inverse = np.cumsum(1.0 / np.sqrt(background[order]))
+    sizes = np.arange(1, len(order) + 1)[::2]
+    if len(sizes) > 1:
+        sizes = sizes[1:]
+    return np.sort(order[: sizes[np.argmin(sizes / inverse[sizes - 1] ** 2)]])
+
+
+def _reference(stack, bad, best):
+    size = stack.shape[1]
+    out = np.empty(size, np.float32)
+    scratch = np.empty((len(best) + 1, min(TILE, size)), np.float32)
+    middle = (len(best) - 1) // 2
+    for start in range(0, size, TILE):
+        tile = slice(start, min(start + TILE, size))
+        rows = [plane[: tile.stop - start] for plane in scratch]
+        spare = rows.pop()
+        for row, i in zip(rows, best, strict=True):
+            np.copyto(row, stack[i, tile])
+        select_rows(rows, spare, (middle,))
+        out[tile] = rows[middle]
+    some = np.zeros(size, bool)
+    for i in best:
+        some[bad[i]] = True
+    some = np.flatnonzero(some)
+    for start in range(0, some.size, TILE):
+        pixels = some[start : start + TILE]
+        values = stack[:, pixels]
+        out[pixels] = _lower_median(values, np.isfinite(values).sum(axis=0))
+    return out
+
+
+def _lower_median(values, n):
+    """Lower median of the ``n`` finite values of each column, of none 0."""
+    values = np.sort(values, axis=0)  # +inf, the masked ones, go last
+    middle = values[np.maximum(n - 1, 0) // 2, np.arange(values.shape[1])]
+    middle[n == 0] = 0.0
+    return middle
+
+
+def _weighted_median(values, weights):
+    """Lower weighted median of each column; +inf has no weight."""
+    order = np.argsort(values, axis=0, kind="stable")
+    below = np.cumsum(np.take_along_axis(weights, order, axis=0), axis=0)
+    at = np.argmax(below >= 0.499999 * below[-1], axis=0)
+    each = np.arange(values.shape[1])
+    return values[order[at, each], each]
+
+
+def _structure(image, pixels, width, noise):
+    """
+    How much ``image`` changes within 2 pixels of each of ``pixels``, less ``noise``.
+
+    The largest difference to the 20 pixels around (5 x 5 without its corners);
+    beyond the edge the last pixel goes on.
+    """
+    y, x = np.divmod(pixels, width)
+    above = [np.clip(y + d, 0, image.size // width - 1) * width for d in range(-2, 3)]
+    beside = [np.clip(x + d, 0, width - 1) for d in range(-2, 3)]
+    here = image[pixels]
+    largest = np.zeros(pixels.size, np.float32)
+    for dy in range(5):
+        for dx in range(5):
+            if abs(dy - 2) + abs(dx - 2) not in (0, 4):
+                change = image[above[dy] + beside[dx]]
+                change -= here
+                np.maximum(largest, np.abs(change, out=change), out=largest)
+    return np.maximum(largest - noise, 0.0)
+
+
+def _grown(pixels, width, size, test):
+    """Add to ``pixels`` those next to them that pass ``test``, twice."""
+    taken = np.zeros((size // width, width), bool)
+    flat = taken.ravel()
+    flat[pixels] = True
+    for _ in range(2):
+        wide = taken.copy()
+        wide[:, 1:] |= taken[:, :-1]
+        wide[:, :-1] |= taken[:, 1:]
+        near = wide.copy()
+        near[1:] |= wide[:-1]
+        near[:-1] |= wide[1:]
+        near &= ~taken
+        flat[test(np.flatnonzero(near))] = True
+    return np.flatnonzero(flat)

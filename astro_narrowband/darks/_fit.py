@@ -1,0 +1,560 @@
+"""The fit behind `astro_narrowband.darks.DarkModel`: weighted straight lines, in bands of rows."""
+
+import threading
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+
+from astro_narrowband import keywords
+from astro_narrowband._validate import same_shape
+from astro_narrowband.bands import map_bands, row_bands
+from astro_narrowband.darks._shrink import shrink_plane
+from astro_narrowband.darks._straight import limit, line, same_line
+from astro_narrowband.detector import decide_detector
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.raw import master_header, prepared
+from astro_narrowband.stack.clipped import (
+    clipped_mean,
+    keep_memory,
+    read_tiles,
+    sample_frames,
+    sample_levels,
+    sample_noise,
+)
+
+__all__ = ["FLAGS", "PLANES", "empty_planes", "fit_planes"]
+
+#: Bits of the flag plane.
+FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
+
+#: Names of the planes, in the order in which they are written.
+PLANES = ("offset", "rate", "var_offset", "var_rate", "cov", "chi2", "dof", "flags")
+
+#: Rows that are fitted at a time; also the side of the neighbourhoods that ordinary
+#: pixels are told by.
+BAND = 32
+#: A pixel this many sigma above its neighbourhood is believed itself.
+FAR = 4.0
+#: Scatter between frames, over what is expected, from which a pixel is not to be trusted.
+NOISY = 3.0
+#: Relative change of the dark current per kelvin (it doubles every 6.5 K).
+PER_KELVIN = 0.107
+
+
+class Point(NamedTuple):
+    """Frames of one exposure time: ``time`` [s], ``levels`` [adu] about their mean."""
+
+    time: float
+    frames: list
+    levels: np.ndarray
+    master: bool = False
+    pedestal: float = 0.0
+
+
+def empty_planes(shape):
+    """Return planes of zeros."""
+    planes = {name: np.zeros(shape, np.float32) for name in PLANES[:6]}
+    return planes | {name: np.zeros(shape, np.uint8) for name in PLANES[6:]}
+
+
+def fit_planes(darks, *, bias, detector, model, shrink, workers):
+    """Return the fields of a `~astro_narrowband.darks.DarkModel`; see its ``fit``."""
+    darks = [prepared(d) for d in darks]
+    if not darks:
+        raise InputError("no darks were given: give at least one, or DarkModel.from_masters(bias=)")
+    groups = _groups(darks)
+    master = bias is not None and not isinstance(bias, list | tuple)
+    biases = [] if bias is None else [prepared(b) for b in ([bias] if master else bias)]
+    shape = same_shape([*darks, *biases], "darks and biases")
+    if detector is None:
+        detector = decide_detector(darks[0].header)
+    if model == "linear":
+        if len(groups) < 2:
+            raise InputError(
+                "model = 'linear' needs darks of two exposure times at least: use model='rate'"
+            )
+        biases = []
+    elif not biases and len(groups) > 1:
+        raise InputError(
+            "darks of several exposure times need bias=: give the biases, or use model='linear'"
+        )
+    groups = ([(0.0, biases, master)] if biases else []) + [
+        (t, frames, False) for t, frames in groups.items()
+    ]
+    notes = []
+    keep_memory()
+    samples = sample_frames([frame for _, frames, _ in groups for frame in frames])
+    points = _levelled(groups, samples, detector, notes)
+    # Measured where it can be: without a bias, the noise of the only exposure time
+    # has the shot noise of ordinary dark current in it, as it should.
+    noise = detector.noise_adu
+    if len(points[0].frames) > 1 and (points[0].time == 0 or len(points) == 1):
+        noise = sample_noise(samples[: len(points[0].frames)])
+    fit = _Fit(points, shape, detector, noise)
+    for _ in map_bands(fit.band, row_bands(shape[0], BAND), workers=workers):
+        pass
+    temperatures = _temperatures(darks)
+    if len(points) > 1:
+        fit.finish_hot(temperatures, notes)
+    if shrink:
+        notes.extend(_shrink(fit, workers))
+    times = [p for p in points if p.time > 0]
+    if len(points) == 1:
+        model = "matched"
+        notes.append("one dark exposure time and no bias: it serves that exposure time only")
+    elif len(times) == 1:
+        notes.append("one dark exposure time: its linearity could not be tested")
+    _say_flags(fit.planes["flags"], notes)
+    return {
+        "planes": fit.planes,
+        "shape": shape,
+        "model": model,
+        "exposures": tuple(p.time for p in times),
+        "n_frames": tuple(len(p.frames) for p in times),
+        "temperatures": (min(temperatures), max(temperatures)) if temperatures else None,
+        "notes": tuple(notes),
+        "measured": fit.measured(),
+        "header": master_header(darks[0], "dark", len(darks)),
+    }
+
+
+def _groups(darks):
+    """Frames by exposure time [s], times rising; nearly equal times are one."""
+    groups = {}
+    for frame in darks:
+        try:
+            exposure = keywords.read_exposure(frame.header)
+        except InputError as error:
+            raise InputError(f"{frame.name}: {error}") from None
+        if not exposure > 0:
+            raise InputError(
+                f"{frame.name}: has an exposure time of {exposure:g} s and is no dark: give it as "
+                "a bias, or correct EXPTIME"
+            )
+        match = next((t for t in groups if abs(exposure - t) <= max(0.005 * t, 0.05)), exposure)
+        groups.setdefault(match, []).append(frame)
+    return dict(sorted(groups.items()))
+
+
+def _temperatures(frames):
+    found = [keywords.read_temperature(frame.header) for frame in frames]
+    return [t for t in found if t is not None]
+
+
+def _levelled(groups, samples, detector, notes):
+    """
+    Take the common level of every frame into account.
+
+    A pedestal that drifts from frame to frame is the same in all pixels. Within
+    one exposure time frames are brought to their mean level; between exposure
+    times, what the mean levels leave of a straight line is taken off if it is far
+    larger than its error. It cannot be told from a dark current that is not
+    linear in all pixels alike, and is noted.
+    """
+    every = sample_levels(samples)
+    points, levels = [], []
+    for time, frames, master in groups:
+        each, every = every[: len(frames)], every[len(frames) :]
+        levels.append(each.mean())
+        points.append(Point(time, frames, each - each.mean(), master))
+    spread = max(float(np.ptp(p.levels)) for p in points)
+    limit = max(0.1 * detector.noise_adu, 1.0)
+    if spread > limit:
+        notes.append(
+            f"levels of frames of one exposure time differ by up to {spread:.1f} adu; "
+            "they were brought to their mean"
+        )
+    if len(points) > 2:
+        t = np.array([p.time for p in points])
+        n = np.sqrt([len(p.frames) for p in points])
+        # Longer exposures bend first: weights fall with time.
+        line = np.polyfit(t, levels, 1, w=n / np.sqrt(1 + t / t[-1]))
+        rest = np.array(levels) - np.polyval(line, t)
+        if np.abs(rest).max() > limit:
+            points = [p._replace(pedestal=float(r)) for p, r in zip(points, rest, strict=True)]
+            text = ", ".join(f"{r:+.1f} at {x:g} s" for r, x in zip(rest, t, strict=True))
+            notes.append(f"mean levels leave a straight line by {text} [adu]; taken off")
+    return points
+
+
+class _Fit:
+    """Straight lines through all pixels, and a table of the pixels that need a second look."""
+
+    def __init__(self, points, shape, detector, noise):
+        self.points, self.shape, self.detector = points, shape, detector
+        self.noise = np.float32(noise)
+        self.per_adu = np.float32(1 / detector.gain)
+        self.planes = empty_planes(shape)
+        self.times = np.array([p.time for p in points], np.float32)
+        self.rows, self.lock = [], threading.Lock()
+        self.hot = None
+
+    def band(self, rows):
+        """Fit one band and put it into the planes; note its hot pixels."""
+        base, y, n, square, floor = None, [], [], [], []
+        whole = [1 if point.master else len(point.frames) for point in self.points]
+        special = np.zeros((rows.stop - rows.start, self.shape[1]), bool)
+        for point, number in zip(self.points, whole, strict=True):
+            mean, count, scatter = self._average(point, rows, base)
+            if base is None:
+                base = mean.copy()
+            mean -= base
+            if point.pedestal:
+                mean -= np.float32(point.pedestal)
+            special |= count != number
+            y.append(mean)
+            n.append(count)
+            square.append(scatter)
+            floor.append(self._variance_of_master(point, rows))
+        if len(self.points) == 1:
+            enough = n[0] * 2 > whole[0]
+            flags = np.where(enough, np.uint8(0), np.uint8(FLAGS["SATURATED"]))
+            n, square = (np.where(enough, x[0], 0) for x in (n, square))
+            return self._single(rows, base, n, square, floor[0], flags)
+        # Nearly all pixels are alike: all frames, the same variance. What they are
+        # weighted with is the same all over a block, and they are fitted as they lie.
+        usual = np.empty((len(floor), 1), np.float32)
+        for k, plane in enumerate(floor):
+            usual[k] = np.median(plane[0]) if np.ndim(plane) else plane
+            if np.ndim(plane):
+                special |= plane != usual[k]
+        number = np.array(whole, np.float32)[:, None]
+        t = self.times[:, None]
+        rate, sigma, *_ = same_line(y, usual / number, t)
+        sigma = np.broadcast_to(np.sqrt(sigma), rate.shape)
+        index = np.flatnonzero(special)
+        if index.size:
+            few = self._gather(index, whole, y, n, square, floor)
+            found = line(few["y"], few["floor"] / np.maximum(few["n"], 1), few["n"] > 0, t)
+            rate.ravel()[index] = found[0]
+            sigma = sigma.copy()
+            sigma.ravel()[index] = np.sqrt(found[2])
+        # The dark current that belongs into the weights is that of the
+        # neighbourhood: a pixel's own would let its noise choose its weight.
+        local = _block_median(rate)
+        first = rate
+        far = np.abs(rate - local) > FAR * sigma
+        one = usual + np.maximum(local, 0) * (t * self.per_adu)
+        rate, var_rate, offset, var_offset, cov, chi2 = same_line(y, one / number, t)
+        scatter = np.zeros_like(rate)
+        for part, v in zip(square, one, strict=True):
+            scatter += part / v
+        dof = len(whole) - 2
+        special |= far
+        special |= scatter > limit(np.array(sum(whole) - len(whole)))
+        special |= chi2 > limit(np.array(dof))
+        special |= rate < -FAR * np.sqrt(var_rate)
+        offset += base
+        found = {
+            "offset": offset,
+            "rate": rate,
+            "var_offset": var_offset,
+            "var_rate": var_rate,
+            "cov": cov,
+            "chi2": chi2,
+            "dof": dof,
+        }
+        for name, plane in found.items():
+            self.planes[name][rows] = plane
+        index = np.flatnonzero(special)
+        if index.size:
+            few = self._gather(index, whole, y, n, square, floor)
+            few["base"] = base.ravel()[index]
+            few["local"] = local[index % self.shape[1]]
+            few["far"] = far.ravel()[index]
+            self._special(rows, index, first.ravel()[index], few)
+        return None
+
+    def _gather(self, index, whole, y, n, square, floor):
+        """Columns of some pixels; of exposure times with too few good frames, nothing."""
+        few = {
+            key: np.stack([plane.ravel().take(index) for plane in planes])
+            for key, planes in (("y", y), ("n", n), ("square", square))
+        }
+        few["floor"] = np.empty(few["y"].shape, np.float32)
+        for own, plane in zip(few["floor"], floor, strict=True):
+            own[:] = plane.ravel().take(index) if np.ndim(plane) else plane
+        enough = few["n"] * 2 > np.array(whole)[:, None]
+        for key in ("y", "n", "square"):
+            few[key] = np.where(enough, few[key], np.float32(0))
+        few["lacking"] = ~enough.all(axis=0)
+        return few
+
+    def _special(self, rows, index, first, few):
+        """Fit pixels of a band that differ from others, and put them into the planes."""
+        y, n, floor = few["y"], few["n"], few["floor"]
+        local, far = few["local"], few["far"]
+        t = self.times[:, None]
+        flags = np.where(few["lacking"], np.uint8(FLAGS["SATURATED"]), np.uint8(0))
+        current = np.maximum(np.where(far, first, local), 0)
+        one = floor + current * (t * self.per_adu)
+        v = one / np.maximum(n, 1)
+        rate, offset, var_rate, var_offset, cov, chi2, used = line(y, v, n > 0, t)
+        lost = used < 2
+        flags[lost] |= FLAGS["UNCERTAIN"]
+        # Frames scatter more than they should: telegraph noise, cut frames, ...
+        inner = np.maximum(n - 1, 0).sum(axis=0)
+        scatter = (few["square"] / one).sum(axis=0)
+        noisy = scatter > limit(inner)
+        own = np.where(noisy, scatter / np.maximum(inner, 1), np.float32(1))
+        ratio = np.maximum(own, 1)
+        flags[noisy & (ratio > NOISY**2)] |= FLAGS["UNCERTAIN"]
+        chi2 = chi2 / ratio
+        dof = np.maximum(used, 2) - 2
+        bent = chi2 > limit(dof)
+        flags[bent] |= FLAGS["NONLINEAR"]
+        ratio = ratio * np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
+        flags[rate < -FAR * np.sqrt(var_rate * ratio)] |= FLAGS["NEGATIVE"]
+        unknown = np.float32((self.detector.saturation / self.times.max()) ** 2)
+        found = {
+            "offset": np.where(lost, 0, offset) + few["base"],
+            "rate": np.where(lost, 0, rate),
+            "var_offset": np.where(lost, v[0], var_offset * ratio),
+            "var_rate": np.where(lost, unknown, var_rate * ratio),
+            "cov": np.where(lost, 0, cov * ratio),
+            "chi2": np.where(lost, 0, chi2),
+            "dof": dof,
+            "flags": flags,
+        }
+        pixel = index + rows.start * self.shape[1]
+        for name, values in found.items():
+            self.planes[name].ravel()[pixel] = values
+        look = (far | bent) & ~lost
+        if look.any():
+            table = {
+                "pixel": pixel[look],
+                "y": y[:, look],
+                "v": v[:, look],
+                "ok": (n > 0)[:, look],
+                "base": few["base"][look],
+                "local": local[look],
+                "ratio": own[look],
+            }
+            with self.lock:
+                self.rows.append((rows.start, table))
+
+    def _average(self, point, rows, base):
+        """Mean, count and sum of squared deviations of the frames of one point."""
+        if point.master:
+            band = point.frames[0].read(rows)
+            good = np.ones(band.data.shape, np.float32)
+            if band.mask is not None:
+                good[band.mask] = 0
+            return np.where(good > 0, band.data, 0), good, np.zeros_like(good)
+        shape = rows.stop - rows.start, self.shape[1]
+        out = [np.empty(shape, np.float32) for _ in range(3)]
+        tiles = read_tiles(
+            point.frames,
+            rows,
+            levels=point.levels.astype(np.float32) if len(point.frames) > 1 else None,
+            saturation=self.detector.saturation,
+        )
+        for part, stack, good in tiles:
+            below = None if base is None else base[part]
+
+            def variance(level, below=below):
+                if below is None:
+                    if point.time == 0:
+                        return self.noise**2
+                    # What stands out of the neighbourhood is dark current.
+                    below = _block_median(level)
+                return self.noise**2 + np.maximum(level - below, 0) * self.per_adu
+
+            result = clipped_mean(stack, variance, good=good)
+            for plane, value in zip(out, result, strict=True):
+                plane[part] = value
+        out[0][out[1] == 0] = 0
+        return out
+
+    def _variance_of_master(self, point, rows):
+        """Variance without dark current of one frame of a point; of a master, of itself."""
+        if point.master:
+            variance = point.frames[0].read(rows).variance
+            if variance is not None:
+                return np.maximum(variance, np.float32(1e-6))
+            n = keywords.one_value(point.frames[0].header, "NCOMBINE")
+            return self.noise**2 / np.float32(max(float(n[0]) if n else 1, 1))
+        return self.noise**2
+
+    def _single(self, rows, base, n, square, variance, flags):
+        """Without a second point there is no line: the offset is the dark itself."""
+        none = n == 0
+        one = np.broadcast_to(variance, base.shape)
+        if self.times[0] > 0:
+            # What stands out is dark current, and has its shot noise.
+            one = one + np.maximum(base - _block_median(base), 0) * self.per_adu
+        inner = np.maximum(n - 1, 0)
+        noisy = square > limit(inner) * one
+        ratio = np.where(noisy, square / (one * np.maximum(inner, 1)), np.float32(1))
+        flags[none | (noisy & (ratio > NOISY**2))] |= FLAGS["UNCERTAIN"]
+        self.planes["offset"][rows] = base
+        self.planes["var_offset"][rows] = one * ratio / np.maximum(n, 1)
+        self.planes["flags"][rows] = flags
+
+    def finish_hot(self, temperatures, notes):
+        """
+        Refit hot pixels with a relative error of their rates.
+
+        Hot pixels are so well measured that what limits them is not noise: the
+        temperature changes from one exposure time to the next, and the current of
+        many is not quite steady. That relative error is found such that the
+        chi-squared of hot pixels is what it should be.
+        """
+        tables = [table for _, table in sorted(self.rows, key=lambda item: item[0])]
+        self.rows = []
+        if not tables:
+            return
+        hot = {key: np.concatenate([table[key] for table in tables], axis=-1) for key in tables[0]}
+        t = self.times[:, None]
+        rate, *_, chi2, used = line(hot["y"], hot["v"], hot["ok"], t)
+        own = np.maximum(rate - hot["local"], 0)
+        signal = own * t
+        relative = self._relative_error(hot, signal, temperatures, notes)
+        if relative > 0:
+            v = hot["v"] * hot["ratio"] + (relative * signal) ** 2
+            rate, offset, var_rate, var_offset, cov, chi2, used = line(hot["y"], v, hot["ok"], t)
+            dof = np.maximum(used, 2) - 2
+            bent = chi2 > limit(dof)
+            ratio = np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
+            # Such an error is one of the dark that is asked for as well.
+            future = (relative * own) ** 2
+            self._put(hot, "offset", offset + hot["base"])
+            self._put(hot, "rate", rate)
+            self._put(hot, "var_offset", var_offset * ratio)
+            self._put(hot, "var_rate", var_rate * ratio + future)
+            self._put(hot, "cov", cov * ratio)
+            self._put(hot, "chi2", chi2)
+            flags = self.planes["flags"].ravel()
+            kept = flags[hot["pixel"]] & np.uint8(255 - FLAGS["NONLINEAR"])
+            flags[hot["pixel"]] = kept | np.where(bent, np.uint8(FLAGS["NONLINEAR"]), np.uint8(0))
+            hot["v"] = v
+        self.hot = hot
+
+    def _relative_error(self, hot, signal, temperatures, notes):
+        dof = np.maximum(hot["ok"].sum(axis=0), 2) - 2
+        noise = np.sqrt(hot["v"][-1])
+        steady = self.planes["flags"].ravel()[hot["pixel"]] & FLAGS["UNCERTAIN"] == 0
+        chosen = np.flatnonzero((dof == dof.max()) & (signal[-1] > 10 * noise) & steady)
+        if dof.max() == 0:
+            spread = float(np.std(temperatures)) if temperatures else 0.0
+            return np.float32(PER_KELVIN * spread)
+        if chosen.size < 30:
+            return np.float32(0)
+        chosen = chosen[:: max(1, chosen.size // 20000)]
+        part = {key: hot[key][..., chosen] for key in ("y", "v", "ok")}
+        s = signal[:, chosen]
+        from scipy.special import chdtri
+
+        wanted = chdtri(int(dof.max()), 0.5) * (1 + 3 / chosen.size**0.5)
+
+        def excess(f):
+            value = line(part["y"], part["v"] + (f * s) ** 2, part["ok"], self.times[:, None])[5]
+            return float(np.median(value)) - wanted
+
+        if excess(0.0) <= 0:
+            return np.float32(0)
+        low, high = 0.0, 1.0
+        for _ in range(20):
+            middle = (low + high) / 2
+            low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+        notes.append(
+            f"rates of hot pixels are not steady to better than {100 * high:.2g} % "
+            "(temperature, or the pixels themselves); their errors include it"
+        )
+        return np.float32(high)
+
+    def _put(self, hot, name, values):
+        self.planes[name].ravel()[hot["pixel"]] = values
+
+    def measured(self):
+        """Means of the NONLINEAR pixels at the exposure times that were measured."""
+        if self.hot is None:
+            return {}
+        bent = self.planes["flags"].ravel()[self.hot["pixel"]] & FLAGS["NONLINEAR"] != 0
+        dark = self.times > 0
+        if not bent.any() or not self.hot["ok"][dark][:, bent].any():
+            return {}
+        good = self.hot["ok"][dark][:, bent]
+        mean = self.hot["y"][dark][:, bent] + self.hot["base"][bent]
+        variance = (self.hot["v"] * self.hot["ratio"])[dark][:, bent]
+        return {
+            "pixel": self.hot["pixel"][bent].astype(np.int64),
+            "mean": np.where(good, mean, np.nan).astype(np.float32),
+            "variance": np.where(good, variance, np.nan).astype(np.float32),
+        }
+
+
+def _block_median(plane):
+    """Median of squares as high as the band, spread over their pixels; NaN do not count."""
+    n_rows, nx = plane.shape
+    size = min(BAND, nx)
+    n = max(nx // size, 1)
+    edge = n * size
+    step = max(1, n_rows * size // 256)
+    if size % step == 0:
+        # The same pixels, without a copy of all.
+        part = plane[:, :edge:step].reshape(n_rows, n, size // step)
+        part = part.swapaxes(0, 1).reshape(n, -1)
+    else:
+        part = plane[:, :edge].reshape(n_rows, n, size).swapaxes(0, 1).reshape(n, -1)[:, ::step]
+    known = np.isfinite(part)
+    if not known.all():
+        # What is not known shall not count: as many very high as very low.
+        part = np.where(known, part, np.inf)
+        part = np.where(~known & (np.cumsum(~known, axis=1) % 2 == 0), -np.inf, part)
+    median = np.median(part, axis=1)
+    median[~np.isfinite(median)] = 0
+    wide = np.empty(nx, np.float32)
+    wide[:edge] = np.repeat(median, size)
+    wide[edge:] = wide[edge - 1]
+    return wide
+
+
+def _shrink(fit, workers):
+    """Shrink rate, then offset, towards their neighbourhoods; return notes."""
+    planes, notes = fit.planes, []
+    own = np.uint8(255 - FLAGS["NEGATIVE"])
+    names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
+
+    def usable(rows):
+        return (planes["flags"][rows] & own) == 0
+
+    for name in names:
+
+        def apply(rows, first, second, name=name):
+            cov = planes["cov"][rows]
+            c_rate = planes["var_rate"][rows] if name == "rate" else cov
+            c_offset = cov if name == "rate" else planes["var_offset"][rows]
+            planes["rate"][rows] += c_rate * first
+            planes["offset"][rows] += c_offset * first
+            new = (
+                planes["var_rate"][rows] + c_rate * c_rate * second,
+                planes["var_offset"][rows] + c_offset * c_offset * second,
+                cov + c_rate * c_offset * second,
+            )
+            for key, plane in zip(("var_rate", "var_offset", "cov"), new, strict=True):
+                planes[key][rows] = plane
+
+        told = shrink_plane(planes[name], planes[f"var_{name}"], usable, apply, workers=workers)
+        notes.append(
+            f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
+            f"(true values spread by {told['spread']:.3g}); their variance is "
+            f"{told['gain']:.3g} times that of the fit"
+        )
+    return notes
+
+
+def _say_flags(flags, notes):
+    total = flags.size
+    for name, bit in FLAGS.items():
+        n = int(np.count_nonzero(flags & bit))
+        if n:
+            notes.append(f"{name}: {n} pixels ({100 * n / total:.3g} %)")
+    if np.count_nonzero(flags & FLAGS["NEGATIVE"]) > 0.1 * total:
+        warnings.warn(
+            "the darks lie below the bias in more than 10 % of the pixels: bias and darks were "
+            "not taken alike (offset, gain, temperature, light leak): the dark will be wrong",
+            NarrowbandWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,241 @@
+"""
+Gain, read noise and saturation of a camera: given, read from a header, or measured.
+
+`decide_detector` is the one place where they are decided, each for itself: what
+the user gives comes first, then the header, then a measurement from pairs of
+flats and pairs of biases. Where each value came from is kept as text.
+"""
+
+from dataclasses import dataclass, field
+
+from astropy import units as u
+
+from astro_narrowband import keywords
+from astro_narrowband._validate import positive, value_in
+from astro_narrowband.detector._transfer import photon_transfer
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["Detector", "decide_detector"]
+
+#: Level [adu] taken for saturation where nothing else is known: the full scale
+#: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
+FULL_SCALE = 65504.0
+
+_GAIN_UNIT = u.electron / u.adu
+_HOW = "give --gain and --read-noise, or flats and biases (two of each) to measure them from"
+
+
+@dataclass(frozen=True)
+class Detector:
+    """
+    What a camera makes of electrons.
+
+    Attributes
+    ----------
+    gain : float
+        [electron/adu]
+    read_noise : float
+        [electron], without the rounding to whole adu.
+    saturation : float
+        Raw level from which a pixel is not believed [adu], bias included.
+    gain_err, read_noise_err : float
+        Standard errors where measured, otherwise 0.
+    sources : dict of str
+        Where ``gain``, ``read_noise`` and ``saturation`` came from, as text.
+
+    Examples
+    --------
+    >>> from astro_narrowband.detector import Detector
+    >>> camera = Detector(gain=0.6, read_noise=5.0)
+    >>> camera.gain, camera.saturation
+    (0.6, 65504.0)
+    """
+
+    gain: float
+    read_noise: float
+    saturation: float = FULL_SCALE
+    gain_err: float = 0.0
+    read_noise_err: float = 0.0
+    sources: dict = field(default_factory=dict, compare=False)
+
+    def __post_init__(self):
+        for name in ("gain", "read_noise", "saturation"):
+            value = getattr(self, name)
+            if isinstance(value, u.Quantity):
+                unit = {"gain": _GAIN_UNIT, "read_noise": u.electron, "saturation": u.adu}[name]
+                value = value_in(value, unit, name)
+            if name != "read_noise" or value != 0:
+                value = positive(value, name)
+            object.__setattr__(self, name, value)
+
+    @property
+    def floor(self):
+        """Variance of a pixel without a single electron [electron**2]."""
+        return self.read_noise**2 + self.gain**2 / 12
+
+    @property
+    def noise_adu(self):
+        """Standard deviation of one bias pixel [adu], rounding included."""
+        return self.floor**0.5 / self.gain
+
+    def describe(self):
+        """Return one line of text that says what the values are and where they come from."""
+
+        def item(label, value, error, unit, source):
+            error = f" +- {error:.2g}" if error else ""
+            source = f" ({source})" if source else ""
+            return f"{label} {value:.4g}{error} {unit}{source}"
+
+        get = self.sources.get
+        return ", ".join(
+            (
+                item("gain", self.gain, self.gain_err, "electron/adu", get("gain")),
+                item(
+                    "read noise",
+                    self.read_noise,
+                    self.read_noise_err,
+                    "electron",
+                    get("read_noise"),
+                ),
+                item("saturation", self.saturation, 0, "adu", get("saturation")),
+            )
+        )
+
+    @classmethod
+    def from_header(cls, header):
+        """
+        Return the detector that a header describes.
+
+        Raises
+        ------
+        InputError
+            If gain or read noise are missing, or the gain is a camera setting.
+        """
+        return decide_detector(header)
+
+    @classmethod
+    def measure(cls, flats, biases, *, saturation=None):
+        """
+        Measure gain and read noise from pairs of flats and pairs of biases.
+
+        Photon transfer on pieces of rows: the variance of the difference of two
+        flats, the second scaled to the first, against their level; the read noise
+        from differences of biases. Neither a drift of the bias level, nor flats of
+        different exposure times, nor a flickering lamp count as noise; pixels
+        beyond 4.5 sigma are clipped.
+
+        Parameters
+        ----------
+        flats, biases : sequence of path, `~astropy.nddata.CCDData` or Frame
+            Raw [adu], at least two of each, of one filter and one camera setting.
+            Their exposure times may differ.
+        saturation : float, optional
+            Pixels at or above it are left out [adu].
+
+        Returns
+        -------
+        Detector
+            With ``gain_err`` and ``read_noise_err`` from the scatter of the pieces.
+
+        Raises
+        ------
+        InputError
+            If there are fewer than two of either, shapes differ, or the flats hold
+            no more noise than the biases.
+        """
+        values = photon_transfer(flats, biases, saturation=saturation)
+        if saturation is not None:
+            values["saturation"] = saturation
+        text = f"measured from {len(flats)} flats and {len(biases)} biases"
+        return cls(**values, sources={"gain": text, "read_noise": text})
+
+
+def decide_detector(
+    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=()
+):
+    """
+    Decide gain, read noise and saturation: user, then header, then measurement.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`, optional
+        Of a raw frame. EGAIN is believed before GAIN; a GAIN that is a camera
+        setting is not believed.
+    gain : `~astropy.units.Quantity`, optional
+        [electron/adu]
+    read_noise : `~astropy.units.Quantity`, optional
+        [electron]
+    saturation : `~astropy.units.Quantity`, optional
+        [adu]
+    flats, biases : sequence of Frame, optional
+        To measure what neither the user nor the header gives; two of each.
+
+    Returns
+    -------
+    Detector
+
+    Raises
+    ------
+    InputError
+        If a value is not to be had, is zero, negative, text or in a wrong unit.
+
+    Examples
+    --------
+    >>> from astropy.io import fits
+    >>> from astro_narrowband.detector import decide_detector
+    >>> header = fits.Header({"EGAIN": 0.6, "GAIN": 120, "RDNOISE": 5.0})
+    >>> print(decide_detector(header).describe())
+    gain 0.6 electron/adu (header, EGAIN), read noise 5 electron (header, RDNOISE),
+    saturation 6.55e+04 adu (full scale of 16 bits)
+    """
+    values, sources, trouble = {}, {}, None
+    given = {
+        "gain": (gain, _GAIN_UNIT),
+        "read_noise": (read_noise, u.electron),
+        "saturation": (saturation, u.adu),
+    }
+    for name, (value, unit) in given.items():
+        if value is not None:
+            values[name] = _checked(value, unit, name)
+            sources[name] = "given"
+    readers = {
+        "gain": keywords.read_gain,
+        "read_noise": keywords.read_noise,
+        "saturation": keywords.read_saturation,
+    }
+    for name, reader in readers.items():
+        if name in values or header is None:
+            continue
+        try:
+            found = reader(header)
+        except InputError as error:
+            # A camera setting in GAIN is no reason to stop if it can be measured.
+            trouble = error
+            continue
+        if found is not None:
+            values[name], sources[name] = float(found[0]), f"header, {found[1]}"
+    errors = {}
+    missing = [name for name in ("gain", "read_noise") if name not in values]
+    if missing and len(flats) >= 2 and len(biases) >= 2:
+        measured = Detector.measure(flats, biases, saturation=values.get("saturation"))
+        for name in missing:
+            values[name] = getattr(measured, name)
+            errors[f"{name}_err"] = getattr(measured, f"{name}_err")
+            sources[name] = measured.sources[name]
+        missing = []
+    if missing:
+        if trouble is not None:
+            raise trouble
+        what = " and ".join(name.replace("_", " ") for name in missing)
+        raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
+    if "saturation" not in values:
+        values["saturation"], sources["saturation"] = FULL_SCALE, "full scale of 16 bits"
+    return Detector(**values, **errors, sources=sources)
+
+
+def _checked(value, unit, name):
+    """A value that the user gave, in ``unit``; adu/electron is told apart by its unit."""
+    hint = ""
+    if name == "gain" and isinstance(value, u.Quantity) and value.unit == u.adu / u.electron:
+        hint = f"its inverse is {1 / value.value:.6g} electron/adu"
+    return value_in(value, unit, name, hint=hint)

@@ -1,0 +1,235 @@
+"""Many small nights in memory, for the statistics of pulls."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.simulate._camera import (
+    bias_plane,
+    cosmic_rays,
+    dark_plane,
+    expose,
+    flat_plane,
+)
+from astro_narrowband.simulate._model import (
+    NightModel,
+    checked_count,
+    checked_shape,
+    checked_times,
+    stream,
+)
+from astro_narrowband.simulate._sky import add_stars
+
+__all__ = ["SimulatedFrames", "simulate_frames"]
+
+
+@dataclass(frozen=True)
+class SimulatedFrames:
+    """
+    Raw frames of many small nights that differ in nothing but their noise.
+
+    Attributes
+    ----------
+    bias : (n_nights, n_bias, ny, nx) ndarray of uint16
+        Bias frames [adu].
+    darks : dict of float to (n_nights, n_darks, ny, nx) ndarray of uint16
+        Darks [adu] by exposure time [s].
+    flats : (n_nights, n_flats, ny, nx) ndarray of uint16
+        Flats [adu].
+    lights : (n_nights, n_lights, ny, nx) ndarray of uint16
+        Lights [adu].
+    cosmic : (n_nights, n_lights, ny, nx) ndarray of bool
+        Pixels of the lights that cosmic rays hit.
+    rate : (n_lights, ny, nx) ndarray of float32
+        What a perfectly calibrated light shows [electron/s], without noise and cosmic
+        rays: sky and dimmed stars. Pixels that saturate show less.
+    scene : (ny, nx) ndarray of float32
+        The stars alone [electron/s] in the reference frame, not dimmed, in the seeing
+        of the first light.
+    bias_level, dark_rate, flat : (ny, nx) ndarray of float32
+        The truth [adu], [electron/s], [1].
+    exposures, shifts, transparency, fwhm : ndarray
+        Of the lights: (n_lights,) [s], (n_lights, 2) (x, y) [pixel], (n_lights,),
+        (n_lights,) [pixel]. What is at (x, y) in the reference frame is at
+        (x, y) + shift in the light.
+    flat_exposure : float
+        [s]
+    model : NightModel
+    """
+
+    bias: np.ndarray = field(repr=False)
+    darks: dict[float, np.ndarray] = field(repr=False)
+    flats: np.ndarray = field(repr=False)
+    lights: np.ndarray = field(repr=False)
+    cosmic: np.ndarray = field(repr=False)
+    rate: np.ndarray = field(repr=False)
+    scene: np.ndarray = field(repr=False)
+    bias_level: np.ndarray = field(repr=False)
+    dark_rate: np.ndarray = field(repr=False)
+    flat: np.ndarray = field(repr=False)
+    exposures: np.ndarray
+    shifts: np.ndarray
+    transparency: np.ndarray
+    fwhm: np.ndarray
+    flat_exposure: float
+    model: NightModel
+
+
+def _array(value, shape, name):
+    """Return numbers as an array of ``shape``, or raise `InputError`; one stands for all."""
+    array = np.asarray(value, float)
+    if array.shape not in ((), shape):
+        raise InputError(f"{name} has the shape {array.shape}: it must be one number or {shape}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{name} = {value!r} is not finite")
+    return np.broadcast_to(array, shape)
+
+
+def simulate_frames(
+    n_nights,
+    *,
+    shape=(64, 64),
+    sky=30.0,
+    light_exposures=(60.0,) * 6,
+    n_bias=12,
+    dark_exposures=(60.0, 120.0),
+    n_darks=10,
+    n_flats=10,
+    stars=None,
+    shifts=None,
+    transparency=1.0,
+    fwhm=None,
+    model=None,
+    seed,
+):
+    """
+    Simulate many small nights in memory, for the statistics of pulls.
+
+    All nights have the same truth, so that a pixel's pull can be taken over nights:
+    noise of masters is common to the pixels of one night's lights.
+
+    Parameters
+    ----------
+    n_nights : int
+        A night of the defaults has 48 frames, which are 0.4 MB at 64 x 64.
+    shape : (int, int), optional
+        Rows and columns.
+    sky : float or sequence of float, optional
+        Level of the sky [electron] in a light, or in each, where the flat is 1.
+    light_exposures, dark_exposures : sequence of float, optional
+        Exposure times [s]: one per light; of the darks.
+    n_bias, n_darks, n_flats : int, optional
+        Number of bias frames, of darks per exposure time, of flats. With 0 the array
+        is empty, which saves time.
+    stars : (n, 3) array-like, optional
+        x, y [pixel] in the reference frame and flux [electron/s].
+    shifts : (n_lights, 2) array-like, optional
+        (x, y) [pixel] by which each light shows the stars off; zero by default.
+    transparency : float or sequence of float, optional
+        Factor of the stars' flux, one or one per light.
+    fwhm : float or sequence of float, optional
+        Seeing [pixel], one or one per light; the model's by default.
+    model : NightModel, optional
+        The camera. By default one without cosmic rays. Of its sky only
+        ``moffat_beta``, ``fwhm`` and ``cosmic_rate`` are used.
+    seed : int
+        Of the random numbers, detector included: nights of different seeds have
+        different detectors.
+
+    Returns
+    -------
+    SimulatedFrames
+
+    Raises
+    ------
+    InputError
+        If an argument cannot be used.
+
+    Examples
+    --------
+    A perfect calibration of a night's first light is right on average:
+
+    >>> import numpy as np
+    >>> from astro_narrowband.simulate import simulate_frames
+    >>> night = simulate_frames(50, shape=(32, 32), sky=300.0, seed=1)
+    >>> electron = (night.lights[:, 0] - night.bias_level) * night.model.gain
+    >>> rate = (electron / night.exposures[0] - night.dark_rate) / night.flat
+    >>> error = 18.7 / 60 / np.sqrt(rate.size)
+    >>> bool(abs((rate - night.rate[0]).mean()) < 4 * error)
+    True
+    """
+    model = NightModel(cosmic_rate=0.0) if model is None else model
+    shape = checked_shape(shape)
+    exposures = np.array(checked_times(light_exposures, "light_exposures"))
+    dark_exposures = checked_times(dark_exposures, "dark_exposures")
+    counts = {"n_nights": n_nights, "n_bias": n_bias, "n_darks": n_darks, "n_flats": n_flats}
+    for name, count in counts.items():
+        checked_count(count, name)
+    n = exposures.size
+    seeing = model.fwhm if fwhm is None else fwhm
+    sky, transparency, fwhm = (
+        _array(value, (n,), name)
+        for value, name in ((sky, "sky"), (transparency, "transparency"), (seeing, "fwhm"))
+    )
+    if sky.min() < 0 or transparency.min() < 0 or fwhm.min() <= 0:
+        raise InputError("sky and transparency must not be negative, fwhm must be above zero")
+    shifts = _array(0.0 if shifts is None else shifts, (n, 2), "shifts")
+    stars = np.empty((0, 3)) if stars is None else _array(stars, (len(stars), 3), "stars")
+    if (stars[:, 2] < 0).any():
+        raise InputError("stars must have fluxes of 0 electron/s or more in their third column")
+
+    bias = bias_plane(stream(seed, "bias"), shape, model)
+    dark = dark_plane(stream(seed, "dark"), shape, model)
+    flat = flat_plane(
+        stream(seed, "window"), stream(seed, "grain"), shape, model, own=stream(seed, "flat")
+    )
+
+    def draw(image, dx, dy, brightness, seeing, time):
+        add_stars(
+            image, stars[:, 0] + dx, stars[:, 1] + dy, brightness * stars[:, 2],
+            fwhm=seeing, beta=model.moffat_beta, exposure=time,
+        )  # fmt: skip
+        return image
+
+    rate = np.empty((n, *shape), np.float32)
+    for i in range(n):
+        rate[i] = sky[i] / exposures[i]
+        draw(rate[i], *shifts[i], transparency[i], fwhm[i], exposures[i])
+    scene = draw(np.zeros(shape, np.float32), 0, 0, 1.0, fwhm[0], exposures.max())
+
+    def take(name, count, electrons, times, hit=None):
+        """Expose ``count`` frames of every night; mark cosmic rays in ``hit``."""
+        out = np.empty((n_nights, count, *shape), np.uint16)
+        rng, ray_rng = stream(seed, "frames", name), stream(seed, "rays", name)
+        electrons = np.broadcast_to(electrons, (count, *shape)).astype(np.float32)
+        for k in range(count):
+            mean = electrons[k]
+            events = model.cosmic_rate * times[k] * math.prod(shape) / 1e6
+            if events:
+                index, charge = cosmic_rays(ray_rng, n_nights, shape, events=events)
+                mean = np.repeat(mean[None], n_nights, axis=0)
+                mean.ravel()[index] += charge
+                if hit is not None:
+                    hit[:, k][np.unravel_index(index, mean.shape)] = True
+            expose(rng, mean, bias, model, out[:, k])
+        return out
+
+    flat_time = model.flat_exposure
+    lit = flat * np.float32(model.flat_level * model.gain) + dark * np.float32(flat_time)
+    seconds = exposures.astype(np.float32)[:, None, None]
+    cosmic = np.zeros((n_nights, n, *shape), bool)
+    lights = take("light", n, (rate * flat + dark) * seconds, exposures, cosmic)
+    return SimulatedFrames(
+        bias=take("bias", n_bias, 0.0, [0.0] * n_bias),
+        darks={
+            time: take(f"dark {time:g}", n_darks, dark * np.float32(time), [time] * n_darks)
+            for time in dark_exposures
+        },
+        flats=take("flat", n_flats, lit, [flat_time] * n_flats),
+        lights=lights, cosmic=cosmic, rate=rate, scene=scene,
+        bias_level=bias, dark_rate=dark, flat=flat,
+        exposures=exposures, shifts=shifts, transparency=transparency, fwhm=fwhm,
+        flat_exposure=flat_time, model=model,
+    )  # fmt: skip
