@@ -130,22 +130,21 @@ def neighbour_mean(image, bad=None, *, out=None, spare=None):
 
 
 def _leave_out(mean, own, bad):
-    """Correct ``mean`` around bad pixels, which went in as zeros: a short list, no planes."""
-    n_rows, nx = mean.shape
-    y, x = np.divmod(np.flatnonzero(bad), bad.shape[1])
-    around = [(i, j) for i in (-2, -1, 0) for j in (-2, -1, 0) if (i, j) != (-1, -1)]
-    y = np.concatenate([y + i for i, _ in around])
-    x = np.concatenate([x + j for _, j in around])
-    inside = (y >= 0) & (y < n_rows) & (x >= 0) & (x < nx)
-    place, lost = np.unique(y[inside] * nx + x[inside], return_counts=True)
-    y, x = np.divmod(place, nx)
-    count = (8 - lost).astype(mean.dtype)
+    """Correct ``mean`` around bad pixels, which went in as zeros."""
+    columns = bad[:-2].view(np.uint8) + bad[1:-1].view(np.uint8)
+    columns += bad[2:].view(np.uint8)
+    lost = columns[:, :-2] + columns[:, 1:-1]
+    lost += columns[:, 2:]
+    lost -= bad[1:-1, 1:-1].view(np.uint8)
+    place = np.flatnonzero(lost)
+    y, x = np.divmod(place, mean.shape[1])
+    count = (8 - lost.ravel()[place]).astype(mean.dtype)
     scale = mean.dtype.type(8) / np.maximum(count, 1)
     mean[y, x] = np.where(count > 0, mean[y, x] * scale, own[y, x])
 
 
 def expected_variance(
-    electrons, *, floor, flat=None, weight=None, dark=None, bad=None, out=None, spare=None
+    electrons, *, gain, floor, weight=None, dark=None, bad=None, scale=1.0, out=None, spare=None
 ):
     """
     Return the variance of flat-fielded electrons, the signal taken from the neighbours.
@@ -159,51 +158,60 @@ def expected_variance(
     ----------
     electrons : `~numpy.ndarray` of float32, (n_rows + 2, nx + 2)
         Dark-subtracted, flat-fielded, with a border of one pixel; finite.
+    gain : float
+        [electron/adu]
     floor : float
         Read noise squared and quantisation [electron**2].
-    flat, weight : `~numpy.ndarray` of float32, (n_rows, nx), optional
-        The flat, and ``1 / flat**2``.
+    weight : `~numpy.ndarray` of float32, (n_rows, nx), optional
+        Gain over flat: what adu were multiplied by [electron/adu].
     dark : `~numpy.ndarray` of float32, (n_rows, nx), optional
-        Dark current that was subtracted [electron].
+        Dark current that was subtracted [adu].
     bad : `~numpy.ndarray` of bool, (n_rows + 2, nx + 2), optional
         Pixels whose value is not used for their neighbours; 0 in ``electrons``.
+    scale : float, optional
+        What the variance is multiplied by.
     out, spare : `~numpy.ndarray`, (n_rows, nx) and (n_rows, nx + 2), optional
         Arrays to work in.
 
     Returns
     -------
     `~numpy.ndarray` of float32, (n_rows, nx)
-        [electron**2]
+        [electron**2] times ``scale``.
     """
     own = electrons[1:-1, 1:-1]
     spare = np.empty((own.shape[0], own.shape[1] + 2), own.dtype) if spare is None else spare
     out = neighbour_mean(electrons, bad, out=out, spare=spare)
     off = np.subtract(own, out, out=spare[:, 1:-1])
-    floor = np.float32(floor)
-    _to_variance(out, floor, flat, weight, dark)
+    _to_variance(out, gain, floor, weight, dark, scale)
     # Far from its neighbours: (own - m)**2 > 9 V.
-    off *= np.float32(1 / N_SIGMA)
+    off *= np.float32(scale**0.5 / N_SIGMA)
     off *= off
     far = np.flatnonzero(np.greater(off, out))
     if far.size:
         y, x = np.divmod(far, own.shape[1])
-        planes = (None if plane is None else plane[y, x] for plane in (flat, weight, dark))
-        out[y, x] = _to_variance(own[y, x], floor, *planes)
+        planes = (None if plane is None else plane[y, x] for plane in (weight, dark))
+        out[y, x] = _to_variance(own[y, x], gain, floor, *planes, scale)
     return out
 
 
-def _to_variance(signal, floor, flat, weight, dark):
-    """Turn ``signal`` into its variance, in place."""
-    if flat is not None:
-        signal *= flat
+def _to_variance(signal, gain, floor, weight, dark, scale):
+    """Turn ``signal`` into its variance, in place; in adu on the way, as it was read."""
+    if weight is None:
+        signal *= np.float32(1 / gain)
+    else:
+        signal /= weight
     if dark is not None:
         signal += dark
     # The mean of eight pixels of read noise alone scatters about zero; cut at zero,
     # it would be too large on average. Two sigma lower it is not.
-    np.maximum(signal, -np.sqrt(floor * np.float32(0.5)), out=signal)
-    signal += floor
-    if flat is not None:
+    np.maximum(signal, np.float32(-((floor * 0.5) ** 0.5) / gain), out=signal)
+    signal += np.float32(floor / gain)
+    if weight is None:
+        signal *= np.float32(scale * gain)
+    else:
         signal *= weight
+        signal *= weight
+        signal *= np.float32(scale / gain)
     return signal
 
 

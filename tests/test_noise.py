@@ -54,7 +54,7 @@ def test_border_of_tiny_images(shape):
 def test_star_core_is_believed_itself_and_sky_is_not(rng):
     image = rng.normal(30, 7.4, (32, 32)).astype(np.float32)
     image[10, 10] = 5000
-    variance = expected_variance(bordered(image), floor=25)
+    variance = expected_variance(bordered(image), gain=1.0, floor=25)
     assert variance[10, 10] == pytest.approx(5025, rel=1e-6)
     # Its neighbours are not told by it.
     assert variance[9, 9] == pytest.approx(image[9, 9] + 25, rel=1e-5)
@@ -68,7 +68,7 @@ def test_flat_and_dark_current_enter_the_variance():
     image = np.full((8, 8), 100, np.float32)
     flat, dark = np.full((8, 8), 0.5, np.float32), np.full((8, 8), 40, np.float32)
     variance = expected_variance(
-        bordered(image), floor=25, flat=flat, weight=1 / flat**2, dark=dark
+        bordered(image), gain=2.0, floor=25, weight=2.0 / flat, dark=dark / 2.0
     )
     np.testing.assert_allclose(variance, (100 * 0.5 + 40 + 25) / 0.25, rtol=1e-6)
 
@@ -77,7 +77,7 @@ def test_flat_and_dark_current_enter_the_variance():
 def test_pulls_of_a_faint_sky(sky, own_count_bias):
     rng = np.random.default_rng(sky)
     image = rng.poisson(sky, (1024, 512)) + rng.normal(0, 5, (1024, 512))
-    pulls = (image - sky) / np.sqrt(expected_variance(bordered(image), floor=25))
+    pulls = (image - sky) / np.sqrt(expected_variance(bordered(image), gain=1.0, floor=25))
     assert abs(pulls.mean()) < 0.008
     assert pulls.std() == pytest.approx(1, abs=0.01)
     assert np.mean(np.abs(pulls) < 1) == pytest.approx(0.683, abs=0.005)

@@ -224,46 +224,52 @@ class DarkModel:
             )
         return policy
 
-    def _measured(self, exposure, rows):
-        """Pixels of ``rows`` for which a measured mean stands, and their place in the table."""
+    def measured_at(self, exposure, rows):
+        """
+        Return the pixels of some rows that do not follow their straight line.
+
+        At an exposure time [s] that was measured, pixels flagged NONLINEAR have the
+        mean of the darks of that time; all others follow their straight line, which
+        is what has the least noise.
+
+        Returns
+        -------
+        place : `~numpy.ndarray` of int
+            Flat indices in these rows, sorted.
+        mean, variance : `~numpy.ndarray` of float32
+            [adu], bias included; [adu**2]
+        """
         k = self._match(exposure) if self.measured else None
         if k is None:
-            return None
+            return np.empty(0, np.int64), *np.empty((2, 0), np.float32)
         nx = self.shape[1]
         pixel = self.measured["pixel"]
         first, last = np.searchsorted(pixel, [rows.start * nx, rows.stop * nx])
-        if first == last:
-            return None
         mean = self.measured["mean"][k, first:last]
         known = np.isfinite(mean)
         place = pixel[first:last][known] - rows.start * nx
         return place, mean[known], self.measured["variance"][k, first:last][known]
 
-    def lines(self, exposure, rows):
+    def lines(self, rows):
         """
         Return offset [adu] and rate [adu/s] of some rows: the dark is offset + rate * exposure.
 
-        At an exposure time that was measured, pixels flagged NONLINEAR are given
-        the rate that leads to the mean of the darks of that time; all others
-        follow their straight line, which is what has the least noise.
+        But for what `measured_at` returns.
 
         Returns
         -------
         offset, rate : `~numpy.ndarray` of float32, (n_rows, nx)
             Not to be changed.
         """
-        offset, rate = self.planes["offset"][rows], self.planes["rate"][rows]
-        measured = self._measured(exposure, rows)
-        if measured is not None:
-            place, mean, _ = measured
-            rate = rate.copy()
-            rate.ravel()[place] = (mean - offset.ravel()[place]) / np.float32(exposure)
-        return offset, rate
+        return self.planes["offset"][rows], self.planes["rate"][rows]
 
     def values(self, exposure, rows):
         """Return the dark [adu] of some rows, bias included, without its error."""
-        offset, rate = self.lines(exposure, rows)
-        return offset + rate * np.float32(exposure)
+        offset, rate = self.lines(rows)
+        dark = offset + rate * np.float32(exposure)
+        place, mean, _ = self.measured_at(exposure, rows)
+        dark.ravel()[place] = mean
+        return dark
 
     def variance(self, exposure, rows):
         """Return the variance [adu**2] of what `values` returns."""
@@ -271,10 +277,8 @@ class DarkModel:
         out = self.planes["cov"][rows] * (2 * t)
         out += self.planes["var_offset"][rows]
         out += self.planes["var_rate"][rows] * (t * t)
-        measured = self._measured(exposure, rows)
-        if measured is not None:
-            place, _, variance = measured
-            out.ravel()[place] = variance
+        place, _, variance = self.measured_at(exposure, rows)
+        out.ravel()[place] = variance
         # What is left of large numbers may fall below zero.
         return np.maximum(out, 0, out=out)
 
@@ -297,11 +301,9 @@ class DarkModel:
             slope = np.where(sigma_b > 0, cov / sigma_b, np.float32(0))
         out[0] = sigma_b + t * slope
         out[1] = t * np.sqrt(np.maximum(var_r - slope * slope, 0))
-        measured = self._measured(exposure, rows)
-        if measured is not None:
-            place, _, variance = measured
-            out[0].ravel()[place] = np.sqrt(variance)
-            out[1].ravel()[place] = 0
+        place, _, variance = self.measured_at(exposure, rows)
+        out[0].ravel()[place] = np.sqrt(variance)
+        out[1].ravel()[place] = 0
         return out
 
     def mask(self, rows):

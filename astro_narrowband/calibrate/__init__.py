@@ -7,8 +7,10 @@ rounding) is kept apart from the noise of the masters, which all frames share.
 """
 
 import os
+import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from functools import partial
 
 import numpy as np
 from astropy import units as u
@@ -17,20 +19,17 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband import keywords
 from astro_narrowband._validate import positive, value_in
 from astro_narrowband.bands import Band, as_frame, map_bands, row_bands
+from astro_narrowband.calibrate._masters import MasterRows, divisor
+from astro_narrowband.calibrate._tiles import calibrate_rows
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
-from astro_narrowband.noise import expected_variance, mirror_border
 from astro_narrowband.raw import prepared, refuse_other_camera
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 
-#: Pixels that are worked on at a time: a plane of a tile is 128 KiB.
-TILE = 32768
 #: Rows that `calibrate` asks for at a time.
-ROWS = 16
-#: A flat pixel below this fraction of the median is dead, and never divides.
-MIN_FLAT = 0.05
+ROWS = 32
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
@@ -74,6 +73,7 @@ class Recipe:
     max_extrapolation: float = 3.0
     max_temperature_difference: float = 5.0
     masters: tuple = ()
+    _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False)
 
     def __post_init__(self):
         if self.flat is not None:
@@ -95,6 +95,19 @@ class Recipe:
                 None if self.flat is None else _token(self.flat),
             )
             object.__setattr__(self, "masters", token)
+
+    def __reduce__(self):
+        # What a thread holds stays with it.
+        return partial(
+            type(self), **{f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        ), ()
+
+    @property
+    def master_rows(self):
+        """The rows of the masters that this thread has read last."""
+        if not hasattr(self._of_thread, "rows"):
+            self._of_thread.rows = MasterRows(self)
+        return self._of_thread.rows
 
     @classmethod
     def make(cls, *, detector, bias=None, dark=None, flat=None, **limits):
@@ -247,84 +260,11 @@ class CalibratedFrame:
             are saturated pixels, NaN, dead flat pixels, and what the dark flags
             as SATURATED or UNCERTAIN.
         """
-        band, _ = self._read(rows)
-        return band
-
-    def _read(self, rows, out=None):
-        """Return the band (in the arrays ``out``, if given), and the flat of these rows."""
         n_rows, nx = rows.stop - rows.start, self.shape[1]
-        if out is None:
-            data = np.empty((n_rows, nx), np.float32)
-            out = Band(data, np.empty_like(data), np.empty(data.shape, bool))
-        data, variance, mask = out
-        # One row more on either side, for the neighbours.
-        low, high = max(rows.start - 1, 0), min(rows.stop + 1, self.shape[0])
-        inputs = _Inputs(self, slice(low, high))
-        step = min(max(1, TILE // nx), n_rows)
-        scratch = _Scratch(step, nx)
-        for start in range(rows.start, rows.stop, step):
-            stop = min(start + step, rows.stop)
-            part = slice(start - rows.start, stop - rows.start)
-            self._tile(inputs, scratch, start, stop, data[part], variance[part], mask[part])
-        flat = inputs.flat
-        if flat is not None:
-            flat = flat[rows.start - low : rows.stop - low]
-        return out, flat
-
-    def _tile(self, inputs, scratch, start, stop, data, variance, mask):
-        detector, ny = self.recipe.detector, self.shape[0]
-        t, gain = np.float32(self.exposure), np.float32(detector.gain)
-        n_rows = stop - start
-        low, high = max(start - 1, 0), min(stop + 1, ny)
-        wide = slice(low - inputs.first, high - inputs.first)
-        inner = slice(start - low, stop - low)
-        top = int(low == start)
-        place = slice(top, top + high - low)
-        image = scratch.image[: n_rows + 2]
-        electrons, size = image[place, 1:-1], high - low
-
-        raw = inputs.raw[wide]
-        bad = np.greater_equal(raw, np.float32(detector.saturation), out=scratch.bad[place, 1:-1])
-        for plane in (inputs.masked, inputs.flagged, inputs.dead):
-            if plane is not None:
-                bad |= plane[wide]
-        current = flat = weight = None
-        if inputs.offset is None:
-            np.copyto(electrons, raw)
-        else:
-            np.subtract(raw, inputs.offset[wide], out=electrons)
-            current = np.multiply(inputs.rate[wide], t, out=scratch.current[:size])
-            electrons -= current
-            current = current[inner]
-            current *= gain
-        if inputs.flat is None:
-            electrons *= gain
-        else:
-            flat = inputs.flat[wide]
-            weight = np.divide(gain, flat, out=scratch.weight[:size])
-            electrons *= weight
-            flat, weight = flat[inner], weight[inner]
-            weight *= weight
-            weight *= np.float32(1 / detector.gain**2)
-        np.multiply(electrons[inner], np.float32(1 / self.exposure), out=data)
-        np.copyto(mask, bad[inner])
-        any_bad = bad.any()
-        if any_bad:
-            electrons[bad] = 0
-        mirror_border(image, top=low == start, bottom=high == stop)
-        if any_bad:
-            mirror_border(scratch.bad[: n_rows + 2], top=low == start, bottom=high == stop)
-        expected_variance(
-            image,
-            floor=detector.floor,
-            flat=flat,
-            weight=weight,
-            dark=current,
-            bad=scratch.bad[: n_rows + 2] if any_bad else None,
-            out=variance,
-            spare=scratch.spare[:n_rows],
-        )
-        variance *= np.float32(1 / self.exposure**2)
+        data = np.empty((n_rows, nx), np.float32)
+        out = Band(data, np.empty_like(data), np.empty(data.shape, bool))
+        calibrate_rows(self, self.recipe.master_rows, rows, out)
+        return out
 
     def shared(self, rows, data=None):
         """
@@ -350,8 +290,7 @@ class CalibratedFrame:
             out[:2] = recipe.dark.modes(self.exposure, rows)
             out[:2] *= np.float32(recipe.detector.gain / self.exposure)
         if flat is not None:
-            good = _alive(flat.data, None)
-            plane = flat.data if good is None else np.where(good, flat.data, np.float32(1))
+            plane, _ = divisor(flat)
             out[:2] /= plane
             if flat.variance is not None:
                 data = self.read(rows).data if data is None else data
@@ -359,62 +298,24 @@ class CalibratedFrame:
                 out[2] *= data
         return out
 
-    def _common(self, rows, data, flat):
+    def common(self, rows, data):
         """Return the sum of squares of `shared`, [(electron/s)**2], without taking it apart."""
         recipe, total = self.recipe, None
+        flat = None if recipe.flat is None else recipe.flat.read(rows)
         if recipe.dark is not None:
             total = recipe.dark.variance(self.exposure, rows)
             total *= np.float32((recipe.detector.gain / self.exposure) ** 2)
         if flat is None:
             return total
-        variance = recipe.flat.read(rows).variance
-        if variance is not None:
-            variance = np.multiply(variance, data)
+        plane, _ = divisor(flat)
+        if flat.variance is not None:
+            variance = np.multiply(flat.variance, data)
             variance *= data
             total = variance if total is None else np.add(total, variance, out=total)
         if total is not None:
-            total /= flat
-            total /= flat
+            total /= plane
+            total /= plane
         return total
-
-
-def _alive(flat, mask):
-    """Return where a flat may divide, or None where it may everywhere."""
-    alive = flat >= np.float32(MIN_FLAT)
-    if mask is not None:
-        alive &= ~mask
-    return None if alive.all() else alive
-
-
-class _Inputs:
-    """Planes of some rows, from which tiles are cut."""
-
-    def __init__(self, calibrated, rows):
-        recipe = calibrated.recipe
-        band = calibrated.frame.read(rows)
-        self.first, self.raw, self.masked = rows.start, band.data, band.mask
-        self.offset = self.rate = self.flagged = self.flat = self.dead = None
-        if recipe.dark is not None:
-            self.offset, self.rate = recipe.dark.lines(calibrated.exposure, rows)
-            flagged = recipe.dark.mask(rows)
-            self.flagged = flagged if flagged.any() else None
-        if recipe.flat is not None:
-            band = recipe.flat.read(rows)
-            self.flat, alive = band.data, _alive(band.data, band.mask)
-            if alive is not None:
-                # A dead pixel is masked; it is divided by 1.
-                self.flat, self.dead = np.where(alive, band.data, np.float32(1)), ~alive
-
-
-class _Scratch:
-    """Arrays that a tile is worked on in: allocated once, they stay in the cache."""
-
-    def __init__(self, n_rows, nx):
-        self.image = np.empty((n_rows + 2, nx + 2), np.float32)
-        self.bad = np.empty((n_rows + 2, nx + 2), bool)
-        self.current = np.empty((n_rows + 2, nx), np.float32)
-        self.weight = np.empty((n_rows + 2, nx), np.float32)
-        self.spare = np.empty((n_rows, nx + 2), np.float32)
 
 
 def _refuse_twice(frame, recipe):
@@ -521,11 +422,12 @@ def calibrate(
     mask = np.empty(shape, bool)
 
     def work(rows):
-        band, flat = calibrated._read(rows, Band(data[rows], error[rows], mask[rows]))
-        common = calibrated._common(rows, band.data, flat)
+        out = Band(data[rows], error[rows], mask[rows])
+        calibrate_rows(calibrated, recipe.master_rows, rows, out)
+        common = calibrated.common(rows, out.data)
         if common is not None:
-            np.add(band.variance, common, out=band.variance)
-        np.sqrt(band.variance, out=band.variance)
+            np.add(out.variance, common, out=out.variance)
+        np.sqrt(out.variance, out=out.variance)
 
     for _ in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
         pass
