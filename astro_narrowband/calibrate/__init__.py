@@ -19,7 +19,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband import keywords
 from astro_narrowband._validate import positive, value_in
 from astro_narrowband.bands import Band, as_frame, map_bands, row_bands
-from astro_narrowband.calibrate._masters import MasterRows, divisor
+from astro_narrowband.bands.window import RowWindow
 from astro_narrowband.calibrate._tiles import calibrate_rows
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
@@ -28,6 +28,8 @@ from astro_narrowband.raw import prepared, refuse_other_camera
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 
+#: A flat pixel below this fraction of the median is dead, and never divides.
+MIN_FLAT = 0.05
 #: Rows that `calibrate` asks for at a time.
 ROWS = 32
 
@@ -102,12 +104,33 @@ class Recipe:
             type(self), **{f.name: getattr(self, f.name) for f in fields(self) if f.init}
         ), ()
 
-    @property
-    def master_rows(self):
-        """The rows of the masters that this thread has read last."""
-        if not hasattr(self._of_thread, "rows"):
-            self._of_thread.rows = MasterRows(self)
-        return self._of_thread.rows
+    def planes(self, rows):
+        """
+        Return the masters for some rows; what this thread asked for last is not read again.
+
+        Returns
+        -------
+        offset, rate : `~numpy.ndarray` of float32, (n_rows, nx), or None
+            Of the dark [adu], [adu/s].
+        weight : `~numpy.ndarray` of float32, (n_rows, nx), or None
+            Gain over flat [electron/adu].
+        bad : `~numpy.ndarray` of bool, (n_rows, nx), or None
+            Flagged by the dark, or dead in the flat.
+        """
+        if not hasattr(self._of_thread, "window"):
+            self._of_thread.window = RowWindow(self._read)
+        return self._of_thread.window.planes(rows)
+
+    def _read(self, rows):
+        offset = rate = weight = bad = None
+        if self.dark is not None:
+            offset, rate = self.dark.lines(rows)
+            bad = self.dark.mask(rows)
+        if self.flat is not None:
+            flat, dead = _divisor(self.flat.read(rows))
+            weight = np.float32(self.detector.gain) / flat
+            bad = dead if bad is None else bad | dead
+        return offset, rate, weight, bad
 
     @classmethod
     def make(cls, *, detector, bias=None, dark=None, flat=None, **limits):
@@ -130,6 +153,14 @@ class Recipe:
         if not isinstance(dark, DarkModel) and (bias is not None or dark is not None):
             dark = DarkModel.from_masters(bias=bias, dark=dark)
         return cls(detector, dark=dark, flat=flat, **limits)
+
+
+def _divisor(flat):
+    """Return what the band of a flat divides by, which is 1 where it is dead, and where it is."""
+    dead = ~(flat.data >= np.float32(MIN_FLAT))
+    if flat.mask is not None:
+        dead |= flat.mask
+    return np.where(dead, np.float32(1), flat.data) if dead.any() else flat.data, dead
 
 
 def _is_model(path):
@@ -263,7 +294,7 @@ class CalibratedFrame:
         n_rows, nx = rows.stop - rows.start, self.shape[1]
         data = np.empty((n_rows, nx), np.float32)
         out = Band(data, np.empty_like(data), np.empty(data.shape, bool))
-        calibrate_rows(self, self.recipe.master_rows, rows, out)
+        calibrate_rows(self, rows, out)
         return out
 
     def shared(self, rows, data=None):
@@ -290,7 +321,7 @@ class CalibratedFrame:
             out[:2] = recipe.dark.modes(self.exposure, rows)
             out[:2] *= np.float32(recipe.detector.gain / self.exposure)
         if flat is not None:
-            plane, _ = divisor(flat)
+            plane, _ = _divisor(flat)
             out[:2] /= plane
             if flat.variance is not None:
                 data = self.read(rows).data if data is None else data
@@ -307,7 +338,7 @@ class CalibratedFrame:
             total *= np.float32((recipe.detector.gain / self.exposure) ** 2)
         if flat is None:
             return total
-        plane, _ = divisor(flat)
+        plane, _ = _divisor(flat)
         if flat.variance is not None:
             variance = np.multiply(flat.variance, data)
             variance *= data
@@ -423,7 +454,7 @@ def calibrate(
 
     def work(rows):
         out = Band(data[rows], error[rows], mask[rows])
-        calibrate_rows(calibrated, recipe.master_rows, rows, out)
+        calibrate_rows(calibrated, rows, out)
         common = calibrated.common(rows, out.data)
         if common is not None:
             np.add(out.variance, common, out=out.variance)

@@ -11,23 +11,22 @@ __all__ = ["calibrate_rows"]
 PIXELS = 131_072
 
 
-def calibrate_rows(calibrated, masters, rows, out):
+def calibrate_rows(calibrated, rows, out):
     """
     Calibrate some rows of a frame.
 
     Parameters
     ----------
     calibrated : `~astro_narrowband.calibrate.CalibratedFrame`
-    masters : MasterRows
     rows : slice
     out : `~astro_narrowband.bands.Band`
         Arrays for data, variance and mask of these rows.
     """
     ny, nx = calibrated.shape
-    # One row more on either side, for the neighbours.
-    masters.rows(slice(max(rows.start - 1, 0), min(rows.stop + 1, ny)))
+    # One row more on either side, for the neighbours. Asked for at once, the tiles find them.
+    calibrated.recipe.planes(slice(max(rows.start - 1, 0), min(rows.stop + 1, ny)))
     n_rows = min(max(4, PIXELS // nx), rows.stop - rows.start)
-    tile = _Tile(calibrated, masters, n_rows)
+    tile = _Tile(calibrated, n_rows)
     for part in row_bands(rows.stop - rows.start, n_rows):
         here = slice(rows.start + part.start, rows.start + part.stop)
         tile.work(here, *(plane[part] for plane in out))
@@ -36,8 +35,8 @@ def calibrate_rows(calibrated, masters, rows, out):
 class _Tile:
     """What one frame's tiles have in common, and arrays to work in."""
 
-    def __init__(self, calibrated, masters, n_rows):
-        self.frame, self.masters = calibrated, masters
+    def __init__(self, calibrated, n_rows):
+        self.frame = calibrated
         shape = (n_rows + 2, calibrated.shape[1] + 2)
         self.image, self.bad = np.empty(shape, np.float32), np.empty(shape, bool)
         self.spare = np.empty((n_rows, shape[1]), np.float32)
@@ -54,7 +53,7 @@ class _Tile:
         image, bad = self.image[: n_rows + 2], self.bad[: n_rows + 2]
         place = slice(int(ends["top"]), int(ends["top"]) + wide.stop - wide.start)
         electrons, flagged = image[place, 1:-1], bad[place, 1:-1]
-        offset, rate, weight, known = self.masters.planes(wide)
+        offset, rate, weight, known = recipe.planes(wide)
         inner = slice(rows.start - wide.start, rows.stop - wide.start)
 
         raw = self.frame.frame.read(wide)

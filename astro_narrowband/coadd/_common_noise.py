@@ -6,14 +6,14 @@ masters have the same error in the same detector pixel. Where they are not
 dithered it does not average down; where they are, it does.
 """
 
-import copy
+from functools import partial
 
 import numpy as np
 
+from astro_narrowband.bands.window import RowWindow
+
 __all__ = ["CommonNoise", "overlap_factors", "shared_clusters"]
 
-#: Detector rows whose noise is worked out at a time, and kept for all frames of a band.
-BLOCK_ROWS = 64
 #: Rows of the coadd that are worked on at a time.
 ROWS = 16
 #: Frames whose masters' noise has at least this correlation count as one cluster: half a
@@ -105,66 +105,39 @@ def overlap_factors(cluster, correlations, amplitude):
 # --------------------------------------------------------------------------- one frame
 
 
-class _Basis:
+def _basis(recipe, rows):
     """
-    What the noise of one set of masters is made of, by detector rows.
+    Return what the noise of a set of masters is made of, whatever the exposure time.
 
-    Four planes, for calibrated frames of whatever exposure t: noise of the offset
-    times the gain over the flat [electron]; the part of the rate's noise that goes
-    with it, and the rest [electron/s]; relative noise of the flat.
+    Returns
+    -------
+    offset, slope, rest : `~numpy.ndarray` of float32, (n_rows, nx), or None
+        Noise of the offset times the gain over the flat [electron]; the part of the
+        rate's noise that goes with it, and the rest [electron/s].
+    flat : `~numpy.ndarray` of float32, (n_rows, nx), or None
+        Relative noise of the flat.
     """
-
-    def __init__(self, recipe, shape):
-        self.recipe, self.shape = recipe, tuple(shape)
-        self.blocks = {}
-
-    def shared(self, rows):
-        """The planes of some rows, (4, n_rows, nx)."""
-        first, last = rows.start // BLOCK_ROWS, (rows.stop - 1) // BLOCK_ROWS
-        for k in range(first, last + 1):
-            if k not in self.blocks:
-                top = min((k + 1) * BLOCK_ROWS, self.shape[0])
-                self.blocks[k] = self._block(slice(k * BLOCK_ROWS, top))
-        parts = []
-        for k in range(first, last + 1):
-            start = k * BLOCK_ROWS
-            part = slice(max(rows.start - start, 0), min(rows.stop - start, BLOCK_ROWS))
-            parts.append(self.blocks[k][:, part])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-
-    def _block(self, rows):
-        recipe = self.recipe
-        out = np.zeros((4, rows.stop - rows.start, self.shape[1]), np.float32)
-        if recipe.dark is not None:
-            # The error of the dark at exposure t is linear in t, mode by mode.
-            one, two = recipe.dark.modes(1.0, rows), recipe.dark.modes(2.0, rows)
-            np.subtract(two[0], one[0], out=out[1])
-            np.subtract(one[0], out[1], out=out[0])
-            out[2] = one[1]
-            out[:3] *= np.float32(recipe.detector.gain)
-        if recipe.flat is not None:
-            band = recipe.flat.read(rows)
-            flat = np.maximum(np.nan_to_num(band.data, nan=1.0), np.float32(0.05))
-            out[:3] /= flat
-            if band.variance is not None:
-                np.sqrt(band.variance, out=out[3])
-                out[3] /= flat
-        return out
+    dark, flat = (None, None, None), None
+    if recipe.dark is not None:
+        dark = recipe.dark.amplitudes(rows)
+        for plane in dark:
+            plane *= np.float32(recipe.detector.gain)
+    if recipe.flat is not None:
+        band = recipe.flat.read(rows)
+        divisor = np.maximum(np.nan_to_num(band.data, nan=1.0), np.float32(0.05))
+        for plane in dark:
+            if plane is not None:
+                plane /= divisor
+        if band.variance is not None:
+            flat = np.sqrt(band.variance)
+            flat /= divisor
+    return *dark, flat
 
 
 def _recipe_of(frame):
     """The recipe of the calibrated frame within ``frame``, or None."""
     inner = getattr(frame, "frame", None) if hasattr(frame, "alignment") else frame
     return getattr(inner, "recipe", None)
-
-
-def _on_grid(frame, basis):
-    """An object whose ``shared`` gives the planes of ``basis`` where ``frame`` has its pixels."""
-    if not hasattr(frame, "alignment"):
-        return basis
-    moved = copy.copy(frame)
-    moved.frame = basis
-    return moved
 
 
 class CommonNoise:
@@ -187,6 +160,7 @@ class CommonNoise:
         self.size = (rows.stop - rows.start) * task.shape[1]
         self.fixed = self.relative = None
         self.bases, self.open = {}, {}
+        self.scratch = np.empty((4, ROWS, task.shape[1]), np.float32)
         known = task.cluster[task.cluster >= 0]
         self.left = dict(zip(*np.unique(known, return_counts=True), strict=True))
 
@@ -198,14 +172,7 @@ class CommonNoise:
             return
         if self.fixed is None:
             self.fixed, self.relative = np.zeros((2, self.size), np.float32)
-        frame, recipe = task.frames[i], _recipe_of(task.frames[i])
-        if recipe is not None:
-            if frame.masters not in self.bases:
-                inner = frame.frame if hasattr(frame, "alignment") else frame
-                self.bases[frame.masters] = _Basis(recipe, inner.shape)
-            source = _on_grid(frame, self.bases[frame.masters])
-        else:
-            source = frame
+        self._gather(task.frames[i])
         alone = cluster not in self.open and self.left[cluster] == 1
         self.left[cluster] -= 1
         overlap = np.float32(task.overlap[i])
@@ -213,13 +180,7 @@ class CommonNoise:
         for start in range(self.rows.start, self.rows.stop, ROWS):
             stop = min(start + ROWS, self.rows.stop)
             part = slice((start - self.rows.start) * width, (stop - self.rows.start) * width)
-            modes = source.shared(slice(start, stop))
-            modes = modes.reshape(len(modes), -1)
-            if recipe is not None:
-                modes = _amplitudes(modes, task.weight[i], task.scale[i], task.exposure[i])
-            else:
-                factor = np.float32(task.weight[i] / task.scale[i])
-                modes = np.append(modes * factor, np.zeros_like(modes[:1]), axis=0)
+            modes = self._modes(i, slice(start, stop))
             low, high = np.searchsorted(lost, (part.start + offset, part.stop + offset))
             if low < high:
                 modes[:, lost[low:high] - (part.start + offset)] = 0.0
@@ -231,6 +192,45 @@ class CommonNoise:
                 self.open[cluster][:, part] += modes
         if not alone and self.left[cluster] == 0:
             self._square(self.open.pop(cluster), slice(0, self.size), overlap)
+
+    def _gather(self, frame):
+        """Read the noise of a frame's masters for all rows at once."""
+        recipe = _recipe_of(frame)
+        if recipe is not None:
+            if frame.masters not in self.bases:
+                self.bases[frame.masters] = RowWindow(partial(_basis, recipe))
+            rows = frame.source_rows(self.rows, 2) if hasattr(frame, "alignment") else self.rows
+            self.bases[frame.masters].planes(rows or slice(0, 1))
+
+    def _modes(self, i, rows):
+        """Noise of a frame's masters in the sum, as amplitudes; the last goes with the signal."""
+        task, frame = self.task, self.task.frames[i]
+        weight = task.weight[i]
+        factor = weight / task.scale[i]
+        recipe = _recipe_of(frame)
+        if recipe is None:
+            modes = frame.shared(rows)
+            modes = modes.reshape(len(modes), -1) * np.float32(factor)
+            return np.append(modes, np.zeros_like(modes[:1]), axis=0)
+        shared = self.bases[frame.masters].planes
+        n_rows, nx = rows.stop - rows.start, task.shape[1]
+        if hasattr(frame, "alignment"):
+            (offset, slope, rest, flat), (y, x) = frame.nearest(shared, rows)
+        else:
+            (offset, slope, rest, flat), y, x = shared(rows), slice(0, n_rows), slice(0, nx)
+        whole = self.scratch[:, :n_rows]
+        if offset is None or flat is None or offset.size < n_rows * nx:
+            whole[...] = 0.0
+        modes, spare = whole[:3, y, x], whole[3, y, x]
+        if offset is not None:
+            np.multiply(offset, np.float32(factor / task.exposure[i]), out=modes[0])
+            np.multiply(slope, np.float32(factor), out=spare)
+            modes[0] += spare
+            np.multiply(rest, np.float32(factor), out=modes[1])
+        if flat is not None:
+            # Relative to the signal, which is on the common scale.
+            np.multiply(flat, np.float32(weight), out=modes[2])
+        return whole[:3].reshape(3, -1)
 
     def _square(self, modes, part, overlap):
         """Add the squares: the last mode goes with the signal, the others do not."""
@@ -257,15 +257,3 @@ class CommonNoise:
         self.relative *= signal
         self.fixed += self.relative
         return self.fixed
-
-
-def _amplitudes(basis, weight, scale, exposure):
-    """Modes of a frame's masters in the sum: offset with its part of the rate, rate, flat."""
-    modes = np.empty((3, basis.shape[1]), np.float32)
-    np.multiply(basis[0], np.float32(1.0 / exposure), out=modes[0])
-    modes[0] += basis[1]
-    modes[1:] = basis[2:]
-    modes[:2] *= np.float32(weight / scale)
-    # The flat's is relative to the signal, which is on the common scale.
-    modes[2] *= np.float32(weight)
-    return modes

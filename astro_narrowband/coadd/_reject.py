@@ -212,9 +212,9 @@ class Panel:
         return self._look(data, variance, background, tolerance, pixels[likely], n_sigma)
 
 
-def union(a, b):
-    """Return the sorted union of sorted indices: numpy's goes through a hash table."""
-    both = np.sort(np.concatenate([a, b]))
+def union(*indices):
+    """Return the sorted union of arrays of indices: numpy's goes through a hash table."""
+    both = np.sort(np.concatenate(indices))
     if both.size:
         both = both[np.append(True, both[1:] != both[:-1])]
     return both
@@ -307,17 +307,17 @@ def _structure(image, pixels, width, noise):
 
 
 def _grown(pixels, width, size, test):
-    """Add to ``pixels`` those next to them that pass ``test``, twice."""
-    taken = np.zeros((size // width, width), bool)
-    flat = taken.ravel()
-    flat[pixels] = True
+    """Add to ``pixels`` (sorted) those next to them that pass ``test``, twice."""
+    new = pixels
     for _ in range(2):
-        wide = taken.copy()
-        wide[:, 1:] |= taken[:, :-1]
-        wide[:, :-1] |= taken[:, 1:]
-        near = wide.copy()
-        near[1:] |= wide[:-1]
-        near[:-1] |= wide[1:]
-        near &= ~taken
-        flat[test(np.flatnonzero(near))] = True
-    return np.flatnonzero(flat)
+        y, x = np.divmod(new, width)
+        near = []
+        for j in (-1, 0, 1):
+            for i in (-1, 0, 1):
+                inside = (y + j >= 0) & (y + j < size // width) & (x + i >= 0) & (x + i < width)
+                near.append(new[inside] + (j * width + i))
+        near = union(*near)
+        near = near[pixels[np.minimum(np.searchsorted(pixels, near), pixels.size - 1)] != near]
+        new = test(near)
+        pixels = union(pixels, new)
+    return pixels

@@ -282,6 +282,24 @@ class DarkModel:
         # What is left of large numbers may fall below zero.
         return np.maximum(out, 0, out=out)
 
+    def amplitudes(self, rows):
+        """
+        Return what the error of the dark is made of, whatever the exposure time t.
+
+        Returns
+        -------
+        offset, slope, rest : `~numpy.ndarray` of float32, (n_rows, nx)
+            [adu], [adu/s], [adu/s]: the error is ``(offset + t * slope) * a + t * rest * b``
+            with two independent noises a and b of unit variance, but for what
+            `measured_at` returns.
+        """
+        var_b, var_r, cov = (self.planes[k][rows] for k in ("var_offset", "var_rate", "cov"))
+        # Cholesky factor of the covariance of (offset, rate).
+        offset = np.sqrt(var_b)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = np.where(offset > 0, cov / offset, np.float32(0))
+        return offset, slope, np.sqrt(np.maximum(var_r - slope * slope, 0))
+
     def modes(self, exposure, rows):
         """
         Return the error of the dark as two independent amplitudes.
@@ -293,14 +311,8 @@ class DarkModel:
             Each stays the same noise whatever the exposure.
         """
         t = np.float32(exposure)
-        var_b, var_r, cov = (self.planes[k][rows] for k in ("var_offset", "var_rate", "cov"))
-        out = np.empty((2, *var_b.shape), np.float32)
-        # Cholesky factor of the covariance of (offset, rate).
-        sigma_b = np.sqrt(var_b)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = np.where(sigma_b > 0, cov / sigma_b, np.float32(0))
-        out[0] = sigma_b + t * slope
-        out[1] = t * np.sqrt(np.maximum(var_r - slope * slope, 0))
+        offset, slope, rest = self.amplitudes(rows)
+        out = np.stack([offset + t * slope, t * rest])
         place, _, variance = self.measured_at(exposure, rows)
         out[0].ravel()[place] = np.sqrt(variance)
         out[1].ravel()[place] = 0

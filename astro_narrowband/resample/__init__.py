@@ -207,23 +207,28 @@ class ResampledFrame:
 
     # ------------------------------------------------------------------ reading
 
-    def _source_rows(self, rows):
-        """Source rows that output ``rows`` need, with the kernel's reach, unclipped."""
+    def source_rows(self, rows, reach=5 + FILL):
+        """
+        Return the source rows within ``reach`` of those that output ``rows`` fall on.
+
+        Its default is that of the kernel and of the filling: so a band's edge changes
+        nothing. None where they are all outside the source.
+        """
         m = self._matrix
         x = np.array([0, self.shape[1] - 1, 0, self.shape[1] - 1], float)
         y = np.array([rows.start, rows.start, rows.stop - 1, rows.stop - 1], float)
         at = m[1, 0] * x + m[1, 1] * y + m[1, 2]
-        # The kernel's reach, and that of the filling: so a band's edge changes nothing.
-        return math.floor(at.min()) - 3 - FILL, math.floor(at.max()) + 5 + FILL
+        first = max(math.floor(at.min()) - reach + 2, 0)
+        last = min(math.floor(at.max()) + reach, self.frame.shape[0])
+        return slice(first, last) if first < last else None
 
     def read(self, rows):
         """Return a `~astro_narrowband.bands.Band` of rows of the new grid."""
         n_rows, nx = rows.stop - rows.start, self.shape[1]
-        first, last = self._source_rows(rows)
-        first, last = max(first, 0), min(last, self.frame.shape[0])
-        if first >= last:
+        source = self.source_rows(rows)
+        if source is None:
             return self._nothing(n_rows, nx)
-        band = self.frame.read(slice(first, last))
+        first, band = source.start, self.frame.read(source)
         if self._signs is not None and self._is_whole:
             return self._read_whole(band, first, rows)
         data, bad = _filled(band)
@@ -366,33 +371,54 @@ class ResampledFrame:
         None where ``frame`` has none; 0 outside it.
         """
         inner = getattr(self.frame, "shared", None)
-        if inner is None:
+        if inner is None or inner(slice(0, 1)) is None:
             return None
+        modes, (oy, ox) = self.nearest(inner, rows)
+        out = np.zeros((len(modes), rows.stop - rows.start, self.shape[1]), np.float32)
+        out[:, oy, ox] = modes
+        return out
+
+    def nearest(self, read, rows):
+        """
+        Return planes of the source at the nearest pixel, and where they lie in some rows.
+
+        Parameters
+        ----------
+        read : callable
+            Takes a slice of the source's rows, returns planes (n_rows, nx), or None
+            for one that there is not.
+        rows : slice
+            Of the new grid.
+
+        Returns
+        -------
+        planes : list of `~numpy.ndarray`, (m, k), or None
+            May be views of what was read.
+        place : tuple of slice
+            Their m rows and k columns; all others are outside the source.
+        """
         n_rows, nx = rows.stop - rows.start, self.shape[1]
-        first, last = self._source_rows(rows)
-        first, last = max(first, 0), min(last, self.frame.shape[0])
-        if first >= last:
-            first, last = 0, 1
-        modes = inner(slice(first, last))
-        if modes is None:
-            return None
-        out = np.zeros((modes.shape[0], n_rows, nx), np.float32)
+        source = self.source_rows(rows, 2) or slice(0, 1)
+        planes, height, width = read(source), source.stop - source.start, self.frame.shape[1]
         m = self._matrix
         if self._signs is not None:
             sx, sy = self._signs
-            at_y = sy * rows.start + math.floor(m[1, 2] + 0.5) - first
-            oy, iy = _overlap(n_rows, sy, at_y, modes.shape[1])
-            ox, ix = _overlap(nx, sx, math.floor(m[0, 2] + 0.5), modes.shape[2])
-            out[:, oy, ox] = modes[:, iy, ix]
-            return out
+            at_y = sy * rows.start + math.floor(m[1, 2] + 0.5) - source.start
+            oy, iy = _overlap(n_rows, sy, at_y, height)
+            ox, ix = _overlap(nx, sx, math.floor(m[0, 2] + 0.5), width)
+            return [None if plane is None else plane[iy, ix] for plane in planes], (oy, ox)
         y, x = np.arange(rows.start, rows.stop)[:, None], np.arange(nx)[None, :]
         sx = np.floor(m[0, 0] * x + m[0, 1] * y + m[0, 2] + 0.5).astype(int)
-        sy = np.floor(m[1, 0] * x + m[1, 1] * y + m[1, 2] + 0.5).astype(int) - first
-        inside = (sx >= 0) & (sx < modes.shape[2]) & (sy >= 0) & (sy < modes.shape[1])
-        out[:, inside] = modes[:, sy[inside], sx[inside]] * np.float32(
-            abs(np.linalg.det(m[:2, :2]))
-        )
-        return out
+        sy = np.floor(m[1, 0] * x + m[1, 1] * y + m[1, 2] + 0.5).astype(int) - source.start
+        inside = (sx >= 0) & (sx < width) & (sy >= 0) & (sy < height)
+        at = sy[inside], sx[inside]
+        area = np.float32(abs(np.linalg.det(m[:2, :2])))
+        moved = []
+        for plane in planes:
+            moved.append(None if plane is None else np.zeros((n_rows, nx), np.float32))
+            if plane is not None:
+                moved[-1][inside] = plane[at] * area
+        return moved, (slice(0, n_rows), slice(0, nx))
 
     def __repr__(self):
         dx, dy = self.alignment.shift
