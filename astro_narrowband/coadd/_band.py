@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from astro_narrowband.bands import row_bands
 from astro_narrowband.coadd._common_noise import CommonNoise
 from astro_narrowband.coadd._reject import PANEL, REACH, TILE, Panel, Rules, union
 
@@ -21,6 +22,8 @@ __all__ = ["HALO", "BandSum", "row_bytes"]
 #: Rows around a band that its result depends on: those of the rejection, and two more
 #: over which the variance is smoothed.
 HALO = REACH + 2
+#: Pixels whose variance is smoothed at a time.
+SMOOTHED = 65_536
 
 
 def row_bytes(n_frames, width):
@@ -148,12 +151,14 @@ class BandSum:
         """Put rows of frame ``i`` on the common scale; return the indices of masked pixels."""
         frame = self.frames[i]
         band = frame.read(rows)
-        factor = np.float32(1.0 / self.scale[i])
-        np.multiply(band.data.ravel(), factor, out=data)
-        np.subtract(data, np.float32(self.offset[i]), out=data)
-        if band.variance is not None:
-            np.multiply(band.variance.ravel(), factor * factor, out=variance)
-        else:
+        factor, offset = np.float32(1.0 / self.scale[i]), np.float32(self.offset[i])
+        for start in range(0, data.size, TILE):
+            tile = slice(start, min(start + TILE, data.size))
+            np.multiply(band.data.ravel()[tile], factor, out=data[tile])
+            data[tile] -= offset
+            if band.variance is not None:
+                np.multiply(band.variance.ravel()[tile], factor * factor, out=variance[tile])
+        if band.variance is None:
             self._variance_of(i, data, variance)
         lost = np.empty(0, np.intp) if band.mask is None else np.flatnonzero(band.mask)
         within = _within(self.discs[i], rows, self.shape[1])
@@ -299,17 +304,24 @@ def smooth(ratio, width, scatter):
     `~numpy.ndarray` of float32, (size,)
     """
     plane = ratio.reshape(-1, width)
-    # Sums in a fixed order of shifted planes: no running sum, whose rounding
-    # would depend on where the band begins.
-    mean = _box(_box(plane, 0), 1)
-    down, across = (_box_count(n) for n in plane.shape)
-    mean *= (1.0 / down)[:, None].astype(np.float32)
-    mean *= (1.0 / across).astype(np.float32)
-    limit = np.sqrt(np.maximum(mean, 0.0))
-    limit *= np.float32(3.0 * scatter)
-    structured = np.abs(plane - mean) > limit
-    mean[structured] = plane[structured]
-    return mean.ravel()
+    out = np.empty_like(plane)
+    down, across = (1.0 / _box_count(n) for n in plane.shape)
+    down, across = down[:, None].astype(np.float32), across.astype(np.float32)
+    for rows in row_bands(len(plane), max(1, SMOOTHED // width)):
+        # Sums in a fixed order of shifted planes: no running sum, whose rounding
+        # would depend on where the band begins.
+        around = slice(max(rows.start - 2, 0), rows.stop + 2)
+        mean = _box(plane[around], 0)[rows.start - around.start :][: rows.stop - rows.start]
+        mean = _box(mean, 1)
+        mean *= down[rows]
+        mean *= across
+        limit = np.sqrt(np.maximum(mean, 0.0))
+        limit *= np.float32(3.0 * scatter)
+        difference = plane[rows] - mean
+        structured = np.flatnonzero(np.abs(difference, out=difference) > limit)
+        mean.ravel()[structured] = plane[rows].ravel()[structured]
+        out[rows] = mean
+    return out.ravel()
 
 
 def _box(plane, axis):

@@ -142,7 +142,7 @@ class Panel:
     def _differing(self, data, variance):
         """Pixels of a frame that differ enough from the reference to be looked at."""
         size = data.size
-        beyond = np.float32((0.8 * self.rules.n_sigma) ** 2)
+        beyond = np.float32((0.9 * self.rules.n_sigma) ** 2)
         spare, limit = (np.empty(min(TILE, size), np.float32) for _ in range(2))
         hits = [np.empty(0, np.intp)]
         with np.errstate(invalid="ignore"):

@@ -275,9 +275,9 @@ class ResampledFrame:
             if plane is None:
                 planes.append(None)
                 continue
-            block = _window(plane[view], at_y, at_x, n_rows + 5, nx + 5)
+            block = _window(plane[view], at_y, 0, n_rows + 5, nx_source)
             out = np.empty((n_rows, nx), np.float32)
-            _lanczos.separable(block, taps_y[pick], taps_x[pick], out)
+            _lanczos.separable(block, taps_y[pick], taps_x[pick], out, at_x)
             planes.append(out)
         mask = np.zeros((n_rows, nx), bool)
         self._mask_edges(mask, taps_y[0], rows.start + start_y - 2, ny_source, sy, axis=0)

@@ -76,26 +76,37 @@ def _weighted_rows(source, weights, out, scratch):
             np.add(out, scratch, out=out)
 
 
-def separable(source, wy, wx, out):
+def separable(source, wy, wx, out, left=0):
     """
     Shift an image by a fraction of a pixel.
 
     Parameters
     ----------
-    source : array (n + 5, m + 5) float32
-        Row 0 and column 0 belong to tap 0 of the first output pixel.
+    source : array (n + 5, nx) float32
+        Row 0 belongs to tap 0 of the first output row.
     wy, wx : sequence of 6 float
     out : array (n, m) float32
+    left : int, optional
+        Column of the source that belongs to tap 0 of the first output column. Where
+        columns are wanted that the source does not have its edge is repeated.
     """
-    n, m = out.shape
+    (n, m), nx = out.shape, source.shape[1]
     wy = [np.float32(w) for w in wy]
     wx = [np.float32(w) for w in wx]
-    rows = max(1, TILE_PIXELS // (source.shape[1] + 5))
-    down = np.empty((rows, source.shape[1]), np.float32)
+    # Columns of the source that there are, and where they lie among those wanted.
+    width = m + 5
+    first, last = min(max(left, 0), nx - 1), min(max(left + width, 1), nx)
+    low = min(max(first - left, 0), width - 1)
+    high = min(low + last - first, width)
+    rows = max(1, TILE_PIXELS // width)
+    down = np.empty((rows, width), np.float32)
     other = np.empty_like(down)
     for y in range(0, n, rows):
         k = min(rows, n - y)
-        _weighted_rows(source[y : y + k + 5], wy, down[:k], other[:k])
+        block = source[y : y + k + 5, first : first + high - low]
+        _weighted_rows(block, wy, down[:k, low:high], other[:k, low:high])
+        down[:k, :low] = down[:k, low : low + 1]
+        down[:k, high:] = down[:k, high - 1 : high]
         target, scratch = out[y : y + k], other[:k, :m]
         fresh = True
         for i, w in enumerate(wx):
