@@ -20,7 +20,7 @@ from astro_narrowband.calibrate import CalibratedFrame, Recipe
 from astro_narrowband.coadd import coadd
 from astro_narrowband.coadd._band import smooth
 from astro_narrowband.coadd._common_noise import overlap_factors, shared_clusters
-from astro_narrowband.coadd._reject import _best, _capped, _weighted_median
+from astro_narrowband.coadd._reject import _capped, _weighted_median, best_frames
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
@@ -387,6 +387,46 @@ def test_cosmic_rays_go_and_star_cores_stay():
     assert core_lost / core_all < 0.002
 
 
+def test_cosmic_rays_on_stars_go_though_the_seeing_differs():
+    rng = np.random.default_rng(11)
+    shape, n, n_stars = (400, 400), 6, 60
+    gy, gx = np.mgrid[0:8, 0:8]
+    x = 30 + 48.0 * gx.ravel()[:n_stars] + rng.uniform(-6, 6, n_stars)
+    y = 30 + 48.0 * gy.ravel()[:n_stars] + rng.uniform(-6, 6, n_stars)
+    flux = 10 ** rng.uniform(0.3, 2.3, n_stars)  # peaks of 15 to 1000 sigma
+    frames, spots = [], []
+    for width in rng.normal(3.2, 0.2, n):
+        # Guiding: every frame is elsewhere by some hundredths of a pixel.
+        dx, dy = rng.normal(0, 0.03, 2)
+        image = np.zeros(shape)
+        for a, b, f in zip(x, y, flux, strict=True):
+            cut = np.s_[int(b) - 20 : int(b) + 21, int(a) - 20 : int(a) + 21]
+            at = (a + dx - cut[1].start, b + dy - cut[0].start)
+            image[cut] += moffat((41, 41), *at, f, width)
+        frames.append(exposures(rng, (300,), sky=0.3, shape=shape, source=image)[0])
+        spot = rng.permutation(n_stars)[: n_stars // 3]
+        spots.append((
+            np.rint(y[spot] + rng.uniform(-2.5, 2.5, spot.size)).astype(int),
+            np.rint(x[spot] + rng.uniform(-2.5, 2.5, spot.size)).astype(int),
+        ))  # fmt: skip
+    clean = coadd(frames)
+    yy, xx = np.mgrid[0 : shape[0], 0 : shape[1]]
+    cores = np.zeros(shape, bool)
+    for a, b in zip(x, y, strict=True):
+        cores |= np.hypot(xx - a, yy - b) < 4
+    assert clean.n_rejected[cores].sum() < 0.002 * n * cores.sum()
+    struck = np.zeros(shape, int)
+    for frame, spot in zip(frames, spots, strict=True):
+        sigma = np.sqrt(frame.uncertainty.array[spot])
+        frame.data[spot] += sigma * (8 + rng.exponential(10, len(sigma)))
+        struck[spot] += 1
+    made = coadd(frames)
+    found = np.minimum(made.n_rejected, struck).sum()
+    total = struck.sum()
+    assert found >= 0.98 * total
+    assert made.n_rejected[cores & (struck == 0)].sum() < 0.004 * n * cores.sum()
+
+
 def test_neighbours_of_an_outlier_are_looked_at_more_closely(rng):
     frames = exposures(rng, (60,) * 6, shape=(64, 64))
     sigma = np.sqrt(frames[0].uncertainty.array[0, 0])
@@ -437,8 +477,8 @@ def test_panel_pieces():
     assert _capped(np.array([1.0, 1.0])).tolist() == [1.0, 1.0]
     capped = _capped(np.array([5.0, 5.0, 1.0, 1.0, 1.0, 1.0]))
     assert capped[:2].sum() < capped[2:].sum()
-    assert _best(np.array([1.0, 1.0, 100.0, 100.0])).tolist() == [0, 1, 2]
-    assert _best(np.ones(6)).size == 5
+    assert best_frames(np.array([1.0, 1.0, 100.0, 100.0])).tolist() == [0, 1, 2]
+    assert best_frames(np.ones(6)).size == 5
     values = np.array([[3.0, 1.0], [1.0, np.inf], [2.0, 7.0]], np.float32)
     weights = np.array([[1.0, 1.0], [1.0, 0.0], [1.0, 3.0]])
     assert _weighted_median(values, weights).tolist() == [2.0, 7.0]

@@ -28,7 +28,8 @@ from astro_narrowband.coadd._header import (
     wcs_of,
     write_header,
 )
-from astro_narrowband.coadd._reject import PANEL, Rules, tolerances
+from astro_narrowband.coadd._reject import PANEL, Rules, best_frames, tolerances
+from astro_narrowband.coadd._shapes import N_TERMS, star_shapes
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.executors import run_bands
 from astro_narrowband.keywords import exposures_in, read_exposure
@@ -38,6 +39,7 @@ from astro_narrowband.weights import (
     sky_offsets,
     spoiled_discs,
     star_scales,
+    transform,
     weigh,
 )
 
@@ -138,9 +140,11 @@ def coadd(
     n_sigma : float, optional
         Outliers differ from the median of the frames by more than this.
     gradient_tolerance : float, optional
-        And by more than this part of what the image changes within two pixels,
-        which spares stars where the seeing differs; where a frame's seeing is known
-        to be that of the others, by a third of that.
+        And by more than this part of what the image changes within two pixels, at
+        the most, which spares stars where the seeing differs. Where the stars
+        of three frames or more are known (``flux_scale="stars"``), how their shape differs from
+        frame to frame is fitted and taken off first, and what is left, a few percent
+        as a rule, is all that a frame may differ by.
     max_seeing : float, optional
         A frame with a seeing of more than so many times the median is left out.
     min_transparency : float, optional
@@ -289,10 +293,13 @@ def coadd(
         sky=(np.array([s.sky for s in table]) / scale - offset)[order],
         cluster=cluster[order],
         overlap=overlap[order],
+        shapes=np.zeros((len(order), N_TERMS), np.float32),
         tolerance=tolerances(gradient_tolerance, fwhm)[order],
         discs=[discs[i] for i in order],
         rules=Rules(n_sigma) if reject else None,
     )
+    if reject and len(order) > 2:
+        _learn_shapes(task, table[reference], matrices[reference], workers)
     planes, count = _run(task, executor, workers, memory)
     data, sigma, texp, coverage, n_rejected = planes
     rejected = np.zeros(len(frames))
@@ -509,6 +516,16 @@ class _WithDark:
             return band
         common = (self.shared(rows) ** 2).sum(axis=0)
         return Band(band.data, np.maximum(band.variance - common, 0.0), band.mask)
+
+
+def _learn_shapes(task, found, matrix, workers):
+    """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
+    positions = np.column_stack(transform(matrix, found.stars[:, 0], found.stars[:, 1]))
+    best = best_frames(task.background[:PANEL])
+    task.shapes, measured = star_shapes(task, positions, best, workers or usable_cores())
+    # No more is allowed than what is asked for.
+    known = np.isfinite(measured)
+    task.tolerance[known] = np.minimum(task.tolerance[known], measured[known])
 
 
 def _run(task, executor, workers, memory):

@@ -62,8 +62,10 @@ class BandSum:
         where nothing is shared.
     overlap : array
         Factor on the variance of each frame's cluster, for clusters that overlap.
+    shapes : array (n, 5)
+        How the stars of each frame differ from those of the median of the best.
     tolerance : array
-        Part of the structure in the image that a frame may differ by.
+        Part of the structure in the image that a frame may differ by all the same.
     discs : list of array (m, 3)
         x, y, radius on the grid within which a frame does not count.
     rules : Rules or None
@@ -81,6 +83,7 @@ class BandSum:
     sky: np.ndarray
     cluster: np.ndarray
     overlap: np.ndarray
+    shapes: np.ndarray
     tolerance: np.ndarray
     discs: list
     rules: Rules | None
@@ -113,12 +116,12 @@ class BandSum:
         inside = slice((rows.start - around.start) * nx, (rows.stop - around.start) * nx)
         stack = self._planes("stack", n_panel + 1, size)
         variance = self._planes("variance", n_panel + 1, size)
-        bad = [self._read(i, around, stack[i], variance[i]) for i in range(n_panel)]
+        bad = [self.read(i, around, stack[i], variance[i]) for i in range(n_panel)]
         panel = None
         if self.rules is not None and n > 1:
             panel = Panel(
                 stack[:n_panel], variance[:n_panel], bad, self.background[:n_panel],
-                width=nx, rules=self.rules,
+                shapes=self.shapes[:n_panel], width=nx, rules=self.rules,
             )  # fmt: skip
             base = panel.reference
         else:
@@ -130,12 +133,13 @@ class BandSum:
         count = np.zeros(n)
         for i in range(n):
             k = min(i, n_panel)
-            lost = bad[i] if i < n_panel else self._read(i, around, stack[k], variance[k])
+            lost = bad[i] if i < n_panel else self.read(i, around, stack[k], variance[k])
             if panel is not None:
                 member = i if i < n_panel else None
                 hit = panel.outliers(
-                    stack[k], variance[k], self.background[i], self.tolerance[i], member
-                )
+                    stack[k], variance[k], self.background[i],
+                    self.shapes[i], self.tolerance[i], member,
+                )  # fmt: skip
                 rejected[hit] += 1
                 count[i] = np.count_nonzero((hit >= inside.start) & (hit < inside.stop))
                 if hit.size:
@@ -147,7 +151,7 @@ class BandSum:
         planes = (data, sigma, exposure, n_good, rejected[inside])
         return *(plane.reshape(out) for plane in planes), count
 
-    def _read(self, i, rows, data, variance):
+    def read(self, i, rows, data, variance):
         """Put rows of frame ``i`` on the common scale; return the indices of masked pixels."""
         frame = self.frames[i]
         band = frame.read(rows)

@@ -11,9 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astro_narrowband.coadd._shapes import derivatives, structure_at
 from astro_narrowband.stack.network import select_rows
 
-__all__ = ["PANEL", "REACH", "TILE", "Panel", "Rules", "tolerances", "union"]
+__all__ = [
+    "PANEL",
+    "REACH",
+    "TILE",
+    "Panel",
+    "Rules",
+    "best_frames",
+    "tolerances",
+    "union",
+]
 
 #: Pixels worked on at a time: one plane of a tile is 128 KiB.
 TILE = 32768
@@ -34,7 +44,7 @@ class Rules:
 
 def tolerances(gradient_tolerance, fwhm):
     """
-    Part of the structure that each frame may differ by.
+    Part of the structure that each frame may differ by, where its stars do not tell.
 
     All of ``gradient_tolerance`` where the square of a frame's seeing is 30 %
     off the median, 0.35 of it where it is the same: there it only allows for
@@ -66,6 +76,9 @@ class Panel:
         Variance of each frame in blank sky.
     width : int
         Length of a row.
+    shapes : `~numpy.ndarray` of float32, (n, 5)
+        How the stars of each differ from those of the reference, see
+        `astro_narrowband.coadd._shapes`.
     rules : Rules
 
     Attributes
@@ -78,17 +91,19 @@ class Panel:
         none is.
     """
 
-    def __init__(self, stack, variance, bad, background, *, width, rules):
+    def __init__(self, stack, variance, bad, background, *, shapes, width, rules):
         self.stack, self.variance = stack, variance
-        self.background = background
+        self.background, self.shapes = background, shapes
         self.width = width
         self.rules = rules
         self.pull = _capped(1.0 / np.sqrt(background))
-        self.reference = _reference(stack, bad, _best(background))
+        best = best_frames(background)
+        self.reference = _reference(stack, bad, best)
         self.candidates = [self._differing(*frame) for frame in zip(stack, variance, strict=True)]
         self._repair()
+        self.doubtful = union(self.doubtful, self._steep(variance[best[0]]))
 
-    def outliers(self, data, variance, background, tolerance, member=None):
+    def outliers(self, data, variance, background, shape, tolerance, member=None):
         """
         Find the pixels of a frame that do not belong to the rest.
 
@@ -98,8 +113,10 @@ class Panel:
             ``data`` is +inf where masked.
         background : float
             Variance of the frame in blank sky.
+        shape : `~numpy.ndarray` of float32, (5,)
+            How its stars differ from those of the reference.
         tolerance : float
-            Part of the structure that the frame may differ by, see `tolerances`.
+            Part of the structure that the frame may differ by all the same.
         member : int, optional
             Place of the frame in the panel, if it is one of it.
 
@@ -114,16 +131,16 @@ class Panel:
 
             |y - m| > n_sigma * sigma + tolerance * G
 
-        m is the median of the panel, weighted with 1 / sigma, so that short
-        exposures among long ones do not blur it. ``sigma**2`` is the variance
-        of y (not more than those of the panel let expect: a cosmic ray must not
-        raise its own limit) plus that of m itself,
-        ``1.1 (pi / 2) sum(a**2) / sum(a / sigma)**2`` with a the median's
-        weights. G is the largest change of the reference within 2 pixels, less
-        3 sigma of its noise: where a star is sharper in one frame than in the
-        others it differs most on its peak, and there the slope is nil. A pixel
-        next to an outlier is one from ``n_sigma_neighbour`` on, and so are
-        those next to it.
+        Where there is structure, what the shape of its stars makes of the reference
+        is first taken from each frame. m is the median of the panel, weighted with
+        1 / sigma, so that short exposures among long ones do not blur it.
+        ``sigma**2`` is the variance of y (not more than those of the panel let expect:
+        a cosmic ray must not raise its own limit) plus that of m itself,
+        ``1.1 (pi / 2) sum(a**2) / sum(a / sigma)**2`` with a the median's weights. G
+        is the largest change of the reference within 2 pixels, less 3 sigma of its
+        noise: where a star is sharper in one frame than in the others it differs most
+        on its peak, and there the slope is nil. A pixel next to an outlier is one
+        from ``n_sigma_neighbour`` on, and so are those next to it.
 
         The unweighted reference only singles out the pixels that are looked at
         so closely.
@@ -133,7 +150,7 @@ class Panel:
             hits = union(hits, self.doubtful)
         if not hits.size:
             return hits
-        frame = (data, variance, background, tolerance)
+        frame = (data, variance, background, shape, tolerance)
         out = self._look(*frame, hits[np.isfinite(data[hits])], self.rules.n_sigma)
         if not out.size:
             return out
@@ -174,7 +191,27 @@ class Panel:
             self.reference[pixels] = _weighted_median(values, weights)
         self.doubtful = pixels
 
-    def _look(self, data, variance, background, tolerance, pixels, n_sigma):
+    def _steep(self, variance):
+        """Pixels of the reference where the shape of stars may hide an outlier of a frame."""
+        most = np.abs(self.shapes[:, 0]).max()
+        image = self.reference.reshape(-1, self.width)
+        found = [np.empty(0, np.intp)]
+        rows = max(1, TILE // self.width)
+        for start in range(1, len(image) - 1 if most > 0 else 0, rows):
+            stop = min(start + rows, len(image) - 1)
+            change = image[start:stop, 1:-1] * np.float32(-4.0)
+            change += image[start - 1 : stop - 1, 1:-1]
+            change += image[start + 1 : stop + 1, 1:-1]
+            change += image[start:stop, :-2]
+            change += image[start:stop, 2:]
+            change *= change
+            change *= np.float32((most / self.rules.n_sigma) ** 2)
+            noise = variance.reshape(image.shape)[start:stop, 1:-1]
+            y, x = np.divmod(np.flatnonzero(change > noise), self.width - 2)
+            found.append((y + start) * self.width + x + 1)
+        return np.concatenate(found)
+
+    def _look(self, data, variance, background, shape, tolerance, pixels, n_sigma):
         """Return those of ``pixels``, none of them masked, that are outliers."""
         if not pixels.size:
             return pixels
@@ -184,9 +221,6 @@ class Panel:
         # Nothing to compare with: only this frame shows the pixel.
         alone = good.sum(axis=0) == 0
         weights[:, alone] = 1.0
-        middle = _weighted_median(values, weights)
-        middle[alone] = data[pixels][alone]
-        difference = data[pixels] - middle
         # The variance here over that in blank sky: cosmic rays raise their own and their
         # neighbours'. On a source it differs between short and long exposures, by 2 at most.
         relative = noise / self.background[:, None].astype(np.float32)
@@ -196,20 +230,26 @@ class Panel:
         of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
         of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
         of_middle = usual * of_middle.astype(np.float32)
-        allowed = n_sigma * np.sqrt(own + of_middle)
-        beyond = np.abs(difference) > allowed
-        pixels, allowed, size = pixels[beyond], allowed[beyond], np.abs(difference[beyond])
-        noise = 3.0 * np.sqrt(of_middle[beyond])
-        structure = _structure(self.reference, pixels, self.width, noise)
-        return pixels[size > allowed + np.float32(tolerance) * structure]
+        structure = structure_at(self.reference, pixels, self.width)
+        structure = np.maximum(structure - 3.0 * np.sqrt(of_middle), 0.0)
+        own_values = data[pixels]
+        steep = np.flatnonzero(structure)
+        if steep.size and self.shapes.any():
+            terms = derivatives(self.reference, pixels[steep], self.width)
+            values[:, steep] -= self.shapes @ terms
+            own_values[steep] -= shape @ terms
+        middle = _weighted_median(values, weights)
+        middle[alone] = own_values[alone]
+        allowed = n_sigma * np.sqrt(own + of_middle) + np.float32(tolerance) * structure
+        return pixels[np.abs(own_values - middle) > allowed]
 
-    def _near(self, data, variance, background, tolerance, pixels):
+    def _near(self, data, variance, background, shape, tolerance, pixels):
         """Return those of ``pixels``, all next to an outlier, that are outliers as well."""
         n_sigma = self.rules.n_sigma_neighbour
         difference = data[pixels] - self.reference[pixels]
         likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * background)
         likely &= np.isfinite(difference)
-        return self._look(data, variance, background, tolerance, pixels[likely], n_sigma)
+        return self._look(data, variance, background, shape, tolerance, pixels[likely], n_sigma)
 
 
 def union(*indices):
@@ -234,7 +274,7 @@ def _capped(pull):
     return np.minimum(pull, 0.9 / best * ordered[best:].sum())
 
 
-def _best(background):
+def best_frames(background):
     """The frames whose plain median has the least noise: an odd number of them."""
     order = np.argsort(background, kind="stable")
     inverse = np.cumsum(1.0 / np.sqrt(background[order]))
@@ -283,27 +323,6 @@ def _weighted_median(values, weights):
     at = np.argmax(below >= 0.499999 * below[-1], axis=0)
     each = np.arange(values.shape[1])
     return values[order[at, each], each]
-
-
-def _structure(image, pixels, width, noise):
-    """
-    How much ``image`` changes within 2 pixels of each of ``pixels``, less ``noise``.
-
-    The largest difference to the 20 pixels around (5 x 5 without its corners);
-    beyond the edge the last pixel goes on.
-    """
-    y, x = np.divmod(pixels, width)
-    above = [np.clip(y + d, 0, image.size // width - 1) * width for d in range(-2, 3)]
-    beside = [np.clip(x + d, 0, width - 1) for d in range(-2, 3)]
-    here = image[pixels]
-    largest = np.zeros(pixels.size, np.float32)
-    for dy in range(5):
-        for dx in range(5):
-            if abs(dy - 2) + abs(dx - 2) not in (0, 4):
-                change = image[above[dy] + beside[dx]]
-                change -= here
-                np.maximum(largest, np.abs(change, out=change), out=largest)
-    return np.maximum(largest - noise, 0.0)
 
 
 def _grown(pixels, width, size, test):
