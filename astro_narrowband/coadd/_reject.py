@@ -101,7 +101,7 @@ class Panel:
         self.reference = _reference(stack, bad, best)
         self.candidates = [self._differing(*frame) for frame in zip(stack, variance, strict=True)]
         self._repair()
-        self.doubtful = union(self.doubtful, self._steep(variance[best[0]]))
+        self.steep, self.steepness = self._steep(variance[best[0]])
 
     def outliers(self, data, variance, background, shape, tolerance, member=None):
         """
@@ -146,8 +146,10 @@ class Panel:
         so closely.
         """
         hits = self._differing(data, variance) if member is None else self.candidates[member]
-        if self.doubtful.size:
-            hits = union(hits, self.doubtful)
+        # What the shape of its stars makes of the reference may hide an outlier of this frame.
+        hidden = self.steep[self.steepness * np.abs(shape[0]) > self.rules.n_sigma]
+        if self.doubtful.size or hidden.size:
+            hits = union(hits, self.doubtful, hidden)
         if not hits.size:
             return hits
         frame = (data, variance, background, shape, tolerance)
@@ -192,24 +194,27 @@ class Panel:
         self.doubtful = pixels
 
     def _steep(self, variance):
-        """Pixels of the reference where the shape of stars may hide an outlier of a frame."""
+        """Pixels where the reference is curved, and how many sigma of a noise that is."""
         most = np.abs(self.shapes[:, 0]).max()
         image = self.reference.reshape(-1, self.width)
-        found = [np.empty(0, np.intp)]
+        noise = variance.reshape(image.shape)
+        pixels, steepness = [np.empty(0, np.intp)], [np.empty(0, np.float32)]
         rows = max(1, TILE // self.width)
         for start in range(1, len(image) - 1 if most > 0 else 0, rows):
-            stop = min(start + rows, len(image) - 1)
-            change = image[start:stop, 1:-1] * np.float32(-4.0)
-            change += image[start - 1 : stop - 1, 1:-1]
-            change += image[start + 1 : stop + 1, 1:-1]
-            change += image[start:stop, :-2]
-            change += image[start:stop, 2:]
-            change *= change
-            change *= np.float32((most / self.rules.n_sigma) ** 2)
-            noise = variance.reshape(image.shape)[start:stop, 1:-1]
-            y, x = np.divmod(np.flatnonzero(change > noise), self.width - 2)
-            found.append((y + start) * self.width + x + 1)
-        return np.concatenate(found)
+            inner = slice(start, min(start + rows, len(image) - 1)), slice(1, -1)
+            curve = image[inner] * np.float32(-4.0)
+            curve += image[start - 1 : inner[0].stop - 1, 1:-1]
+            curve += image[start + 1 : inner[0].stop + 1, 1:-1]
+            curve += image[inner[0], :-2]
+            curve += image[inner[0], 2:]
+            curve *= curve
+            least = noise[inner] * np.float32((self.rules.n_sigma / most) ** 2)
+            with np.errstate(invalid="ignore"):
+                y, x = np.divmod(np.flatnonzero(curve > least), self.width - 2)
+            pixels.append((y + start) * self.width + x + 1)
+            sigma = np.sqrt(np.maximum(noise[y + start, x + 1], np.finfo(np.float32).tiny))
+            steepness.append(np.sqrt(curve[y, x]) / sigma)
+        return np.concatenate(pixels), np.concatenate(steepness)
 
     def _look(self, data, variance, background, shape, tolerance, pixels, n_sigma):
         """Return those of ``pixels``, none of them masked, that are outliers."""

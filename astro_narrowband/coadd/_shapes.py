@@ -25,7 +25,7 @@ N_TERMS = 5
 #: Stamps have 2 * RADIUS + 1 pixels a side: 9 x 9 and what the structure there depends on.
 RADIUS = 6
 #: No more stars than this, in strips of so many rows: all pixels of a row are read.
-MAX_STARS, N_STRIPS, STRIP = 40, 5, 48
+MAX_STARS, N_STRIPS, STRIP = 40, 3, 48
 #: Fewer pixels than this do not tell the shape of a frame's stars.
 MIN_PIXELS = 60
 #: Pixels count where the structure is this many sigma of their noise.
