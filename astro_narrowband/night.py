@@ -5,6 +5,7 @@ Every step asks first whether an earlier run has left its product, made of the
 same inputs in the same way.
 """
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from astropy import units as u
 from astropy.table import QTable
 from astropy.time import Time
 
-from astro_narrowband.bands import FitsFrame, as_ccd, usable_cores
+from astro_narrowband.bands import FitsFrame, HeldFrame, as_ccd, usable_cores
 from astro_narrowband.calibrate import CalibratedFrame, Recipe
 from astro_narrowband.catalog import make_catalog
 from astro_narrowband.coadd import coadd
@@ -32,7 +33,7 @@ from astro_narrowband.record import frames_table, group_record, read_frames, wit
 from astro_narrowband.register import Alignment, align_group
 from astro_narrowband.report import render_report
 from astro_narrowband.resample import ResampledFrame
-from astro_narrowband.weights import FrameStatistics, hold, measure_frame
+from astro_narrowband.weights import FrameStatistics, measure_frame
 
 __all__ = ["Night"]
 
@@ -277,9 +278,12 @@ class Night:
     def measure(self, lights):
         """Find the stars of every light, and what it is worth; return those that can be read."""
 
+        mine = threading.local()
+
         def work(light):
             try:
-                held = hold(light.frame)  # calibrated once for both
+                # Calibrated once for both, in the memory of the light before.
+                held = mine.held = HeldFrame(light.frame, spare=getattr(mine, "held", None))
                 light.stars = detect_stars(held)
                 light.statistics = measure_frame(held, stars=light.stars)
             except NarrowbandError as error:

@@ -15,12 +15,11 @@ import numpy as np
 from astropy import units as u
 
 from astro_narrowband._validate import choice, positive
-from astro_narrowband.bands import Band, as_frame
+from astro_narrowband.bands import HeldFrame, as_frame
 from astro_narrowband.exceptions import InputError
 
 __all__ = [
     "FrameStatistics",
-    "hold",
     "measure_frame",
     "sky_offsets",
     "spoiled_discs",
@@ -125,7 +124,8 @@ def measure_frame(frame, *, stars=None):
     >>> round(found.sky), found.variance
     (5, 4.0)
     """
-    frame = frame if isinstance(frame, _Held) else hold(frame)
+    frame = as_frame(frame)
+    frame = frame if isinstance(frame, HeldFrame) else HeldFrame(frame)
     ny, nx = frame.shape
     y_edges, x_edges = _edges(ny), _edges(nx)
     columns = int(np.diff(x_edges).max())
@@ -150,7 +150,6 @@ def measure_frame(frame, *, stars=None):
     centres = tuple((e[:-1] + e[1:] - 1) / 2 for e in (x_edges, y_edges))
     table, fwhm = _measure_stars(frame, stars)
     usual = float(np.median(variance[known])) if known.any() else math.nan
-    whole = frame.read(slice(0, ny))
     return FrameStatistics(
         name=frame.name,
         sky=middle,
@@ -158,7 +157,7 @@ def measure_frame(frame, *, stars=None):
         scatter=float(np.median(scatter[known])) if known.any() else math.nan,
         fwhm=fwhm,
         stars=table,
-        spoiled=_spoiled(whole.data, whole.mask, math.sqrt(usual) if usual > 0 else math.nan),
+        spoiled=_spoiled(frame.data, frame.mask, math.sqrt(usual) if usual > 0 else math.nan),
         cells=level.astype(np.float32),
         centres=centres,
     )
@@ -204,45 +203,6 @@ def _measure_cells(data, noise):
 
 
 # --------------------------------------------------------------------------- stars
-
-
-class _Held:
-    """A frame whose pixels are in memory."""
-
-    def __init__(self, frame):
-        self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
-        self.header = frame.header
-        self._band = frame.read(slice(0, self.shape[0]))
-
-    def read(self, rows):
-        """Rows of the held planes, not copied."""
-        return Band(*(None if plane is None else plane[rows] for plane in self._band))
-
-
-def hold(frame):
-    """
-    Read a frame once, for several functions that look at all of it.
-
-    Parameters
-    ----------
-    frame : `~astro_narrowband.bands.Frame`, `~astropy.nddata.CCDData` or path-like
-
-    Returns
-    -------
-    `~astro_narrowband.bands.Frame`
-        With the same pixels. What it reads must not be written to.
-
-    Examples
-    --------
-    A light is calibrated once, and not for each of two measurements:
-
-    >>> from astro_narrowband.detect import detect_stars
-    >>> from astro_narrowband.weights import hold, measure_frame
-    >>> def measure(light):
-    ...     held = hold(light)
-    ...     return measure_frame(held, stars=detect_stars(held))
-    """
-    return _Held(as_frame(frame))
 
 
 def _spoiled(data, mask, sigma):

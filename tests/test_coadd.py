@@ -15,7 +15,7 @@ from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, Variance
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from astro_narrowband.bands import Band, MemoryFrame
+from astro_narrowband.bands import Band, HeldFrame, MemoryFrame, as_frame
 from astro_narrowband.calibrate import CalibratedFrame, Recipe
 from astro_narrowband.coadd import coadd
 from astro_narrowband.coadd._band import smooth
@@ -27,7 +27,7 @@ from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.noise import common_variance
 from astro_narrowband.register import Alignment
 from astro_narrowband.resample import ResampledFrame
-from astro_narrowband.weights import hold, measure_frame
+from astro_narrowband.weights import measure_frame
 
 RATE = u.electron / u.s
 
@@ -584,7 +584,7 @@ def test_measured_stars_follow_detected_ones():
     flux = np.array([900.0, 400.0, 1500.0, 600.0])
     image = sum(moffat(shape, a, b, f, 3.0) for a, b, f in zip(x, y, flux, strict=True))
     frame = exposures(rng, (300,), shape=shape, source=image)[0]
-    found = measure_frame(hold(frame), stars=detect_stars(frame))
+    found = measure_frame(HeldFrame(as_frame(frame)), stars=detect_stars(frame))
     assert len(found.stars) == 4
     order = np.argsort(found.stars[:, 0])
     ratio = found.stars[order, 2] / flux[np.argsort(x)]

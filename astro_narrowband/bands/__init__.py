@@ -32,6 +32,7 @@ __all__ = [
     "FitsFrame",
     "FitsImage",
     "Frame",
+    "HeldFrame",
     "MemoryFrame",
     "as_ccd",
     "as_frame",
@@ -39,6 +40,9 @@ __all__ = [
     "row_bands",
     "usable_cores",
 ]
+
+#: Pixels that a held frame is read by: what makes them stays in the cache.
+HELD_PIXELS = 1 << 17
 
 
 class Band(NamedTuple):
@@ -241,6 +245,83 @@ class MemoryFrame:
             values = np.ascontiguousarray(ccd.uncertainty.array[rows], np.float32)
             variance = _to_variance(self._kind, values)
         return Band(data, variance, mask)
+
+
+class HeldFrame:
+    """
+    The pixels of a frame in memory, for several functions that look at all of them.
+
+    Parameters
+    ----------
+    frame : `Frame`
+        Each of its rows is read once.
+    spare : `HeldFrame`, optional
+        One that is done with: where its arrays fit they are written over, for new
+        ones of this size take as long as what is done with them.
+
+    Attributes
+    ----------
+    name, shape, unit, header
+        As of the frame.
+    data : `~numpy.ndarray` of float32, (ny, nx)
+    variance : `~numpy.ndarray` of float32, (ny, nx), or None
+    mask : `~numpy.ndarray` of bool, (ny, nx), or None
+        `True` also where ``data`` is not finite; ``None`` where it is nowhere.
+
+    Examples
+    --------
+    A light is calibrated once, and not for each of two measurements:
+
+    >>> from astro_narrowband.bands import HeldFrame
+    >>> from astro_narrowband.detect import detect_stars
+    >>> from astro_narrowband.weights import measure_frame
+    >>> def measure(light):
+    ...     held = HeldFrame(light)
+    ...     return measure_frame(held, stars=detect_stars(held))
+    """
+
+    def __init__(self, frame, *, spare=None):
+        self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
+        self.header = frame.header
+        fits = spare is not None and spare.shape == self.shape
+
+        def plane(name, dtype):
+            old = getattr(spare, name) if fits else None
+            return np.empty(self.shape, dtype) if old is None else old
+
+        self.data, self.variance, self.mask = plane("data", np.float32), None, None
+        ny, nx = self.shape
+        for rows in row_bands(ny, HELD_PIXELS // max(nx, 1)):
+            band = frame.read(rows)
+            self.data[rows] = band.data
+            if band.variance is not None:
+                if self.variance is None:
+                    self.variance = plane("variance", np.float32)
+                self.variance[rows] = band.variance
+            bad = _unusable(band)
+            if self.mask is None and bad is not None:
+                self.mask = plane("mask", bool)
+                self.mask[: rows.start] = False
+            if self.mask is not None:
+                self.mask[rows] = False if bad is None else bad
+
+    def read(self, rows):
+        """Return a `Band` of the held rows, not copied: it must not be written to."""
+        planes = (self.data, self.variance, self.mask)
+        return Band(*(None if plane is None else plane[rows] for plane in planes))
+
+
+def _unusable(band):
+    """Where a band is masked or not finite, or None where it is nowhere."""
+    bad = band.mask if band.mask is not None and band.mask.any() else None
+    # The sum tells in one quick pass whether there is anything to look for.
+    with np.errstate(over="ignore", invalid="ignore"):
+        finite = np.isfinite(band.data.sum())
+    if not finite:
+        lost = ~np.isfinite(band.data)
+        if lost.any():
+            bad = lost if bad is None else bad | lost
+    return bad
 
 
 def as_frame(image, *, unit=None):

@@ -13,20 +13,13 @@ from astropy import units as u
 from astropy.table import QTable
 
 from astro_narrowband._validate import as_mask, positive
-from astro_narrowband.bands import as_frame, row_bands
+from astro_narrowband.bands import HeldFrame, as_frame
 from astro_narrowband.detect import stamps
+from astro_narrowband.detect._sky import SkyFree, measure_sky
+from astro_narrowband.detect.search import binned_candidates, candidates
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["detect_stars"]
-
-#: Side of the cells in which the background is measured [pix].
-CELL = 64
-#: Every so many rows are read for the background: a quarter of the pixels is plenty.
-STRIDE = 4
-#: Rows of a band: it stays in the level 2 cache with its temporaries.
-BAND_ROWS = 32
-#: No more candidates than this are looked at in one frame, brightest first.
-MAX_CANDIDATES = 20_000
 
 
 def detect_stars(
@@ -118,200 +111,30 @@ def detect_stars(
         fwhm = positive(fwhm, "fwhm")
     if n_brightest < 1:
         raise InputError(f"n_brightest = {n_brightest}: at least 1 is needed")
-    data, variance, bad = _load(frame, as_mask(mask, frame.shape))
+    held = frame if isinstance(frame, HeldFrame) else HeldFrame(frame)
+    bad = held.mask
+    if mask is not None:
+        mask = as_mask(mask, frame.shape)
+        bad = mask if bad is None else bad | mask
     if gain is None and frame.unit == u.electron:
         gain = 1.0
-    sky, rms = _background(data, bad)
+    sky, rms = measure_sky(held.data, bad)
     if not np.isfinite(rms).any():
         return _table(frame, None, math.nan, math.nan, math.nan, 0, {})
     level = float(np.median(sky))
-    _subtract(data, sky, bad)
-    y, x, height = _candidates(data, rms, threshold)
-    n_candidates = len(y)
-    noise = rms[np.minimum(y // CELL, rms.shape[0] - 1), np.minimum(x // CELL, rms.shape[1] - 1)]
+    image = SkyFree(held.data, bad, sky)
+    found = candidates(image, rms, threshold)
     if saturation is not None:
         saturation = positive(saturation, "saturation") - level
+    limits = {"n_brightest": n_brightest, "saturation": saturation, "gain": gain}
     rejected = {}
-    stars, width = stamps.measure(
-        data, variance, bad, (y, x, height, noise), rejected,
-        fwhm=fwhm, n_brightest=n_brightest, saturation=saturation, gain=gain,
-    )  # fmt: skip
+    stars, width = stamps.measure(image, held.variance, found, rejected, fwhm=fwhm, **limits)
     if width > 5.5 and fwhm is None:
         # The kernel of the search is too narrow for such stars: search the binned image.
         rejected = {}
-        factor = int(width // 2.5)
-        y, x, height, noise = _binned_candidates(data, rms, threshold, factor)
-        n_candidates = len(y)
-        stars, width = stamps.measure(
-            data, variance, bad, (y, x, height, noise), rejected,
-            fwhm=width, n_brightest=n_brightest, saturation=saturation, gain=gain,
-        )  # fmt: skip
-    return _table(frame, stars, level, float(np.median(rms)), width, n_candidates, rejected)
-
-
-def _load(frame, mask):
-    """The whole frame as float32 that may be written to, its variance and its bad pixels."""
-    band = frame.read(slice(0, frame.shape[0]))
-    data = np.array(band.data, np.float32)
-    bad = None if band.mask is None else band.mask
-    if mask is not None:
-        bad = mask if bad is None else bad | mask
-    if data.dtype.kind == "f" and not np.isfinite(data.sum(dtype=np.float64)):
-        lost = ~np.isfinite(data)
-        bad = lost if bad is None else bad | lost
-    if bad is not None and not bad.any():
-        bad = None
-    return data, band.variance, bad
-
-
-def _background(data, bad):
-    """Level and noise in cells of CELL pixels: median after clipping, and lower half width."""
-    ny, nx = data.shape
-    my, mx = max(1, round(ny / CELL)), max(1, round(nx / CELL))
-    start = min(STRIDE // 2, ny - 1)
-    sample = data[start::STRIDE]
-    if bad is not None:
-        sample = np.where(bad[start::STRIDE], np.float32(np.nan), sample)
-    per_y, per_x = CELL // STRIDE, CELL
-    padded = np.full((my * per_y, mx * per_x), np.nan, np.float32)
-    h, w = min(sample.shape[0], padded.shape[0]), min(nx, padded.shape[1])
-    padded[:h, :w] = sample[:h, :w]
-    cells = padded.reshape(my, per_y, mx, per_x).transpose(0, 2, 1, 3)
-    cells = np.sort(cells.reshape(my * mx, per_y * per_x), axis=1)
-    n = np.isfinite(cells).sum(axis=1)
-    each = np.arange(len(cells))
-    top = n
-    for _ in range(3):
-        middle = cells[each, np.maximum(top - 1, 0) // 2]
-        low = cells[each, (np.maximum(top - 1, 0) * 0.158655).astype(int)]
-        width = middle - low
-        top = (cells <= (middle + 3 * width)[:, None]).sum(axis=1)
-    poor = n < 0.2 * cells.shape[1]
-    middle[poor] = width[poor] = np.nan
-    # A constant cell (integers of a quiet camera, a padded edge) has no lower half width.
-    width[width <= 0] = np.nan
-    sky, rms = _smooth(middle.reshape(my, mx)), _smooth(width.reshape(my, mx))
-    return sky, rms
-
-
-def _smooth(cells):
-    """Median of 3 x 3 cells; cells without a value take the median of all."""
-    if not np.isfinite(cells).any():
-        return cells
-    padded = np.pad(cells, 1, mode="reflect" if min(cells.shape) > 1 else "edge")
-    my, mx = cells.shape
-    stack = np.stack([padded[j : j + my, i : i + mx] for j in range(3) for i in range(3)])
-    stack = np.sort(stack, axis=0)
-    n = np.isfinite(stack).sum(axis=0)
-    out = np.take_along_axis(stack, np.maximum(n - 1, 0)[None] // 2, axis=0)[0]
-    return np.where(n > 0, out, np.nanmedian(cells))
-
-
-def _subtract(data, sky, bad):
-    """Take the background from ``data``, linear between cells, in place; bad pixels become 0."""
-    ny, nx = data.shape
-    my, mx = sky.shape
-    half = CELL // 2
-    at = np.clip((np.arange(ny) + 0.5) / CELL - 0.5, 0, my - 1)
-    upper = np.minimum(at.astype(int), max(my - 2, 0))
-    part = (at - upper)[:, None]
-    lines = sky[upper] * (1 - part) + sky[np.minimum(upper + 1, my - 1)] * part
-    lines = lines.astype(np.float32)
-    step = np.diff(lines, axis=1)[:, :, None]
-    ramp = ((np.arange(CELL, dtype=np.float32) + np.float32(0.5)) / CELL)[None, None, :]
-    first, last = min(half, nx), min(half + CELL * (mx - 1), nx)
-    n_cells = (last - first) // CELL
-    last = first + n_cells * CELL
-    for rows in row_bands(ny, BAND_ROWS):
-        block = data[rows]
-        # A view of whole cells: no matrix of weights, no second copy of the frame.
-        cells = block[:, first:last].reshape(block.shape[0], n_cells, CELL)
-        cells -= step[rows, :n_cells] * ramp + lines[rows, :n_cells, None]
-        block[:, :first] -= lines[rows, :1]
-        block[:, last:] -= lines[rows, n_cells : n_cells + 1]
-        if bad is not None:
-            block[bad[rows]] = 0
-
-
-def _candidates(data, rms, threshold):
-    """Local maxima of the smoothed image that are high enough: y, x, height in sigma."""
-    ny, nx = data.shape
-    level = np.repeat(threshold * rms * _gain_of_noise(data, rms), CELL, axis=1)
-    level = np.pad(level, ((0, 0), (0, max(0, nx - level.shape[1]))), mode="edge")[:, :nx]
-    level = level.astype(np.float32)
-    found = []
-    for rows in row_bands(ny, BAND_ROWS):
-        first = max(rows.start - 1, 0)
-        smooth = _smoothed(data, first, min(rows.stop + 1, ny))
-        line = level[min(rows.start // CELL, level.shape[0] - 1)]
-        inner = smooth[rows.start - first : rows.stop - first]
-        above = np.flatnonzero(inner > line)
-        y, x = np.divmod(above, nx)
-        y += rows.start - first
-        keep = (x > 0) & (x < nx - 1) & (y > 0) & (y < smooth.shape[0] - 1)
-        y, x = y[keep], x[keep]
-        here = smooth[y, x]
-        peak = np.ones(len(y), bool)
-        for j in (-1, 0, 1):
-            for i in (-1, 0, 1):
-                if (j, i) != (0, 0):
-                    other = smooth[y + j, x + i]
-                    peak &= (here > other) if (j, i) > (0, 0) else (here >= other)
-        y, x, here = y[peak], x[peak], here[peak]
-        found.append((y + first, x, here / line[x] * threshold))
-    y, x, height = (np.concatenate(part) for part in zip(*found, strict=True))
-    if len(y) > MAX_CANDIDATES:
-        keep = np.argpartition(height, -MAX_CANDIDATES)[-MAX_CANDIDATES:]
-        y, x, height = y[keep], x[keep], height[keep]
-    return y, x, height
-
-
-def _smoothed(data, first, last):
-    """Rows of the image convolved with (1 4 6 4 1)/16 along both axes; edges are repeated."""
-    ny, nx = data.shape
-    at = np.clip(np.arange(first - 2, last + 2), 0, ny - 1)
-    plain = at[0] == first - 2 and at[-1] == last + 1
-    block = data[first - 2 : last + 2] if plain else data[at]
-    n = last - first
-    down = block[1 : n + 1] + block[3 : n + 3]
-    down *= 4
-    down += block[2 : n + 2] * np.float32(6)
-    down += block[:n]
-    down += block[4:]
-    out = np.empty((n, nx), np.float32)
-    core = out[:, 2:-2]
-    np.add(down[:, 1:-3], down[:, 3:-1], out=core)
-    core *= 4
-    core += down[:, 2:-2] * np.float32(6)
-    core += down[:, :-4]
-    core += down[:, 4:]
-    core /= 256
-    # No star is looked for in the outermost two columns.
-    out[:, :2] = out[:, -2:] = -np.inf
-    return out
-
-
-def _gain_of_noise(data, rms):
-    """How much smoothing lowers the noise: 70/256 if it is white, more if it is correlated."""
-    ny = len(data)
-    ratios = []
-    for y in np.linspace(0, max(ny - 16, 0), 5).astype(int):
-        rows = _smoothed(data, int(y), min(int(y) + 16, ny))[:, 2:-2]
-        low, middle = np.percentile(rows[rows != 0], [15.8655, 50]) if rows.any() else (0, 0)
-        ratios.append((middle - low) / rms[min(y // CELL, rms.shape[0] - 1)].mean())
-    return min(max(float(np.median(ratios)), 70 / 256), 1.0)
-
-
-def _binned_candidates(data, rms, threshold, factor):
-    """As `_candidates` on the image binned by ``factor``: y, x, height and noise at full scale."""
-    ny, nx = (n // factor * factor for n in data.shape)
-    binned = data[:ny, :nx].reshape(ny // factor, factor, nx // factor, factor).mean(axis=(1, 3))
-    sky, noise = _background(binned, None)
-    _subtract(binned, sky, None)
-    y, x, height = _candidates(binned, noise, threshold)
-    y, x = (at * factor + factor // 2 for at in (y, x))
-    at = np.minimum(y // CELL, rms.shape[0] - 1), np.minimum(x // CELL, rms.shape[1] - 1)
-    return y, x, height, rms[at]
+        found = binned_candidates(image, rms, threshold, int(width // 2.5))
+        stars, width = stamps.measure(image, held.variance, found, rejected, fwhm=width, **limits)
+    return _table(frame, stars, level, float(np.median(rms)), width, len(found[0]), rejected)
 
 
 def _table(frame, stars, sky, rms, fwhm, n_candidates, rejected):

@@ -26,14 +26,29 @@ MIN_SIDE = 0.12
 PLATEAU = 0.93
 
 
-def gather(image, y, x, half):
-    """Return stamps (n, 2 half + 1, 2 half + 1) around pixels, and which pixels lie outside."""
-    ny, nx = image.shape
+def around(shape, y, x, half):
+    """
+    Return the rows and the columns (n, 2 half + 1) of stamps, and which pixels lie outside.
+
+    Those outside (``None`` if there are none) have the row or column of the nearest inside.
+    """
+    ny, nx = shape
     step = np.arange(-half, half + 1)
     rows, columns = y[:, None] + step, x[:, None] + step
-    outside = ((rows < 0) | (rows >= ny))[:, :, None] | ((columns < 0) | (columns >= nx))[:, None]
-    at = np.clip(rows, 0, ny - 1)[:, :, None] * nx + np.clip(columns, 0, nx - 1)[:, None, :]
-    return image.reshape(-1)[at], (outside if outside.any() else None)
+    outside = None
+    if rows.size and (
+        rows.min() < 0 or rows.max() >= ny or columns.min() < 0 or columns.max() >= nx
+    ):
+        outside = ((rows < 0) | (rows >= ny))[:, :, None]
+        outside = outside | ((columns < 0) | (columns >= nx))[:, None]
+        rows, columns = np.clip(rows, 0, ny - 1), np.clip(columns, 0, nx - 1)
+    return rows, columns, outside
+
+
+def gather(image, y, x, half):
+    """Return stamps (n, 2 half + 1, 2 half + 1) around pixels, and which pixels lie outside."""
+    rows, columns, outside = around(image.shape, y, x, half)
+    return image.reshape(-1)[rows[:, :, None] * image.shape[1] + columns[:, None, :]], outside
 
 
 def windowed(stamps, weight, sigma, *, x=None, y=None, iterations=12):
@@ -61,39 +76,46 @@ def windowed(stamps, weight, sigma, *, x=None, y=None, iterations=12):
     step = (np.arange(side) - side // 2).astype(np.float32)
     x = np.zeros(n) if x is None else np.array(x, float)
     y = np.zeros(n) if y is None else np.array(y, float)
-    half = np.broadcast_to(0.5 / np.square(np.asarray(sigma, float)), (n,))
+    half = np.broadcast_to(0.5 / np.square(np.asarray(sigma, np.float32)), (n,))
+    light = stamps if weight is None else stamps * weight
     limit = side / 2
-    for i in range(iterations + 1):
-        dx = step - x[:, None].astype(np.float32)
-        dy = step - y[:, None].astype(np.float32)
-        gx = np.exp(-(half[:, None] * dx * dx)).astype(np.float32)
-        gy = np.exp(-(half[:, None] * dy * dy)).astype(np.float32)
-        window = gy[:, :, None] * gx[:, None, :]
-        if weight is not None:
-            window *= weight
-        light = window * stamps
-        across, down = light.sum(axis=1, dtype=float), light.sum(axis=2, dtype=float)
-        total = across.sum(axis=1)
-        with np.errstate(all="ignore"):
-            mean_x = (across * dx).sum(axis=1) / total
-            mean_y = (down * dy).sum(axis=1) / total
-        if i == iterations:
-            break
+    # Where the middle has come to rest the others are not waited for.
+    moving = np.arange(n)
+    for _ in range(iterations):
+        some = moving if len(moving) < n else slice(None)
+        m = _moments(light[some], half[some], step, x[some], y[some])
+        mean_x, mean_y, total = m["x"], m["y"], m["total"]
         lost = ~(np.isfinite(mean_x) & np.isfinite(mean_y) & (total > 0))
         mean_x[lost] = mean_y[lost] = 0
-        x = np.clip(x + 2 * np.clip(mean_x, -1, 1), -limit, limit)
-        y = np.clip(y + 2 * np.clip(mean_y, -1, 1), -limit, limit)
-        if max(np.abs(mean_x).max(initial=0), np.abs(mean_y).max(initial=0)) < 1e-4:
-            iterations = i + 1
-            continue
+        x[some] = np.clip(x[some] + 2 * np.clip(mean_x, -1, 1), -limit, limit)
+        y[some] = np.clip(y[some] + 2 * np.clip(mean_y, -1, 1), -limit, limit)
+        moving = moving[np.maximum(np.abs(mean_x), np.abs(mean_y)) >= 1e-4]
+        if not moving.size:
+            break
+    m = _moments(light, half, step, x, y)
+    window = m.pop("gy")[:, :, None] * m.pop("gx")[:, None, :]
+    if weight is not None:
+        window *= weight
+    return m | {"x": x, "y": y, "window": window}
+
+
+def _moments(light, half, step, x, y):
+    """Moments of stamps under Gaussian windows about (x, y), and what the windows are made of."""
+    dx = step - x[:, None].astype(np.float32)
+    dy = step - y[:, None].astype(np.float32)
+    gx, gy = np.exp(-half[:, None] * dx * dx), np.exp(-half[:, None] * dy * dy)
+    # The window is a product: rows are summed first, then what is left of them.
+    across = np.stack([gx, gx * dx, gx * dx * dx], axis=2)
+    rows = np.matmul(light, across).astype(float)
     with np.errstate(all="ignore"):
-        xx = (across * dx * dx).sum(axis=1) / total - mean_x**2
-        yy = (down * dy * dy).sum(axis=1) / total - mean_y**2
-        xy = np.einsum("nji,ni,nj->n", light, dx, dy) / total - mean_x * mean_y
-    return {
-        "x": x, "y": y, "xx": xx, "yy": yy, "xy": xy, "total": total,
-        "window": window, "dx": dx, "dy": dy,
-    }  # fmt: skip
+        total, x, xx = np.einsum("nj,njk->kn", gy, rows)
+        y, xy = np.einsum("nj,njk->kn", gy * dy, rows[:, :, :2]) / total
+        yy = np.einsum("nj,nj->n", gy * dy * dy, rows[:, :, 0]) / total - y**2
+        x, xx = x / total, xx / total
+        return {
+            "x": x, "y": y, "xx": xx - x**2, "yy": yy, "xy": xy - x * y, "total": total,
+            "dx": dx, "dy": dy, "gx": gx, "gy": gy,
+        }  # fmt: skip
 
 
 def _shape(m, sigma):
@@ -116,15 +138,14 @@ def _shape(m, sigma):
     return fwhm, roundness
 
 
-def _core(data, y, x):
+def _core(image, y, x):
     """The 3 x 3 pixels around the brightest pixel near each maximum, and where that is."""
-    block, outside = gather(data, y, x, 1)
+    block, _, outside = image.stamps(y, x, 1)
     if outside is not None:
         block[outside] = -np.inf
     at = block.reshape(len(y), 9).argmax(axis=1)
     y, x = y + at // 3 - 1, x + at % 3 - 1
-    core, _ = gather(data, y, x, 1)
-    return y, x, core
+    return y, x, image.stamps(y, x, 1)[0]
 
 
 def _drop(rejected, reason, keep, *arrays):
@@ -134,17 +155,14 @@ def _drop(rejected, reason, keep, *arrays):
     return [a[keep] for a in arrays]
 
 
-def measure(
-    data, variance, bad, candidates, rejected, *, fwhm, n_brightest, saturation, gain
-):  # fmt: skip
+def measure(image, variance, candidates, rejected, *, fwhm, n_brightest, saturation, gain):
     """
     Measure candidates and keep the stars.
 
     Parameters
     ----------
-    data : array (ny, nx)
-        Background removed, bad pixels 0.
-    variance, bad : array (ny, nx) or None
+    image : SkyFree
+    variance : array (ny, nx) or None
     candidates : tuple of arrays
         y, x [int], height in sigma, noise of a pixel there.
     rejected : dict
@@ -158,10 +176,10 @@ def measure(
         The stars, brightest first, and their median FWHM.
     """
     y, x, height, noise = candidates
-    ny, nx = data.shape
+    ny, nx = image.shape
     inside = (x >= 3) & (x < nx - 3) & (y >= 3) & (y < ny - 3)
     y, x, height, noise = _drop(rejected, "edge", inside, y, x, height, noise)
-    y, x, core = _core(data, y, x)
+    y, x, core = _core(image, y, x)
     _, first = np.unique(y * nx + x, return_index=True)
     y, x, height, noise, core = (a[first] for a in (y, x, height, noise, core))
     peak = core[:, 1, 1]
@@ -177,7 +195,7 @@ def measure(
     y, x, height, noise, ring, peak = (a[order] for a in (y, x, height, noise, ring, peak))
     if len(y) == 0:
         return None, math.nan
-    stamps, weight, _ = _stamps_of(data, bad, y, x, 7)
+    stamps, weight, _ = image.stamps(y, x, 7)
     local, scatter, _ = _local_sky(stamps, weight, 5.5)
     contrast = (peak - local) / np.maximum(noise, scatter)
     order = np.argsort(-contrast, kind="stable")
@@ -189,9 +207,9 @@ def measure(
     if saturation is not None:
         flat |= peak >= saturation
     if fwhm is None:
-        fwhm = _typical_width(data, bad, y, x, contrast, flat)
+        fwhm = _typical_width(image, y, x, contrast, flat)
     return _measure_all(
-        data, variance, bad, (y, x, noise, ring, peak, flat), rejected,
+        image, variance, (y, x, noise, ring, peak, flat), rejected,
         fwhm=fwhm, n_brightest=n_brightest, gain=gain,
     )  # fmt: skip
 
@@ -214,7 +232,7 @@ def _local_sky(stamps, weight, inner):
     return np.where(n > 0, middle, 0).astype(np.float32), np.where(n > 9, width, 0), n
 
 
-def _typical_width(data, bad, y, x, contrast, flat):
+def _typical_width(image, y, x, contrast, flat):
     """FWHM that many of the best candidates share; the window follows the width."""
     good = ~flat
     if not good.any():
@@ -226,7 +244,7 @@ def _typical_width(data, bad, y, x, contrast, flat):
     y, x = y[use], x[use]
     sigma = np.full(len(y), 2.0)
     for half in (7, 7, 10, 10):
-        stamps, weight, _ = _stamps_of(data, bad, y, x, half)
+        stamps, weight, _ = image.stamps(y, x, half)
         stamps = stamps - _local_sky(stamps, weight, 0.8 * half)[0][:, None, None]
         m = windowed(stamps, weight, sigma, iterations=5)
         widths, _ = _shape(m, sigma)
@@ -249,23 +267,11 @@ def _mode(values):
     return float(np.median(values[first : first + n]))
 
 
-def _stamps_of(data, bad, y, x, half):
-    """Stamps, their weights (0 where bad or outside; None: all 1), and which lie outside."""
-    stamps, outside = gather(data, y, x, half)
-    weight = None
-    if bad is not None:
-        weight = (~gather(bad, y, x, half)[0]).astype(np.float32)
-    if outside is not None:
-        weight = np.ones(stamps.shape, np.float32) if weight is None else weight
-        weight[outside] = 0
-    return stamps, weight, outside
-
-
-def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest, gain):
+def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, gain):
     y, x, noise, ring, peak, flat = candidates
     sigma = fwhm / FWHM
     half = max(5, math.ceil(2 * fwhm))
-    stamps, weight, _ = _stamps_of(data, bad, y, x, half)
+    stamps, weight, _ = image.stamps(y, x, half)
     # What the cells of the background are too coarse for: nebula, wings of bright stars.
     local, scatter, n_local = _local_sky(stamps, weight, 1.7 * fwhm)
     # On a bright nebula there is more noise than in most of the cell.
@@ -297,9 +303,9 @@ def _measure_all(data, variance, bad, candidates, rejected, *, fwhm, n_brightest
     )
     with np.errstate(all="ignore"):
         snr = m["total"] / np.sqrt(spread.sum(axis=(1, 2), dtype=float))
-    ny, nx = data.shape
-    ideal = np.exp(-(radius**2) / (2 * sigma**2))
-    covered = m["window"].sum(axis=(1, 2)) / ideal.sum(axis=(1, 2))
+    ny, nx = image.shape
+    ideal = [np.exp(-(m[d] ** 2) / (2 * sigma**2)).sum(axis=1) for d in ("dx", "dy")]
+    covered = m["window"].sum(axis=(1, 2)) / (ideal[0] * ideal[1])
     stars = {
         "x_center": at_x, "y_center": at_y, "x_err": x_err, "y_err": y_err, "flux": flux,
         "flux_err": flux_err, "fwhm": widths, "roundness": roundness, "sharpness": ring,
