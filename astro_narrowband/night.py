@@ -277,7 +277,6 @@ class Night:
 
     def measure(self, lights):
         """Find the stars of every light, and what it is worth; return those that can be read."""
-
         mine = threading.local()
 
         def work(light):

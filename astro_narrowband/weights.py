@@ -128,7 +128,7 @@ def measure_frame(frame, *, stars=None):
     frame = frame if isinstance(frame, HeldFrame) else HeldFrame(frame)
     ny, nx = frame.shape
     y_edges, x_edges = _edges(ny), _edges(nx)
-    columns = int(np.diff(x_edges).max())
+    cells = _Cells(x_edges)
     level, variance, scatter = [], [], []
     for bottom, top in pairwise(y_edges):
         rows = slice(int(bottom), int(top))
@@ -136,10 +136,11 @@ def measure_frame(frame, *, stars=None):
             middle = (int(bottom) + int(top) - ROWS_PER_CELL) // 2
             rows = slice(middle, middle + ROWS_PER_CELL)
         band = frame.read(rows)
-        data = _in_cells(band.data, band.mask, x_edges, columns)
-        noise = None
-        if band.variance is not None:
-            noise = _in_cells(band.variance, band.mask, x_edges, columns)
+        data = band.data
+        if band.mask is not None:
+            data = np.where(band.mask, np.float32(np.nan), data)
+        data = cells.pixels(data)
+        noise = None if band.variance is None else cells.pixels(band.variance)
         for values, result in zip(
             _measure_cells(data, noise), (level, variance, scatter), strict=True
         ):
@@ -163,42 +164,53 @@ def measure_frame(frame, *, stars=None):
     )
 
 
-def _in_cells(plane, mask, x_edges, columns):
-    """Pixels of a row of cells as (n_cells, n_pixels), NaN where masked or outside."""
-    n_rows = plane.shape[0]
-    out = np.full((len(x_edges) - 1, n_rows, columns), np.nan, np.float32)
-    for k, (left, right) in enumerate(pairwise(x_edges)):
-        part = plane[:, left:right]
-        if mask is not None:
-            part = np.where(mask[:, left:right], np.float32(np.nan), part)
-        out[k, :, : right - left] = part
-    return out.reshape(len(out), -1)
+class _Cells:
+    """Cuts rows of pixels into cells."""
+
+    def __init__(self, edges):
+        width = np.diff(edges)
+        columns = edges[:-1, None] + np.arange(width.max())
+        self.outside = columns >= edges[1:, None]
+        self.columns = np.minimum(columns, edges[-1] - 1)
+
+    def pixels(self, plane):
+        """Pixels of a row of cells as (n_cells, n_pixels), NaN where a cell has less of them."""
+        out = plane.take(self.columns, axis=1)
+        out[:, self.outside] = np.nan
+        return out.transpose(1, 0, 2).reshape(len(self.columns), -1)
 
 
 def _median_of_rows(values):
     """Median of the values of each row that are not NaN, without numpy's slow nanmedian."""
-    ordered = np.sort(values, axis=1)  # NaN go last
     n = np.isfinite(values).sum(axis=1)
+    return _median_of(values, n), n
+
+
+def _median_of(values, n):
+    """Median of each row, of which ``n`` values are not NaN."""
+    ordered = np.sort(values, axis=1)  # NaN go last
     each = np.arange(len(values))
     low, high = np.maximum(n - 1, 0) // 2, np.minimum(n // 2, np.maximum(n - 1, 0))
-    return 0.5 * (ordered[each, low] + ordered[each, high].astype(float)), n
+    return 0.5 * (ordered[each, low] + ordered[each, high].astype(float))
 
 
 def _measure_cells(data, noise):
     """Level, own variance and the scatter of that variance in each cell."""
     level, n = _median_of_rows(data)
-    spread, _ = _median_of_rows(np.abs(data - level[:, None].astype(np.float32)))
-    sigma = MAD * spread
+    away = data - level[:, None].astype(np.float32)
+    np.abs(away, out=away)
+    sigma = MAD * _median_of(away, n)
     level[n < 0.2 * data.shape[1]] = np.nan
     if noise is None:
         return level, sigma**2, np.zeros_like(sigma)
     with np.errstate(invalid="ignore"):
-        near = np.abs(data - level[:, None].astype(np.float32)) <= 3.0 * sigma[:, None]
+        near = away <= 3.0 * sigma[:, None].astype(np.float32)
+    near[np.isnan(level)] = False
     count = np.maximum(near.sum(axis=1), 1)
-    noise = np.where(near, noise, 0)
-    mean = noise.sum(axis=1, dtype=float) / count
-    deviation = np.where(near, noise - mean[:, None].astype(np.float32), 0)
-    scatter = np.sqrt((deviation.astype(float) ** 2).sum(axis=1) / count)
+    mean = np.where(near, noise, np.float32(0)).sum(axis=1, dtype=float) / count
+    deviation = noise - mean[:, None].astype(np.float32)
+    deviation = np.where(near, deviation, np.float32(0))
+    scatter = np.sqrt(np.einsum("ij,ij->i", deviation, deviation) / count)
     return level, mean, scatter
 
 
@@ -268,15 +280,23 @@ def _measure_stars(frame, table):
     ny, nx = frame.shape
     good &= (x >= half) & (x <= nx - 1 - half) & (y >= half) & (y <= ny - 1 - half)
     # The reach of an aperture is free of stars that count.
-    for i in np.flatnonzero(good):
-        near = np.hypot(x - x[i], y - y[i]) < SKY_RADII[1] * fwhm
-        near[i] = False
-        good[i] = flux[near].sum() < 0.2 * flux[i]
+    i, j = _pairs_within(x, y, SKY_RADII[1] * fwhm)
+    others = np.bincount(i, flux[j], len(x)) + np.bincount(j, flux[i], len(x))
+    good &= others < 0.2 * flux
     index = np.flatnonzero(good)
     index = index[np.argsort(-flux[index], kind="stable")][:MAX_STARS]
     if not index.size:
         return np.empty((0, 4)), fwhm
     return _apertures(frame, x[index], y[index], fwhm, half), fwhm
+
+
+def _pairs_within(x, y, radius):
+    """Indices of the pairs of stars that are not more than ``radius`` apart."""
+    from scipy.spatial import cKDTree
+
+    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
+    tree = cKDTree(np.column_stack([x[known], y[known]]))
+    return known[tree.query_pairs(radius, output_type="ndarray")].T
 
 
 def _apertures(frame, x, y, fwhm, half):
@@ -303,9 +323,10 @@ def _apertures(frame, x, y, fwhm, half):
     holes = (bad & bad[:, ::-1, ::-1] & (weight > 0)).any(axis=(1, 2))
     holes |= (bad & (radius < fwhm)).any(axis=(1, 2))
     ring = (radius > SKY_RADII[0] * fwhm) & (radius < SKY_RADII[1] * fwhm) & ~bad
-    sky, n = _median_of_rows(np.where(ring, data, np.float32(np.nan)).reshape(len(x), -1))
-    around = np.where(ring, np.abs(data - sky[:, None, None]), np.nan).reshape(len(x), -1)
-    spread = MAD * _median_of_rows(around.astype(np.float32))[0]
+    some = ring.any(axis=0)
+    around = np.where(ring[:, some], data[:, some], np.float32(np.nan))
+    sky, n = _median_of_rows(around)
+    spread = MAD * _median_of(np.abs(around - sky[:, None]).astype(np.float32), n)
     area = weight.sum(axis=(1, 2))
     data[holes], noise[holes] = 0.0, 0.0
     flux = (data.astype(float) * weight).sum(axis=(1, 2)) - sky * area

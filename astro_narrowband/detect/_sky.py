@@ -78,29 +78,26 @@ class SkyFree:
         self.data, self.bad, self.shape = data, bad, data.shape
         ny, nx = data.shape
         my, mx = sky.shape
-        at = np.clip((np.arange(ny) + 0.5) / CELL - 0.5, 0, my - 1)
-        upper = np.minimum(at.astype(int), max(my - 2, 0))
-        part = (at - upper)[:, None]
-        lines = sky[upper] * (1 - part) + sky[np.minimum(upper + 1, my - 1)] * part
-        # Level in the middle of each cell of every row, and the step to the next one.
+        centres = (np.arange(mx) + 0.5) * CELL - 0.5
+        lines = np.array([np.interp(np.arange(nx), centres, line) for line in sky])
+        # Level along the middle of each row of cells, and the step to the next one.
         self.lines = lines.astype(np.float32)
-        self.steps = np.diff(self.lines, axis=1, append=self.lines[:, -1:])
-        # Columns from the middle of the first cell to that of the last one: whole cells.
-        self.first = min(CELL // 2, nx)
-        self.n_cells = (min(self.first + CELL * (mx - 1), nx) - self.first) // CELL
-        self.ramp = (np.arange(CELL, dtype=np.float32) + np.float32(0.5)) / CELL
+        self.steps = np.diff(self.lines, axis=0, append=self.lines[-1:])
+        at = np.clip((np.arange(ny) + 0.5) / CELL - 0.5, 0, my - 1)
+        self.upper = at.astype(int)
+        self.part = (at - self.upper).astype(np.float32)
 
     def rows(self, rows, out):
         """Put some rows into ``out``, which is returned."""
-        first, n = self.first, self.n_cells
-        last = first + CELL * n
-        lines = self.lines[rows]
-        cells = out[:, first:last].reshape(len(out), n, CELL)
-        np.multiply(self.steps[rows, :n, None], self.ramp, out=cells)
-        cells += lines[:, :n, None]
-        out[:, :first] = lines[:, :1]
-        out[:, last:] = lines[:, n : n + 1]
-        np.subtract(self.data[rows], out, out=out)
+        start, stop = rows.start, rows.stop
+        while start < stop:
+            k = self.upper[start]
+            end = min(stop, int(np.searchsorted(self.upper, k, "right")))
+            some = out[start - rows.start : end - rows.start]
+            np.multiply(self.part[start:end, None], self.steps[k], out=some)
+            some += self.lines[k]
+            np.subtract(self.data[start:end], some, out=some)
+            start = end
         if self.bad is not None:
             out.reshape(-1)[np.flatnonzero(self.bad[rows])] = 0
         return out
@@ -116,23 +113,23 @@ class SkyFree:
             0 where a pixel is bad or outside the frame; ``None`` where all count.
         outside : array of bool, or None
         """
+        nx = self.shape[1]
         rows, columns, outside = around(self.shape, y, x, half)
-        at = rows[:, :, None] * self.shape[1] + columns[:, None, :]
-        stamps = self.data.reshape(-1)[at]
-        cell = np.clip((columns - self.first) // CELL, 0, self.n_cells)
-        along = columns - self.first - cell * CELL
-        along = np.where((along >= 0) & (cell < self.n_cells), self.ramp[along % CELL], 0)
-        place = rows[:, :, None] * self.lines.shape[1] + cell[:, None, :]
-        sky = self.steps.reshape(-1)[place]
-        sky *= along.astype(np.float32)[:, None, :]
-        sky += self.lines.reshape(-1)[place]
-        stamps -= sky
+        rows, columns = rows[:, :, None], columns[:, None, :]
+        at = rows * nx + columns
+        stamps = self.data.reshape(-1).take(at)
         lost = outside
         if self.bad is not None:
-            bad = self.bad.reshape(-1)[at]
-            stamps[bad] = 0
+            bad = self.bad.reshape(-1).take(at)
             lost = bad if outside is None else bad | outside
+        np.add(self.upper[rows] * nx, columns, out=at)
+        sky = self.steps.reshape(-1).take(at)
+        sky *= self.part[rows]
+        sky += self.lines.reshape(-1).take(at)
+        stamps -= sky
         weight = None
         if lost is not None and lost.any():
             weight = (~lost).astype(np.float32)
+            if self.bad is not None:
+                stamps[bad] = 0
         return stamps, weight, outside

@@ -15,7 +15,8 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
 from astro_narrowband.bands import as_frame
-from astro_narrowband.detect import search, stamps
+from astro_narrowband.detect import stamps
+from astro_narrowband.detect.search import smoothed
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.register import _match
 from astro_narrowband.register._alignment import Alignment
@@ -122,7 +123,7 @@ def _centroids(frame, positions, centroid_func, box_size, search, mask):
 
 def _one_star(data, noise, x, y, search, where):
     """Brightest pixel of the one star near (x, y); AlignmentError where there is none, or two."""
-    smooth = search.smoothed(data)
+    smooth = smoothed(data)
     smooth[:2] = smooth[-2:] = -np.inf
     yy, xx = np.indices(data.shape)
     near = (np.abs(xx - x) <= search) & (np.abs(yy - y) <= search)
