@@ -127,11 +127,12 @@ def _corners(shape):
 
 def _quick(source, target, matrix, radius):
     """Refine a hypothesis on bright stars: its matrix and number of matches."""
-    n = 0
+    n, pairs = 0, None
     for _ in range(6):
         i, j = _match.mutual_matches(_match.apply(matrix, source.xy), target.xy, radius)
-        if len(i) < 2:
+        if len(i) < 2 or _same_pairs(pairs, (i, j)):
             return matrix, len(i)
+        pairs = i, j
         variance = source.variance[i] + target.variance[j] + 0.1**2
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
         model = "similarity" if len(i) >= 4 else "translation"
@@ -146,6 +147,11 @@ def _quick(source, target, matrix, radius):
             break
         n = len(i)
     return matrix, len(i)
+
+
+def _same_pairs(before, now):
+    """Whether the same stars match as before, so that a fit would say the same again."""
+    return before is not None and all(map(np.array_equal, before, now))
 
 
 def _voters(stars, first):
@@ -183,29 +189,37 @@ def _hypotheses_of(a, b, tolerance):
             matrix, n = _quick(a, b, start, 1.5 * tolerance)
             tried.append((matrix, n, turned))
     tried.sort(key=lambda item: -item[1])
-    distinct = []
-    for item in tried:
-        if not any(_same(item[0], other[0], a.shape) for other in distinct):
-            distinct.append(item)
-    return distinct
+    return _distinct(tried, [matrix for matrix, _, _ in tried], a.shape)
 
 
-def _same(a, b, shape):
+def _distinct(items, matrices, shape):
+    """The items of whose matrices none before does nearly the same to a frame."""
     corners = _corners(shape)
-    middle = corners.mean(axis=0, keepdims=True)
-    near = np.abs(_match.apply(a, middle) - _match.apply(b, middle)).max() < 8
-    far = np.abs(_match.apply(a, corners) - _match.apply(b, corners)).max()
-    return bool(near and far < 0.05 * max(shape))
+    points = np.vstack([corners, corners.mean(axis=0)])
+    kept, places = [], []
+    for item, matrix in zip(items, matrices, strict=True):
+        place = _match.apply(matrix, points)
+        if places:
+            apart = np.abs(np.array(places) - place).max(axis=2)
+            same = (apart[:, 4] < 8) & (apart[:, :4].max(axis=1) < 0.05 * max(shape))
+            if same.any():
+                continue
+        kept.append(item)
+        places.append(place)
+    return kept
 
 
 def _refine(source, target, matrix, turned, tolerance):
     """Match all stars under a hypothesis and fit: a _Solution, or None."""
     radius = 1.5 * tolerance
-    last = None
+    last = i = j = None
     for _ in range(12):
+        before = (i, j)
         i, j = _match.mutual_matches(_match.apply(matrix, source.xy), target.xy, radius)
         if len(i) < 2:
             return None
+        if last is not None and _same_pairs(before, (i, j)):
+            break
         variance = source.variance[i] + target.variance[j]
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
         model = "similarity" if len(i) >= 4 else "translation"
@@ -381,13 +395,9 @@ def match_stars(source, target, *, tolerance, max_rms, starts=None, method="star
 
 def _best(label, source, target, starts, tolerance, max_rms, min_stars):
     """Refine hypotheses and return the solution that stands every test, or raise."""
-    solutions = []
-    for matrix, _, turned in starts[:6]:
-        solution = _refine(source, target, matrix, turned, tolerance)
-        if solution is not None and not any(
-            _same(solution.matrix, other.matrix, source.shape) for other in solutions
-        ):
-            solutions.append(solution)
+    solutions = [_refine(source, target, m, turned, tolerance) for m, _, turned in starts[:6]]
+    solutions = [s for s in solutions if s is not None]
+    solutions = _distinct(solutions, [s.matrix for s in solutions], source.shape)
     solutions.sort(key=lambda s: (s.log_chance, -s.n))
     if not solutions:
         raise AlignmentError(f"{label}: no two stars match ({source.found}; {target.found})")
