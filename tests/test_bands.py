@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astro_narrowband.bands import (
+    Band,
     FitsFrame,
     Frame,
+    HeldFrame,
     MemoryFrame,
     _untile,
     as_ccd,
@@ -448,3 +450,58 @@ def test_map_bands_keeps_the_order(workers):
 def test_an_error_in_a_band_is_raised():
     with pytest.raises(ZeroDivisionError):
         list(map_bands(lambda rows: 1 // 0, row_bands(50, 7), workers=2))
+
+
+class Rows:
+    """A frame of given planes; the mask of a band is None where it has no masked pixel."""
+
+    def __init__(self, data, variance=None, mask=None):
+        self.name, self.shape, self.unit, self.header = "rows", data.shape, None, fits.Header()
+        self.planes = data, variance, mask
+
+    def read(self, rows):
+        data, variance, mask = (None if p is None else p[rows] for p in self.planes)
+        return Band(data, variance, mask if mask is not None and mask.any() else None)
+
+
+@pytest.mark.parametrize("with_variance", [False, True])
+def test_a_held_frame_has_the_pixels_of_the_frame(rng, monkeypatch, with_variance):
+    monkeypatch.setattr("astro_narrowband.bands.HELD_PIXELS", 300)
+    data = rng.normal(size=(50, 60)).astype(np.float32)
+    variance = data**2 if with_variance else None
+    mask = np.zeros(data.shape, bool)
+    mask[[20, 41], [3, 59]] = True
+    held = HeldFrame(Rows(data, variance, mask))
+    assert np.array_equal(held.data, data)
+    assert np.array_equal(held.mask, mask)
+    band = held.read(slice(18, 44))
+    assert np.array_equal(band.data, data[18:44])
+    assert (band.variance is None) is not with_variance
+    assert not with_variance or np.array_equal(held.variance, variance)
+    assert HeldFrame(Rows(data, variance, np.zeros_like(mask))).mask is None
+
+
+def test_a_held_frame_masks_what_is_not_finite(rng, monkeypatch):
+    monkeypatch.setattr("astro_narrowband.bands.HELD_PIXELS", 300)
+    data = rng.normal(size=(50, 60)).astype(np.float32)
+    data[30, 7], data[31, 8] = np.nan, np.inf
+    mask = np.zeros(data.shape, bool)
+    mask[2, 2] = True
+    assert np.array_equal(HeldFrame(Rows(data)).mask, ~np.isfinite(data))
+    assert np.array_equal(HeldFrame(Rows(data, None, mask)).mask, mask | ~np.isfinite(data))
+    # Sums that overflow are not taken for it.
+    assert HeldFrame(Rows(np.full((20, 20), 3e38, np.float32))).mask is None
+
+
+def test_a_frame_is_held_in_the_memory_of_one_that_is_done_with(rng):
+    first, second = (rng.normal(size=(50, 60)).astype(np.float32) for _ in range(2))
+    old = HeldFrame(Rows(first, first**2))
+    new = HeldFrame(Rows(second, second**2), spare=old)
+    assert np.shares_memory(new.data, old.data)
+    assert np.shares_memory(new.variance, old.variance)
+    assert np.array_equal(new.data, second)
+    assert new.mask is None
+    other = HeldFrame(Rows(second[:20]), spare=new)
+    assert other.shape == (20, 60)
+    assert np.array_equal(other.data, second[:20])
+    assert np.array_equal(new.data, second)

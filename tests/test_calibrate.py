@@ -10,7 +10,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband.bands import as_ccd
+from astro_narrowband.bands import HeldFrame, as_ccd
 from astro_narrowband.calibrate import CalibratedFrame, Recipe, calibrate
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
@@ -98,6 +98,8 @@ def test_bands_workers_and_files_give_the_same_bits(night, tmp_path):
             parts = [frame.read(r) for r in rows]
             for k in range(3):
                 np.testing.assert_array_equal(np.concatenate([p[k] for p in parts]), whole[k])
+    for plane, there in zip(HeldFrame(disk).read(ALL), whole, strict=True):
+        np.testing.assert_array_equal(plane, there)
     assert disk.masters == CalibratedFrame(tmp_path / "light.fits", recipe).masters
     one = calibrate(raw, detector=detector, dark=model, flat=flat, workers=1)
     two = calibrate(tmp_path / "light.fits", detector=detector, dark=model, flat=flat, workers=2)

@@ -290,14 +290,22 @@ class HeldFrame:
             return np.empty(self.shape, dtype) if old is None else old
 
         self.data, self.variance, self.mask = plane("data", np.float32), None, None
+        # Frames that are made while they are read are made where they will lie.
+        make = getattr(frame, "read_into", None)
+        if make is not None:
+            self.variance, self.mask = plane("variance", np.float32), plane("mask", bool)
         ny, nx = self.shape
         for rows in row_bands(ny, HELD_PIXELS // max(nx, 1)):
-            band = frame.read(rows)
-            self.data[rows] = band.data
-            if band.variance is not None:
-                if self.variance is None:
-                    self.variance = plane("variance", np.float32)
-                self.variance[rows] = band.variance
+            if make is not None:
+                band = self.read(rows)
+                make(rows, band)
+            else:
+                band = frame.read(rows)
+                self.data[rows] = band.data
+                if band.variance is not None:
+                    if self.variance is None:
+                        self.variance = plane("variance", np.float32)
+                    self.variance[rows] = band.variance
             bad = _unusable(band)
             if self.mask is None and bad is not None:
                 self.mask = plane("mask", bool)

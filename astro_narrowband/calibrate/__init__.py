@@ -294,8 +294,12 @@ class CalibratedFrame:
         n_rows, nx = rows.stop - rows.start, self.shape[1]
         data = np.empty((n_rows, nx), np.float32)
         out = Band(data, np.empty_like(data), np.empty(data.shape, bool))
-        calibrate_rows(self, rows, out)
+        self.read_into(rows, out)
         return out
+
+    def read_into(self, rows, out):
+        """As `read`, into the arrays of the `~astro_narrowband.bands.Band` ``out``."""
+        calibrate_rows(self, rows, out)
 
     def shared(self, rows, data=None):
         """
