@@ -757,3 +757,45 @@ def test_lists_whose_brightest_stars_differ(rng):
     found = align(listed(slice(0, 300), 0, 0), listed(slice(150, 400), 6.3, -2.1))
     assert found.n_matched == 150
     assert np.allclose(found.shift, (6.3, -2.1), atol=1e-6)
+
+
+@pytest.mark.parametrize("n_common", [0, 3, 20])
+@pytest.mark.parametrize("size", [40, 400])
+def test_votes_are_those_of_the_fullest_squares(rng, n_common, size):
+    a, b = rng.uniform(0, size, (25, 2)), rng.uniform(0, size, (30, 2))
+    b[:n_common] = a[:n_common] + np.array([-13.3, 7.1]) + rng.normal(0, 0.2, (n_common, 2))
+    cell = np.floor((b[None] - a[:, None]).reshape(-1, 2) / 2.0)
+    corners = np.unique(np.concatenate([cell - (i, j) for i in (0, 1) for j in (0, 1)]), axis=0)
+    fullest = max(int(((cell - c >= 0) & (cell - c <= 1)).all(axis=1).sum()) for c in corners)
+    found = _match.vote(a, b, 2.0)
+    assert found[0][1] == fullest
+    votes = [n for _, n in found]
+    assert votes == sorted(votes, reverse=True)
+    offsets = np.array([offset for offset, _ in found])
+    apart = np.hypot(*(offsets[:, None] - offsets[None]).transpose(2, 0, 1))
+    assert (apart[np.triu_indices(len(offsets), 1)] > 8).all()
+    if n_common == 20:
+        assert np.abs(offsets[0] - (-13.3, 7.1)).max() < 0.3
+
+
+@pytest.mark.parametrize("outliers", [0, 5])
+def test_excess_brings_chi2_to_its_degrees_of_freedom(rng, outliers):
+    variance = rng.uniform(0.1, 3.0, 101)
+    square = 6.0 * rng.chisquare(2, 101)
+    square[:outliers] *= 1e4
+    excess = _match._excess(square, variance, 198)
+    assert (square / (variance + excess)).sum() == pytest.approx(198, rel=1e-6)
+    assert _match._excess(0.01 * square[outliers:], variance[outliers:], 198) == 0
+    excess = _match._excess_of_median(square, variance)
+    assert np.median(square / (variance + excess)) == pytest.approx(2 * np.log(2), rel=1e-6)
+    assert _match._excess_of_median(0.001 * square, variance) == 0
+
+
+def test_few_and_many_stars_match_alike(rng, monkeypatch):
+    a, b = rng.uniform(0, 200, (80, 2)), rng.uniform(0, 200, (90, 2))
+    b[:50] = a[:50] + rng.normal(0, 0.5, (50, 2))
+    few = _match.mutual_matches(a, b, 3.0)
+    monkeypatch.setattr(_match, "FEW", 0)
+    many = _match.mutual_matches(a, b, 3.0)
+    assert len(few[0]) > 40
+    assert all(map(np.array_equal, few, many))
