@@ -149,6 +149,14 @@ class FitsFrame:
 
     def read(self, rows):
         """Return a `Band` of float32 rows."""
+        band = self.read_values(rows)
+        if self._uncertainty is None:
+            return band
+        uncertainty = _float32(self._uncertainty.read(rows))
+        return band._replace(variance=_to_variance(self._kind, uncertainty))
+
+    def read_values(self, rows):
+        """As `read`, without the variance, which stays on disk."""
         data = _float32(self.image.read(rows))
         mask = None
         if self._mask is not None:
@@ -157,10 +165,7 @@ class FitsFrame:
             bad = ~np.isfinite(data)
             if bad.any():
                 mask = bad if mask is None else mask | bad
-        variance = None
-        if self._uncertainty is not None:
-            variance = _to_variance(self._kind, _float32(self._uncertainty.read(rows)))
-        return Band(data, variance, mask)
+        return Band(data, None, mask)
 
 
 def _float32(values):
