@@ -6,7 +6,7 @@ same inputs in the same way.
 """
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,6 +57,7 @@ class Light:
     group: Group
     frame: CalibratedFrame
     stars: QTable | None = None
+    measuring: Future | None = None
     statistics: FrameStatistics | None = None
     alignment: Alignment | None = None
 
@@ -70,6 +71,7 @@ class Night:
         self.workers = settings.workers or usable_cores()
         self.made = {}
         self.names = set()
+        self.held = threading.local()
         self.record = {
             "software": software(),
             "settings": asdict(settings),
@@ -81,28 +83,57 @@ class Night:
 
     def reduce(self, target):
         """Reduce one target: every filter of one object on one detector, on one grid."""
+        names = {g: self.name(f"{safe_name(g.object)}-{safe_name(g.filter)}") for g in target}
+        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
+            try:
+                lights, keys = self.prepare(target, names, pool)
+                # The grid, and so every coadd, depends on all lights of the target.
+                paths = [light.row.path for light in lights]
+                key = self.products.key(paths + keys, product="coadds")
+                there = {g: self.products.have(f"coadd-{names[g]}.fits", key) for g in target}
+                reference = ""
+                if not all(there[g] or g.failed for g in target):
+                    lights = self.measured(lights, pool)
+                    lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                coadds, written = {}, []
+                for group in self.progress(target, total=len(target), description="coadds"):
+                    if there[group]:
+                        coadds[group] = self.attempt([group], self.read_coadd, names[group])
+                        continue
+                    mine = [light for light in lights if light.group is group]
+                    made = self.attempt([group], self.make_coadd, group, mine, reference)
+                    coadds[group] = made and (made[0].ccd, made[1])
+                    for earlier in written:
+                        earlier.result()  # no more than one waits to be written
+                    if made:
+                        name = f"coadd-{names[group]}.fits"
+                        written = [writer.submit(self.write_coadd, name, *made, key)]
+                self.catalogue(target, names, coadds, key)
+                for last in written:
+                    last.result()
+            finally:
+                for waiting in (pool, writer):
+                    waiting.shutdown(cancel_futures=True)
+        for group in target:
+            self.describe(group, names[group], coadds[group])
+
+    def prepare(self, target, names, pool):
+        """
+        Make the masters of a target; return its lights, calibrated while they are read, and keys.
+
+        Where a coadd is certainly to be made, because it is not there, its lights are
+        measured while the masters of the next filter are made.
+        """
         lights, keys = [], []
         for group in self.progress(target, total=len(target), description="masters"):
             made = self.attempt([group], self.calibrated, group)
             if made is not None:
                 lights += made[0]
                 keys += made[1]
-        # The grid, and so every coadd, depends on all lights of the target.
-        key = self.products.key([light.row.path for light in lights] + keys, product="coadds")
-        names = {g: self.name(f"{safe_name(g.object)}-{safe_name(g.filter)}") for g in target}
-        there = {g: self.products.have(f"coadd-{names[g]}.fits", key) for g in target}
-        reference = ""
-        if not all(there[g] or g.failed for g in target):
-            lights = self.measure(lights)
-            lights, reference = self.attempt(target, self.register, lights) or ([], "")
-        coadds = {}
-        for group in self.progress(target, total=len(target), description="coadds"):
-            mine = [light for light in lights if light.group is group]
-            make = self.read_coadd if there[group] else self.make_coadd
-            coadds[group] = self.attempt([group], make, group, names[group], mine, reference, key)
-        self.catalogue(target, names, coadds, key)
-        for group in target:
-            self.describe(group, names[group], coadds[group])
+                if not self.products.path(f"coadd-{names[group]}.fits").exists():
+                    for light in made[0]:
+                        light.measuring = pool.submit(self.measure, light)
+        return lights, keys
 
     def attempt(self, groups, step, *args):
         """Do a step for some groups; if it fails they do, with the reason, and the others go on."""
@@ -275,26 +306,27 @@ class Night:
 
     # ------------------------------------------------------------------ lights
 
-    def measure(self, lights):
-        """Find the stars of every light, and what it is worth; return those that can be read."""
-        mine = threading.local()
+    def measure(self, light):
+        """Find the stars of a light, and what it is worth; return why it cannot be used, or ""."""
+        try:
+            # Calibrated once for both, in the memory of the light before.
+            spare = getattr(self.held, "frame", None)
+            held = self.held.frame = HeldFrame(light.frame, spare=spare)
+            light.stars = detect_stars(held)
+            light.statistics = measure_frame(held, stars=light.stars)
+        except NarrowbandError as error:
+            return str(error)
+        return ""
 
-        def work(light):
-            try:
-                # Calibrated once for both, in the memory of the light before.
-                held = mine.held = HeldFrame(light.frame, spare=getattr(mine, "held", None))
-                light.stars = detect_stars(held)
-                light.statistics = measure_frame(held, stars=light.stars)
-            except NarrowbandError as error:
-                return str(error)
-            return ""
-
-        with ThreadPoolExecutor(self.workers) as pool:
-            done = pool.map(work, lights)
-            reasons = list(self.progress(done, total=len(lights), description="stars"))
-        for light, reason in zip(lights, reasons, strict=True):
+    def measured(self, lights, pool):
+        """Return the lights that can be read, measured."""
+        for light in lights:
+            light.measuring = light.measuring or pool.submit(self.measure, light)
+        for light in self.progress(lights, total=len(lights), description="stars"):
+            reason = light.measuring.result()
             if reason:
                 self.leave_out(light.row, reason)
+        pool.shutdown()  # and what its threads hold is free
         return [light for light in lights if light.statistics is not None]
 
     def register(self, lights):
@@ -326,8 +358,8 @@ class Night:
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
         return kept, lights[found.reference].row.name
 
-    def make_coadd(self, group, name, lights, reference, key):
-        """Coadd the lights of a group and write the product."""
+    def make_coadd(self, group, lights, reference):
+        """Coadd the lights of a group; return the coadd and the table of its frames."""
         if not lights:
             raise InputError("none of its lights can be aligned")
         settings = self.settings
@@ -342,15 +374,17 @@ class Night:
         )
         made.ccd.header["OBJECT"], made.ccd.header["FILTER"] = group.object, group.filter
         made.ccd.header["REFFRAME"] = Path(reference).name
-        frames = frames_table(lights, made, reference)
-        self.products.write_fits(f"coadd-{name}.fits", with_frames(made.to_hdul(), frames), key)
         if settings.keep_calibrated:
             for light in lights:
                 product = f"calibrated/{self.name(light.row.path.stem)}.fits"
                 self.products.write_fits(product, as_ccd(light.frame))
-        return made.ccd, frames
+        return made, frames_table(lights, made, reference)
 
-    def read_coadd(self, _, name, *__):
+    def write_coadd(self, name, made, frames, key):
+        """Write a coadd with the table of its frames."""
+        self.products.write_fits(name, with_frames(made.to_hdul(), frames), key)
+
+    def read_coadd(self, name):
         """Read the coadd that an earlier run made of the same things."""
         path = self.products.path(f"coadd-{name}.fits")
         return _read_ccd(path), read_frames(path)
@@ -419,7 +453,7 @@ class Night:
             self.products.write_text("report.html", page)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
-        record["products"] = dict(self.products.digests)
+        record["products"] = dict(sorted(self.products.digests.items()))
         self.products.write_json("night.json", record)
         return record
 
