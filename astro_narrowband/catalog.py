@@ -33,7 +33,8 @@ R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
 NEIGHBOUR_FLUX = 0.01
 #: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
 MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 40
-ROWS = 256
+#: Rows of a band: it stays in the cache.
+ROWS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,27 +158,39 @@ def detection_image(ccds):
     """
     shape = same_shape([_Shape(ccd) for ccd in ccds])
     total = np.zeros(shape, np.float32)
-    count = np.zeros(shape, np.uint8)
+    lost = np.zeros(shape, np.uint8)
+    scratch = np.empty((min(ROWS, shape[0]), shape[1]), np.float32)
     for ccd in ccds:
+        mask = None if ccd.mask is None else np.asarray(ccd.mask)
         sample = ccd.data[::4, ::4]
         good = np.isfinite(sample)
-        if ccd.mask is not None:
-            good &= ~np.asarray(ccd.mask)[::4, ::4]
+        if mask is not None:
+            good &= ~mask[::4, ::4]
         values = sample[good]
         if not values.size:
+            lost += 1
             continue
         low, middle = np.percentile(values, [15.8655, 50])
         noise = middle - low if middle > low else 1.0
+        level, scale = np.float32(middle), np.float32(1 / noise)
         for rows in row_bands(shape[0], ROWS):
-            part = (ccd.data[rows] - middle) / noise
-            use = np.isfinite(part)
-            if ccd.mask is not None:
-                use &= ~np.asarray(ccd.mask)[rows]
-            part[~use] = 0
+            part = scratch[: rows.stop - rows.start]
+            np.subtract(ccd.data[rows], level, out=part)
+            part *= scale
+            bad = ~np.isfinite(part)
+            if mask is not None:
+                bad |= mask[rows]
+            # Few pixels are bad: they are gone to one by one.
+            at = np.flatnonzero(bad)
+            part.reshape(-1)[at] = 0
+            lost[rows].reshape(-1)[at] += 1
             total[rows] += part
-            count[rows] += use
-    mask = count == 0
-    total /= np.sqrt(np.maximum(count, 1), dtype=np.float32)
+    mask = lost == len(ccds)
+    # A sum of noise grows as the root of what went into it.
+    total *= np.float32(len(ccds) ** -0.5)
+    at = np.flatnonzero((lost > 0) & ~mask)
+    part = lost.reshape(-1)[at].astype(np.float32)
+    total.reshape(-1)[at] *= np.sqrt(len(ccds) / (len(ccds) - part))
     return CCDData(total, mask=mask if mask.any() else None, unit=u.dimensionless_unscaled)
 
 
@@ -193,7 +206,7 @@ def _widths(ccd, x, y, fwhm):
     width = np.full(len(x), np.nan)
     if not len(x):
         return width
-    pixels = read_image(ccd).pixels
+    pixels = read_image(ccd).pixels._replace(noise=None, gain=None)
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
     half = max(4, int(np.ceil(2 * fwhm)))
     offset = np.arange(-half, half + 1)
@@ -202,13 +215,13 @@ def _widths(ccd, x, y, fwhm):
     for start in range(0, len(x), step):
         part = slice(start, start + step)
         oy, ox = np.meshgrid(offset, offset, indexing="ij")
-        data, _, good, _, _ = pixels.around(iy[part], ix[part], oy, ox)
+        data, _, good, _, _ = pixels.around(iy[part], ix[part], oy, ox, narrow=True)
         rim = np.maximum(np.abs(offset)[:, None], np.abs(offset)) == half
         level = np.median(data[:, rim], axis=1)
         data -= level[:, None, None]
         weight = None if good is None else good.astype(np.float32)
         moments = stamps.windowed(
-            data.astype(np.float32), weight, sigma,
+            data.astype(np.float32, copy=False), weight, sigma,
             x=x[part] - ix[part], y=y[part] - iy[part],
         )  # fmt: skip
         found, _ = stamps._shape(moments, sigma)
