@@ -1,6 +1,7 @@
 """Master bias and master flat: what the camera and the optics do to every frame."""
 
 import warnings
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +17,9 @@ from astro_narrowband.exceptions import CalibrationError, InputError, Narrowband
 from astro_narrowband.raw import master_header, prepared
 from astro_narrowband.stack.clipped import (
     READ,
-    clipped_mean,
+    clipped_band,
     keep_memory,
     quick_median,
-    read_tiles,
     sample_frames,
     sample_levels,
     sample_noise,
@@ -82,15 +82,12 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
 
     def work(rows):
         # The threads put their results in place themselves.
-        for part, stack, good in read_tiles(frames, rows, levels=offsets.astype(np.float32)):
-            result = clipped_mean(
-                stack, lambda _: noise**2, good=good, n_sigma=n_sigma, squares=False
-            )
-            place = slice(rows.start + part.start, rows.start + part.stop)
-            data[place], error[place] = result.mean, errors[-1]
-            few = result.count < len(frames)
-            error[place][few] = errors[result.count[few].astype(np.intp)]
-            np.equal(result.count, 0, out=mask[place])
+        result = clipped_band(
+            frames, rows, floor=noise**2, levels=offsets.astype(np.float32), n_sigma=n_sigma
+        )
+        data[rows], error[rows] = result.mean, errors[-1]
+        error[rows].ravel()[result.columns] = errors[result.count.astype(np.intp)]
+        mask[rows].ravel()[result.columns] = result.count == 0
 
     for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
         pass
@@ -149,7 +146,7 @@ def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolatio
     frames = [prepared(f) for f in frames]
     detector = detector or decide_detector(frames[0].header)
     model = _model(bias, dark)
-    return [_check(f, model, detector, max_extrapolation) for f in frames]
+    return _checks(frames, model, detector, max_extrapolation)
 
 
 def _model(bias, dark):
@@ -160,23 +157,38 @@ def _model(bias, dark):
     return DarkModel.from_masters(bias=bias, dark=dark)
 
 
-def _check(frame, model, detector, max_extrapolation):
-    exposure = _exposure(frame, model)
-    model.policy(exposure, max_extrapolation=max_extrapolation)
-    ny, nx = frame.shape
+def _checks(frames, model, detector, max_extrapolation):
+    """One `FlatCheck` for each frame, from rows all over it, about 2**20 pixels."""
+    ny, nx = model.shape
     step = max(1, ny * nx // (1 << 20))
-    levels, saturated, total = [], 0, 0
-    for y in range(step // 2, ny, step):
-        rows = slice(y, y + 1)
-        band = frame.read(rows)
-        good = ~model.mask(rows)
-        if band.mask is not None:
-            good &= ~band.mask
-        full = band.data >= detector.saturation
-        saturated += int((full & good).sum())
-        total += int(good.sum())
-        levels.append((band.data - model.values(exposure, rows))[good])
-    level = float(quick_median(np.concatenate(levels))) if total else float("nan")
+    rows = [slice(y, y + 1) for y in range(step // 2, ny, step)]
+    good = ~np.concatenate([model.mask(row) for row in rows])
+
+    @cache
+    def dark(exposure):
+        return np.concatenate([model.values(exposure, row) for row in rows])
+
+    checks = []
+    for frame in frames:
+        exposure = _exposure(frame, model)
+        model.policy(exposure, max_extrapolation=max_extrapolation)
+        checks.append(_check(frame, exposure, rows, good, dark(exposure), detector))
+    return checks
+
+
+def _check(frame, exposure, rows, good, dark, detector):
+    bands = [frame.read(row) for row in rows]
+    if any(band.mask is not None for band in bands):
+        good = good.copy()
+        for own, band in zip(good, bands, strict=True):
+            if band.mask is not None:
+                own &= ~band.mask[0]
+    values = np.concatenate([band.data for band in bands])
+    saturated = np.count_nonzero((values >= detector.saturation) & good)
+    total = np.count_nonzero(good)
+    values -= dark
+    bad = None if total == good.size else ~good
+    level = float(quick_median(values, bad)) if total else float("nan")
     reason = ""
     noise = (detector.floor + max(level, 0) * detector.gain) ** 0.5 / detector.gain
     if not total:
@@ -254,7 +266,7 @@ def master_flat(
     model = _model(bias, dark)
     if tuple(model.shape) != shape:
         raise InputError(f"flats are {shape}, bias or dark {tuple(model.shape)}")
-    checks = [_check(f, model, detector, max_extrapolation) for f in frames]
+    checks = _checks(frames, model, detector, max_extrapolation)
     used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
     for check in checks:
         if check.reason:
@@ -283,51 +295,53 @@ def master_flat(
     for check, weight in zip(checks, weights / levels, strict=True):
         share[check.exposure] = share.get(check.exposure, 0) + weight
 
-    def expected(level):
-        # The lamp's pattern may change by a little from frame to frame.
-        level = np.maximum(level, 0)
-        out = np.empty((len(frames), *level.shape), np.float32)
-        for plane, slope, least in zip(out, photon, floor + np.float32(1e-4), strict=True):
-            np.multiply(level, slope, out=plane)
-            plane += least
-        return out
+    factors = (1 / levels)[:, None, None]
 
     def work(rows):
         darks = {exposure: model.values(exposure, rows) for exposure in share}
-        common = np.zeros((2, rows.stop - rows.start, shape[1]), np.float32)
-        for exposure, part in share.items():
-            modes = model.modes(exposure, rows)
-            modes *= part
-            common += modes
-        common *= common
-        own = variance[rows]
-        np.add(common[0], common[1], out=own)
-        np.copyto(mask[rows], model.mask(rows))
-        for part, stack, good in read_tiles(frames, rows, saturation=detector.saturation):
-            for frame, check, factor in zip(stack, checks, 1 / levels, strict=True):
-                frame -= darks[check.exposure][part]
-                frame *= factor
-            result = clipped_mean(stack, expected, good=good, n_sigma=n_sigma, weights=weights)
-            place = slice(rows.start + part.start, rows.start + part.stop)
-            data[place] = result.mean
-            photons = np.maximum(result.mean, 0)
-            photons *= mean_photon
-            photons += mean_floor
-            few = result.count < len(frames)
-            if few.any():
-                photons[few] *= len(frames) / np.maximum(result.count[few], 1)
-                mask[place] |= result.count * 2 <= len(frames)
-            own[part] += photons
+
+        def prepare(stack, part):
+            if len(darks) == 1:
+                stack -= next(iter(darks.values()))[part]
+            else:
+                for frame, check in zip(stack, checks, strict=True):
+                    frame -= darks[check.exposure][part]
+            stack *= factors
+
+        # The lamp's pattern may change by a little from frame to frame.
+        result = clipped_band(
+            frames,
+            rows,
+            floor=floor + np.float32(1e-4),
+            slope=photon,
+            saturation=detector.saturation,
+            prepare=prepare,
+            n_sigma=n_sigma,
+            weights=weights,
+        )
+        own = _common_variance(model, share, rows)
+        bad = model.mask(rows)
+        photons = np.maximum(result.mean, 0)
+        photons *= mean_photon
+        photons += mean_floor
+        few = result.columns
+        photons.ravel()[few] *= len(frames) / np.maximum(result.count, 1)
+        bad.ravel()[few] |= result.count * 2 <= len(frames)
+        bad |= ~np.isfinite(result.mean)
+        np.add(own, photons, out=variance[rows])
+        data[rows], mask[rows] = result.mean, bad
 
     for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
         pass
-    mask |= ~np.isfinite(data)
     scale = np.float32(1)
     for _ in range(2):
+        known = np.count_nonzero(mask)
         scale = quick_median(data, mask) if not mask.all() else np.float32(np.nan)
         if not scale > 0:
             raise CalibrationError("the flat has no good pixel")
         mask |= ~(data >= min_value * scale)
+        if np.count_nonzero(mask) == known:
+            break
     data /= scale
     variance /= scale * scale
     data[mask] = 1
@@ -340,3 +354,17 @@ def master_flat(
         header=header,
         unit=u.dimensionless_unscaled,
     )
+
+
+def _common_variance(model, share, rows):
+    """Variance of what darks take off all flats; ``share``: by exposure, their part of the mean."""
+    if len(share) == 1:
+        ((exposure, part),) = share.items()
+        return model.variance(exposure, rows) * np.float32(part * part)
+    common = np.zeros((2, rows.stop - rows.start, model.shape[1]), np.float32)
+    for exposure, part in share.items():
+        modes = model.modes(exposure, rows)
+        modes *= part
+        common += modes
+    common *= common
+    return common[0] + common[1]

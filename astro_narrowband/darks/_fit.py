@@ -15,9 +15,8 @@ from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.raw import master_header, prepared
 from astro_narrowband.stack.clipped import (
-    clipped_mean,
+    clipped_band,
     keep_memory,
-    read_tiles,
     sample_frames,
     sample_levels,
     sample_noise,
@@ -196,17 +195,17 @@ class _Fit:
         whole = [1 if point.master else len(point.frames) for point in self.points]
         special = np.zeros((rows.stop - rows.start, self.shape[1]), bool)
         for point, number in zip(self.points, whole, strict=True):
-            mean, count, scatter = self._average(point, rows, base)
+            mean, count, scatter, variance = self._average(point, rows, base)
             if base is None:
-                base = mean.copy()
-            mean -= base
+                base = mean
+            mean = mean - base
             if point.pedestal:
                 mean -= np.float32(point.pedestal)
             special |= count != number
             y.append(mean)
             n.append(count)
             square.append(scatter)
-            floor.append(self._variance_of_master(point, rows))
+            floor.append(variance)
         if len(self.points) == 1:
             enough = n[0] * 2 > whole[0]
             flags = np.where(enough, np.uint8(0), np.uint8(FLAGS["SATURATED"]))
@@ -335,47 +334,48 @@ class _Fit:
                 self.rows.append((rows.start, table))
 
     def _average(self, point, rows, base):
-        """Mean, count and sum of squared deviations of the frames of one point."""
+        """
+        Mean, count and sum of squared deviations of the frames of one point.
+
+        And the variance of one frame without dark current; of a master, of itself.
+        """
+        own = self.noise**2
         if point.master:
             band = point.frames[0].read(rows)
             good = np.ones(band.data.shape, np.float32)
-            if band.mask is not None:
+            mean = band.data
+            if band.mask is not None and band.mask.any():
                 good[band.mask] = 0
-            return np.where(good > 0, band.data, 0), good, np.zeros_like(good)
-        shape = rows.stop - rows.start, self.shape[1]
-        out = [np.empty(shape, np.float32) for _ in range(3)]
-        tiles = read_tiles(
+                mean = np.where(band.mask, np.float32(0), mean)
+            if band.variance is not None:
+                own = np.maximum(band.variance, np.float32(1e-6))
+            else:
+                n = keywords.one_value(point.frames[0].header, "NCOMBINE")
+                own /= np.float32(max(float(n[0]) if n else 1, 1))
+            return mean, good, np.zeros_like(good), own
+        levels = point.levels.astype(np.float32) if len(point.frames) > 1 else None
+        slope, below = 0.0, None
+        if base is not None or point.time > 0:
+            # What stands out of the neighbourhood is dark current.
+            slope, below = self.per_adu, base
+        if slope and below is None:
+            band = point.frames[0].read(rows)
+            known = band.data if band.mask is None else np.where(band.mask, np.nan, band.data)
+            below = _block_median(known) - (0 if levels is None else levels[0])
+        result = clipped_band(
             point.frames,
             rows,
-            levels=point.levels.astype(np.float32) if len(point.frames) > 1 else None,
+            floor=own,
+            slope=slope,
+            below=below,
+            levels=levels,
             saturation=self.detector.saturation,
+            squares=True,
         )
-        for part, stack, good in tiles:
-            below = None if base is None else base[part]
-
-            def variance(level, below=below):
-                if below is None:
-                    if point.time == 0:
-                        return self.noise**2
-                    # What stands out of the neighbourhood is dark current.
-                    below = _block_median(level)
-                return self.noise**2 + np.maximum(level - below, 0) * self.per_adu
-
-            result = clipped_mean(stack, variance, good=good)
-            for plane, value in zip(out, result, strict=True):
-                plane[part] = value
-        out[0][out[1] == 0] = 0
-        return out
-
-    def _variance_of_master(self, point, rows):
-        """Variance without dark current of one frame of a point; of a master, of itself."""
-        if point.master:
-            variance = point.frames[0].read(rows).variance
-            if variance is not None:
-                return np.maximum(variance, np.float32(1e-6))
-            n = keywords.one_value(point.frames[0].header, "NCOMBINE")
-            return self.noise**2 / np.float32(max(float(n[0]) if n else 1, 1))
-        return self.noise**2
+        count = np.full(result.mean.shape, len(point.frames), np.float32)
+        count.ravel()[result.columns] = result.count
+        result.mean.ravel()[result.columns[result.count == 0]] = 0
+        return result.mean, count, result.square, own
 
     def _single(self, rows, base, n, square, variance, flags):
         """Without a second point there is no line: the offset is the dark itself."""

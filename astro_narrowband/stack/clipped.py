@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband.bands import FitsFrame, row_bands
-from astro_narrowband.stack.network import select_rows, sort_rows
+from astro_narrowband.stack.network import select_rows
 
 __all__ = [
     "READ",
     "ClippedMean",
-    "clipped_mean",
+    "clipped_band",
     "keep_memory",
     "quick_median",
     "read_tiles",
@@ -35,133 +35,153 @@ N_SIGMA = 5.0
 
 class ClippedMean(NamedTuple):
     """
-    Mean of a stack.
+    Means of a band.
 
     Attributes
     ----------
     mean : `~numpy.ndarray` of float32, (n_rows, nx)
         NaN where no frame is good.
-    count : `~numpy.ndarray` of float32, (n_rows, nx)
-        Frames in the mean.
     square : `~numpy.ndarray` of float32, (n_rows, nx), or None
-        Sum of squared deviations of these frames from the mean.
+        Sum of squared deviations from the mean of the frames in it.
+    columns : `~numpy.ndarray` of int, (k,)
+        Pixels of the flattened band of which frames may be missing; all others have all.
+    count : `~numpy.ndarray` of float32, (k,)
+        Frames in the mean of these.
     """
 
     mean: np.ndarray
-    count: np.ndarray
     square: np.ndarray | None
+    columns: np.ndarray
+    count: np.ndarray
 
 
-def clipped_mean(stack, variance, *, good=None, n_sigma=N_SIGMA, weights=None, squares=True):
+def clipped_band(
+    frames,
+    rows,
+    *,
+    floor,
+    slope=0.0,
+    below=None,
+    levels=None,
+    saturation=np.inf,
+    prepare=None,
+    n_sigma=N_SIGMA,
+    weights=None,
+    squares=False,
+):
     """
-    Return the mean over the first axis, without frames that are off by ``n_sigma``.
+    Return the mean of some rows of frames, without values that are off by ``n_sigma``.
+
+    Off the median, that is, which need not be known of a pixel whose lowest and
+    highest values are nearer to each other than the limit: nearly all are.
 
     Parameters
     ----------
-    stack : `~numpy.ndarray` of float32, (n, n_rows, nx)
-        Finite; without ``weights`` it is spoilt.
-    variance : callable
-        Takes the median, (n_rows, nx), and returns the expected variance of one
-        frame, broadcastable to that; with ``weights`` to the stack.
-    good : `~numpy.ndarray` of bool, (n, n_rows, nx), optional
+    frames : sequence of Frame
+    rows : slice
+    floor, slope : float or array-like, (n,)
+        The expected variance of a frame: ``floor + slope * max(median - below, 0)``.
+    below : `~numpy.ndarray` of float32, broadcastable to (n_rows, nx), optional
+        Default is 0.
+    levels, saturation
+        As in `read_tiles`.
+    prepare : callable, optional
+        ``prepare(stack, part)`` changes values in place, as `read_tiles` gives them.
     n_sigma : float, optional
     weights : `~numpy.ndarray` of float32, (n,), optional
         Of the frames, in the mean only.
     squares : bool, optional
-        Whether squares are summed; they are not where there are weights.
+        Whether squares are summed.
 
     Returns
     -------
     ClippedMean
     """
-    n, shape = len(stack), stack.shape[1:]
-    apart = None
-    if good is not None:
-        apart = np.flatnonzero(~good.all(axis=0))
-        apart_stack = stack.reshape(n, -1)[:, apart]
-        apart_good = good.reshape(n, -1)[:, apart]
-    if weights is None:
-        rows = list(stack)
-        spare = sort_rows(rows, np.empty(shape, np.float32))
-        centre = _middle(rows)
-    else:
-        rows = list(stack.copy())
-        spare = select_rows(rows, np.empty(shape, np.float32), ((n - 1) // 2, n // 2))
-        centre, rows = _middle(rows), list(stack)
-    if apart is not None:
-        with np.errstate(invalid="ignore"):
-            centre.ravel()[apart] = _masked_median(apart_stack, apart_good)
-    limit = np.asarray(variance(centre), np.float32)
-    limit = limit * np.float32(n_sigma * n_sigma * (2.0 if n == 2 else 1.0))
-    # Nearly all pixels keep all frames; the others are done again below.
-    if weights is None:
-        mean, square, lost = _whole_mean(rows, centre, limit, spare, squares)
-    else:
-        (mean, lost), square = _whole_weighted_mean(rows, centre, limit, spare, weights), None
-    count = np.full(shape, n, np.float32)
-    columns = np.flatnonzero(lost)
-    if apart is not None:
-        columns = np.union1d(columns, apart)
-    if columns.size:
-        few = np.stack([row.ravel().take(columns) for row in rows])
-        few_good = np.ones(few.shape, bool)
-        if apart is not None:
-            place = np.searchsorted(columns, apart)
-            few[:, place], few_good[:, place] = apart_stack, apart_good
-        few_limit = np.broadcast_to(limit, stack.shape)[:, *np.unravel_index(columns, shape)]
-        few_centre = centre.ravel()[columns]
-        part = _clip_columns(few, few_good, few_centre, few_limit, weights)
-        mean.ravel()[columns], count.ravel()[columns] = part.mean, part.count
-        if square is not None:
-            square.ravel()[columns] = part.square
-    return ClippedMean(mean, count, square)
-
-
-def _whole_mean(rows, centre, limit, work, squares):
-    """Mean and sum of squares of all of sorted rows, and where one is beyond the limit."""
-    np.subtract(rows[-1], centre, out=work)
-    np.multiply(work, work, out=work)
-    lost = work > limit
-    np.subtract(rows[0], centre, out=work)
-    np.multiply(work, work, out=work)
-    lost |= work > limit
-    mean = np.zeros_like(centre)
-    square = np.zeros_like(centre) if squares else None
-    for row in rows:
-        np.subtract(row, centre, out=work)
-        mean += work
-        if squares:
-            np.multiply(work, work, out=work)
-            square += work
+    n, shape = len(frames), (rows.stop - rows.start, frames[0].shape[1])
+    floor, slope = (np.asarray(x, np.float32).reshape(-1, 1) for x in (floor, slope))
+    scale = np.float32(n_sigma * n_sigma * (2.0 if n == 2 else 1.0))
+    if below is not None:
+        below = np.broadcast_to(below, shape)
+    mean = np.empty(shape, np.float32)
+    square = np.empty(shape, np.float32) if squares else None
+    columns, values, usable = [], [], []
+    for part, stack, good in read_tiles(frames, rows, levels=levels, saturation=saturation):
+        if prepare is not None:
+            prepare(stack, part)
+        lowest, spread = stack.min(axis=0), stack.max(axis=0)
+        spread -= lowest
+        spread *= spread
+        # The variance of the lowest value is not above that of the median.
+        own = None if below is None else below[part]
+        doubt = spread > scale * _expected(lowest, floor.min(), slope.min(), own)
+        if good is not None:
+            doubt |= ~good.all(axis=0)
+        index = np.flatnonzero(doubt)
+        if index.size:
+            columns.append(index + part.start * shape[1])
+            values.append(stack.reshape(n, -1).take(index, axis=1))
+            if good is None:
+                usable.append(np.ones(values[-1].shape, bool))
+            else:
+                usable.append(good.reshape(n, -1).take(index, axis=1))
+        stack -= lowest
+        _sums(stack, weights, mean[part], square[part] if squares else None)
+        mean[part] += lowest
+    if not columns:
+        return ClippedMean(mean, square, np.empty(0, np.intp), np.empty(0, np.float32))
+    columns = np.concatenate(columns)
+    values, usable = (np.concatenate(each, axis=1) for each in (values, usable))
+    centre = _medians(values, usable)
+    own = None if below is None else below.ravel()[columns]
+    limit = scale * _expected(centre, floor, slope, own)
+    some, count, some_square = _clip_columns(values, usable, centre, limit, weights)
+    mean.ravel()[columns] = some
     if squares:
-        np.multiply(mean, mean, out=work)
-        work *= np.float32(1 / len(rows))
+        square.ravel()[columns] = some_square
+    return ClippedMean(mean, square, columns, count)
+
+
+def _expected(level, floor, slope, below):
+    """Expected variance of values whose median is ``level``; it never falls where that rises."""
+    if not slope.any():
+        return floor
+    out = np.maximum(level if below is None else level - below, 0) * slope
+    out += floor
+    return out
+
+
+def _sums(stack, weights, mean, square):
+    """Put the mean of all of a stack, and its sum of squares, where they belong; spoil it."""
+    if weights is not None:
+        stack *= weights[:, None, None]
+    np.sum(stack, axis=0, out=mean)
+    if square is not None:
+        np.multiply(stack, stack, out=stack)
+        np.sum(stack, axis=0, out=square)
+        work = np.multiply(mean, mean, out=stack[0])
+        work *= np.float32(1 / len(stack))
         square -= work
         np.maximum(square, 0, out=square)
-    mean /= np.float32(len(rows))
-    mean += centre
-    return mean, square, lost
+    mean /= np.float32(len(stack)) if weights is None else weights.sum()
 
 
-def _whole_weighted_mean(frames, centre, limit, work, weights):
-    """Weighted mean of all frames, and where one of them is beyond its limit."""
-    mean = np.zeros_like(centre)
-    lost, beyond = np.zeros(centre.shape, bool), np.empty(centre.shape, bool)
-    term = np.empty_like(centre)
-    limit = np.broadcast_to(limit, (len(frames), *centre.shape))
-    for frame, weight, largest in zip(frames, weights, limit, strict=True):
-        np.subtract(frame, centre, out=work)
-        mean += np.multiply(work, weight, out=term)
-        np.multiply(work, work, out=work)
-        lost |= np.greater(work, largest, out=beyond)
-    mean /= weights.sum()
-    mean += centre
-    return mean, lost
+def _medians(stack, good):
+    """Median along the first axis of what is good; of two the lower one."""
+    n = len(stack)
+    rows = list(stack.copy())
+    select_rows(rows, np.empty_like(stack[0]), ((n - 1) // 2, n // 2))
+    centre = _middle(rows)
+    lacking = np.flatnonzero(~good.all(axis=0))
+    if lacking.size:
+        with np.errstate(invalid="ignore"):
+            centre[lacking] = _masked_median(stack[:, lacking], good[:, lacking])
+    return centre
 
 
 def _clip_columns(stack, good, centre, limit, weights):
-    """Do what `clipped_mean` does for some pixels, (n, pixels), of which frames are left out."""
-    keep = good & ((stack - centre) ** 2 <= limit)
+    """Clipped mean, frames in it and sum of squares of some pixels, (n, pixels)."""
+    rest = stack - centre
+    keep = good & (rest * rest <= limit)
     count = keep.sum(axis=0, dtype=np.float32)
     available = good.sum(axis=0, dtype=np.float32)
     # A pixel that loses more than a third of its frames is not hit by so many
@@ -169,7 +189,7 @@ def _clip_columns(stack, good, centre, limit, weights):
     noisy = count < available * np.float32(2 / 3) - np.float32(0.5)
     keep |= noisy & good
     count = keep.sum(axis=0, dtype=np.float32)
-    rest = (stack - centre) * keep
+    rest *= keep
     if weights is None:
         mean, total = rest.sum(axis=0), count
     else:
@@ -177,8 +197,10 @@ def _clip_columns(stack, good, centre, limit, weights):
         mean, total = (rest * weights).sum(axis=0), (keep * weights).sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = mean / total
-    square = ((rest - mean) ** 2 * keep).sum(axis=0)
-    return ClippedMean(mean + centre, count, square)
+    rest -= mean
+    rest *= keep
+    rest *= rest
+    return mean + centre, count, rest.sum(axis=0)
 
 
 def keep_memory():
@@ -215,36 +237,36 @@ def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
     nx = frames[0].shape[1]
     parts = row_bands(rows.stop - rows.start, TILE // nx)
     whole = np.empty((len(frames), parts[0].stop, nx), np.float32)
-    bands = [_read(frame, rows) for frame in frames]
+    bands = [_read(frame, rows, saturation) for frame in frames]
     for part in parts:
         stack, good = whole[:, : part.stop - part.start], None
-        for j, (image, data, mask) in enumerate(bands):
-            values = data[part] if image is None else image.to_native(data[part])
-            np.copyto(stack[j], values, casting="same_kind")
-            bad = None
-            if mask is not None and mask[part].any():
-                bad = mask[part] | (values >= saturation)
-            # NaN stand under a mask.
-            elif values.max() >= saturation:
-                bad = values >= saturation
-            if levels is not None:
-                stack[j] -= levels[j]
-            if bad is not None:
-                if good is None:
-                    good = np.ones(stack.shape, bool)
-                np.logical_not(bad, out=good[j])
-                stack[j][bad] = 0
+        for own, (values, _) in zip(stack, bands, strict=True):
+            np.copyto(own, values[part], casting="same_kind")
+        if levels is not None:
+            stack -= levels[:, None, None]
+        for j, (_, bad) in enumerate(bands):
+            if bad is None or not bad[part].any():
+                continue
+            if good is None:
+                good = np.ones(stack.shape, bool)
+            np.logical_not(bad[part], out=good[j])
+            stack[j][bad[part]] = 0
         yield part, stack, good
 
 
-def _read(frame, rows):
-    """Rows of a frame, with their mask; of plain integers as they are stored, with the image."""
+def _read(frame, rows, saturation):
+    """Rows of a frame, of plain integers as such, and which of them are not good, if any."""
     if isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None:
         image = frame.image
         if image.native.kind in "iu" and image.blank is None:
-            return image, image.read_stored(rows), None
-    band = frame.read(rows)
-    return None, band.data, band.mask
+            values = image.read(rows)
+            return values, values >= saturation if values.max() >= saturation else None
+    values, _, mask = frame.read(rows)
+    # NaN stand under a mask.
+    if mask is not None or values.max() >= saturation:
+        full = values >= saturation
+        mask = full if mask is None else mask | full
+    return values, mask
 
 
 def _middle(rows):
@@ -279,19 +301,23 @@ def quick_median(values, bad=None):
     good = None if bad is None or not bad.any() else ~bad.reshape(-1)
     n = values.size if good is None else np.count_nonzero(good)
     if n > 1 << 18:
-        step = n >> 14
+        step = max(n >> 16, 64)
         sample = values[::step] if good is None else values[::step][good[::step]]
         sample = np.sort(sample)
         middle = sample.size // 2
         # Eight times the error of the sample's median.
         reach = 4 * int(sample.size**0.5)
         low, high = sample[max(middle - reach, 0)], sample[min(middle + reach, sample.size - 1)]
-        inside = values >= low
-        if good is not None:
-            inside &= good
-        first = n - np.count_nonzero(inside)
-        inside &= values <= high
-        inside = values[inside]
+        first, inside = 0, []
+        for start in range(0, values.size, TILE):
+            some = slice(start, start + TILE)
+            under, within = values[some] < low, values[some] <= high
+            if good is not None:
+                under &= good[some]
+                within &= good[some]
+            first += np.count_nonzero(under)
+            inside.append(values[some][np.flatnonzero(within > under)])
+        inside = np.concatenate(inside)
         ranks = (n - 1) // 2 - first, n // 2 - first
         if ranks[0] >= 0 and ranks[1] < inside.size:
             inside.partition(ranks)
