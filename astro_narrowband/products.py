@@ -227,7 +227,8 @@ class Products:
     The folder that one run writes to, locked while it does.
 
     A context manager: the lock is taken, leftovers of dead runs are removed,
-    and the journal is read when the block starts.
+    and the journal is read when the block starts. Several threads may ask for
+    products and write them at once.
 
     Parameters
     ----------
@@ -239,11 +240,6 @@ class Products:
         The input files: never written to, and part of the keys.
     resume : bool, optional
         Whether products of an earlier run may be used again.
-
-    Attributes
-    ----------
-    digests : dict
-        Name to SHA-256 of each product that this run wrote or used again.
 
     Raises
     ------
@@ -266,13 +262,19 @@ class Products:
 
     def __init__(self, folder, *, settings=None, inputs=None, resume=True):
         self.folder = Path(folder)
-        self.digests = {}
+        self._digests = {}
         self._settings = dict(settings or {})
         self._inputs = inputs
         self._resume = resume
         self._journal = {}
         self._mutex = threading.Lock()
         self._lock = None
+
+    @property
+    def digests(self):
+        """Name to SHA-256 of each product that this run wrote or used again, by name."""
+        with self._mutex:
+            return dict(sorted(self._digests.items()))
 
     # ---- one run at a time
 
@@ -382,7 +384,8 @@ class Products:
         key : str or callable
             See `key`. Not evaluated where there is no such product.
         """
-        entries = self._journal.get(name, ())
+        with self._mutex:
+            entries = list(self._journal.get(name, ()))
         path = self.path(name)
         if not (self._resume and entries and _is_file(path)):
             return False
@@ -396,17 +399,16 @@ class Products:
             return False  # it cannot be read any more: made again
         if digest not in known:
             return False
-        self._journal[name] = [(wanted, digest)]
-        self.digests[name] = digest
+        with self._mutex:
+            self._journal[name] = [(wanted, digest)]
+            self._digests[name] = digest
         return True
 
     def earlier(self):
         """Return the names of products of earlier runs that this run neither made nor used."""
-        return sorted(
-            name
-            for name in self._journal
-            if name not in self.digests and _is_file(self.folder / name)
-        )
+        with self._mutex:
+            names = set(self._journal) - set(self._digests)
+        return sorted(name for name in names if _is_file(self.folder / name))
 
     # ---- writing
 
@@ -473,7 +475,7 @@ class Products:
             with self._mutex:
                 if wanted is not None:
                     self._note(name, wanted, digest)
-                self.digests[name] = digest
+                self._digests[name] = digest
 
         return commit
 

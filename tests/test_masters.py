@@ -5,16 +5,101 @@ import pytest
 from astropy import units as u
 from astropy.nddata import CCDData
 
+from astro_narrowband.bands import MemoryFrame
 from astro_narrowband.calibrate import calibrate
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.masters import check_flats, master_bias, master_flat
+from astro_narrowband.stack.clipped import clipped_band, quick_median
 
 
 @pytest.fixture(scope="module")
 def night(make_camera):
     camera = make_camera(11)
     return camera, DarkModel.fit(camera.darks(60, 120), bias=camera.biases())
+
+
+def clipped_by_hand(stack, good, floor, slope, weights, n_sigma):
+    """What `clipped_band` promises, pixel by pixel in float64: mean, count, squares."""
+    out = np.full((3, *stack.shape[1:]), np.nan)
+    for place in np.ndindex(stack.shape[1:]):
+        x, ok = stack[:, *place].astype(float), good[:, *place]
+        n, m = len(x), ok.sum()
+        ordered = np.sort(x[ok])
+        centre = ordered[0] if n == m == 2 else np.median(ordered) if m else 0.0
+        limit = n_sigma**2 * (floor + slope * max(centre, 0)) * (2 if n == 2 else 1)
+        keep = ok & ((x - centre) ** 2 <= limit)
+        if keep.sum() < m * 2 / 3 - 0.5:
+            keep = ok
+        if keep.any():
+            mean = np.average(x[keep], weights=None if weights is None else weights[keep])
+            out[:, *place] = mean, keep.sum(), ((x[keep] - mean) ** 2).sum()
+        else:
+            out[1, *place] = 0
+    return out
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 9, 12])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_clipping_against_every_pixel_by_hand(rng, n, weighted):
+    shape = 40, 50
+    level = rng.choice([50.0, 400.0, 3000.0], size=shape)
+    # Frames that differ in noise by far: what is far off for one is usual for another.
+    floor = np.linspace(20, 400, n)[:: rng.choice([-1, 1])] if weighted else np.full(n, 30.0)
+    slope = rng.uniform(0.2, 2, n) if weighted else np.full(n, 0.5)
+    sigma = np.sqrt(floor[:, None, None] + slope[:, None, None] * level)
+    stack = rng.normal(level, sigma).astype(np.float32)
+    stack[rng.random(stack.shape) < 0.03] += 900
+    good = rng.random(stack.shape) > 0.02
+    good[:, 3, 4] = False
+    frames = [
+        MemoryFrame(CCDData(x, unit="adu", mask=~g)) for x, g in zip(stack, good, strict=True)
+    ]
+    weights = rng.uniform(0.5, 2, n).astype(np.float32) if weighted else None
+    result = clipped_band(
+        frames,
+        slice(0, 40),
+        floor=floor,
+        slope=slope,
+        weights=weights,
+        n_sigma=4,
+        squares=not weighted,
+    )
+    mean, count, square = clipped_by_hand(stack, good, floor, slope, weights, 4)
+    found = np.full(shape, float(n))
+    found.ravel()[result.columns] = result.count
+    np.testing.assert_array_equal(found, count)
+    np.testing.assert_allclose(result.mean, mean, rtol=2e-6, atol=1e-3)
+    if not weighted:
+        np.testing.assert_allclose(result.square, square, rtol=1e-4, atol=0.2)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_quick_median_is_exact(rng, masked):
+    for values in (rng.normal(500, 9, 1 << 20), rng.integers(0, 4, 300_001), np.ones(1 << 19)):
+        values = values.astype(np.float32)
+        bad = rng.random(values.shape) < 0.3 if masked else None
+        values[:7] = 1e30
+        kept = values if bad is None else values[~bad]
+        assert quick_median(values, bad) == np.median(kept)
+
+
+def test_masters_do_not_depend_on_the_workers(make_camera):
+    camera = make_camera(5, shape=(150, 70))
+    biases, darks, flats = camera.biases(6), camera.darks(60, 120), camera.flats(5, light=8000)
+    made = []
+    for workers in (1, 3):
+        bias = master_bias(biases, workers=workers)
+        model = DarkModel.fit(darks, bias=bias, workers=workers)
+        made.append((bias, model, master_flat(flats, dark=model, workers=workers)))
+    for one, other in zip(*made, strict=True):
+        if isinstance(one, DarkModel):
+            for name, plane in one.planes.items():
+                np.testing.assert_array_equal(plane, other.planes[name], err_msg=name)
+            continue
+        np.testing.assert_array_equal(one.data, other.data)
+        np.testing.assert_array_equal(one.uncertainty.array, other.uncertainty.array)
+        np.testing.assert_array_equal(one.mask, other.mask)
 
 
 def test_bias_is_the_mean_with_its_error(make_camera):

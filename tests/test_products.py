@@ -1,10 +1,12 @@
 """The folder of products: lock, provenance, resume, records."""
 
+import functools
 import json
 import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,36 @@ def contents(folder):
 
 
 # --------------------------------------------------------------------------- resume
+
+
+def test_threads_may_write_and_ask_at_once(tmp_path, night):
+    names = [f"masters/flat-{k}.fits" for k in range(24)]
+
+    def make(products, name):
+        key = products.key([night[0]], product=name)
+        if products.have(name, key):
+            return False
+        image = CCDData(np.full((40, 50), names.index(name), np.float32), unit="adu")
+        products.write_fits(name, image, key)
+        products.earlier()
+        return True
+
+    def session(threads):
+        with (
+            Inputs(night) as inputs,
+            Products(tmp_path / f"out{threads}", inputs=inputs) as products,
+            ThreadPoolExecutor(threads) as pool,
+        ):
+            made = list(pool.map(functools.partial(make, products), names))
+            return made, list(products.digests.items())
+
+    made, digests = session(6)
+    assert all(made)
+    assert (made, digests) == session(1)
+    again, digests_again = session(6)
+    assert not any(again)
+    assert digests_again == digests
+    assert contents(tmp_path / "out6") == contents(tmp_path / "out1")
 
 
 def test_a_second_run_makes_nothing_and_gives_the_same_bytes(tmp_path, night):

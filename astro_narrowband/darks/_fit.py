@@ -10,7 +10,7 @@ from astro_narrowband import keywords
 from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import map_bands, row_bands
 from astro_narrowband.darks._shrink import shrink_plane
-from astro_narrowband.darks._straight import limit, line, same_line
+from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.raw import master_header, prepared
@@ -220,42 +220,35 @@ class _Fit:
                 special |= plane != usual[k]
         number = np.array(whole, np.float32)[:, None]
         t = self.times[:, None]
-        rate, sigma, *_ = same_line(y, usual / number, t)
-        sigma = np.broadcast_to(np.sqrt(sigma), rate.shape)
+        first, sigma = same_rate(y, usual / number, t)
+        sigma = np.broadcast_to(np.sqrt(sigma), first.shape)
         index = np.flatnonzero(special)
         if index.size:
             few = self._gather(index, whole, y, n, square, floor)
             found = line(few["y"], few["floor"] / np.maximum(few["n"], 1), few["n"] > 0, t)
-            rate.ravel()[index] = found[0]
+            first.ravel()[index] = found[0]
             sigma = sigma.copy()
             sigma.ravel()[index] = np.sqrt(found[2])
         # The dark current that belongs into the weights is that of the
         # neighbourhood: a pixel's own would let its noise choose its weight.
-        local = _block_median(rate)
-        first = rate
-        far = np.abs(rate - local) > FAR * sigma
+        local = _block_median(first)
+        far = np.abs(first - local) > FAR * sigma
         one = usual + np.maximum(local, 0) * (t * self.per_adu)
-        rate, var_rate, offset, var_offset, cov, chi2 = same_line(y, one / number, t)
-        scatter = np.zeros_like(rate)
-        for part, v in zip(square, one, strict=True):
-            scatter += part / v
+        rate, offset, chi2 = (self.planes[name][rows] for name in ("rate", "offset", "chi2"))
+        var_rate, var_offset, cov = same_line(y, one / number, t, out=(rate, offset, chi2))
+        offset += base
+        scatter, work = np.zeros_like(rate), np.empty_like(rate)
+        for point, part, v in zip(self.points, square, one, strict=True):
+            if not point.master:
+                scatter += np.divide(part, v, out=work)
         dof = len(whole) - 2
         special |= far
         special |= scatter > limit(np.array(sum(whole) - len(whole)))
         special |= chi2 > limit(np.array(dof))
         special |= rate < -FAR * np.sqrt(var_rate)
-        offset += base
-        found = {
-            "offset": offset,
-            "rate": rate,
-            "var_offset": var_offset,
-            "var_rate": var_rate,
-            "cov": cov,
-            "chi2": chi2,
-            "dof": dof,
-        }
-        for name, plane in found.items():
-            self.planes[name][rows] = plane
+        found = {"var_offset": var_offset, "var_rate": var_rate, "cov": cov, "dof": dof}
+        for name, values in found.items():
+            self.planes[name][rows] = values
         index = np.flatnonzero(special)
         if index.size:
             few = self._gather(index, whole, y, n, square, floor)

@@ -32,34 +32,55 @@ def line(y, v, ok, t):
         return rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used
 
 
-def same_line(y, v, t):
-    """
-    As `line`, of planes ``y`` in which the variances ``v``, (n, 1) or (n, nx), are alike.
-
-    Returns rate, its variance, offset, its variance, covariance and chi-squared.
-    """
+def _same(v, t):
+    """Weights, their sum, mean time, lever arms, and weights of a rate with its variance."""
     w = 1 / v
     total = w.sum(axis=0)
     centre = (w * t).sum(axis=0) / total
     lever = t - centre
     wl = w * lever
     var_rate = 1 / (wl * lever).sum(axis=0)
-    rate, level = (np.zeros(y[0].shape, np.float32) for _ in range(2))
-    work, chi2 = np.empty_like(rate), np.zeros_like(rate)
-    for plane, a, b in zip(y, wl * var_rate, w / total, strict=True):
+    return w, total, centre, lever, wl * var_rate, var_rate
+
+
+def same_rate(y, v, t):
+    """Rate and its variance, as of `same_line`."""
+    *_, along, var_rate = _same(v, t)
+    rate = y[0] * along[0]
+    work = np.empty_like(rate)
+    for plane, a in zip(y[1:], along[1:], strict=True):
         rate += np.multiply(plane, a, out=work)
-        level += np.multiply(plane, b, out=work)
-    for plane, along, weight in zip(y, lever, w, strict=True):
-        np.multiply(rate, along, out=work)
+    return rate, var_rate
+
+
+def same_line(y, v, t, *, out):
+    """
+    As `line`, of planes ``y`` in which the variances ``v``, (n, 1) or (n, nx), are alike.
+
+    Puts rate, offset and chi-squared into the three arrays ``out``; returns the variance of
+    the rate, that of the offset, and their covariance.
+    """
+    w, total, centre, lever, along, var_rate = _same(v, t)
+    rate, level, chi2 = out
+    work = np.empty_like(rate)
+    for k, (plane, a, b) in enumerate(zip(y, along, w / total, strict=True)):
+        if k:
+            rate += np.multiply(plane, a, out=work)
+            level += np.multiply(plane, b, out=work)
+        else:
+            np.multiply(plane, a, out=rate)
+            np.multiply(plane, b, out=level)
+    for k, (plane, distance, weight) in enumerate(zip(y, lever, w, strict=True)):
+        np.multiply(rate, distance, out=work)
         work += level
         np.subtract(plane, work, out=work)
         np.multiply(work, work, out=work)
-        work *= weight
-        chi2 += work
-    np.multiply(rate, centre, out=work)
-    level -= work
-    var_offset = 1 / total + centre * centre * var_rate
-    return rate, var_rate, level, var_offset, -centre * var_rate, chi2
+        if k:
+            chi2 += np.multiply(work, weight, out=work)
+        else:
+            np.multiply(work, weight, out=chi2)
+    level -= np.multiply(rate, centre, out=work)
+    return var_rate, 1 / total + centre * centre * var_rate, -centre * var_rate
 
 
 _LIMITS = {}

@@ -91,7 +91,7 @@ def clipped_band(
     weights : `~numpy.ndarray` of float32, (n,), optional
         Of the frames, in the mean only.
     squares : bool, optional
-        Whether squares are summed.
+        Whether squares are summed; not with ``weights``.
 
     Returns
     -------
