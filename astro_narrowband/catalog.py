@@ -6,6 +6,7 @@ measured at those positions in every filter: a source that a filter does not
 show has a flux around zero with an error there, not a hole.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from astropy.nddata import CCDData
 from astropy.table import QTable
 
 from astro_narrowband._validate import positive, same_shape
-from astro_narrowband.bands import row_bands
+from astro_narrowband.bands import row_bands, usable_cores
 from astro_narrowband.detect import detect_stars, stamps
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.growth import (
@@ -141,13 +142,21 @@ def make_catalog(
     typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
     if not np.isfinite(typical):
         typical = 3.0
-    widths = {name: _widths(ccd, x, y, typical) for name, ccd in ccds.items()}
-    seeing = {name: _seeing(width, stars, typical) for name, width in widths.items()}
-    scale = typical if fwhm is not None else max(seeing.values())
-    catalog = Catalog({}, QTable(), fwhm=seeing)
-    for name, ccd in ccds.items():
-        _measure(catalog, name, ccd, stars, widths[name], scale, sky, (saturation or {}).get(name))
-    return replace(catalog, merged=_merge(catalog.tables))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        widths = list(pool.map(lambda ccd: _widths(ccd, x, y, typical), ccds.values()))
+        seeing = [_seeing(width, stars, typical) for width in widths]
+        scale = typical if fwhm is not None else max(seeing)
+
+        def measure(name, width, point):
+            options = {"sky": sky, "saturation": (saturation or {}).get(name)}
+            return _measure(name, ccds[name], stars, width, point, scale, options)
+
+        found = list(pool.map(measure, ccds, widths, seeing))
+    tables, growth, corrections, background = (
+        dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
+    )
+    fwhms = dict(zip(ccds, seeing, strict=True))
+    return Catalog(tables, _merge(tables), growth, corrections, background, fwhms)
 
 
 def detection_image(ccds):
@@ -237,16 +246,15 @@ def _seeing(width, stars, typical):
     return float(np.median(width[use])) if use.any() else float(typical)
 
 
-def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
-    """Add one filter to the catalogue."""
+def _measure(name, ccd, stars, width, point, scale, options):
+    """Measure one filter; return its table, growth curves, correction and background."""
     positions = QTable([stars["x_center"], stars["y_center"]])
     r = round(R_APERTURE * scale, 2)
     r_in, r_out = round(R_IN * scale, 2), round(R_OUT * scale, 2)
-    options = {"r_in": r_in, "r_out": r_out, "sky": sky, "saturation": saturation}
+    options = {"r_in": r_in, "r_out": r_out, **options}
     table = annulus_photometry(ccd, positions, r=r, **options)
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
-    point = catalog.fwhm[name]
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
@@ -259,11 +267,8 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
     curves = replace(
         curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
     )
-    catalog.growth[name] = curves
-    catalog.background[name] = diagnose_background(curves)
     clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
     correction = aperture_correction(curves, r, use=clean) if clean.any() else None
-    catalog.corrections[name] = correction
     table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
     flux, err = table["flux_aperture"], table["flux_aperture_err"]
     if correction is None:
@@ -286,7 +291,7 @@ def _measure(catalog, name, ccd, stars, width, scale, sky, saturation):
             correction=correction.factor, correction_err=correction.err,
             correction_stars=correction.n_used,
         )  # fmt: skip
-    catalog.tables[name] = table
+    return table, curves, correction, diagnose_background(curves)
 
 
 def _isolated(stars, table, reach, scale):

@@ -223,7 +223,7 @@ class Night:
         def make(frames):
             return DarkModel.fit(
                 frames,
-                bias=bias and as_ccd(bias.value),
+                bias=bias and bias.value,
                 detector=detector,
                 workers=self.workers,
             )

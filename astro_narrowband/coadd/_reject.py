@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: Pixels worked on at a time: one plane of a tile is 128 KiB.
-TILE = 32768
+TILE = 65536
 #: Frames that judge all others: the best so many.
 PANEL = 15
 #: Rows around a pixel on which its verdict depends: 2 of the neighbours of
