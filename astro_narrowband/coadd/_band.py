@@ -62,7 +62,7 @@ class BandSum:
         where nothing is shared.
     overlap : array
         Factor on the variance of each frame's cluster, for clusters that overlap.
-    shapes : array (n, 5)
+    shapes : array (n, 6)
         How the stars of each frame differ from those of the median of the best.
     tolerance : array
         Part of the structure in the image that a frame may differ by all the same.

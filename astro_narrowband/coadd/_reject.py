@@ -76,7 +76,7 @@ class Panel:
         Variance of each frame in blank sky.
     width : int
         Length of a row.
-    shapes : `~numpy.ndarray` of float32, (n, 5)
+    shapes : `~numpy.ndarray` of float32, (n, 6)
         How the stars of each differ from those of the reference, see
         `astro_narrowband.coadd._shapes`.
     rules : Rules
@@ -113,7 +113,7 @@ class Panel:
             ``data`` is +inf where masked.
         background : float
             Variance of the frame in blank sky.
-        shape : `~numpy.ndarray` of float32, (5,)
+        shape : `~numpy.ndarray` of float32, (6,)
             How its stars differ from those of the reference.
         tolerance : float
             Part of the structure that the frame may differ by all the same.
