@@ -18,6 +18,7 @@ STOREYS = [
     "keywords",
     "files",
     "bands",
+    "bayer",
     "executors",
     "noise",
     "detector",

@@ -21,6 +21,7 @@ from astropy.table import MaskedColumn, QTable
 from astro_narrowband._validate import choice
 from astro_narrowband.bands import MAX_PIXELS, FitsFrame
 from astro_narrowband.bands.fits_reader import wrong_sums
+from astro_narrowband.bayer import COLOURS, MosaicFrame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
 from astro_narrowband.frames._facts import Facts, Note, facts_of, header_from
@@ -87,15 +88,24 @@ class FrameRow(Facts):
     parts: tuple = ()
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
     cards: dict = field(default_factory=dict, repr=False)
+    colour: str = field(default="", repr=False)
+    saturation: float | None = field(default=None, repr=False)
 
     @property
     def name(self):
         """The path as text that can be shown."""
         return printable(self.path)
 
-    def open(self, unit="adu"):
+    def open_raw(self, unit="adu"):
         """Return the frame of this file; its header has the exposure time that was found for it."""
         return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=self.cards)
+
+    def open(self):
+        """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
+        frame = self.open_raw()
+        if not self.colour:
+            return frame
+        return MosaicFrame(frame, self.colour, saturation=self.saturation)
 
 
 def problems_of(rows_and_texts):
@@ -135,6 +145,7 @@ class FrameTable:
         max_pixels=None,
         ignore=(),
         bayer=None,
+        saturation=None,
     ):
         """
         Find the frames under ``paths`` and read their headers.
@@ -151,9 +162,14 @@ class FrameTable:
             The largest image that is opened, compressed ones after expansion.
         ignore : sequence of path-like, optional
             Folders that are not looked into (the one of the products, say).
-        bayer : {None, "mono"}, optional
+        bayer : {None, "red", "green", "blue", "superpixel", "mono"}, optional
             What to do with frames whose header names a Bayer pattern: leave them
-            out, or take them as they are (for a camera that has no colour filters).
+            out, take the pixels of one colour (all four of a cell for a superpixel;
+            see `~astro_narrowband.bayer.MosaicFrame`), or take them as they are (for
+            a camera that has no colour filters).
+        saturation : float, optional
+            Level [adu] from which a pixel of a mosaic is not believed; default is
+            that of its header.
 
         Returns
         -------
@@ -167,7 +183,7 @@ class FrameTable:
         if isinstance(paths, str | os.PathLike):
             paths = [paths]
         if bayer is not None:
-            choice(bayer, ("mono",), "bayer")
+            choice(bayer, (*COLOURS, "mono"), "bayer")
         if spellings is None:
             spellings = SPELLINGS
         elif not isinstance(spellings, Spellings):
@@ -175,13 +191,13 @@ class FrameTable:
         fallback = header_from(set_keywords)
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _row(path, parts, why, fallback, spellings, max_pixels)
+            _row(path, parts, why, fallback, spellings, max_pixels, mono=bayer == "mono")
             for path, parts, why in find_files(paths, ignore)
         ]
         table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
-        table._colours(bayer)
         table._unify(spellings)
         table._drop_copies()
+        table._colours(bayer, saturation)
         table._collect()
         return table
 
@@ -261,15 +277,32 @@ class FrameTable:
 
     # ------------------------------------------------------------------ after reading
 
-    def _colours(self, bayer):
-        for row in self.rows:
-            if row.bayer and bayer == "mono":
-                row.bayer = ""
-            elif row.bayer and row.verdict == "used":
+    def _colours(self, bayer, saturation):
+        """Take the wanted colour of mosaics; leave out those of which none is wanted."""
+        rows = [row for row in self.rows if row.verdict == "used"]
+        mosaics = {(row.shape, row.camera) for row in rows if row.bayer}
+        for row in rows:
+            if row.bayer and bayer in COLOURS:
+                row.colour, row.saturation = bayer, saturation
+                row.bayer = f"{row.bayer} {bayer}"
+                try:
+                    row.shape = row.open().shape
+                except InputError as error:
+                    row.verdict = "left out"
+                    row.reason = clean_text(str(error).removeprefix(f"{row.path.name}: "))
+            elif row.bayer:
                 row.verdict = "left out"
                 row.reason = (
-                    f"BAYERPAT = {row.bayer}: is a colour mosaic: split it into its colours first, "
-                    "or give --bayer mono if the sensor has none"
+                    f"BAYERPAT = {row.bayer}: is a colour mosaic: give --bayer red (Halpha, SII), "
+                    "green or blue (OIII), or mono if the sensor has no colour filters"
+                )
+            elif bayer in COLOURS and (
+                not mosaics or any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
+            ):
+                row.verdict = "left out"
+                row.reason = (
+                    f"BAYERPAT is missing: --bayer {bayer} needs it: give --set BAYERPAT=RGGB "
+                    "(or the pattern that the camera has)"
                 )
 
     def _unify(self, spellings):
@@ -339,7 +372,7 @@ def _object_key(text):
 def _pixels(row, section):
     """Return a digest of some rows of pixels; ``""`` if all are one value, or unreadable."""
     try:
-        pixels = row.open().image.read(section)
+        pixels = row.open_raw().image.read(section)
     except InputError:
         return ""  # its verdict comes when it is read for good
     if (pixels == pixels.flat[0]).all():
@@ -386,7 +419,7 @@ def _compare(facts, header, primary, spellings):
                 )
 
 
-def _row(path, parts, why, fallback, spellings, max_pixels):
+def _row(path, parts, why, fallback, spellings, max_pixels, *, mono):
     row = FrameRow(path=path, parts=parts, max_pixels=max_pixels)
     if why:
         row.verdict = "left out" if why.startswith("!") else "ignored"
@@ -395,9 +428,9 @@ def _row(path, parts, why, fallback, spellings, max_pixels):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            frame = row.open()
+            frame = row.open_raw()
             header = frame.header
-            facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings)
+            facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings, mono=mono)
             is_tiled = frame.image.path != path
             damage = (
                 wrong_sums(path, max_pixels=max_pixels) if is_tiled or "DATASUM" in header else ""

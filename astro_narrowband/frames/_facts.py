@@ -231,7 +231,7 @@ def _ask(facts, read, header, fallback, name):
     return None, wrong
 
 
-def facts_of(header, parts, *, set_keywords=None, spellings=SPELLINGS):
+def facts_of(header, parts, *, set_keywords=None, spellings=SPELLINGS, mono=False):
     """
     Return the `Facts` of one frame.
 
@@ -243,6 +243,8 @@ def facts_of(header, parts, *, set_keywords=None, spellings=SPELLINGS):
     set_keywords : mapping, optional
         Values of the user for keywords that the header lacks or spoils.
     spellings : `~astro_narrowband.keywords.Spellings`, optional
+    mono : bool, optional
+        Whether what a header says of colour filters is wrong.
 
     Returns
     -------
@@ -264,6 +266,8 @@ def facts_of(header, parts, *, set_keywords=None, spellings=SPELLINGS):
         ("bayer", kw.read_bayer),
         ("date", kw.read_date),
     ):
+        if mono and name == "bayer":
+            continue
         value, wrong = ask(read, name)
         setattr(facts, name, value or "")
         if wrong:

@@ -14,7 +14,13 @@ import re
 
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
-from astro_narrowband.keywords._geometry import read_binning, read_overscan, read_trim, read_window
+from astro_narrowband.keywords._geometry import (
+    read_bayer_shift,
+    read_binning,
+    read_overscan,
+    read_trim,
+    read_window,
+)
 from astro_narrowband.keywords.spellings import (
     COUNTS,
     KEYWORDS,
@@ -41,6 +47,7 @@ __all__ = [
     "parse_number",
     "raw_values",
     "read_bayer",
+    "read_bayer_shift",
     "read_binning",
     "read_camera",
     "read_date",

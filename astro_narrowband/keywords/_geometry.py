@@ -1,12 +1,18 @@
-"""Binning, window and sections of a frame, as headers give them."""
+"""Binning, window, sections and colour pattern of a frame, as headers give them."""
 
 import math
 import re
 
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.keywords.spellings import clean_text, one_value, parse_number, show
+from astro_narrowband.keywords.spellings import (
+    clean_text,
+    one_value,
+    parse_number,
+    raw_values,
+    show,
+)
 
-__all__ = ["read_binning", "read_overscan", "read_trim", "read_window"]
+__all__ = ["read_bayer_shift", "read_binning", "read_overscan", "read_trim", "read_window"]
 
 _BINNING_PAIRS = [
     (p + "X" + s, p + "Y" + s)
@@ -106,3 +112,33 @@ def read_trim(header, shape):
     """Return TRIMSEC as ``(rows, columns)`` slices, or ``None``; the whole image is ``None``."""
     section = _section(header, "TRIMSEC", shape)
     return None if section == (slice(0, shape[0]), slice(0, shape[1])) else section
+
+
+def read_bayer_shift(header, shape):
+    """
+    Return ``(x, y)``, 0 or 1 each: where in a Bayer pattern the first pixel of a file lies.
+
+    XBAYROFF and YBAYROFF shift it. A pattern is written as it is seen, the top row
+    first: with ROWORDER = BOTTOM-UP that is the last row of the file.
+
+    Raises
+    ------
+    InputError
+        If an offset is not a whole number.
+    """
+    shift = []
+    for keywords in (("XBAYROFF", "BAYOFFX"), ("YBAYROFF", "BAYOFFY")):
+        found = [(k, one) for k in keywords if (one := one_value(header, k)) is not None]
+        value = 0
+        for keyword, one in found[:1]:
+            try:
+                value = parse_number(one[0])
+            except (ValueError, TypeError, OverflowError):
+                value = math.nan
+            if value != value // 1:
+                raise InputError(f"{keyword} = {show(one[0])} is not a whole number of pixels")
+        shift.append(int(value) % 2)
+    order = [clean_text(value).upper() for value, _ in raw_values(header, "ROWORDER")[:1]]
+    if order == ["BOTTOM-UP"]:
+        shift[1] = (shift[1] + shape[0] - 1) % 2
+    return tuple(shift)
