@@ -152,6 +152,9 @@ def _parser():
 def _add_night(command):
     command.add_argument("nights", nargs="+", metavar="NIGHT", help="a folder of raw frames")
     command.add_argument(
+        "--filter", dest="filters", action="append", metavar="NAME", help="only this filter"
+    )
+    command.add_argument(
         "--set",
         dest="set_keywords",
         type=_keyword,
@@ -162,8 +165,9 @@ def _add_night(command):
     )
     command.add_argument(
         "--bayer",
-        choices=("mono",),
-        help="take frames whose header names a Bayer pattern as they are",
+        choices=("red", "green", "blue", "superpixel", "mono"),
+        help="of a one-shot-colour camera, take the pixels of this colour (red for Halpha and "
+        "SII, green or blue for OIII; all four of a superpixel); mono: there are no colours",
     )
     command.add_argument(
         "--spellings", metavar="FILE", help="TOML file of your own keywords, kinds and filters"
@@ -183,9 +187,6 @@ def _add_reduce(commands):
     )
     _add_night(command)
     command.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of products")
-    command.add_argument(
-        "--filter", dest="filters", action="append", metavar="NAME", help="only this filter"
-    )
     command.add_argument(
         "--gain", type=_above_zero, metavar="G", help="gain [electron/adu], where headers lack it"
     )
@@ -242,7 +243,8 @@ def _add_inspect(commands):
     command = commands.add_parser(
         "inspect",
         help="show what each file is taken for, and what will calibrate what",
-        description="Show what each file is taken for and every problem; reduce nothing.",
+        description="Show what each file is taken for and every problem; reduce nothing. The "
+        "status is that of a reduction: 3 if nothing can be reduced, 4 if a part cannot.",
     )
     _add_night(command)
     command.set_defaults(run=_inspect)
@@ -346,8 +348,9 @@ def _inspect(options):
         bayer=options.bayer,
         spellings=options.spellings,
     )
-    print("\n".join(_one_line_kept(line) for line in inspection(table)))
-    return DONE
+    lines, status = inspection(table, filters=options.filters)
+    print("\n".join(_one_line_kept(line) for line in lines))
+    return status
 
 
 def _one_line_kept(line):

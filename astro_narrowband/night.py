@@ -77,7 +77,7 @@ class Night:
             "settings": asdict(settings),
             "status": 0,
             "detector": {},
-            "masters": {"bias": None, "dark": None, "flats": {}},
+            "masters": [],
             "groups": [],
         }
 
@@ -189,16 +189,18 @@ class Night:
         """Return gain, read noise and saturation of a group's camera."""
         identity = ("detector", *(row.path for row in (*group.bias, *group.flats)))
         if identity not in self.made:
-            settings = self.settings
+            settings, frame = self.settings, group.lights[0].open()
+            # What a user gives is of a pixel of the camera; a mosaic may add some of them.
+            n = getattr(frame, "n_added", 1)
             self.made[identity] = decide_detector(
-                group.lights[0].open().header,
+                frame.header,
                 gain=_quantity(settings.gain, u.electron / u.adu),
-                read_noise=_quantity(settings.read_noise, u.electron),
-                saturation=_quantity(settings.saturation, u.adu),
+                read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
+                saturation=_quantity(settings.saturation, n * u.adu),
                 flats=[row.open() for row in group.flats],
                 biases=[row.open() for row in group.bias],
             )
-        self.record["detector"] = self.record["detector"] or asdict(self.made[identity])
+        self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
 
     def bias(self, group, detector):
@@ -209,12 +211,14 @@ class Night:
 
         master = self.master("bias", group.bias, make, FitsFrame)
         header = master.value.header
-        self.record["masters"]["bias"] = {
-            "path": master.name,
-            "n_frames": header["NCOMBINE"],
-            "level": header["BIASLEV"],
-            "noise": header["RDNOISEA"],
-        }
+        self.note_master(
+            "bias",
+            master,
+            group,
+            n_frames=header["NCOMBINE"],
+            level=header["BIASLEV"],
+            noise=header["RDNOISEA"],
+        )
         return master
 
     def dark(self, group, detector, bias):
@@ -232,14 +236,16 @@ class Night:
             "dark", group.darks, make, DarkModel.read, needs=[bias], depends=asdict(detector)
         )
         model = master.value
-        self.record["masters"]["dark"] = {
-            "path": master.name,
-            "model": model.model,
-            "exposures": model.exposures,
-            "n_frames": model.n_frames,
-            "temperatures": model.temperatures,
-            "notes": list(model.notes),
-        }
+        self.note_master(
+            "dark",
+            master,
+            group,
+            model=model.model,
+            exposures=model.exposures,
+            n_frames=model.n_frames,
+            temperatures=model.temperatures,
+            notes=list(model.notes),
+        )
         return master
 
     def flat(self, group, detector, dark):
@@ -275,12 +281,15 @@ class Night:
             needs=[dark],
             depends=asdict(detector),
         )
-        self.record["masters"]["flats"][group.filter] = {
-            "path": master.name,
-            "n_frames": len(rows),
-            "left_out": left_out,
-            "exposure": [row.exposure for row in rows],
-        }
+        self.note_master(
+            "flat",
+            master,
+            group,
+            filter=group.filter,
+            n_frames=len(rows),
+            left_out=left_out,
+            exposure=[row.exposure for row in rows],
+        )
         return master
 
     def master(self, title, rows, make, read, *, needs=(), depends=None):
@@ -299,6 +308,15 @@ class Night:
             # Masters stay on disk and are read by bands: memory does not grow with the filters.
             self.made[identity] = Master(read(self.products.path(name)), name, key)
         return self.made[identity]
+
+    def note_master(self, kind, master, group, **facts):
+        """Put a master into the record, with the groups that it serves."""
+        masters = self.record["masters"]
+        entry = next((entry for entry in masters if entry["path"] == master.name), None)
+        if entry is None:
+            entry = {"kind": kind, "path": master.name, "groups": [], **facts}
+            masters.append(entry)
+        entry["groups"].append(group.label)
 
     def name(self, title):
         """Return a name for a product that no other one of this run has."""

@@ -18,8 +18,9 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.executors import open_executor
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.frames import FrameTable, printable
+from astro_narrowband.keywords import Spellings
 from astro_narrowband.messages import Messages
-from astro_narrowband.night import Night
+from astro_narrowband.night import NOTHING, PARTIAL, Night
 from astro_narrowband.plan import make_plan
 from astro_narrowband.products import Inputs, Products
 
@@ -53,8 +54,9 @@ class Settings:
         Longest light over the longest dark.
     max_pixels : int or None
         The largest image that is opened.
-    bayer : {None, "mono"}
-        Leave out colour mosaics, or take them as they are.
+    bayer : {None, "red", "green", "blue", "superpixel", "mono"}
+        Leave out colour mosaics, take the pixels of one colour, or take them as they
+        are.
     spellings : path-like or None
         TOML file of the user's own keywords, kinds and filters.
     keep_calibrated : bool
@@ -96,7 +98,7 @@ class Settings:
 
 def inspection(table, *, filters=None):
     """
-    Return what `reduce_night` would do with the files of a table, as lines of text.
+    Return what `reduce_night` would do with the files of a table.
 
     Parameters
     ----------
@@ -105,12 +107,17 @@ def inspection(table, *, filters=None):
 
     Returns
     -------
-    list of str
-        The plan with every problem, and each file with what it is taken for.
+    lines : list of str
+        Each file with what it is taken for, and the plan with every problem.
+    status : int
+        0 if everything can be reduced by what headers say, 3 if nothing can be, 4 if
+        some groups cannot.
     """
     plan = make_plan(table, filters=_canonical(filters))
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
-    return [*table.lines(), "", f"{counts}", "", *plan.lines()]
+    failed = [group.failed for group in plan.groups]
+    status = NOTHING if all(failed) else PARTIAL if any(failed) else 0
+    return [*table.lines(), "", f"{counts}", "", *plan.lines()], status
 
 
 def reduce_night(nights, output, *, settings=None, progress=None):
@@ -143,6 +150,8 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         If a product cannot be written.
     """
     settings = settings or Settings()
+    # Read once: what the files of the user say is part of what products are made of.
+    spellings = None if settings.spellings is None else Spellings.read(settings.spellings)
     _apart(nights, output)
     choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
     with ExitStack() as stack:
@@ -152,7 +161,8 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             set_keywords=dict(settings.set_keywords),
             max_pixels=settings.max_pixels,
             bayer=settings.bayer,
-            spellings=settings.spellings,
+            saturation=settings.saturation,
+            spellings=spellings,
             ignore=[output],
         )
         plan = make_plan(table, filters=_canonical(settings.filters))
@@ -164,7 +174,12 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         workers = settings.workers or usable_cores()
         inputs = stack.enter_context(Inputs(used, workers=workers))
         products = stack.enter_context(
-            Products(output, settings=settings.of_pixels(), inputs=inputs, resume=settings.resume)
+            Products(
+                output,
+                settings={**settings.of_pixels(), "spellings": spellings and asdict(spellings)},
+                inputs=inputs,
+                resume=settings.resume,
+            )
         )
         executor = stack.enter_context(open_executor(settings.scheduler, workers=settings.workers))
         night = Night(table, settings, products, messages, executor, progress or _silent)

@@ -161,7 +161,7 @@ def _page(folder, record):
         "n_lights": sum(len(group["frames"]) for group in groups),
         "exposure": sum(float(group["exposure_total"] or 0) for group in done),
         "detectors": _detectors(record.get("detector") or {}),
-        "masters": _masters(folder, record.get("masters") or {}),
+        "masters": _masters(folder, record.get("masters") or []),
         "left_out": _left_out(folder, record, groups),
         "settings": _flat(record.get("settings") or {}),
     }
@@ -392,30 +392,40 @@ def _colour_view(groups):
 
 
 def _masters(folder, masters):
+    """What the page shows of each master; the groups that it serves, where not all."""
     views = []
-    bias, dark = masters.get("bias"), masters.get("dark")
-    if bias:
-        facts = [("frames", bias.get("n_frames")), ("level [adu]", bias.get("level"))]
-        facts += [("noise of a frame [adu]", bias.get("noise"))]
-        views.append(_master(folder, "Bias", bias, 0, "adu", facts))
-    if dark:
-        facts = [("model", dark.get("model"))]
-        counts = dark.get("n_frames")
-        counts = counts if isinstance(counts, list | tuple) else [counts] * 9
-        darks = [
-            f"{_number(n)} × {_number(t)} s"
-            for n, t in zip(counts, dark.get("exposures") or (), strict=False)
-        ]
-        facts.append(("darks", ", ".join(darks)))
-        temperatures = dark.get("temperatures")
-        if temperatures:
-            facts.append(("temperature [°C]", _span(temperatures)))
-        views.append(_master(folder, "Dark rate", dark, "RATE", "adu/s", facts))
-        views[-1]["notes"] += [safe_text(note) for note in dark.get("notes") or ()]
-    for name, flat in (masters.get("flats") or {}).items():
-        facts = [("frames", flat.get("n_frames")), ("exposure [s]", _span(flat.get("exposure")))]
-        views.append(_master(folder, f"Flat {name}", flat, 0, "", facts))
+    kinds = [(master.get("kind"), master.get("filter")) for master in masters]
+    for master in masters:
+        kind, title = master.get("kind"), ""
+        if kind == "bias":
+            title, extension, unit = "Bias", 0, "adu"
+            facts = [("frames", master.get("n_frames")), ("level [adu]", master.get("level"))]
+            facts += [("noise of a frame [adu]", master.get("noise"))]
+        elif kind == "dark":
+            title, extension, unit = "Dark rate", "RATE", "adu/s"
+            facts = _dark_facts(master)
+        else:
+            title, extension, unit = f"Flat {master.get('filter') or ''}", 0, ""
+            exposure = _span(master.get("exposure"))
+            facts = [("frames", master.get("n_frames")), ("exposure [s]", exposure)]
+        if kinds.count((kind, master.get("filter"))) > 1:
+            facts.append(("serves", ", ".join(master.get("groups") or ())))
+        views.append(_master(folder, title, master, extension, unit, facts))
+        views[-1]["notes"] += [safe_text(note) for note in master.get("notes") or ()]
     return views
+
+
+def _dark_facts(dark):
+    counts = dark.get("n_frames")
+    counts = counts if isinstance(counts, list | tuple) else [counts] * 9
+    darks = [
+        f"{_number(n)} × {_number(t)} s"
+        for n, t in zip(counts, dark.get("exposures") or (), strict=False)
+    ]
+    facts = [("model", dark.get("model")), ("darks", ", ".join(darks))]
+    if dark.get("temperatures"):
+        facts.append(("temperature [°C]", _span(dark["temperatures"])))
+    return facts
 
 
 def _span(values):
@@ -484,8 +494,8 @@ def _left_out(folder, record, groups):
         for frame in group["frames"]:
             if frame.get("verdict") == "left out":
                 out.setdefault(str(frame.get("path")), str(frame.get("reason") or ""))
-    for flat in ((record.get("masters") or {}).get("flats") or {}).values():
-        for item in flat.get("left_out") or ():
+    for master in record.get("masters") or ():
+        for item in master.get("left_out") or ():
             if isinstance(item, dict):
                 out.setdefault(str(item.get("path")), str(item.get("reason") or ""))
             else:

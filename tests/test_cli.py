@@ -1,6 +1,7 @@
 """The command line: what it prints, and what a script may rely on."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -108,6 +109,17 @@ def test_an_unwritable_output_is_an_environment_error(night, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert cli.main(["reduce", str(night), "-o", str(tmp_path / "file" / "out")]) == 5
     assert "file" in capsys.readouterr().err
+
+
+def test_inspect_ends_with_the_status_of_a_reduction(night, tmp_path, capsys):
+    assert cli.main(["inspect", str(night / "bias")]) == 3
+    assert cli.main(["inspect", str(night), "--filter", "OIII"]) == 3
+    copy = tmp_path / "night"
+    shutil.copytree(night, copy)
+    for path in (copy / "light").rglob("*_0001.fits"):
+        fits.setval(path, "FILTER", value="SII")
+    assert cli.main(["inspect", str(copy)]) == 4
+    assert "no flat of SII" in capsys.readouterr().out
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path, capsys):

@@ -170,3 +170,51 @@ def test_dark_beyond_the_limit_leaves_lights_out_by_name(night, tmp_path):
     record = reduce_night(part, tmp_path / "out", settings=settings)
     assert record["groups"][0]["n_used"] == 2  # those of 60 s
     assert any("max_extrapolation" in m["text"] for m in record["messages"])
+
+
+def test_every_master_of_several_settings_is_in_the_record(night, tmp_path):
+    both = tmp_path / "night"
+    shutil.copytree(night, both / "one", ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    few = {"n_bias": 3, "n_darks": 3, "n_flats": 3, "light_exposures": (60.0,) * 3, "seed": 4}
+    model = NightModel(star_density=2000.0, nebula=0.3)
+    simulate_night(both / "two", shape=(320, 320), filters=("Ha",), model=model, **few)
+    shutil.rmtree(both / "two" / "truth")
+    shutil.copytree(both / "two" / "dark", both / "unused")
+    for path in (both / "two").rglob("*.fits"):
+        fits.setval(path, "OFFSET", value=20)
+    for path in (both / "unused").rglob("*.fits"):
+        with fits.open(path, mode="update") as hdul:
+            hdul[0].header["OFFSET"] = 30
+            hdul[0].data[0] += 1
+    record = reduce_night(both, tmp_path / "out")
+    kinds = [master["kind"] for master in record["masters"]]
+    assert sorted(kinds) == ["bias", "bias", "dark", "dark", "flat", "flat"]
+    labels = {group["label"] for group in record["groups"]}
+    assert len(labels) == 2
+    assert set(record["detector"]) == labels
+    for kind in set(kinds):
+        served = [label for m in record["masters"] if m["kind"] == kind for label in m["groups"]]
+        assert sorted(served) == sorted(labels)
+    made = {f"masters/{path.name}" for path in (tmp_path / "out" / "masters").iterdir()}
+    assert made == {master["path"] for master in record["masters"]}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"<dd>{label}</dd>" in page for label in labels)
+
+
+def test_spellings_are_part_of_what_a_product_is_made_of(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    mine = tmp_path / "mine.toml"
+    settings = Settings(spellings=str(mine))
+
+    def coadded():
+        reduce_night(part, tmp_path / "out", settings=settings)
+        (path,) = (tmp_path / "out").glob("coadd-*.fits")
+        return path.stat().st_mtime_ns
+
+    mine.write_text('[kinds]\nhimmelsfeld = "flat"\n')
+    first = coadded()
+    mine.write_text('# only a comment\n[kinds]\nhimmelsfeld = "flat"\n')
+    assert coadded() == first
+    mine.write_text('[keywords]\ndate = ["DATE-END"]\n')
+    assert coadded() != first

@@ -92,16 +92,19 @@ def made(tmp_path_factory):
         "software": {"astro_narrowband": "0.1.0", "numpy": "2.4"},
         "settings": {"weights": "background", "gain": None, "stars": [[1.0, 2.0]]},
         "status": 4,
-        "detector": {"gain": 1.27, "gain_err": 0.01, "read_noise": 8.3, "saturation": 65504.0,
-                     "sources": {"gain": "measured from 5 flats and 7 biases"}},
-        "masters": {
-            "bias": {"path": "masters/bias.fits", "n_frames": 7, "level": 300.1, "noise": 5.9},
-            "dark": {"path": "masters/dark.fits", "model": "rate", "exposures": [60.0, 120.0],
-                     "n_frames": [10, 9], "temperatures": [-10.0, -9.5], "notes": ["note of it"]},
-            "flats": {"Halpha": {"path": "masters/flat-Halpha.fits", "n_frames": 5,
-                                 "exposure": [3.0, 3.5],
-                                 "left_out": [{"path": "f3.fits", "reason": "saturated"}]}},
-        },
+        "detector": {"M 16 Halpha": {
+            "gain": 1.27, "gain_err": 0.01, "read_noise": 8.3, "saturation": 65504.0,
+            "sources": {"gain": "measured from 5 flats and 7 biases"}}},
+        "masters": [
+            {"kind": "bias", "path": "masters/bias.fits", "n_frames": 7, "level": 300.1,
+             "noise": 5.9, "groups": ["M 16 Halpha"]},
+            {"kind": "dark", "path": "masters/dark.fits", "model": "rate",
+             "exposures": [60.0, 120.0], "n_frames": [10, 9], "temperatures": [-10.0, -9.5],
+             "notes": ["note of it"]},
+            {"kind": "flat", "filter": "Halpha", "path": "masters/flat-Halpha.fits",
+             "n_frames": 5, "exposure": [3.0, 3.5],
+             "left_out": [{"path": "f3.fits", "reason": "saturated"}]},
+        ],
         "groups": groups,
         "messages": [{"level": "warning", "text": "f3.fits: saturated: left out"},
                      {"level": "error", "text": "NII: no flat"}],
@@ -233,11 +236,14 @@ def test_nothing_of_a_header_or_a_file_name_reaches_the_page_as_html(made, tmp_p
     record["messages"].append({"level": evil, "text": evil})
     record["software"][evil] = evil
     record["settings"][evil] = {evil: evil}
-    record["detector"]["sources"]["gain"] = evil
-    record["detector"]["gain"] = evil
-    record["masters"]["dark"]["notes"].append(evil)
-    record["masters"]["dark"]["model"] = evil
-    record["masters"]["flats"][evil] = {"path": None, "n_frames": evil}
+    (detector,) = record["detector"].values()
+    detector["sources"]["gain"] = detector["gain"] = evil
+    dark = record["masters"][1]
+    dark["notes"].append(evil)
+    dark["model"] = evil
+    record["masters"].append(
+        {"kind": "flat", "filter": evil, "path": None, "n_frames": evil, "groups": [evil]}
+    )
     page = Page(render_report(tmp_path, record))
     assert_nothing_runs_or_loads(page)
     assert len(page.of("style")) == 1
@@ -314,7 +320,7 @@ def test_two_objects_have_two_headings_and_two_composites(made):
 
 def test_detectors_that_agree_are_shown_once(made):
     folder, record = made
-    one = record["detector"]
+    (one,) = record["detector"].values()
     both = {"a Halpha": one, "a OIII": one}
     assert Page(render_report(folder, {"detector": both})).text.count("Read noise") == 1
     other = {**one, "read_noise": 3.0}
@@ -333,8 +339,8 @@ def test_a_long_list_of_frames_is_folded(made, tmp_path):
 
 def test_long_lists_of_messages_are_folded_and_whole(tmp_path):
     messages = [{"level": "warning", "text": f"message {k}."} for k in range(40)]
-    flats = {"x": {"left_out": [f"f{k}.fits" for k in range(30)]}}
-    page = Page(render_report(tmp_path, {"messages": messages, "masters": {"flats": flats}}))
+    flat = {"kind": "flat", "left_out": [f"f{k}.fits" for k in range(30)]}
+    page = Page(render_report(tmp_path, {"messages": messages, "masters": [flat]}))
     assert "30 more" in page.text
     assert all(f"message {k}." in page.text for k in range(40))
     assert "30 files" in page.text
