@@ -355,7 +355,7 @@ def test_reduce_killed_at_seeded_times_resumes_to_the_same_bytes(tmp_path):
     """Kills over all stages of a 2048x2048 night; ASTRO_NARROWBAND_KILLS says how many."""
     from astro_narrowband.simulate import simulate_night
 
-    kills = int(os.environ.get("ASTRO_NARROWBAND_KILLS", "40"))
+    kills = int(os.environ.get("ASTRO_NARROWBAND_KILLS", "200"))
     raw = tmp_path / "raw"
     few = {"n_bias": 4, "n_darks": 3, "n_flats": 3, "light_exposures": (60.0, 60.0, 60.0)}
     simulate_night(raw, shape=(2048, 2048), filters=("Halpha", "OIII"), seed=5, **few)

@@ -33,6 +33,9 @@ __all__ = ["MAX_PIXELS", "Hdu", "Structure", "read_structure", "wrong_sums"]
 #: The largest image that is opened, unless told otherwise.
 MAX_PIXELS = 1 << 28
 
+#: No frame of a camera is packed tighter than this; what claims to be is a bomb, or
+#: damaged, and would take long. Up to so many bytes anything is unpacked.
+_TIGHTEST, _ALWAYS = 200, 1 << 26
 _BLOCK = 2880
 #: A header longer than this (36 cards a block) is damage, not a header.
 _MOST_BLOCKS = 2000
@@ -404,7 +407,7 @@ def _remove(name):
 
 def _expand(stream, out, path, max_pixels):
     """Copy the HDUs of a stream, and nothing behind them: what a header announces, no more."""
-    budget = 16 * max_pixels + (1 << 26)
+    budget = min(16 * max_pixels, _TIGHTEST * os.stat(path).st_size) + _ALWAYS
     for n in range(_MOST_HDUS):
         header = _read_header(stream.read, path, first=n == 0, copy=out.write)
         if header is None:
@@ -412,7 +415,10 @@ def _expand(stream, out, path, max_pixels):
         size = _data_size(header, path, max_pixels)
         budget -= size
         if budget < 0:
-            raise InputError(f"{path}: expands to too much: raise --max-pixels if it is right")
+            raise InputError(
+                f"{path}: expands to too much: give it unpacked (or raise --max-pixels) if it is "
+                "right"
+            )
         left = -(-size // _BLOCK) * _BLOCK
         while left and (block := stream.read(min(left, 1 << 20))):
             out.write(block)
@@ -434,6 +440,11 @@ def _untile(plain, path, hdus):
         or (hdu.name in ("UNCERT", "MASK") and (hdu.is_image or hdu.is_tiled) and i > 0)
     ]
     pixels = _tiled_pixels(chosen.header, path) * len(indices)
+    if pixels > _TIGHTEST * chosen.size + _ALWAYS // 4:
+        raise InputError(
+            f"{path}: is damaged (its tiles, of {chosen.size} bytes, claim {pixels} pixels): "
+            "copy it again"
+        )
     try:
         untile(plain, copy.name, indices, primary=hdus[0].offset, pixels=pixels)
     except TileError as error:

