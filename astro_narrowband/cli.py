@@ -1,6 +1,7 @@
 """The command line: argparse over the pipeline. Results on stdout, messages on stderr."""
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -95,7 +96,9 @@ def _pair(text):
     try:
         x, y = (float(part) for part in re.split(r"[,\s]+", text.strip()))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers X,Y") from None
+        x = y = math.nan
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not two numbers X,Y")
     return x, y
 
 
@@ -308,6 +311,8 @@ def _add_photometry(commands):
 def _reduce(options):
     from astro_narrowband.pipeline import Settings, reduce_night
 
+    if options.registration == "centroid" and not options.stars:
+        return _fail("--registration centroid needs the star to align on: give --star X,Y", USAGE)
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
     progress = None if options.quiet else _progress
     record = reduce_night(options.nights, options.output, settings=settings, progress=progress)
@@ -319,7 +324,7 @@ def _reduce(options):
 def _summary(record, output):
     lines = []
     for group in record["groups"]:
-        title = f"{group['object']} {group['filter']}"
+        title = group["label"]
         if group["status"] != "done":
             lines.append(f"{title}: not made: {group['reason']}")
             continue

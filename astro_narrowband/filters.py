@@ -61,6 +61,10 @@ _HARMLESS = frozenset(
 )
 
 
+#: Numbers that observatories give to their filters (KPNO ``k1009``, Gemini ``G0310``).
+_SERIAL = re.compile(r"(?<![a-z0-9])[kg]\d{4}(?![a-z0-9])")
+
+
 def _pattern(spelling):
     """A spelling as a pattern that lets blanks and signs stand between its characters."""
     return r"[^a-z0-9]*".join(re.escape(c) for c in spelling)
@@ -99,6 +103,7 @@ def filter_key(name):
 
 def _is_harmless(text, wavelength):
     """Whether what stands around a name is maker, bandwidth or wavelength [nm] of the line."""
+    text = _SERIAL.sub(" ", text)
     tokens = re.findall(r"\d+(?:[.,]\d+)?|[^\W\d_]+", text)
     for i, token in enumerate(tokens):
         if not token[0].isdigit():

@@ -66,6 +66,9 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     samples = sample_frames(frames)
     noise = detector.noise_adu if detector and len(frames) == 1 else sample_noise(samples)
     offsets = sample_levels(samples)
+    for frame, level in zip(frames, offsets, strict=True):
+        if not np.isfinite(level):
+            raise InputError(f"{frame.name}: has no good pixel: leave it out of the biases")
     offsets -= offsets.mean()
     drift = float(np.ptp(offsets))
     if drift > max(noise, 1.0):

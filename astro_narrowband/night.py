@@ -24,7 +24,7 @@ from astro_narrowband.darks import DarkModel
 from astro_narrowband.detect import detect_stars
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
-from astro_narrowband.files import safe_name, unique_name
+from astro_narrowband.files import safe_name, set_card, unique_name
 from astro_narrowband.frames import FrameRow
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.plan import Group
@@ -39,6 +39,8 @@ __all__ = ["Night"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: Longest name from headers in the name of a product, which may have 80 characters.
+LONGEST = 62
 
 
 class Master(NamedTuple):
@@ -83,7 +85,7 @@ class Night:
 
     def reduce(self, target):
         """Reduce one target: every filter of one object on one detector, on one grid."""
-        names = {g: self.name(f"{safe_name(g.object)}-{safe_name(g.filter)}") for g in target}
+        names = {g: self.name(f"{_short(g.object, 40)}-{_short(g.filter, 20)}") for g in target}
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
             try:
                 lights, keys = self.prepare(target, names, pool)
@@ -270,7 +272,7 @@ class Night:
 
         def make(frames):
             ccd = master_flat(frames, workers=self.workers, **limits)
-            ccd.header["FILTER"] = group.filter
+            set_card(ccd.header, "FILTER", group.filter)
             return ccd
 
         master = self.master(
@@ -320,7 +322,7 @@ class Night:
 
     def name(self, title):
         """Return a name for a product that no other one of this run has."""
-        return unique_name(title, self.names)
+        return unique_name(title[:LONGEST], self.names)
 
     # ------------------------------------------------------------------ lights
 
@@ -390,8 +392,12 @@ class Night:
             workers=self.workers,
             **({} if settings.memory is None else {"memory": settings.memory}),
         )
-        made.ccd.header["OBJECT"], made.ccd.header["FILTER"] = group.object, group.filter
-        made.ccd.header["REFFRAME"] = Path(reference).name
+        for keyword, text in (
+            ("OBJECT", group.object),
+            ("FILTER", group.filter),
+            ("REFFRAME", Path(reference).name),
+        ):
+            set_card(made.ccd.header, keyword, text)
         if settings.keep_calibrated:
             for light in lights:
                 product = f"calibrated/{self.name(light.row.path.stem)}.fits"
@@ -449,6 +455,7 @@ class Night:
 
     def leave_out(self, row, reason):
         """Leave a file out of the rest of the run, and say so."""
+        reason = reason.removeprefix(f"{row.path.name}: ")
         self.table.leave_out(row.path, reason)
         self.messages.say(f"{row.name}: left out: {reason}")
 
@@ -481,6 +488,10 @@ class Night:
 
 def _quantity(value, unit):
     return None if value is None else value * unit
+
+
+def _short(text, longest):
+    return safe_name(safe_name(text)[:longest])
 
 
 def _read_ccd(path):

@@ -18,11 +18,12 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.executors import open_executor
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.frames import FrameTable, printable
-from astro_narrowband.keywords import Spellings
+from astro_narrowband.keywords import Spellings, clean_text
 from astro_narrowband.messages import Messages
 from astro_narrowband.night import NOTHING, PARTIAL, Night
 from astro_narrowband.plan import make_plan
 from astro_narrowband.products import Inputs, Products
+from astro_narrowband.screen import screen_plan
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
@@ -110,10 +111,11 @@ def inspection(table, *, filters=None):
     lines : list of str
         Each file with what it is taken for, and the plan with every problem.
     status : int
-        0 if everything can be reduced by what headers say, 3 if nothing can be, 4 if
-        some groups cannot.
+        0 if everything can be reduced as far as headers and a look at the pixels say,
+        3 if nothing can be, 4 if some groups cannot.
     """
     plan = make_plan(table, filters=_canonical(filters))
+    screen_plan(plan)
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
     failed = [group.failed for group in plan.groups]
     status = NOTHING if all(failed) else PARTIAL if any(failed) else 0
@@ -166,10 +168,11 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             ignore=[output],
         )
         plan = make_plan(table, filters=_canonical(settings.filters))
+        screen_plan(plan, saturation=settings.saturation)
         for problem in plan.problems:
             messages.say(str(problem), problem.level)
         if not plan.groups:
-            raise InputError(_no_lights(table, nights))
+            raise InputError(_no_lights(table, nights, settings.filters))
         used = [row.path for row in table if row.verdict == "used"]
         workers = settings.workers or usable_cores()
         inputs = stack.enter_context(Inputs(used, workers=workers))
@@ -211,7 +214,13 @@ def _canonical(filters):
     return None if filters is None else [canonical_filter(name) for name in filters]
 
 
-def _no_lights(table, nights):
+def _no_lights(table, nights, filters):
+    there = sorted({row.filter for row in table if row.kind == "light"} - {""})
+    if filters is not None and there:
+        return (
+            f"no light of {', '.join(map(clean_text, filters))} is there (--filter): the lights "
+            f"are of {', '.join(there)}"
+        )
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
     where = ", ".join(printable(night) for night in np.atleast_1d(nights))
     return (

@@ -27,6 +27,7 @@ HARD_KEYS = {
     "camera": "camera",
     "row_order": "row order",
     "bayer": "Bayer pattern",
+    "changed": "processing",
 }
 
 
@@ -361,7 +362,7 @@ def _setup_label(setup, keys):
     parts = []
     for key in keys:
         value = setup[key]
-        if value in (None, ""):
+        if value in (None, "") or (key, value) == ("changed", "none"):
             continue
         if key == "shape":
             parts.append(f"{value[1]}x{value[0]}")

@@ -5,6 +5,8 @@ The table of frames travels inside the coadd's file (extension FRAMES), so that
 a product that is used again tells as much as one that was just made.
 """
 
+from urllib.parse import quote, unquote
+
 import numpy as np
 from astropy.io import fits
 from astropy.table import QTable, Table
@@ -15,6 +17,9 @@ __all__ = ["frames_table", "group_record", "read_frames", "with_frames"]
 
 #: Pixels that are looked at for the level and the noise of a coadd.
 SAMPLE = 1 << 20
+#: Columns of the table of frames that hold paths, and what stays as it is in them.
+_PATHS = ("path", "reference")
+_READABLE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 
 
 def frames_table(lights, coadd, reference):
@@ -50,8 +55,14 @@ def frames_table(lights, coadd, reference):
 
 
 def with_frames(hdul, table):
-    """Append ``table`` to a coadd's HDUs, as FRAMES; its numbers are in pix, s and electron/s."""
+    """
+    Append ``table`` to a coadd's HDUs, as FRAMES; its numbers are in pix, s and electron/s.
+
+    Paths are percent-encoded, for FITS has no letters but those of ASCII.
+    """
     plain = Table(table)
+    for name in _PATHS:
+        plain[name] = [quote(path, safe=_READABLE) for path in table[name]]
     for column in plain.itercols():
         column.unit = None  # electron/s is no unit of the FITS standard
     hdul.append(fits.BinTableHDU(plain, name="FRAMES"))
@@ -68,9 +79,12 @@ def read_frames(path):
         If there is none.
     """
     try:
-        return QTable.read(path, hdu="FRAMES", mask_invalid=False)
+        table = QTable.read(path, hdu="FRAMES", mask_invalid=False)
     except (KeyError, OSError) as error:
         raise InputError(f"{path}: has no table of frames ({error}): run reduce again") from None
+    for name in _PATHS:
+        table[name] = [unquote(path) for path in table[name]]
+    return table
 
 
 def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):

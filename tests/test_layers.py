@@ -26,6 +26,7 @@ STOREYS = [
     "combiner",
     "frames",
     "plan",
+    "screen",
     "raw",
     "darks",
     "masters",

@@ -87,6 +87,7 @@ OTHER = {
     "camera": "qhy",
     "row_order": "top-down",
     "bayer": "RGGB",
+    "changed": "FLIPSTAT flip",
 }
 
 

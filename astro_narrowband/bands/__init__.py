@@ -24,6 +24,7 @@ from astro_narrowband._validate import as_mask, as_unit
 from astro_narrowband.bands._fits_image import FitsImage
 from astro_narrowband.bands.fits_reader import MAX_PIXELS, read_structure
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.files import set_card
 from astro_narrowband.keywords import clean_text, raw_values
 
 __all__ = [
@@ -131,8 +132,7 @@ class FitsFrame:
         self._mask, self._uncertainty = found.mask, found.uncertainty
         self._kind = found.kind
         for keyword, value in self.cards.items():
-            self.header.remove(keyword, ignore_missing=True, remove_all=True)
-            self.header[keyword] = value
+            set_card(self.header, keyword, value)
         bunit = [value for value, _ in raw_values(found.header, "BUNIT") if value is not None]
         if bunit and clean_text(bunit[0]):
             self.unit = _unit(clean_text(bunit[0]), self.path)

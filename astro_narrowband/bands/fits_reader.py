@@ -63,11 +63,14 @@ _OTHERS = {
     b"XISF": "an XISF file",
     b"PK\x03\x04": "a zip archive",
     b"\x1f\x9d": "a compressed file (.Z)",
+    b"\x1f\x8b": "gzip within gzip",
+    b"{": "JSON",
     b"\x28\xb5\x2f\xfd": "a compressed file (zstd)",
     b"<": "a web page or XML",
     b"version https://git-lfs": "a Git LFS pointer, not the file itself",
     b"%PDF": "a PDF document",
 }
+_UNPACK = ("a compressed file", "a zip archive", "gzip")
 
 
 class Hdu(NamedTuple):
@@ -306,8 +309,10 @@ def _check_start(block, path):
         return
     if not block:
         raise InputError(f"{path}: is empty: copy it again")
-    what = next((w for magic, w in _OTHERS.items() if block.startswith(magic)), "something else")
-    raise InputError(f"{path}: is not FITS but {what}: take it out of the folder")
+    start = block.lstrip()  # of text
+    what = next((w for magic, w in _OTHERS.items() if start.startswith(magic)), "something else")
+    todo = "unpack it first" if what.startswith(_UNPACK) else "take it out of the folder"
+    raise InputError(f"{path}: is not FITS but {what}: {todo}")
 
 
 def _data_size(header, path, max_pixels):

@@ -13,6 +13,7 @@ from astropy.table import QTable
 from astropy.wcs import WCS, FITSFixedWarning
 
 from astro_narrowband.exceptions import NarrowbandWarning
+from astro_narrowband.files import set_card
 
 __all__ = ["frame_table", "noise_correlation", "wcs_of", "write_header"]
 
@@ -71,7 +72,7 @@ def write_header(header, task, reference, weights, planes):
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (_system_noise(task), "noise of the masters, if undithered")
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
-    header["COADDREF"] = (str(reference)[:60], "frame of the grid and flux scale")
+    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
     header["REJECTED"] = (
         round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
         "outliers over pixels that count",

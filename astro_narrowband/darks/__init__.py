@@ -22,6 +22,7 @@ from astro_narrowband._validate import choice, finite, same_shape
 from astro_narrowband.bands import FitsImage
 from astro_narrowband.darks._fit import FLAGS, PLANES, empty_planes, fit_planes
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.files import set_card
 from astro_narrowband.raw import master_header, prepared
 
 __all__ = ["FLAGS", "DarkModel", "decode_flags"]
@@ -375,7 +376,7 @@ class DarkModel:
             header["DARKTMIN"], header["DARKTMAX"] = self.temperatures
         header["DARKTOK"] = (self.token, "what this model is known by")
         for k, note in enumerate(self.notes):
-            header[f"DARKNT{k}"] = note
+            set_card(header, f"DARKNT{k}", note)
         hdul = fits.HDUList([fits.PrimaryHDU(np.asarray(self.planes["offset"][:]), header)])
         for name in PLANES[1:]:
             hdul.append(fits.ImageHDU(np.asarray(self.planes[name][:]), name=name.upper()))

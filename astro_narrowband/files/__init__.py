@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.files._fits_writer import FitsWriter, Plane, clean_header
+from astro_narrowband.files._fits_writer import FitsWriter, Plane, clean_header, set_card
 from astro_narrowband.files._names import safe_name, safe_text, unique_name
 from astro_narrowband.files._whole import Part, digest, product_error, sweep
 
@@ -30,6 +30,7 @@ __all__ = [
     "product_error",
     "safe_name",
     "safe_text",
+    "set_card",
     "sha256",
     "sweep",
     "unique_name",

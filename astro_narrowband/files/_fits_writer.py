@@ -11,7 +11,7 @@ from astro_narrowband.exceptions import ProductError
 from astro_narrowband.files._names import ascii_text
 from astro_narrowband.files._whole import CHUNK, Part
 
-__all__ = ["FitsWriter", "Plane", "clean_header"]
+__all__ = ["FitsWriter", "Plane", "clean_header", "set_card"]
 
 _BLOCK = 2880
 
@@ -53,6 +53,32 @@ def clean_header(header):
                 value, comment = value if isinstance(value, tuple) else (value, "")
                 _append(out, fits.Card, str(key), value, comment)
     return out
+
+
+def set_card(header, keyword, value, comment=""):
+    r"""
+    Set a header value to what FITS can hold of ``value``; see `clean_header`.
+
+    Parameters
+    ----------
+    header : `~astropy.io.fits.Header`
+        Changed in place.
+    keyword : str
+    value : object
+        Text from elsewhere, say.
+    comment : str, optional
+
+    Examples
+    --------
+    >>> from astropy.io import fits
+    >>> from astro_narrowband.files import set_card
+    >>> header = fits.Header()
+    >>> set_card(header, "FILTER", "Hα\x1b")
+    >>> header["FILTER"]
+    'Halpha'
+    """
+    header.remove(keyword, ignore_missing=True, remove_all=True)
+    header.append((_printable(keyword), _value(value), _printable(comment)), end=True)
 
 
 def _append(out, card, *parts):

@@ -244,7 +244,8 @@ class FrameTable:
             sizes = [row.shape[axis] if row.shape else 0 for row in rows]
             table[name] = MaskedColumn(sizes, dtype=int, mask=[not row.shape for row in rows])
         table["window"] = _text(",".join(map(str, row.window or ())) for row in rows)
-        for name in ("gain", "offset", "readout", "camera", "row_order", "bayer", "date"):
+        settings = ("gain", "offset", "readout", "camera", "row_order", "bayer", "changed")
+        for name in (*settings, "date"):
             table[name] = _text(getattr(row, name) for row in rows)
         table["reason"] = _text(row.reason for row in rows)
         table.meta["files"] = self.counts
@@ -326,8 +327,7 @@ class FrameTable:
         alike = {}
         for row in self.rows:
             if row.verdict == "used":
-                facts = (row.kind, row.shape, row.exposure, row.filter, row.object, row.date)
-                alike.setdefault(facts, []).append(row)
+                alike.setdefault(row.shape, []).append(row)
         for rows in alike.values():
             seen = {}
             for row in rows if len(rows) > 1 else ():
@@ -336,7 +336,7 @@ class FrameTable:
                 whole = slice(0, row.shape[0])
                 for other in seen.setdefault(digest, []) if digest else ():
                     if _pixels(other, whole) == _pixels(row, whole):
-                        row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+                        _is_copy(row, other)
                         break
                 else:
                     seen.setdefault(digest, []).append(row)
@@ -366,7 +366,17 @@ def _text(values):
 def _object_key(text):
     """What two spellings of one object have in common; the sign of a coordinate is kept."""
     spelt = re.sub(r"(?<=\d{4})([+-])(?=\d)", lambda m: {"+": "p", "-": "m"}[m[1]], text.lower())
+    # M 1 and M001 are one entry of one catalogue.
+    spelt = re.sub(r"^([a-z]+\W*)0+(?=\d+$)", r"\1", spelt)
     return "".join(char for char in spelt if char.isalnum()) or text
+
+
+def _is_copy(row, other):
+    row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+    if row.kind != other.kind:
+        row.reason += f", which is a {other.kind}: nobody knows what it is: take one of them away"
+        other.verdict = "left out"
+        other.reason = f"has the pixels of {row.name}, which is a {row.kind}: take one of them away"
 
 
 def _pixels(row, section):
@@ -375,9 +385,11 @@ def _pixels(row, section):
         pixels = row.open_raw().image.read(section)
     except InputError:
         return ""  # its verdict comes when it is read for good
-    if (pixels == pixels.flat[0]).all():
+    if (pixels == pixels.flat[0]).all() or (pixels != pixels).all():  # or NaN
         return ""
-    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+    # Programs write the same numbers in other types.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return hashlib.sha256(np.ascontiguousarray(pixels, np.float32)).hexdigest()
 
 
 # ------------------------------------------------------------------ reading headers

@@ -83,6 +83,7 @@ class Facts:
     readout: str = ""
     camera: str = ""
     row_order: str = ""
+    changed: str = "none"
     date: str = ""
     bayer: str = ""
     refusal: str = ""
@@ -147,8 +148,14 @@ def kind_from_names(parts, spellings=SPELLINGS):
     return "", ""
 
 
-def _contradiction(header, parts, spellings):
-    """Say what names or OBJECT call a frame that its header calls a light, if not a light."""
+def _contradiction(header, kind, parts, spellings):
+    """Say what names or OBJECT call a frame, if that cannot be what its header says."""
+    if kind in ("flat", "dark", "bias"):
+        kinds = _kinds_in(parts[-1], spellings)[0]
+        others = {"dark", "bias"} if kind == "flat" else {"flat"}
+        return f"its file name says {min(kinds)}" if kinds and kinds <= others else ""
+    if kind != "light":
+        return ""
     where = [(_kinds_in(parts[-1], spellings)[0], "file name")]
     if len(parts) > 1:
         where.append((_kinds_in(parts[-2], spellings)[0], "folder name"))
@@ -156,8 +163,8 @@ def _contradiction(header, parts, spellings):
         if kinds:
             return "" if "light" in kinds else f"its {what} says {min(kinds)}"
     text = _object_text(header, spellings)
-    kind = kw.kind_of(text)[0]
-    return f"OBJECT = {show(text)}" if kind in ("bias", "dark", "flat", "flat-dark") else ""
+    named = kw.kind_of(text)[0]
+    return f"OBJECT = {show(text)}" if named in ("bias", "dark", "flat", "flat-dark") else ""
 
 
 def filter_from_names(parts, spellings=SPELLINGS):
@@ -282,6 +289,7 @@ def facts_of(header, parts, *, set_keywords=None, spellings=SPELLINGS, mono=Fals
     if wrong:
         facts.notes.append(Note(str(wrong), "", "its temperature is taken as not known"))
     facts.row_order = _row_order(header)
+    facts.changed = _changed(header)
     value, wrong = ask(kw.read_object, "object")
     facts.object = value or ""
     if wrong:
@@ -308,6 +316,20 @@ def _row_order(header):
     return kw.clean_text(values[0][0]).lower() if values and values[0][0] is not None else ""
 
 
+def _changed(header):
+    """What capture programs say they did to the pixels: PEDESTAL added, FLIPSTAT turned."""
+    done = []
+    for keyword in ("PEDESTAL", "FLIPSTAT"):
+        try:
+            found = kw.one_value(header, keyword)
+        except Exception:  # noqa: S112 - as above
+            continue
+        text = kw.clean_text(found[0]) if found else ""
+        if text and not re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text.lower()):
+            done.append(f"{keyword} {text.lower().removesuffix('.0')}")
+    return " ".join(done) or "none"
+
+
 def _kind(facts, header, parts, fallback, spellings):
     found, wrong = None, None
     try:
@@ -321,8 +343,9 @@ def _kind(facts, header, parts, fallback, spellings):
     if wrong:
         facts.refusal = str(wrong)
         return
-    if kind == "light" and (says := _contradiction(header, parts, spellings)):
-        # Capture programs write "Light" by default; nobody writes "Flat" by default.
+    if says := _contradiction(header, kind, parts, spellings):
+        # Capture programs write "Light" by default; nobody writes "Flat" by default, but sets it
+        # and forgets it.
         facts.kind = kind
         text = show(kw.raw_values(header, keyword)[0][0])
         facts.refusal = f"{keyword} = {text}, but {says}: correct the header or the name"

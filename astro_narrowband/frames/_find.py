@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -12,6 +13,10 @@ __all__ = ["find_files", "printable", "stem_of"]
 
 _SUFFIXES = (".fits", ".fit", ".fts")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
+#: Raw frames that are not FITS, and names of FITS files that are not there as such.
+_CAMERA_FILES = re.compile(r"\.(xisf|ser|cr[23]|n[er][fw]|arw|dng|raf|orf|rw2|pef|sbig|st\d+)")
+_UNFINISHED = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp)")
+_ARCHIVES = re.compile(r"\.(zip|7z|rar|tar|tgz|lz4|lzma)")
 #: What the folder ``truth`` of a simulated night has.
 _TRUTH_TABLES = ("stars.ecsv", "frames.ecsv")
 
@@ -105,6 +110,13 @@ def _no_frame(path):
     if path.name.startswith("."):
         return "a hidden file"
     if not _is_fits_name(path.name):
+        suffix = path.suffix.lower()
+        if _CAMERA_FILES.fullmatch(suffix):
+            return f"!is a {suffix} file: convert it to FITS, raw and without changing its pixels"
+        if _UNFINISHED.fullmatch(suffix) and _is_fits_name(path.stem):
+            return f"!is an unfinished download or copy ({suffix}): copy it again"
+        if _ARCHIVES.fullmatch(suffix) and _is_fits_name(path.stem):
+            return f"!is an archive ({suffix}): unpack it first"
         return f"no FITS file by its name ({path.suffix or 'no suffix'})"
     return ""
 

@@ -85,6 +85,8 @@ _OFF = {
     "not",
     "perform",
 }
+_NO_OBJECT = re.compile("unknown|none|noname|undefined|na|nan|null|true|false|object")
+_EMPTY = re.compile("((clear|open|none|empty|air|nofilter|blank|hole|nan|clr|free)[0-9]{0,2})?")
 _WITH_UNIT = re.compile(r"(.*?[\d.])\s*([a-zµμ°\"]+\.?)?", re.IGNORECASE | re.ASCII)
 _SECONDS = {
     1.0: {"s", "sec", "secs", "second", "seconds", '"'},
@@ -94,7 +96,8 @@ _SECONDS = {
 }
 _TIME_UNIT = {word: factor for factor, words in _SECONDS.items() for word in words}
 _UNIT_IN_COMMENT = re.compile(
-    r"\b(ms|msec|milliseconds?|us|usec|µs|microseconds?|minutes?)\b", re.IGNORECASE
+    r"\b(ms|msec|milliseconds?|us|usec|µs|microseconds?|minutes?|(?<=\[)mins?(?=\]))\b",
+    re.IGNORECASE,
 )
 #: No single exposure lasts longer than a day [s]: it was written in another unit.
 LONGEST = 86400.0
@@ -389,7 +392,9 @@ def read_readout(header, *, spellings=SPELLINGS):
 def read_camera(header, *, spellings=SPELLINGS):
     """Return the camera's name, lower case without punctuation, or ''."""
     found = _first_text(header, "camera", spellings)
-    return key_of(found[0]) or found[0].lower() if found else ""
+    # Drivers of one camera agree on its name but for these words.
+    text = re.sub(r"\b(ccd|cmos|camera)\b", " ", found[0], flags=re.IGNORECASE) if found else ""
+    return (key_of(text) or found[0].lower()) if found else ""
 
 
 def read_bayer(header, *, spellings=SPELLINGS):
@@ -447,8 +452,7 @@ def read_filter(header, *, spellings=SPELLINGS):
             key = filter_key(text)
             if all(filter_key(other) != key for other in names):
                 names.append(text)
-    empty = {"", "clear", "open", "none", "empty", "air", "nofilter", "blank", "hole", "nan", "clr"}
-    real = [name for name in names if filter_key(name) not in empty]
+    real = [name for name in names if not _EMPTY.fullmatch(filter_key(name))]
     return "+".join(real) if real else (names[0] if names else "")
 
 
@@ -456,9 +460,7 @@ def read_object(header, *, spellings=SPELLINGS):
     """Return the object's name as one clean line, or ``""``."""
     found = _first_text(header, "object", spellings)
     text = found[0] if found else ""
-    return (
-        "" if key_of(text) in {"unknown", "none", "noname", "undefined", "na", "object"} else text
-    )
+    return "" if _NO_OBJECT.fullmatch(key_of(text)) else text
 
 
 def read_date(header, *, spellings=SPELLINGS):

@@ -36,7 +36,8 @@ __all__ = [
 
 
 def _words(text):
-    return tuple(text.split())
+    # A dot stands for a blank: ESO.DPR.TYPE is HIERARCH ESO DPR TYPE.
+    return tuple(word.replace(".", " ") for word in text.split())
 
 
 #: Keywords of each property, the one that is believed first in front.
@@ -44,7 +45,7 @@ KEYWORDS = MappingProxyType(
     {
         "kind": _words(
             "IMAGETYP IMAGTYP IMAGETYPE IMGTYPE IMAGE-TY OBSTYPE FRAME FRAMETYP FRAMETYPE "
-            "EXPTYPE CCDTYPE"
+            "EXPTYPE CCDTYPE ESO.DPR.TYPE"
         ),
         "exposure": _words(
             "EXPTIME EXPOSURE EXP_TIME EXP-TIME EXPTIM EXPOTIME EXPOSED ITIME TEXP EXPOINUS "
@@ -52,16 +53,18 @@ KEYWORDS = MappingProxyType(
         ),
         "filter": _words(
             "FILTER FILTERS FILTNAME FILTNAM FILTERID INSFILTE FILT_ID FILTER1 FILTER2 FILTER3 "
-            "FWNAME FILTER-A FILTER-B"
+            "FWNAME FILTER-A FILTER-B WFFBAND ESO.INS.FILT1.NAME ESO.INS.FILT2.NAME"
         ),
         "object": _words("OBJECT OBJNAME TARGET TARGNAME OBJ_NAME"),
         "temperature": _words(
-            "CCD-TEMP CCDTEMP CCD_TEMP DET-TEMP DETTEMP DET_TEMP CAM-TEMP CAMTEMP SENSTEMP "
-            "TEMPERAT SET-TEMP SETTEMP CCDSETTE"
+            "CCD-TEMP CCDTEMP CCD_TEMP CCDATEMP DET-TEMP DETTEMP DET_TEMP CAM-TEMP CAMTEMP "
+            "SENSTEMP TEMPERAT SET-TEMP SETTEMP CCDSETTE"
         ),
-        "egain": _words("EGAIN E-GAIN EPADU EPERDN ELECGAIN"),
+        "egain": _words("EGAIN E-GAIN EPADU EPERDN ELECGAIN ESO.DET.OUT1.CONAD"),
         "gain": _words("GAIN GAINDL GAINRAW CCDGAIN GAINE CAMGAIN GAINSET ISOSPEED ISO"),
-        "noise": _words("RDNOISE READNOIS READNOISE RDNOIS RON RONOISE ENOISE RNOISE RN"),
+        "noise": _words(
+            "RDNOISE READNOIS READNOISE RDNOIS RON RONOISE ENOISE RNOISE RN ESO.DET.OUT1.RON"
+        ),
         "saturation": _words("SATURATE SATLEVEL SATURATI SATURATION SATUR SATVAL FULLWELL MAXADU"),
         "offset": _words("OFFSET BLKLEVEL BLACKLEV BLKLVL CAMOFFS"),
         "readout": _words("READOUTM READMODE RDMODE READOUT READ-MOD ROMODE"),
@@ -86,7 +89,7 @@ KINDS = MappingProxyType(
             ),
             "light": (
                 "light lights object objects science sciences sci target targets lightfield "
-                "stellar subs sub"
+                "stellar subs sub expose standard std objectastf objectother"
             ),
             "flat-dark": (
                 "flatdark flatdarks darkflat darkflats darkforflat darksforflats darkflatfield"

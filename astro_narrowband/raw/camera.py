@@ -4,6 +4,7 @@ from astropy.io import fits
 
 from astro_narrowband import keywords
 from astro_narrowband.exceptions import CalibrationError, InputError
+from astro_narrowband.files import set_card
 from astro_narrowband.filters import canonical_filter
 
 __all__ = ["master_header", "refuse_other_camera"]
@@ -33,7 +34,7 @@ def master_header(frame, kind, n, *extra):
         except InputError:
             continue  # a card that cannot be read says nothing, here or to anybody later
         if found is not None:
-            header[key] = found[0]
+            set_card(header, key, found[0])
     header["IMAGETYP"] = (f"master {kind}", "made by astro_narrowband")
     header["NCOMBINE"] = (n, "frames combined")
     return header

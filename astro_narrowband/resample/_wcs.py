@@ -4,6 +4,7 @@ The WCS of a resampled image.
 Private to `astro_narrowband.resample`.
 """
 
+import re
 import warnings
 
 import numpy as np
@@ -21,6 +22,14 @@ _WCS_STARTS = (
     "CRPIX", "CRVAL", "CTYPE", "CUNIT", "CDELT", "CROTA", "CD1_", "CD2_", "PC1_", "PC2_",
     "LONPOLE", "LATPOLE", "WCSAXES", "RADESYS", "RADECSYS", "EQUINOX", *_DISTORTION,
 )  # fmt: skip
+
+
+#: Cards of a WCS that must be numbers; wcslib passes text over without a word.
+_NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
+
+
+def _is_no_number(value):
+    return isinstance(value, str | bool) or not np.isfinite(value)
 
 
 def _wcs_header_of(target):
@@ -69,12 +78,15 @@ def wcs_of(header):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AstropyWarning)
         try:
+            for key in filter(_NUMBER.fullmatch, header):
+                if _is_no_number(header[key]):
+                    raise ValueError(f"{key} = {header[key]!r} is not a number")
             wcs = WCS(header)
             if wcs.naxis == 2 and abs(np.linalg.det(wcs.pixel_scale_matrix)) > 0:
                 return wcs
             problem = f"it has {wcs.naxis} axes, or a singular matrix"
         except (ValueError, TypeError, KeyError, WcsError) as error:
-            problem = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
     warnings.warn(
         f"CTYPE1 = {header['CTYPE1']!r}: the WCS cannot be used ({problem}) and is left out",
         NarrowbandWarning,
