@@ -33,6 +33,7 @@ def main(args=None):
         0 done, 2 usage, 3 input unusable, 4 partial (a whole filter could not
         be made), 5 environment (space, permission), 70 a bug, 130 interrupted.
     """
+    _streams()
     try:
         options = _parser().parse_args(args)
     except SystemExit as stop:
@@ -53,10 +54,22 @@ def main(args=None):
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror or error}", ENVIRONMENT)
-    except MemoryError:
+    except (MemoryError, ImportError) as error:
+        if isinstance(error, ImportError) and "map segment" not in str(error):
+            return _fail(f"{error}: install astro-narrowband again", ENVIRONMENT)
         return _fail("out of memory: give a smaller --memory, or fewer --workers", ENVIRONMENT)
     except Exception:  # a bug: the user gets one line, the traceback goes to a file
         return _fail(f"a bug in astro-narrowband {__version__}; please report {_log()}", BUG)
+
+
+def _streams():
+    """Let what a terminal cannot show be no error, nor a stream that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message, status):
@@ -117,6 +130,12 @@ def _size(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 500M or 2G") from None
 
 
+def _path(text):
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: give a path")
+    return text
+
+
 def _count(text):
     try:
         number = int(text)
@@ -153,7 +172,9 @@ def _parser():
 
 
 def _add_night(command):
-    command.add_argument("nights", nargs="+", metavar="NIGHT", help="a folder of raw frames")
+    command.add_argument(
+        "nights", nargs="+", type=_path, metavar="NIGHT", help="a folder of raw frames"
+    )
     command.add_argument(
         "--filter", dest="filters", action="append", metavar="NAME", help="only this filter"
     )
@@ -189,7 +210,9 @@ def _add_reduce(commands):
         "reduce", help="reduce one or more nights", description="Reduce one or more nights."
     )
     _add_night(command)
-    command.add_argument("-o", "--output", required=True, metavar="OUT", help="folder of products")
+    command.add_argument(
+        "-o", "--output", required=True, type=_path, metavar="OUT", help="folder of products"
+    )
     command.add_argument(
         "--gain", type=_above_zero, metavar="G", help="gain [electron/adu], where headers lack it"
     )
@@ -268,7 +291,7 @@ def _add_demo(commands):
         help="simulate a small night, reduce it, compare with the truth",
         description="Simulate a three-filter night, reduce it, print measured against true.",
     )
-    command.add_argument("-o", "--output", required=True, metavar="OUT")
+    command.add_argument("-o", "--output", required=True, type=_path, metavar="OUT")
     _add_simulation(command, size=1024)
     command.add_argument("--quiet", action="store_true", help="no progress")
     command.set_defaults(run=_demo)

@@ -22,7 +22,7 @@ from astro_narrowband.catalog import make_catalog
 from astro_narrowband.coadd import coadd
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detect import detect_stars
-from astro_narrowband.detector import decide_detector
+from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
 from astro_narrowband.files import safe_name, set_card, unique_name
 from astro_narrowband.frames import FrameRow
@@ -202,8 +202,26 @@ class Night:
                 flats=[row.open() for row in group.flats],
                 biases=[row.open() for row in group.bias],
             )
+            self.check_gain(self.made[identity], group)
         self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
+
+    def check_gain(self, detector, group):
+        """Say so where flats and biases show another gain than the header or the user."""
+        pairs = group.flats[:2], group.bias[:2]
+        if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
+            return
+        try:
+            flats, biases = ([row.open() for row in rows] for rows in pairs)
+            found = Detector.measure(flats, biases, saturation=detector.saturation)
+        except InputError:
+            return  # frames that cannot tell
+        if not 1 / 1.5 < detector.gain / found.gain < 1.5:
+            self.messages.say(
+                f"{group.label}: the gain is {detector.gain:.4g} electron/adu "
+                f"({detector.sources['gain']}), but flats and biases show {found.gain:.3g}: "
+                "counts and errors follow it: check it, or give --gain"
+            )
 
     def bias(self, group, detector):
         """Return the master bias of a group."""

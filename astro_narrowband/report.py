@@ -287,7 +287,7 @@ class _Group:
         return self._read("growth", self._read_growth)
 
     def _read_growth(self, path):
-        table = Table.read(path, format="ascii.ecsv")
+        table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
         curves = []
         raw = next(
             (c for c in ("flux_raw", "raw", "aperture_sum", "sum") if c in table.colnames), ""
@@ -321,7 +321,7 @@ class _Group:
         return self._read("catalog", self._read_catalog)
 
     def _read_catalog(self, path):
-        table = Table.read(path, format="ascii.ecsv")
+        table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
         view = {"n": len(table), "limit": None}
         columns = [np.asarray(table[c]).tolist() for c in ("id", "x_center", "y_center")]
         self.positions = {i: (x, y) for i, x, y in zip(*columns, strict=True)}
@@ -485,7 +485,7 @@ def _left_out(folder, record, groups):
     out = {}
     path = folder / "frames.ecsv"
     if path.is_file():
-        table = Table.read(path, format="ascii.ecsv")
+        table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
         if {"path", "verdict", "reason"} <= set(table.colnames):
             for row in table:
                 if str(row["verdict"]) == "left out":
