@@ -838,3 +838,354 @@ case(
     {L1: USED},
     arguments=("--bayer", "mono"),
 )
+
+# ------------------------------------------------------------------ cameras and observatories
+
+
+def _kind(name):
+    return name.split("/")[0]
+
+
+def _filter(name, narrow, none=None):
+    return narrow[0] if "Halpha" in name else narrow[1] if "OIII" in name else none
+
+
+def _camera(night, kinds, *, keyword="IMAGETYP", filters=None, filter_keyword="FILTER", **more):
+    """Headers as another program writes them, in files whose names tell nothing."""
+    for i, name in enumerate(night.all(".")):
+        cards = {"IMAGETYP": None, "EXPOSURE": None, keyword: kinds[_kind(name)], **more}
+        if filters:
+            cards = {"FILTER": None, **cards, filter_keyword: _filter(name, filters)}
+        night.set(name, **cards)
+        night.move(name, f"img-{i:04d}.fit")
+
+
+#: Files of `_camera`: a bias, a dark, a flat and a light, in the order of the names.
+_FIRST = dict.fromkeys((f"img-{i:04d}.fit" for i in (0, 3, 6, 12)), USED)
+
+for _name, _kinds, _more in (
+    ("maxim", "Light Frame|Bias Frame|Dark Frame|Flat Field", {"filters": ("Ha 3nm", "OIII 3nm")}),
+    ("sgp", "LIGHT|BIAS|DARK|FLAT", {"CREATOR": "Sequence Generator Pro v3"}),
+    ("ekos", "Light|Bias|Dark|Flat", {"keyword": "FRAME", "filters": ("H_Alpha", "OIII")}),
+    ("lco", "EXPOSE|BIAS|DARK|SKYFLAT", {"keyword": "OBSTYPE", "CCDATEMP": -10.0}),
+    (
+        "noirlab",
+        "object|zero|dark|dome flat",
+        {"keyword": "OBSTYPE", "filters": ("ha k1009 6563", "O3 k1014 5007")},
+    ),
+    (
+        "gemini",
+        "OBJECT|BIAS|DARK|FLAT",
+        {
+            "keyword": "OBSTYPE",
+            "filters": ("Ha_G0310", "OIII_G0318"),
+            "filter_keyword": "FILTER1",
+            "FILTER2": "open2-8",
+        },
+    ),
+    (
+        "eso",
+        "OBJECT|BIAS|DARK|FLAT,SKY",
+        {
+            "keyword": "HIERARCH ESO DPR TYPE",
+            "filters": ("H_Alpha", "OIII"),
+            "filter_keyword": "HIERARCH ESO INS FILT1 NAME",
+        },
+    ),
+):
+
+    def _change(night, kinds=_kinds, more=_more):
+        names = dict(zip(("light", "bias", "dark", "flat"), kinds.split("|"), strict=True))
+        _camera(night, names, **more)
+
+    case("camera", _name, _change, _FIRST)
+case(
+    "camera",
+    "asiair-name",
+    lambda n: n.move(L1, "Light_M 31_60.0s_Bin1_533MM_gain100_20240101-220000_-10.0C_0001.fit"),
+    {"Light_M 31_60.0s_Bin1_533MM_gain100_20240101-220000_-10.0C_0001.fit": USED},
+)
+case(
+    "camera",
+    "two-drivers",
+    lambda n: (
+        n.set(n.all("."), INSTRUME="ZWO ASI294MM Pro"),
+        n.set(n.all("dark"), INSTRUME="ZWO CCD ASI294MM Pro"),
+    ),
+    {D1: USED},
+)
+case("camera", "pedestal", lambda n: n.set(D1, PEDESTAL=-100), {D1: OUT}, says="PEDESTAL -100")
+case("camera", "flipped", lambda n: n.set(F1, FLIPSTAT="Flip"), {F1: OUT}, says="FLIPSTAT flip")
+case("camera", "pedestal-none", lambda n: n.set(D1, PEDESTAL=0.0, FLIPSTAT=" "), {D1: USED})
+case(
+    "camera",
+    "dark-in-a-flat",
+    lambda n: n.set(F1, IMAGETYP="dark"),
+    {F1: OUT, D1: USED},
+    says="file name says flat",
+)
+case(
+    "camera",
+    "flat-in-a-dark",
+    lambda n: n.set(D1, IMAGETYP="flat"),
+    {D1: OUT, F1: USED},
+    says="file name says dark",
+)
+case("camera", "zeros", lambda n: [n.set(f, OBJECT=o) for f, o in ((L1, "M 7"), (L2, "M007"))])
+case(
+    "camera",
+    "object-true",
+    lambda n: n.set(n.all("light"), OBJECT=True),
+    {L1: USED},
+)
+case("camera", "exposure-minutes", lambda n: n.card(L1, "EXPTIME", "1.0 / [min] exposure"))
+case(
+    "camera", "xtrans", lambda n: n.set(n.all("."), BAYERPAT="XTRANS"), {L1: OUT}, 3, says="XTRANS"
+)
+case(
+    "camera",
+    "xtrans-mono",
+    lambda n: n.set(n.all("."), BAYERPAT="XTRANS"),
+    {L1: USED},
+    arguments=("--bayer", "mono"),
+)
+case(
+    "camera",
+    "bayer-red-without-pattern",
+    lambda n: None,
+    {L1: OUT},
+    3,
+    says="--set BAYERPAT",
+    arguments=("--bayer", "red"),
+)
+case(
+    "camera",
+    "bayer-mixed",
+    lambda n: (n.set(n.all("."), BAYERPAT="RGGB"), n.set(n.all("dark"), BAYERPAT="GRBG")),
+    {D1: OUT, L1: OUT},
+    3,
+    says="Bayer pattern",
+    arguments=("--bayer", "green"),
+)
+
+# ------------------------------------------------------------------ text that FITS has not
+
+for _name, _text in (
+    ("long", "A very long name of an object " * 8),
+    ("dots", "..."),
+    ("attribute", '"><img src=x onerror=alert(1)>'),
+    ("template", '{{7*7}}{% include "x" %}'),
+    ("shell", "$(touch pwned); `id`"),
+    ("format", "%s%n{0}{object.__class__}"),
+    ("number", 31),
+):
+    case("text", _name, lambda n, t=_text: n.set(n.all("light"), OBJECT=t), {L1: USED})
+case(
+    "text",
+    "cyrillic",
+    lambda n: [
+        n.bytes(f, lambda b: b.replace(b"Crown Neb", "Крабb".encode(), 1)) for f in n.all("light")
+    ],
+    {L1: USED},
+)
+for _name, _text in (
+    ("filter-controls", "'\x1b]0;x\x07Ha'"),
+    ("filter-path", "'../../evil'"),
+    ("filter-markup", "'<svg onload=alert(1)>'"),
+    ("filter-mathtext", "'$\\undefined{$'"),
+    ("filter-number", "3"),
+):
+    case(
+        "text",
+        _name,
+        lambda n, t=_text: n.card(n.all("light/Halpha") + n.all("flat/Halpha"), "FILTER", t),
+        {L1: USED, F1: USED},
+    )
+for _name, _file in (("greek-name", "Hα/кадр☃.fits"), ("accent-name", "e\u0301.fits")):
+    case("text", _name, lambda n, f=_file: n.move(L1, f"light/{f}"), {f"light/{_file}": USED})
+case("text", "long-name", lambda n: n.move(L1, "x" * 250 + ".fits"), {"x" * 250 + ".fits": USED})
+case(
+    "text",
+    "set",
+    lambda n: n.set(n.all("light"), OBJECT=None),
+    {L1: USED},
+    arguments=("--set", "OBJECT=Ж\x1b", "--set", "A_LONG_KEYWORD=3"),
+)
+case(
+    "text",
+    "wcs",
+    lambda n: n.set(n.all("light"), CTYPE1="RA---TAN", CTYPE2="DEC--TAN", CRVAL1="x", CRPIX1="a"),
+    {L1: USED},
+)
+
+# ------------------------------------------------------------------ pixels that are something else
+
+
+def _leak(data):
+    return (data + 3000).astype("u2")
+
+
+for _name, _file, _pixels, _says in (
+    ("bias-nan", B1, lambda d: d * np.float32(np.nan), "no good pixel"),
+    ("bias-zero", B1, lambda d: d * 0, "all its pixels are 0"),
+    ("bias-full", B1, lambda d: d * 0 + 65535, "all its pixels"),
+    ("bias-bytes-swapped", B1, lambda d: d.byteswap(), "scatter"),
+    ("dark-zero", D1, lambda d: d * 0, "all its pixels"),
+    ("dark-nan", D1, lambda d: d * np.float32(np.nan), "no good pixel"),
+    ("dark-leak", D1, _leak, "its level is"),
+    ("dark-bytes-swapped", D1, lambda d: d.byteswap(), "scatter"),
+    ("flat-one-value", F1, lambda d: d * 0 + 20000, "all its pixels"),
+    ("flat-bytes-swapped", F1, lambda d: d.byteswap(), "scatter"),
+    ("light-one-value", L1, lambda d: d * 0 + 1234, "all its pixels"),
+    ("light-full", L1, lambda d: np.where(d % 50, 65535, d).astype("u2"), "is saturated"),
+    ("light-below-bias", L1, lambda d: d.astype("f4") - 1000, "below its bias"),
+    ("light-normalised", L1, lambda d: (d / 65535).astype("f4"), "below its bias"),
+    (
+        "light-cut-and-filled",
+        L1,
+        lambda d: np.where(np.indices(d.shape)[0] > 64, 0, d).astype("u2"),
+        "cut off",
+    ),
+):
+    case("look", _name, lambda n, f=_file, p=_pixels: n.pixels(f, p), {_file: OUT}, says=_says)
+case("look", "bzero-gone", lambda n: n.card(L1, "BZERO", "0.0"), {L1: OUT}, says="BZERO is wrong")
+for _name, _folder, _status in (("biases", "bias", 3), ("darks", "dark", 3), ("flats", "flat", 3)):
+    case(
+        "look",
+        f"all-{_name}-zero",
+        lambda n, f=_folder: n.pixels(n.all(f), lambda d: d * 0),
+        {L1: OUT, O1: OUT},
+        _status,
+        says=f"none of its {_name} can be used",
+    )
+case(
+    "look",
+    "lights-nan",
+    lambda n: n.pixels(n.all("light/Halpha"), lambda d: d * np.float32(np.nan)),
+    {L1: OUT, O1: USED},
+    4,
+    says="none of its lights can be used",
+)
+for _name, _keyword, _value in (("date", "DATE_OBS", "2030-01-01"), ("object", "OBJECT", "other")):
+    case(
+        "look",
+        f"copy-of-another-{_name}",
+        lambda n, k=_keyword, v=_value: (
+            shutil.copy(n / L1, n / "light/z.fits"),
+            n.set("light/z.fits", **{k: v}),
+        ),
+        {L1: USED, "light/z.fits": OUT},
+        says="is a copy",
+    )
+case(
+    "look",
+    "copy-as-float",
+    lambda n: (shutil.copy(n / L1, n / "light/z.fits"), n.pixels("light/z.fits", np.float32)),
+    {L1: USED, "light/z.fits": OUT},
+    says="is a copy",
+)
+case(
+    "look",
+    "light-called-dark",
+    lambda n: (shutil.copy(n / L1, n / D1), n.set(D1, IMAGETYP="dark")),
+    {L1: OUT, D1: OUT},
+    says="which is a light",
+)
+
+# ------------------------------------------------------------------ more containers
+
+
+def _zipped(night):
+    import zipfile
+
+    with zipfile.ZipFile(night / f"{L1}.zip", "w") as archive:
+        archive.write(night / L1)
+    os.unlink(night / L1)
+
+
+def _bomb(night):
+    header = fits.getheader(night / L1)
+    header["NAXIS1"], header["NAXIS2"] = 8000, 8000
+    night.bytes(L1, lambda b: bz2.compress(header.tostring().encode() + bytes(128_000_000)))
+
+
+def _thin_tiles(night):
+    night.hdus(
+        L1,
+        lambda d, h: [
+            fits.PrimaryHDU(),
+            fits.CompImageHDU((d * 0).astype("i2"), h, compression_type="PLIO_1"),
+        ],
+    )
+    for keyword in ("ZNAXIS1", "ZNAXIS2", "ZTILE1", "ZTILE2"):
+        night.card(L1, keyword, "               16000")
+
+
+case("file", "zip", _zipped, {f"{L1}.zip": OUT}, says="unpack it first")
+case("file", "bz2-bomb", _bomb, {L1: OUT}, says="expands to too much")
+case("file", "tiles-of-nothing", _thin_tiles, {L1: OUT}, says="claim 256000000 pixels")
+case(
+    "file",
+    "unfinished",
+    lambda n: n.move(L1, f"{L1}.part"),
+    {f"{L1}.part": OUT},
+    says="unfinished",
+)
+case(
+    "file",
+    "xisf",
+    lambda n: (n / "light/a.xisf").write_bytes(b"XISF0100"),
+    {"light/a.xisf": OUT},
+    says="convert it to FITS",
+)
+case(
+    "file", "zst", lambda n: n.bytes(L1, lambda b: b"\x28\xb5\x2f\xfd" + b), {L1: OUT}, says="zstd"
+)
+case(
+    "file",
+    "json",
+    lambda n: n.bytes(L1, lambda b: b'\n{"error": "gone"}'),
+    {L1: OUT},
+    says="JSON",
+)
+case(
+    "file",
+    "gz-sum",
+    lambda n: n.bytes(L1, lambda b: (z := gzip.compress(b))[:-8] + bytes(4) + z[-4:]),
+    {L1: OUT},
+    says="CRC",
+)
+case(
+    "file",
+    "gz-in-parts",
+    lambda n: n.bytes(L1, lambda b: gzip.compress(b[:7000]) + gzip.compress(b[7000:])),
+    {L1: USED},
+)
+case(
+    "file",
+    "table-before-image",
+    lambda n: n.hdus(
+        L1,
+        lambda d, h: [
+            fits.PrimaryHDU(),
+            fits.BinTableHDU.from_columns([fits.Column("a", "E", array=[1.0])]),
+            fits.ImageHDU(d, h),
+        ],
+    ),
+    {L1: USED},
+)
+case(
+    "file",
+    "keywords-in-primary",
+    lambda n: n.hdus(L1, lambda d, h: [fits.PrimaryHDU(header=h[6:]), fits.ImageHDU(d)]),
+    {L1: USED},
+)
+case("file", "hard-link", lambda n: os.link(n / L1, n / "light/z.fits"), {"light/z.fits": OUT})
+case("file", "device", lambda n: os.symlink("/dev/zero", n / "light/z.fits"))
+for _kind_of_pixels in ("i4", "i8", "f8"):
+    case(
+        "file",
+        f"pixels-{_kind_of_pixels}",
+        lambda n, t=_kind_of_pixels: n.pixels(n.all("."), lambda d: d.astype(t)),
+        {L1: USED, F1: USED, D1: USED, B1: USED},
+    )

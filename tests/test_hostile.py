@@ -12,6 +12,7 @@ from astropy.table import QTable
 from astro_narrowband.cli import main
 from astro_narrowband.frames import FrameTable
 from astro_narrowband.plan import make_plan
+from astro_narrowband.screen import screen_plan
 
 HOSTILE = runpy.run_path(str(Path(__file__).with_name("hostile.py")))
 CASES, Night = HOSTILE["CASES"], HOSTILE["Night"]
@@ -45,6 +46,8 @@ def ours(case):
         if name == "--set":
             keyword, _, text = value.partition("=")
             options["set_keywords"][keyword] = text
+        elif name == "--bayer":
+            options["bayer"] = value
         elif name == "--max-pixels":
             options["max_pixels"] = int(value)
         else:
@@ -54,7 +57,7 @@ def ours(case):
 
 def test_there_are_enough():
     names = [str(case) for case in CASES]
-    assert len(set(names)) == len(names) >= 130
+    assert len(set(names)) == len(names) >= 250
 
 
 @pytest.mark.parametrize(
@@ -63,6 +66,7 @@ def test_there_are_enough():
 def test_table_and_plan(night, case):
     table = FrameTable.from_paths([night], **ours(case))
     plan = make_plan(table)
+    screen_plan(plan)
     counts = table.counts
     assert counts["found"] == len(table) == len(files_under(night))
     assert counts["used"] + counts["left out"] + counts["ignored"] == counts["found"]

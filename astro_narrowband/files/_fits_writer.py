@@ -78,6 +78,8 @@ def set_card(header, keyword, value, comment=""):
     'Halpha'
     """
     header.remove(keyword, ignore_missing=True, remove_all=True)
+    if len(keyword) > 8:
+        keyword = f"HIERARCH {keyword}"
     header.append((_printable(keyword), _value(value), _printable(comment)), end=True)
 
 
