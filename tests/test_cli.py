@@ -173,3 +173,63 @@ def test_photometry_with_a_unit_that_is_none_is_refused(tmp_path, capsys):
     arguments = ["photometry", str(path), "--at", "30,30", "--unit", "bananas"]
     assert cli.main(arguments) == 3
     assert "bananas" in capsys.readouterr().err
+
+
+def run(*arguments, **options):
+    command = [sys.executable, "-m", "astro_narrowband", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, check=False, **options)  # noqa: S603
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_of_any_encoding_is_no_error(night, tmp_path, encoding):
+    folder = tmp_path / "ночь Hα"
+    shutil.copytree(night, folder)
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = run("inspect", folder, env=environment)
+    assert done.returncode == 0
+    done = run("reduce", folder, "-o", tmp_path / "вых", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "вых" / "report.html").is_file()
+
+
+def test_closed_streams_are_no_error(night, tmp_path):
+    command = [sys.executable, "-m", "astro_narrowband", "reduce", night, "-o", tmp_path / "out"]
+    shell = " ".join(map(str, command)) + " >&- 2>&-"
+    assert subprocess.run(shell, shell=True, check=False).returncode == 0  # noqa: S602
+
+
+def test_few_open_files_are_enough(night, tmp_path):
+    import resource
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
+
+    done = run("reduce", night, "-o", tmp_path / "out", preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inspect", ""],
+        ["reduce", "night", "-o", " "],
+        ["reduce", "night", "-o", "out", "--registration", "centroid"],
+        ["reduce", "night", "-o", "out", "--registration", "centroid", "--star", "nan,3"],
+    ],
+)
+def test_what_can_only_be_a_mistake_is_usage(arguments, capsys):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err
+
+
+def test_a_gain_that_the_flats_contradict_is_said(night, tmp_path, capsys):
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "a"), "--gain", "1.2"]) == 0
+    assert "flats and biases show 0.6" in capsys.readouterr().err
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "b")]) == 0
+    assert "flats and biases show" not in capsys.readouterr().err
+
+
+def test_a_filter_that_no_light_has_is_said(night, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert cli.main(["reduce", str(night), "-o", out, "--filter", "Hbeta"]) == 3
+    assert "the lights are of Halpha" in capsys.readouterr().err

@@ -13,7 +13,7 @@ __all__ = ["master_header", "refuse_other_camera"]
 KEPT = (
     *("INSTRUME", "DETECTOR", "CAMERA", "XBINNING", "YBINNING", "BINNING", "CCDSUM"),
     *("GAIN", "EGAIN", "OFFSET", "BLKLEVEL", "READOUTM", "READMODE"),
-    *("XORGSUBF", "YORGSUBF", "SET-TEMP", "CCD-TEMP", "RDNOISE", "SATURATE"),
+    *("MOSAIC", "XORGSUBF", "YORGSUBF", "SET-TEMP", "CCD-TEMP", "RDNOISE", "SATURATE"),
 )
 
 #: Readers of what must be the same, and what it is called.
@@ -22,6 +22,7 @@ SAME = {
     "gain": keywords.read_gain_setting,
     "read mode": keywords.read_readout,
     "window": keywords.read_window,
+    "colour": lambda header: header.get("MOSAIC"),
 }
 
 
