@@ -393,7 +393,7 @@ def read_camera(header, *, spellings=SPELLINGS):
     """Return the camera's name, lower case without punctuation, or ''."""
     found = _first_text(header, "camera", spellings)
     # Drivers of one camera agree on its name but for these words.
-    text = re.sub(r"\b(ccd|cmos|camera)\b", " ", found[0], flags=re.IGNORECASE) if found else ""
+    text = re.sub(r"\b(ccd|camera)\b", " ", found[0], flags=re.IGNORECASE) if found else ""
     return (key_of(text) or found[0].lower()) if found else ""
 
 
