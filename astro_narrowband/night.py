@@ -26,6 +26,7 @@ from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
 from astro_narrowband.files import safe_name, set_card, unique_name
 from astro_narrowband.frames import FrameRow
+from astro_narrowband.keywords import read_egain, read_noise
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.plan import Group
 from astro_narrowband.products import software
@@ -202,12 +203,18 @@ class Night:
                 flats=[row.open() for row in group.flats],
                 biases=[row.open() for row in group.bias],
             )
-            self.check_gain(self.made[identity], group)
+            self.check_detector(self.made[identity], group, frame.header)
         self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
 
-    def check_gain(self, detector, group):
-        """Say so where flats and biases show another gain than the header or the user."""
+    def check_detector(self, detector, group, header):
+        """Say what the header has wrong, and where flats and biases show another gain."""
+        for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
+            if "measured" in detector.sources[what]:
+                try:
+                    read(header)
+                except InputError as error:
+                    self.messages.say(f"{group.label}: {error}: it was measured instead")
         pairs = group.flats[:2], group.bias[:2]
         if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
             return

@@ -233,3 +233,17 @@ def test_a_filter_that_no_light_has_is_said(night, tmp_path, capsys):
     out = str(tmp_path / "out")
     assert cli.main(["reduce", str(night), "-o", out, "--filter", "Hbeta"]) == 3
     assert "the lights are of Halpha" in capsys.readouterr().err
+
+
+def test_a_gain_that_cannot_be_is_said_and_measured(night, tmp_path, capsys):
+    copy = tmp_path / "night"
+    shutil.copytree(night, copy)
+    for path in copy.rglob("*.fits"):
+        if "truth" not in path.parts:
+            fits.setval(path, "EGAIN", value=-1.0)
+            fits.setval(path, "RDNOISE", value="low")
+    assert cli.main(["reduce", str(copy), "-o", str(tmp_path / "out")]) == 0
+    err = capsys.readouterr().err
+    assert "EGAIN = -1.0 is not a gain" in err
+    assert "RDNOISE = 'low'" in err
+    assert err.count("measured instead") == 2
