@@ -297,7 +297,8 @@ class Night:
 
         def make(frames):
             ccd = master_flat(frames, workers=self.workers, **limits)
-            set_card(ccd.header, "FILTER", group.filter)
+            for keyword in ("FILTER", "FILTUSED"):
+                set_card(ccd.header, keyword, group.filter)
             return ccd
 
         master = self.master(

@@ -142,7 +142,7 @@ def _scatter(look, relative):
     return look.scatter / max(look.level, 1.0) if relative else look.scatter
 
 
-def why_below(light, bias):
+def why_below(light, bias, *, what="bias"):
     """
     Say why a light cannot have been taken with its bias; ``""`` if it can.
 
@@ -150,6 +150,9 @@ def why_below(light, bias):
     ----------
     light : Look
     bias : sequence of Look
+        Of bias, or of darks with the exposure time of the light.
+    what : str, optional
+        What they are called.
     """
     good = [look for look in bias if not look.reason]
     if not good:
@@ -158,9 +161,10 @@ def why_below(light, bias):
     scatter = statistics.median(look.scatter for look in good)
     if light.level >= level - BELOW * max(scatter, 1.0):
         return ""
+    why = "the bias was subtracted before" if what == "bias" else "the darks saw light"
     return (
-        f"lies below its bias (level {light.level:.4g} adu, bias {level:.4g}): the bias was "
-        "subtracted before, or BZERO is wrong: give the raw frame"
+        f"lies below its {what} (level {light.level:.4g} adu, {what} {level:.4g}): {why}, or "
+        "BZERO is wrong: give raw frames that belong together"
     )
 
 
@@ -197,7 +201,11 @@ def screen_plan(plan, *, saturation=None):
         checks = [(group.bias, misfits(bias, what="biases"))]
         checks += [(rows, misfits(looks(rows), what=like)) for rows in times.values()]
         checks.append((group.flats, misfits(looks(group.flats), what="flats", relative=True)))
-        lights = [look.reason or why_below(look, bias) for look in looks(group.lights)]
+        lights = []
+        for row, look in zip(group.lights, looks(group.lights), strict=True):
+            darks = looks(times.get(round(row.exposure, 2), ()))
+            below = why_below(look, bias) or why_below(look, darks, what="darks")
+            lights.append(look.reason or below)
         checks.append((group.lights, lights))
         for rows, reasons in checks:
             pairs = zip(rows, reasons, strict=True)

@@ -1189,3 +1189,35 @@ for _kind_of_pixels in ("i4", "i8", "f8"):
         lambda n, t=_kind_of_pixels: n.pixels(n.all("."), lambda d: d.astype(t)),
         {L1: USED, F1: USED, D1: USED, B1: USED},
     )
+
+# ------------------------------------------------------------------ found late
+
+
+def _names(night, folder, names):
+    for name, value in zip(night.all(folder), names, strict=True):
+        night.set(name, FILTER=value)
+
+
+case(
+    "late",
+    "two-filters-in-one-name",
+    lambda n: n.set(n.all("light/Halpha") + n.all("flat/Halpha"), FILTER="Ha+OIII"),
+    {L1: USED, F1: USED},
+)
+case(
+    "late",
+    "slots-spelled-apart",
+    lambda n: (
+        _names(n, "light/Halpha", ("Slot 3", "slot_3", "SLOT3")),
+        n.set(n.all("flat/Halpha"), FILTER="slot 3"),
+    ),
+    {L1: USED, F1: USED},
+)
+case(
+    "late",
+    "darks-saw-light",
+    lambda n: n.pixels(n.all("dark"), lambda d: (d + 20000).astype("u2")),
+    {L1: OUT},
+    3,
+    says="below its darks",
+)

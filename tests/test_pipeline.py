@@ -218,3 +218,15 @@ def test_spellings_are_part_of_what_a_product_is_made_of(night, tmp_path):
     assert coadded() == first
     mine.write_text('[keywords]\ndate = ["DATE-END"]\n')
     assert coadded() != first
+
+
+def test_a_filter_of_the_user_is_reduced_under_the_name_that_is_wanted(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    for path in (*part.glob("light/**/*.fits"), *part.glob("flat/**/*.fits")):
+        fits.setval(path, "FILTER", value="schmal 2")
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[filters]\n"schmal 2" = "S2"\n')
+    record = reduce_night(part, tmp_path / "out", settings=Settings(spellings=str(mine)))
+    assert record["status"] == 0
+    assert [group["filter"] for group in record["groups"]] == ["S2"]

@@ -97,8 +97,11 @@ class FrameRow(Facts):
         return printable(self.path)
 
     def open_raw(self, unit="adu"):
-        """Return the frame of this file; its header has the exposure time that was found for it."""
-        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=self.cards)
+        """Return the frame of this file; its header has what was found: EXPTIME, FILTUSED."""
+        cards = dict(self.cards)
+        if self.kind in ("light", "flat"):
+            cards["FILTUSED"] = self.filter
+        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=cards)
 
     def open(self):
         """Return the frame that is reduced: that of the file, or one colour of its mosaic."""

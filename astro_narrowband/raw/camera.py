@@ -68,8 +68,14 @@ def refuse_other_camera(name, header, master, what):
                 f"{name}: its {label} is {ours}, that of its {what} {theirs}: take a {what} of "
                 f"the same {label}"
             )
-    ours, theirs = (canonical_filter(keywords.read_filter(h)) for h in (header, master))
+    ours, theirs = (_filter(h) for h in (header, master))
     if what == "flat" and ours and theirs and ours != theirs:
         raise CalibrationError(
             f"{name}: was taken through {ours}, its flat through {theirs}: take a flat of {ours}"
         )
+
+
+def _filter(header):
+    """The name of the filter, as the table of frames has it, or by the header alone."""
+    names = keywords.read_filter(header).split("+")
+    return header.get("FILTUSED") or "+".join(dict.fromkeys(map(canonical_filter, names)))
