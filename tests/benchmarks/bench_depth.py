@@ -290,13 +290,13 @@ def fluxes(field):
     }
 
 
-def cosmic_rays(field, reduced, record):
+def cosmic_rays(field, reduced):
     """What became of the hits, and of the pixels that nothing hit."""
     truth, shape = field.truth, field.truth.shape
     ny, nx = shape
     hits = truth.cosmic_rays
     y, x = np.mgrid[:ny, :nx].astype(np.int32)
-    spoiled = detector_flaws(truth, reduced, record)
+    spoiled = detector_flaws(truth, reduced)
     there, touched = np.zeros(shape, np.int16), np.zeros(shape, np.int16)
     seeing = field.seeing
     single = field.error * math.sqrt(field.correlation)
@@ -350,14 +350,13 @@ def cosmic_rays(field, reduced, record):
     return out
 
 
-def detector_flaws(truth, reduced, record):
+def detector_flaws(truth, reduced):
     """Pixels that are bad in every light: hot ones, and those of which the dark says so."""
     dark = truth.dark
     middle = np.median(dark)
     flaws = dark > middle + 20 * 1.4826 * np.median(np.abs(dark - middle))
-    model = record["masters"]["dark"] if isinstance(record["masters"], dict) else None
-    if model:
-        with fits.open(reduced / model["path"]) as hdul:
+    for path in (reduced / "masters").glob("dark*.fits"):
+        with fits.open(path) as hdul:
             flaws |= hdul["FLAGS"].data != 0
     return flaws
 
@@ -382,7 +381,7 @@ def main():
             "whole flux: width of pulls": (row["pull_width"], "<= 1"),
             "alignment rms [pix]": (row["align_rms"], None),
         }
-        columns[group["filter"]] |= fluxes(field) | cosmic_rays(field, options.reduced, record)
+        columns[group["filter"]] |= fluxes(field) | cosmic_rays(field, options.reduced)
     print(f"{'':48}" + "".join(f"{name:>10}" for name in columns) + "   goal")
     for name, (_, goal) in next(iter(columns.values())).items():
         figures = "".join(f"{_text(column[name][0]):>10}" for column in columns.values())
