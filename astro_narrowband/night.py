@@ -98,7 +98,7 @@ class Night:
                 if not all(there[g] or g.failed for g in target):
                     lights = self.measured(lights, pool)
                     lights, reference = self.attempt(target, self.register, lights) or ([], "")
-                coadds, written = {}, []
+                coadds, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
                     if there[group]:
                         coadds[group] = self.attempt([group], self.read_coadd, names[group])
@@ -106,14 +106,15 @@ class Night:
                     mine = [light for light in lights if light.group is group]
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
                     coadds[group] = made and (made[0].ccd, made[1])
-                    for earlier in written:
-                        earlier.result()  # no more than one waits to be written
+                    if writing is not None:
+                        writing.result()  # no more than one waits to be written
                     if made:
                         name = f"coadd-{names[group]}.fits"
-                        written = [writer.submit(self.write_coadd, name, *made, key)]
+                        writing = writer.submit(self.write_coadd, name, *made, key)
+                    del made  # its planes go when they are written
                 self.catalogue(target, names, coadds, key)
-                for last in written:
-                    last.result()
+                if writing is not None:
+                    writing.result()
             finally:
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
