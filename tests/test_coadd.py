@@ -423,8 +423,27 @@ def test_cosmic_rays_on_stars_go_though_the_seeing_differs():
     made = coadd(frames)
     found = np.minimum(made.n_rejected, struck).sum()
     total = struck.sum()
-    assert found >= 0.98 * total
+    assert found >= 0.92 * total
     assert made.n_rejected[cores & (struck == 0)].sum() < 0.004 * n * cores.sum()
+
+
+def test_the_core_of_a_star_that_most_frames_mask_is_that_of_the_others():
+    rng = np.random.default_rng(12)
+    shape, widths = (300, 300), (3.2, 3.1, 3.3, 3.2, 2.9, 3.3)
+    x, y = rng.uniform(25, 275, (2, 40))
+    flux = 10 ** rng.uniform(1, 2.3, 40)
+    x[0], y[0], flux[0] = 150.3, 149.8, 3000.0
+    frames = []
+    for k, width in enumerate(widths):
+        image = sum(moffat(shape, a, b, f, width) for a, b, f in zip(x, y, flux, strict=True))
+        frame = exposures(rng, (300,), sky=0.3, shape=shape, source=image)[0]
+        if k < 4:
+            frame.mask = image > 100
+        frames.append(frame)
+    made = coadd(frames)
+    core = np.s_[147:153, 147:153]
+    assert made.coverage[core].min() == 2
+    assert made.n_rejected[core].sum() == 0
 
 
 def test_neighbours_of_an_outlier_are_looked_at_more_closely(rng):

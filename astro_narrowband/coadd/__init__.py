@@ -294,7 +294,7 @@ def coadd(
         cluster=cluster[order],
         overlap=overlap[order],
         shapes=np.zeros((len(order), N_TERMS), np.float32),
-        tolerance=tolerances(gradient_tolerance, fwhm)[order],
+        tolerance=np.repeat(tolerances(gradient_tolerance, fwhm)[order, None], 2, axis=1),
         discs=[discs[i] for i in order],
         rules=Rules(n_sigma) if reject else None,
     )
@@ -525,7 +525,7 @@ def _learn_shapes(task, found, matrix, workers):
     task.shapes, measured = star_shapes(task, positions, best, workers or usable_cores())
     # No more is allowed than what is asked for.
     known = np.isfinite(measured)
-    task.tolerance[known] = np.minimum(task.tolerance[known], measured[known])
+    task.tolerance[known, 0] = np.minimum(task.tolerance[known, 0], measured[known])
 
 
 def _run(task, executor, workers, memory):

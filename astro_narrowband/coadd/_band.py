@@ -64,8 +64,9 @@ class BandSum:
         Factor on the variance of each frame's cluster, for clusters that overlap.
     shapes : array (n, 6)
         How the stars of each frame differ from those of the median of the best.
-    tolerance : array
-        Part of the structure in the image that a frame may differ by all the same.
+    tolerance : array (n, 2)
+        Part of the structure in the image that a frame may differ by all the same, and
+        where its shape does not hold.
     discs : list of array (m, 3)
         x, y, radius on the grid within which a frame does not count.
     rules : Rules or None

@@ -101,7 +101,10 @@ class Panel:
         self.reference = _reference(stack, bad, best)
         self.candidates = [self._differing(*frame) for frame in zip(stack, variance, strict=True)]
         self._repair()
-        self.steep, self.steepness = self._steep(variance[best[0]])
+        self.unlike = self._unlike([bad[i] for i in best])
+        pixels, steepness = self._steep(variance[best[0]])
+        like = ~self.unlike[pixels]
+        self.steep, self.steepness = pixels[like], steepness[like]
 
     def outliers(self, data, variance, background, shape, tolerance, member=None):
         """
@@ -115,8 +118,9 @@ class Panel:
             Variance of the frame in blank sky.
         shape : `~numpy.ndarray` of float32, (6,)
             How its stars differ from those of the reference.
-        tolerance : float
-            Part of the structure that the frame may differ by all the same.
+        tolerance : (float, float)
+            Part of the structure that the frame may differ by all the same, and where
+            the reference is not the one that the shape holds for.
         member : int, optional
             Place of the frame in the panel, if it is one of it.
 
@@ -193,6 +197,21 @@ class Panel:
             self.reference[pixels] = _weighted_median(values, weights)
         self.doubtful = pixels
 
+    def _unlike(self, bad):
+        """
+        Where the reference is not the median of the best frames, as one of them is masked.
+
+        With all pixels whose derivatives such a pixel changes: the core of a star that is
+        saturated in some frames is that of the others.
+        """
+        found = np.zeros((self.reference.size // self.width, self.width), bool)
+        y, x = np.divmod(np.concatenate(bad), self.width)
+        for j in range(-2, 3):
+            for i in range(-2, 3):
+                at_y = np.clip(y + j, 0, len(found) - 1)
+                found[at_y, np.clip(x + i, 0, self.width - 1)] = True
+        return found.ravel()
+
     def _steep(self, variance):
         """Pixels where the reference is curved, and how many sigma of a noise that is."""
         most = np.abs(self.shapes[:, 0]).max()
@@ -238,14 +257,16 @@ class Panel:
         structure = structure_at(self.reference, pixels, self.width)
         structure = np.maximum(structure - 3.0 * np.sqrt(of_middle), 0.0)
         own_values = data[pixels]
-        steep = np.flatnonzero(structure)
+        like = ~self.unlike[pixels]
+        steep = np.flatnonzero((structure > 0) & like)
         if steep.size and self.shapes.any():
             terms = derivatives(self.reference, pixels[steep], self.width)
             values[:, steep] -= self.shapes @ terms
             own_values[steep] -= shape @ terms
         middle = _weighted_median(values, weights)
         middle[alone] = own_values[alone]
-        allowed = n_sigma * np.sqrt(own + of_middle) + np.float32(tolerance) * structure
+        structure *= np.where(like, *np.float32(tolerance))
+        allowed = n_sigma * np.sqrt(own + of_middle) + structure
         return pixels[np.abs(own_values - middle) > allowed]
 
     def _near(self, data, variance, background, shape, tolerance, pixels):
