@@ -112,9 +112,9 @@ class Night:
                         name = f"coadd-{names[group]}.fits"
                         writing = writer.submit(self.write_coadd, name, *made, key)
                     del made  # its planes go when they are written
-                self.catalogue(target, names, coadds, key)
                 if writing is not None:
                     writing.result()
+                self.catalogue(target, names, coadds, key)
             finally:
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
