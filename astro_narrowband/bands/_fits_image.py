@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class FitsImage:
         BSCALE and BZERO.
     blank : int or None
         BLANK: the integer on disk that stands for no value.
-    keep : object
+    keep : any
         What must live as long as this, such as the temporary file at ``path``.
     """
 
@@ -40,7 +41,7 @@ class FitsImage:
     scale: float = 1.0
     zero: float = 0.0
     blank: int | None = None
-    keep: object = field(default=None, repr=False, compare=False)
+    keep: Any = field(default=None, repr=False, compare=False)
 
     @cached_property
     def native(self):

@@ -18,7 +18,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
 from astro_narrowband._validate import positive, value_in
-from astro_narrowband.bands import Band, as_frame, map_bands, row_bands
+from astro_narrowband.bands import Band, Frame, as_frame, map_bands, row_bands
 from astro_narrowband.bands.window import RowWindow
 from astro_narrowband.calibrate._tiles import calibrate_rows
 from astro_narrowband.darks import DarkModel
@@ -71,7 +71,7 @@ class Recipe:
 
     detector: Detector
     dark: DarkModel | None = None
-    flat: object = None
+    flat: Frame | None = None
     max_extrapolation: float = 3.0
     max_temperature_difference: float = 5.0
     masters: tuple = ()
