@@ -135,8 +135,7 @@ class Night:
                 lights += made[0]
                 keys += made[1]
                 if not self.products.path(f"coadd-{names[group]}.fits").exists():
-                    for light in made[0]:
-                        light.measuring = pool.submit(self.measure, light)
+                    self.start_measuring(made[0], pool)
         return lights, keys
 
     def attempt(self, groups, step, *args):
@@ -353,22 +352,33 @@ class Night:
 
     # ------------------------------------------------------------------ lights
 
-    def measure(self, light):
-        """Find the stars of a light, and what it is worth; return why it cannot be used, or ""."""
+    def measure(self, light, recipe):
+        """
+        Find the stars of a light, and what it is worth; return why it cannot be used, or "".
+
+        ``recipe`` has the masters in memory, for all lights of a group.
+        """
         try:
             # Calibrated once for both, in the memory of the light before.
             spare = getattr(self.held, "frame", None)
-            held = self.held.frame = HeldFrame(light.frame, spare=spare)
-            light.stars = detect_stars(held)
-            light.statistics = measure_frame(held, stars=light.stars)
+            frame = light.frame.with_held_masters(recipe)
+            held = self.held.frame = HeldFrame(frame, spare=spare, variance=False)
+            light.stars = detect_stars(held, gain=frame.exposure)
+            light.statistics = measure_frame(frame, stars=light.stars, held=held)
         except NarrowbandError as error:
             return str(error)
         return ""
 
+    def start_measuring(self, lights, pool):
+        """Measure the lights of a group in other threads; their masters go with the last one."""
+        recipe = lights[0].frame.recipe.hold()
+        for light in lights:
+            light.measuring = pool.submit(self.measure, light, recipe)
+
     def measured(self, lights, pool):
         """Return the lights that can be read, measured."""
-        for light in lights:
-            light.measuring = light.measuring or pool.submit(self.measure, light)
+        for group in dict.fromkeys(light.group for light in lights if not light.measuring):
+            self.start_measuring([light for light in lights if light.group is group], pool)
         for light in self.progress(lights, total=len(lights), description="stars"):
             reason = light.measuring.result()
             if reason:

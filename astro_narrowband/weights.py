@@ -89,7 +89,7 @@ def _edges(n):
     return np.linspace(0, n, n_cells + 1).astype(int)
 
 
-def measure_frame(frame, *, stars=None):
+def measure_frame(frame, *, stars=None, held=None):
     """
     Measure the sky, the noise and the stars of one frame.
 
@@ -100,6 +100,8 @@ def measure_frame(frame, *, stars=None):
     stars : `~astropy.table.Table`, optional
         Its stars, from `~astro_narrowband.detect.detect_stars`. Without them
         the flux scale and the seeing of the frame are not known.
+    held : `~astro_narrowband.bands.HeldFrame`, optional
+        Its pixels, where they are in memory; they need no variance.
 
     Returns
     -------
@@ -125,7 +127,8 @@ def measure_frame(frame, *, stars=None):
     (5, 4.0)
     """
     frame = as_frame(frame)
-    frame = frame if isinstance(frame, HeldFrame) else HeldFrame(frame)
+    if held is None:
+        frame = held = frame if isinstance(frame, HeldFrame) else HeldFrame(frame)
     ny, nx = frame.shape
     y_edges, x_edges = _edges(ny), _edges(nx)
     cells = _Cells(x_edges)
@@ -149,8 +152,8 @@ def measure_frame(frame, *, stars=None):
     known = np.isfinite(level)
     middle = np.nan if not known.any() else float(np.median(level[known]))
     centres = tuple((e[:-1] + e[1:] - 1) / 2 for e in (x_edges, y_edges))
-    table, fwhm = _measure_stars(frame, stars)
     usual = float(np.median(variance[known])) if known.any() else math.nan
+    table, fwhm = _measure_stars(held, stars, getattr(frame, "exposure", None))
     return FrameStatistics(
         name=frame.name,
         sky=middle,
@@ -158,7 +161,7 @@ def measure_frame(frame, *, stars=None):
         scatter=float(np.median(scatter[known])) if known.any() else math.nan,
         fwhm=fwhm,
         stars=table,
-        spoiled=_spoiled(frame.data, frame.mask, math.sqrt(usual) if usual > 0 else math.nan),
+        spoiled=_spoiled(held.data, held.mask, math.sqrt(usual) if usual > 0 else math.nan),
         cells=level.astype(np.float32),
         centres=centres,
     )
@@ -256,7 +259,7 @@ def _column(table, name):
     return np.asarray(values.value if isinstance(values, u.Quantity) else values, float)
 
 
-def _measure_stars(frame, table):
+def _measure_stars(frame, table, exposure):
     """
     Fluxes of the brighter stars in apertures that grow with the seeing, and the seeing.
 
@@ -287,7 +290,7 @@ def _measure_stars(frame, table):
     index = index[np.argsort(-flux[index], kind="stable")][:MAX_STARS]
     if not index.size:
         return np.empty((0, 4)), fwhm
-    return _apertures(frame, x[index], y[index], fwhm, half), fwhm
+    return _apertures(frame, exposure, x[index], y[index], fwhm, half), fwhm
 
 
 def _pairs_within(x, y, radius):
@@ -299,7 +302,7 @@ def _pairs_within(x, y, radius):
     return known[tree.query_pairs(radius, output_type="ndarray")].T
 
 
-def _apertures(frame, x, y, fwhm, half):
+def _apertures(frame, exposure, x, y, fwhm, half):
     """x, y, flux and its error; stars with holes that cannot be filled are left out."""
     cx, cy = np.rint(x).astype(int), np.rint(y).astype(int)
     side = 2 * half + 1
@@ -332,6 +335,8 @@ def _apertures(frame, x, y, fwhm, half):
     flux = (data.astype(float) * weight).sum(axis=(1, 2)) - sky * area
     variance = (noise.astype(float) * weight**2).sum(axis=(1, 2))
     variance = np.maximum(variance, area * spread**2)
+    if frame.variance is None and exposure is not None:
+        variance += np.maximum(flux, 0.0) / exposure
     variance += area**2 * (np.pi / 2) * spread**2 / np.maximum(n, 1)
     with np.errstate(invalid="ignore"):
         good = ~holes & (n > 20) & (flux > MIN_SNR * np.sqrt(variance))

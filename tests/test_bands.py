@@ -8,6 +8,7 @@ import pickle
 import resource
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from astro_narrowband.bands import (
     row_bands,
 )
 from astro_narrowband.bands.fits_reader import wrong_sums
+from astro_narrowband.bands.window import HeldRows
 from astro_narrowband.exceptions import InputError, ProductError
 
 SHAPE = (40, 50)
@@ -505,3 +507,28 @@ def test_a_frame_is_held_in_the_memory_of_one_that_is_done_with(rng):
     assert other.shape == (20, 60)
     assert np.array_equal(other.data, second[:20])
     assert np.array_equal(new.data, second)
+
+
+def test_a_frame_is_held_without_its_variance(rng, tmp_path):
+    data = rng.normal(size=(50, 60)).astype(np.float32)
+    frame = Rows(data, data**2)
+    held = HeldFrame(frame, variance=False)
+    assert held.variance is None
+    assert np.array_equal(held.data, data)
+
+
+def test_held_rows_are_read_once_by_any_number_of_threads(rng):
+    whole = rng.normal(size=(150, 20))
+    asked = []
+
+    def read(rows):
+        asked.append(rows)
+        return whole[rows], None
+
+    held = HeldRows(read, len(whole))
+    with ThreadPoolExecutor(4) as pool:
+        wanted = [slice(y, y + 10) for y in range(0, 140, 7)]
+        for rows, (plane, nothing) in zip(wanted, pool.map(held.planes, wanted), strict=True):
+            assert np.array_equal(plane, whole[rows])
+            assert nothing is None
+    assert sorted(y for rows in asked for y in range(rows.start, rows.stop)) == list(range(150))

@@ -611,6 +611,31 @@ def test_measured_stars_follow_detected_ones():
     assert 0.95 < ratio.mean() < 1.0
 
 
+def test_stars_measured_without_a_variance_plane_have_the_same_errors():
+    from astro_narrowband.detect import detect_stars
+
+    rng = np.random.default_rng(4)
+    shape = (200, 220)
+    x, y = np.array([40.0, 100.3, 170.7, 60.2]), np.array([50.5, 120.1, 60.2, 150.9])
+    flux = np.array([900.0, 400.0, 1500.0, 600.0])
+    image = sum(moffat(shape, a, b, f, 3.0) for a, b, f in zip(x, y, flux, strict=True))
+    frame = as_frame(exposures(rng, (300,), shape=shape, source=image)[0])
+    frame.exposure = 300.0
+    held = HeldFrame(frame, variance=False)
+    with_plane, without = detect_stars(frame), detect_stars(held, gain=frame.exposure)
+    for name in ("x_err", "flux_err"):
+        np.testing.assert_allclose(without[name], with_plane[name], rtol=0.15)
+    for name in ("x_center", "flux"):
+        np.testing.assert_array_equal(without[name], with_plane[name])
+    one, other = (
+        measure_frame(frame, stars=with_plane),
+        measure_frame(frame, stars=without, held=held),
+    )
+    np.testing.assert_array_equal(one.stars[:, :3], other.stars[:, :3])
+    np.testing.assert_allclose(other.stars[:, 3], one.stars[:, 3], rtol=0.15)
+    assert (one.sky, one.variance, one.scatter) == (other.sky, other.variance, other.scatter)
+
+
 def test_differences_of_sky_are_taken_out_and_nebula_stays(rng):
     y, x = np.mgrid[:128, :128]
     nebula = 3.0 * np.exp(-((x - 70) ** 2 + (y - 60) ** 2) / 900.0)

@@ -263,6 +263,8 @@ class HeldFrame:
     spare : `HeldFrame`, optional
         One that is done with: where its arrays fit they are written over, for new
         ones of this size take as long as what is done with them.
+    variance : bool, optional
+        `False`: without its variance.
 
     Attributes
     ----------
@@ -285,7 +287,7 @@ class HeldFrame:
     ...     return measure_frame(held, stars=detect_stars(held))
     """
 
-    def __init__(self, frame, *, spare=None):
+    def __init__(self, frame, *, spare=None, variance=True):
         self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
         self.header = frame.header
         fits = spare is not None and spare.shape == self.shape
@@ -298,16 +300,19 @@ class HeldFrame:
         # Frames that are made while they are read are made where they will lie.
         make = getattr(frame, "read_into", None)
         if make is not None:
-            self.variance, self.mask = plane("variance", np.float32), plane("mask", bool)
+            self.mask = plane("mask", bool)
+            if variance:
+                self.variance = plane("variance", np.float32)
+        read = frame.read if variance else getattr(frame, "read_values", frame.read)
         ny, nx = self.shape
         for rows in row_bands(ny, HELD_PIXELS // max(nx, 1)):
             if make is not None:
                 band = self.read(rows)
                 make(rows, band)
             else:
-                band = frame.read(rows)
+                band = read(rows)
                 self.data[rows] = band.data
-                if band.variance is not None:
+                if variance and band.variance is not None:
                     if self.variance is None:
                         self.variance = plane("variance", np.float32)
                     self.variance[rows] = band.variance

@@ -1,11 +1,15 @@
-"""Rows that several frames of a band need, read once."""
+"""Rows that several frames need, read once: those of a band, or all of them."""
+
+import threading
 
 import numpy as np
 
-__all__ = ["RowWindow"]
+__all__ = ["HeldRows", "RowWindow"]
 
 #: Rows that a window may grow by at either end: frames are dithered by less, as a rule.
 SLACK = 64
+#: Rows that are read at a time where all of them are held.
+BAND = 64
 
 
 class RowWindow:
@@ -76,3 +80,52 @@ class RowWindow:
             if plane is not None:
                 plane[rows.start - self._base : rows.stop - self._base] = values
         self._first, self._last = min(self._first, rows.start), max(self._last, rows.stop)
+
+
+class HeldRows:
+    """
+    Planes that frames have in common, all rows of them, read when they are first asked for.
+
+    For any number of threads.
+
+    Parameters
+    ----------
+    read : callable
+        As of `RowWindow`.
+    n_rows : int
+        Rows of the planes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband.bands.window import HeldRows
+    >>> held = HeldRows(lambda rows: (np.arange(rows.start, rows.stop)[:, None], None), 200)
+    >>> held.planes(slice(150, 153))[0].ravel()
+    array([150, 151, 152])
+    """
+
+    def __init__(self, read, n_rows):
+        self._read, self._n_rows = read, n_rows
+        self._planes, self._lock = None, threading.Lock()
+
+    def planes(self, rows):
+        """Return the planes of some rows: views, which must not be written to."""
+        with self._lock:
+            if self._planes is None:
+                self._planes = self._all()
+        return tuple(None if plane is None else plane[rows] for plane in self._planes)
+
+    def _all(self):
+        whole = None
+        for start in range(0, self._n_rows, BAND):
+            rows = slice(start, min(start + BAND, self._n_rows))
+            found = self._read(rows)
+            if whole is None:
+                whole = [
+                    None if p is None else np.empty((self._n_rows, p.shape[1]), p.dtype)
+                    for p in found
+                ]
+            for plane, values in zip(whole, found, strict=True):
+                if plane is not None:
+                    plane[rows] = values
+        return whole

@@ -9,6 +9,7 @@ rounding) is kept apart from the noise of the masters, which all frames share.
 import os
 import threading
 import warnings
+from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
 
@@ -19,7 +20,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband import keywords
 from astro_narrowband._validate import positive, value_in
 from astro_narrowband.bands import Band, Frame, as_frame, map_bands, row_bands
-from astro_narrowband.bands.window import RowWindow
+from astro_narrowband.bands.window import HeldRows, RowWindow
 from astro_narrowband.calibrate._tiles import calibrate_rows
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
@@ -76,6 +77,7 @@ class Recipe:
     max_temperature_difference: float = 5.0
     masters: tuple = ()
     _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False)
+    _held: HeldRows | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self):
         if self.flat is not None:
@@ -117,9 +119,19 @@ class Recipe:
         bad : `~numpy.ndarray` of bool, (n_rows, nx), or None
             Flagged by the dark, or dead in the flat.
         """
+        if self._held is not None:
+            return self._held.planes(rows)
         if not hasattr(self._of_thread, "window"):
             self._of_thread.window = RowWindow(self._read)
         return self._of_thread.window.planes(rows)
+
+    def hold(self):
+        """Return the same recipe with its masters in memory, for frames that are read whole."""
+        held = copy(self)
+        master = self.flat if self.dark is None else self.dark
+        if master is not None:
+            object.__setattr__(held, "_held", HeldRows(self._read, master.shape[0]))
+        return held
 
     def _read(self, rows):
         offset = rate = weight = bad = None
@@ -300,8 +312,14 @@ class CalibratedFrame:
         return out
 
     def read_into(self, rows, out):
-        """As `read`, into the arrays of the `~astro_narrowband.bands.Band` ``out``."""
+        """As `read`, into the arrays of the `Band` ``out``, whose variance may be None."""
         calibrate_rows(self, rows, out)
+
+    def with_held_masters(self, recipe):
+        """Return the same frame, its masters being those that `Recipe.hold` has in memory."""
+        frame = copy(self)
+        frame.recipe = recipe
+        return frame
 
     def shared(self, rows, data=None):
         """

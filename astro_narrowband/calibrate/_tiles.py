@@ -20,7 +20,7 @@ def calibrate_rows(calibrated, rows, out):
     calibrated : `~astro_narrowband.calibrate.CalibratedFrame`
     rows : slice
     out : `~astro_narrowband.bands.Band`
-        Arrays for data, variance and mask of these rows.
+        Arrays for data, variance (or None) and mask of these rows.
     """
     ny, nx = calibrated.shape
     # One row more on either side, for the neighbours. Asked for at once, the tiles find them.
@@ -29,7 +29,7 @@ def calibrate_rows(calibrated, rows, out):
     tile = _Tile(calibrated, n_rows)
     for part in row_bands(rows.stop - rows.start, n_rows):
         here = slice(rows.start + part.start, rows.start + part.stop)
-        tile.work(here, *(plane[part] for plane in out))
+        tile.work(here, *(None if plane is None else plane[part] for plane in out))
 
 
 class _Tile:
@@ -43,7 +43,7 @@ class _Tile:
         self.current = np.empty((n_rows + 2, calibrated.shape[1]), np.float32)
 
     def work(self, rows, data, variance, mask):
-        """Calibrate one tile."""
+        """Calibrate one tile; ``variance`` may be None."""
         recipe, exposure = self.frame.recipe, self.frame.exposure
         detector, ny = recipe.detector, self.frame.shape[0]
         n_rows = rows.stop - rows.start
@@ -79,6 +79,8 @@ class _Tile:
             weight = weight[inner]
         np.multiply(electrons[inner], np.float32(1 / exposure), out=data)
         np.copyto(mask, flagged[inner])
+        if variance is None:
+            return
         any_bad = flagged.any()
         if any_bad:
             y, x = np.divmod(np.flatnonzero(flagged), electrons.shape[1])
