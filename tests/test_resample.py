@@ -170,9 +170,9 @@ class Recorder:
         self.asked.append(rows)
         return Band(self.ccd.data[rows], self.ccd.uncertainty.array[rows], None)
 
-    def shared(self, rows):
+    def master_noise(self, rows):
         y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
-        return np.stack([y + np.zeros(self.shape[1], np.float32), np.ones((len(y), self.shape[1]))])
+        return y + np.zeros(self.shape[1], np.float32), np.ones((len(y), self.shape[1])), None
 
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
@@ -192,17 +192,19 @@ def test_it_is_a_frame_that_passes_things_on():
     assert (frame.masters, frame.exposure, frame.name) == ("night 1", 300.0, "recorder")
     assert frame.unit == u.electron / u.s
     plain = ResampledFrame(ccd_of(np.ones(SHAPE)), Alignment.identity())
-    assert plain.masters is plain.exposure is plain.shared(slice(0, 3)) is None
+    assert plain.masters is plain.exposure is None
 
 
 @pytest.mark.parametrize("name", ALIGNMENTS)
-def test_shared_noise_is_that_of_the_nearest_pixel(name):
+def test_noise_of_masters_is_that_of_the_nearest_pixel(name):
     inner = Recorder(ccd_of(np.ones(SHAPE, np.float32), variance=np.ones(SHAPE)))
     alignment = ALIGNMENTS[name]
     frame = ResampledFrame(inner, alignment)
     rows = slice(20, 60)
-    modes = frame.shared(rows)
-    assert modes.shape == (2, 40, SHAPE[1])
+    found, place = frame.nearest(inner.master_noise, rows)
+    assert found[2] is None
+    modes = np.zeros((2, 40, SHAPE[1]))
+    modes[0][place], modes[1][place] = found[:2]
     y, x = np.mgrid[rows, 0 : SHAPE[1]]
     sx, sy = alignment.inverse()(x, y)
     inside = (sx > 1) & (sx < SHAPE[1] - 2) & (sy > 1) & (sy < SHAPE[0] - 2)

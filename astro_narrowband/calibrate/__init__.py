@@ -353,6 +353,32 @@ class CalibratedFrame:
                 out[2] *= data
         return out
 
+    def master_noise(self, rows):
+        """
+        Return what the variance of this frame's masters is made of, whatever the exposure time t.
+
+        Returns
+        -------
+        var_offset, cov, var_rate : `~numpy.ndarray` of float32, (n_rows, nx), or None
+            Of the dark: its variance is ``var_offset / t**2 + 2 cov / t + var_rate``
+            [(electron/s)**2], but for pixels that do not follow the dark's straight line.
+        var_flat : `~numpy.ndarray` of float32, (n_rows, nx), or None
+            Relative variance of the flat.
+        """
+        recipe = self.recipe
+        planes, var_flat = (None, None, None), None
+        square = recipe.planes(rows)[2]
+        square = np.float32(recipe.detector.gain) if square is None else square
+        square = square * square
+        if recipe.dark is not None:
+            planes = tuple(plane * square for plane in recipe.dark.covariance(rows))
+        if recipe.flat is not None:
+            var_flat = recipe.flat.read(rows).variance
+            if var_flat is not None:
+                var_flat = var_flat * square
+                var_flat *= np.float32(recipe.detector.gain**-2)
+        return *planes, var_flat
+
     def common(self, rows, data):
         """Return the sum of squares of `shared`, [(electron/s)**2], without taking it apart."""
         recipe, total = self.recipe, None

@@ -490,8 +490,12 @@ class _WithDark:
     """
 
     def __init__(self, frame, model, exposure):
-        if hasattr(frame, "shared"):
+        if hasattr(_inner(frame), "master_noise"):
             raise InputError(f"{frame.name}: knows the noise of its masters: leave out dark_model")
+        if _alignment(frame) is not None:
+            raise InputError(
+                f"{frame.name}: is resampled: dark_model is for frames as the detector saw them"
+            )
         gain = frame.header.get("GAINUSED")
         if gain is None or not exposure > 0:
             raise InputError(
@@ -499,22 +503,23 @@ class _WithDark:
                 "header, as calibrate writes them"
             )
         self.frame, self.model, self.exposure = frame, model, exposure
-        self.factor = np.float32(positive(gain, f"{frame.name}: GAINUSED") / exposure)
+        self.gain = np.float32(positive(gain, f"{frame.name}: GAINUSED"))
         self.name, self.shape, self.unit = frame.name, frame.shape, frame.unit
         self.header = frame.header
         self.masters = ("dark model", id(model))
         self.noise_correlation = noise_correlation(frame)
 
-    def shared(self, rows):
-        """Amplitudes of the model's error [unit of the frame]."""
-        return self.model.modes(self.exposure, rows) * self.factor
+    def master_noise(self, rows):
+        """As of a `~astro_narrowband.calibrate.CalibratedFrame`."""
+        return *(plane * self.gain**2 for plane in self.model.covariance(rows)), None
 
     def read(self, rows):
         """Rows of the frame, its own noise only."""
         band = self.frame.read(rows)
         if band.variance is None:
             return band
-        common = (self.shared(rows) ** 2).sum(axis=0)
+        common = self.model.variance(self.exposure, rows)
+        common *= np.float32((self.gain / self.exposure) ** 2)
         return Band(band.data, np.maximum(band.variance - common, 0.0), band.mask)
 
 

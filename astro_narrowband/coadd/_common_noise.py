@@ -6,13 +6,14 @@ masters have the same error in the same detector pixel. Where they are not
 dithered it does not average down; where they are, it does.
 """
 
-from functools import partial
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from astro_narrowband.bands.window import RowWindow
 
-__all__ = ["CommonNoise", "overlap_factors", "shared_clusters"]
+__all__ = ["CommonNoise", "overlap_factors", "shared_clusters", "undithered_noise"]
 
 #: Rows of the coadd that are worked on at a time.
 ROWS = 16
@@ -59,9 +60,7 @@ def shared_clusters(frames, matrices, shape):
     groups = {}
     for i, frame in enumerate(frames):
         token = getattr(frame, "masters", None)
-        if token is None or not hasattr(frame, "shared"):
-            continue
-        if frame.shared(slice(0, 1)) is not None:
+        if token is not None and hasattr(_inner(frame), "master_noise"):
             groups.setdefault(token, []).append(i)
     cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
     for group in groups.values():
@@ -102,42 +101,71 @@ def overlap_factors(cluster, correlations, amplitude):
     return factor
 
 
-# --------------------------------------------------------------------------- one frame
+# --------------------------------------------------------------------------- what it is
 
 
-def _basis(recipe, rows):
-    """
-    Return what the noise of a set of masters is made of, whatever the exposure time.
-
-    Returns
-    -------
-    offset, slope, rest : `~numpy.ndarray` of float32, (n_rows, nx), or None
-        Noise of the offset times the gain over the flat [electron]; the part of the
-        rate's noise that goes with it, and the rest [electron/s].
-    flat : `~numpy.ndarray` of float32, (n_rows, nx), or None
-        Relative noise of the flat.
-    """
-    dark, flat = (None, None, None), None
-    if recipe.dark is not None:
-        dark = recipe.dark.amplitudes(rows)
-        for plane in dark:
-            plane *= np.float32(recipe.detector.gain)
-    if recipe.flat is not None:
-        band = recipe.flat.read(rows)
-        divisor = np.maximum(np.nan_to_num(band.data, nan=1.0), np.float32(0.05))
-        for plane in dark:
-            if plane is not None:
-                plane /= divisor
-        if band.variance is not None:
-            flat = np.sqrt(band.variance)
-            flat /= divisor
-    return *dark, flat
+def _inner(frame):
+    """The frame that was calibrated: the one within a resampled one."""
+    return frame.frame if hasattr(frame, "alignment") else frame
 
 
-def _recipe_of(frame):
-    """The recipe of the calibrated frame within ``frame``, or None."""
-    inner = getattr(frame, "frame", None) if hasattr(frame, "alignment") else frame
-    return getattr(inner, "recipe", None)
+def _amounts(task, i):
+    """How much frame ``i`` has of the masters' offset, rate and flat in the sum."""
+    weight = task.weight[i]
+    rate = weight / task.scale[i]
+    return np.array([rate / task.exposure[i], rate, weight])
+
+
+def _variances(planes, amounts):
+    """Variance of the dark and relative variance of the flat, of frames that share both."""
+    (a, b, w), (var_offset, cov, var_rate, var_flat) = amounts, planes
+    dark = flat = None
+    if var_offset is not None:
+        dark = a * a * var_offset + 2.0 * a * b * cov + b * b * var_rate
+    if var_flat is not None:
+        flat = w * w * var_flat
+    return dark, flat
+
+
+def undithered_noise(task):
+    """Level of the masters' noise in blank sky, were no frame dithered."""
+    signal = np.sum(task.weight * (task.sky + task.offset))
+    sums, frames = {}, {}
+    for i in np.flatnonzero(task.cluster >= 0):
+        frame = task.frames[i]
+        frames[frame.masters] = _inner(frame)
+        sums[frame.masters] = sums.get(frame.masters, 0.0) + _amounts(task, i)
+    total = 0.0
+    for masters, amounts in sums.items():
+        middle = frames[masters].shape[0] // 2
+        planes = frames[masters].master_noise(slice(middle, middle + 1))
+        for plane, factor in zip(_variances(planes, amounts), (1.0, signal**2), strict=True):
+            total += 0.0 if plane is None else factor * float(np.median(plane))
+    return math.sqrt(total)
+
+
+@dataclass
+class _Cluster:
+    """Frames with the same noise that were added so far, and the pixels that each of them lacks."""
+
+    amounts: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    lost: list = field(default_factory=list)
+
+    def add(self, amounts, lost):
+        self.amounts += amounts
+        self.lost.append((lost, amounts))
+
+    def lacking(self):
+        """Pixels that some frames lack, sorted, and the amounts of the others there (3, n)."""
+        pixels, place = np.unique(
+            np.concatenate([lost for lost, _ in self.lost]), return_inverse=True
+        )
+        have = np.tile(self.amounts[:, None], pixels.size)
+        start = 0
+        for lost, amounts in self.lost:
+            have[:, place[start : start + lost.size]] -= amounts[:, None]
+            start += lost.size
+        return pixels, have
 
 
 class CommonNoise:
@@ -145,8 +173,9 @@ class CommonNoise:
     The variance that the noise of masters leaves in the sum of one band.
 
     Amplitudes add up within a cluster of frames (same masters, same detector
-    pixel), squares between clusters. Frames of one cluster come one after the
-    other, but for those of the panel: few clusters are open at a time.
+    pixel, which is the one that its first frame has there), squares between
+    clusters. It is all in three variances of the dark and one of the flat, so
+    that a cluster costs the same whatever the number of its frames.
 
     Parameters
     ----------
@@ -159,87 +188,74 @@ class CommonNoise:
         self.task, self.rows = task, rows
         self.size = (rows.stop - rows.start) * task.shape[1]
         self.fixed = self.relative = None
-        self.bases, self.open = {}, {}
-        self.scratch = np.empty((4, ROWS, task.shape[1]), np.float32)
+        self.windows, self.open = {}, {}
+        self.scratch = np.empty((2, ROWS, task.shape[1]), np.float32)
         known = task.cluster[task.cluster >= 0]
         self.left = dict(zip(*np.unique(known, return_counts=True), strict=True))
 
     def add(self, i, lost, offset):
         """Add frame ``i`` but for the pixels ``lost`` (sorted; ``offset`` is the band's first)."""
-        task = self.task
-        cluster = task.cluster[i]
+        cluster = self.task.cluster[i]
         if cluster < 0:
             return
+        first, last = np.searchsorted(lost, (offset, offset + self.size))
+        sums = self.open.setdefault(cluster, _Cluster())
+        sums.add(_amounts(self.task, i), lost[first:last] - offset)
+        self.left[cluster] -= 1
+        if not self.left[cluster]:
+            self._close(self.task.frames[i], self.open.pop(cluster), self.task.overlap[i])
+
+    def _close(self, frame, sums, overlap):
+        """Add the squares of a cluster that is complete."""
         if self.fixed is None:
             self.fixed, self.relative = np.zeros((2, self.size), np.float32)
-        self._gather(task.frames[i])
-        alone = cluster not in self.open and self.left[cluster] == 1
-        self.left[cluster] -= 1
-        overlap = np.float32(task.overlap[i])
-        width = task.shape[1]
+        read = self._window(frame).planes
+        pixels, have = sums.lacking()
+        scale, width = math.sqrt(overlap), self.task.shape[1]
         for start in range(self.rows.start, self.rows.stop, ROWS):
-            stop = min(start + ROWS, self.rows.stop)
-            part = slice((start - self.rows.start) * width, (stop - self.rows.start) * width)
-            modes = self._modes(i, slice(start, stop))
-            low, high = np.searchsorted(lost, (part.start + offset, part.stop + offset))
-            if low < high:
-                modes[:, lost[low:high] - (part.start + offset)] = 0.0
-            if alone:
-                self._square(modes, part, overlap)
+            rows = slice(start, min(start + ROWS, self.rows.stop))
+            n_rows, before = rows.stop - start, (start - self.rows.start) * width
+            if hasattr(frame, "alignment"):
+                planes, place = frame.nearest(read, rows)
             else:
-                if cluster not in self.open:
-                    self.open[cluster] = np.zeros((len(modes), self.size), np.float32)
-                self.open[cluster][:, part] += modes
-        if not alone and self.left[cluster] == 0:
-            self._square(self.open.pop(cluster), slice(0, self.size), overlap)
+                planes, place = read(rows), (slice(0, n_rows), slice(0, width))
+            low, high = np.searchsorted(pixels, (before, before + n_rows * width))
+            y, x = np.divmod(pixels[low:high] - before, width)
+            self._add(rows, planes, place, sums.amounts * scale, (y, x), have[:, low:high] * scale)
 
-    def _gather(self, frame):
-        """Read the noise of a frame's masters for all rows at once."""
-        recipe = _recipe_of(frame)
-        if recipe is not None:
-            if frame.masters not in self.bases:
-                self.bases[frame.masters] = RowWindow(partial(_basis, recipe))
-            rows = frame.source_rows(self.rows, 2) if hasattr(frame, "alignment") else self.rows
-            self.bases[frame.masters].planes(rows or slice(0, 1))
+    def _add(self, rows, planes, place, amounts, lost, have):
+        """Add some rows; at the pixels ``lost`` there is less."""
+        (y, x), (oy, ox) = lost, place
+        inside = (y >= oy.start) & (y < oy.stop) & (x >= ox.start) & (x < ox.stop)
+        at = y[inside] - oy.start, x[inside] - ox.start
+        few = [None if plane is None else plane[at] for plane in planes]
+        few = _variances(few, have[:, inside])
+        part = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+        a, b, w = amounts
+        terms = (
+            (self.fixed, ((0, a * a), (1, 2.0 * a * b), (2, b * b)), few[0]),
+            (self.relative, ((3, w * w),), few[1]),
+        )
+        for total, parts, values in terms:
+            if values is None:
+                continue
+            target = total.reshape(-1, self.task.shape[1])[part][oy, ox]
+            out, spare = (plane[: target.shape[0], : target.shape[1]] for plane in self.scratch)
+            for k, (which, factor) in enumerate(parts):
+                np.multiply(planes[which], np.float32(factor), out=spare if k else out)
+                if k:
+                    out += spare
+            out[at] = values
+            target += out
 
-    def _modes(self, i, rows):
-        """Noise of a frame's masters in the sum, as amplitudes; the last goes with the signal."""
-        task, frame = self.task, self.task.frames[i]
-        weight = task.weight[i]
-        factor = weight / task.scale[i]
-        recipe = _recipe_of(frame)
-        if recipe is None:
-            modes = frame.shared(rows)
-            modes = modes.reshape(len(modes), -1) * np.float32(factor)
-            return np.append(modes, np.zeros_like(modes[:1]), axis=0)
-        shared = self.bases[frame.masters].planes
-        n_rows, nx = rows.stop - rows.start, task.shape[1]
-        if hasattr(frame, "alignment"):
-            (offset, slope, rest, flat), (y, x) = frame.nearest(shared, rows)
-        else:
-            (offset, slope, rest, flat), y, x = shared(rows), slice(0, n_rows), slice(0, nx)
-        whole = self.scratch[:, :n_rows]
-        if offset is None or flat is None or offset.size < n_rows * nx:
-            whole[...] = 0.0
-        modes, spare = whole[:3, y, x], whole[3, y, x]
-        if offset is not None:
-            np.multiply(offset, np.float32(factor / task.exposure[i]), out=modes[0])
-            np.multiply(slope, np.float32(factor), out=spare)
-            modes[0] += spare
-            np.multiply(rest, np.float32(factor), out=modes[1])
-        if flat is not None:
-            # Relative to the signal, which is on the common scale.
-            np.multiply(flat, np.float32(weight), out=modes[2])
-        return whole[:3].reshape(3, -1)
-
-    def _square(self, modes, part, overlap):
-        """Add the squares: the last mode goes with the signal, the others do not."""
-        np.multiply(modes, modes, out=modes)
-        if overlap != 1.0:
-            modes *= overlap
-        for mode in modes[:-1]:
-            self.fixed[part] += mode
-        self.relative[part] += modes[-1]
+    def _window(self, frame):
+        """The noise of a frame's masters, all rows at once: those asked for next find them."""
+        if frame.masters not in self.windows:
+            self.windows[frame.masters] = RowWindow(_inner(frame).master_noise)
+        window = self.windows[frame.masters]
+        rows = frame.source_rows(self.rows, 2) if hasattr(frame, "alignment") else self.rows
+        window.planes(rows or slice(0, 1))
+        return window
 
     def variance(self, signal):
         """

@@ -12,6 +12,7 @@ from astropy import units as u
 from astropy.table import QTable
 from astropy.wcs import WCS, FITSFixedWarning
 
+from astro_narrowband.coadd._common_noise import undithered_noise
 from astro_narrowband.exceptions import NarrowbandWarning
 from astro_narrowband.files import set_card
 
@@ -70,27 +71,13 @@ def write_header(header, task, reference, weights, planes):
     )
     header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
-    header["SYSNOISE"] = (_system_noise(task), "noise of the masters, if undithered")
+    header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
     set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
     header["REJECTED"] = (
         round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
         "outliers over pixels that count",
     )
-
-
-def _system_noise(task):
-    """Level of the masters' noise in blank sky, were no frame dithered."""
-    rows = slice(task.shape[0] // 2, task.shape[0] // 2 + 1)
-    by_masters = {}
-    for frame, cluster, factor in zip(
-        task.frames, task.cluster, task.weight / task.scale, strict=True
-    ):
-        if cluster >= 0:
-            modes = frame.shared(rows)[:, 0].astype(float) * factor
-            by_masters[frame.masters] = by_masters.get(frame.masters, 0.0) + modes
-    variance = sum((modes**2).sum(axis=0) for modes in by_masters.values())
-    return float(np.sqrt(np.median(variance))) if by_masters else 0.0
 
 
 def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):

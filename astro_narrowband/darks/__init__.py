@@ -272,34 +272,28 @@ class DarkModel:
         dark.ravel()[place] = mean
         return dark
 
+    def covariance(self, rows):
+        """
+        Return the variance of the offset, its covariance with the rate, the variance of the rate.
+
+        Returns
+        -------
+        var_offset, cov, var_rate : `~numpy.ndarray` of float32, (n_rows, nx)
+            [adu**2], [adu**2/s], [adu**2/s**2]; not to be changed.
+        """
+        return tuple(self.planes[name][rows] for name in ("var_offset", "cov", "var_rate"))
+
     def variance(self, exposure, rows):
         """Return the variance [adu**2] of what `values` returns."""
         t = np.float32(exposure)
-        out = self.planes["cov"][rows] * (2 * t)
-        out += self.planes["var_offset"][rows]
-        out += self.planes["var_rate"][rows] * (t * t)
+        var_offset, cov, var_rate = self.covariance(rows)
+        out = cov * (2 * t)
+        out += var_offset
+        out += var_rate * (t * t)
         place, _, variance = self.measured_at(exposure, rows)
         out.ravel()[place] = variance
         # What is left of large numbers may fall below zero.
         return np.maximum(out, 0, out=out)
-
-    def amplitudes(self, rows):
-        """
-        Return what the error of the dark is made of, whatever the exposure time t.
-
-        Returns
-        -------
-        offset, slope, rest : `~numpy.ndarray` of float32, (n_rows, nx)
-            [adu], [adu/s], [adu/s]: the error is ``(offset + t * slope) * a + t * rest * b``
-            with two independent noises a and b of unit variance, but for what
-            `measured_at` returns.
-        """
-        var_b, var_r, cov = (self.planes[k][rows] for k in ("var_offset", "var_rate", "cov"))
-        # Cholesky factor of the covariance of (offset, rate).
-        offset = np.sqrt(var_b)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = np.where(offset > 0, cov / offset, np.float32(0))
-        return offset, slope, np.sqrt(np.maximum(var_r - slope * slope, 0))
 
     def modes(self, exposure, rows):
         """
@@ -312,7 +306,12 @@ class DarkModel:
             Each stays the same noise whatever the exposure.
         """
         t = np.float32(exposure)
-        offset, slope, rest = self.amplitudes(rows)
+        var_offset, cov, var_rate = self.covariance(rows)
+        # Cholesky factor of the covariance of (offset, rate).
+        offset = np.sqrt(var_offset)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = np.where(offset > 0, cov / offset, np.float32(0))
+        rest = np.sqrt(np.maximum(var_rate - slope * slope, 0))
         out = np.stack([offset + t * slope, t * rest])
         place, _, variance = self.measured_at(exposure, rows)
         out[0].ravel()[place] = np.sqrt(variance)

@@ -364,20 +364,6 @@ class ResampledFrame:
             lost.reshape(-1)[at[part > MAX_BAD]] = True
         return Band(data, variance, lost)
 
-    def shared(self, rows):
-        """
-        Amplitudes of the noise of the masters (n_modes, n_rows, nx), from the nearest pixel.
-
-        None where ``frame`` has none; 0 outside it.
-        """
-        inner = getattr(self.frame, "shared", None)
-        if inner is None or inner(slice(0, 1)) is None:
-            return None
-        modes, (oy, ox) = self.nearest(inner, rows)
-        out = np.zeros((len(modes), rows.stop - rows.start, self.shape[1]), np.float32)
-        out[:, oy, ox] = modes
-        return out
-
     def nearest(self, read, rows):
         """
         Return planes of the source at the nearest pixel, and where they lie in some rows.
@@ -412,12 +398,11 @@ class ResampledFrame:
         sy = np.floor(m[1, 0] * x + m[1, 1] * y + m[1, 2] + 0.5).astype(int) - source.start
         inside = (sx >= 0) & (sx < width) & (sy >= 0) & (sy < height)
         at = sy[inside], sx[inside]
-        area = np.float32(abs(np.linalg.det(m[:2, :2])))
         moved = []
         for plane in planes:
             moved.append(None if plane is None else np.zeros((n_rows, nx), np.float32))
             if plane is not None:
-                moved[-1][inside] = plane[at] * area
+                moved[-1][inside] = plane[at]
         return moved, (slice(0, n_rows), slice(0, nx))
 
     def __repr__(self):
