@@ -25,6 +25,7 @@ from astro_narrowband.calibrate._tiles import calibrate_rows
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.noise import signal_variance
 from astro_narrowband.raw import prepared, refuse_other_camera
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
@@ -314,6 +315,44 @@ class CalibratedFrame:
     def read_into(self, rows, out):
         """As `read`, into the arrays of the `Band` ``out``, whose variance may be None."""
         calibrate_rows(self, rows, out)
+
+    def read_values(self, rows):
+        """As `read`, without the variance."""
+        data = np.empty((rows.stop - rows.start, self.shape[1]), np.float32)
+        out = Band(data, None, np.empty(data.shape, bool))
+        self.read_into(rows, out)
+        return out
+
+    def noise_planes(self, rows):
+        """Return what of the masters `variance_of` needs, for some rows."""
+        return self.recipe.planes(rows)[1:3]
+
+    def variance_of(self, signal, planes, *, scale, offset, out):
+        """
+        Return the variance of ``scale * data - offset`` where that is expected to be ``signal``.
+
+        As the variance that `read` gives, but that the signal is known from elsewhere,
+        such as other frames, and not taken from the pixels around.
+
+        Parameters
+        ----------
+        signal : `~numpy.ndarray` of float32, (m, k)
+        planes : sequence of `~numpy.ndarray`, (m, k), or None
+            From `noise_planes`, for the detector pixels of ``signal``.
+        scale, offset : float
+        out : `~numpy.ndarray` of float32, (m, k)
+
+        Returns
+        -------
+        `~numpy.ndarray`
+            ``out``
+        """
+        rate, weight = planes
+        detector = self.recipe.detector
+        return signal_variance(
+            signal, rate, weight, gain=detector.gain, floor=detector.floor,
+            exposure=self.exposure, scale=scale, offset=offset, out=out,
+        )  # fmt: skip
 
     def with_held_masters(self, recipe):
         """Return the same frame, its masters being those that `Recipe.hold` has in memory."""

@@ -21,7 +21,7 @@ from astropy.table import QTable
 from astro_narrowband._validate import choice, finite, positive, same_shape
 from astro_narrowband.bands import Band, as_frame, row_bands, usable_cores
 from astro_narrowband.coadd._band import HALO, BandSum, row_bytes
-from astro_narrowband.coadd._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coadd._common_noise import calibrated, overlap_factors, shared_clusters
 from astro_narrowband.coadd._header import (
     frame_table,
     noise_correlation,
@@ -327,11 +327,6 @@ def _alignment(frame):
     return getattr(frame, "alignment", None)
 
 
-def _inner(frame):
-    """The frame before it was resampled."""
-    return frame if _alignment(frame) is None else frame.frame
-
-
 def _one_unit(frames):
     unit = frames[0].unit
     for frame in frames:
@@ -378,10 +373,10 @@ def _measure(frames, stars, statistics, flux_scale):
     elif isinstance(flux_scale, str) and flux_scale == "stars" and len(frames) > 1:
         from astro_narrowband.detect import detect_stars
 
-        stars = [detect_stars(_inner(frame)) for frame in frames]
+        stars = [detect_stars(calibrated(frame)) for frame in frames]
     else:
         stars = [None] * len(frames)
-    return [measure_frame(_inner(f), stars=s) for f, s in zip(frames, stars, strict=True)]
+    return [measure_frame(calibrated(f), stars=s) for f, s in zip(frames, stars, strict=True)]
 
 
 def _reference(frames, table):
@@ -490,7 +485,7 @@ class _WithDark:
     """
 
     def __init__(self, frame, model, exposure):
-        if hasattr(_inner(frame), "master_noise"):
+        if hasattr(calibrated(frame), "master_noise"):
             raise InputError(f"{frame.name}: knows the noise of its masters: leave out dark_model")
         if _alignment(frame) is not None:
             raise InputError(

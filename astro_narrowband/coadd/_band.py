@@ -14,8 +14,22 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from astro_narrowband.bands import row_bands
-from astro_narrowband.coadd._common_noise import CommonNoise
-from astro_narrowband.coadd._reject import PANEL, REACH, TILE, Panel, Rules, union
+from astro_narrowband.coadd._common_noise import (
+    CommonNoise,
+    calibrated,
+    nearest_planes,
+    pixel_area,
+)
+from astro_narrowband.coadd._reject import (
+    PANEL,
+    REACH,
+    TILE,
+    Panel,
+    Rules,
+    best_frames,
+    panel_reference,
+    union,
+)
 
 __all__ = ["HALO", "BandSum", "row_bytes"]
 
@@ -117,14 +131,17 @@ class BandSum:
         inside = slice((rows.start - around.start) * nx, (rows.stop - around.start) * nx)
         stack = self._planes("stack", n_panel + 1, size)
         variance = self._planes("variance", n_panel + 1, size)
-        bad = [self.read(i, around, stack[i], variance[i]) for i in range(n_panel)]
         panel = None
-        if self.rules is not None and n > 1:
+        judged = self.rules is not None and n > 1
+        bad = [self.read(i, around, stack[i], variance[i], judged) for i in range(n_panel)]
+        if judged:
+            base = panel_reference(stack[:n_panel], bad, self.background[:n_panel])
+            for i in range(n_panel):
+                self.expect(i, around, base, variance[i])
             panel = Panel(
                 stack[:n_panel], variance[:n_panel], bad, self.background[:n_panel],
-                shapes=self.shapes[:n_panel], width=nx, rules=self.rules,
+                reference=base, shapes=self.shapes[:n_panel], width=nx, rules=self.rules,
             )  # fmt: skip
-            base = panel.reference
         else:
             base = stack[0].copy()
             base[bad[0]] = 0.0
@@ -134,7 +151,9 @@ class BandSum:
         count = np.zeros(n)
         for i in range(n):
             k = min(i, n_panel)
-            lost = bad[i] if i < n_panel else self.read(i, around, stack[k], variance[k])
+            lost = bad[i] if i < n_panel else self.read(i, around, stack[k], variance[k], judged)
+            if i >= n_panel and judged:
+                self.expect(i, around, base, variance[k])
             if panel is not None:
                 member = i if i < n_panel else None
                 hit = panel.outliers(
@@ -152,10 +171,15 @@ class BandSum:
         planes = (data, sigma, exposure, n_good, rejected[inside])
         return *(plane.reshape(out) for plane in planes), count
 
-    def read(self, i, rows, data, variance):
-        """Put rows of frame ``i`` on the common scale; return the indices of masked pixels."""
+    def read(self, i, rows, data, variance, judged=False):
+        """
+        Put rows of frame ``i`` on the common scale; return the indices of masked pixels.
+
+        Where frames are ``judged``, the variance of one that `expects` is left to `expect`.
+        """
         frame = self.frames[i]
-        band = frame.read(rows)
+        later = judged and self.expects(i)
+        band = frame.read_values(rows) if later else frame.read(rows)
         factor, offset = np.float32(1.0 / self.scale[i]), np.float32(self.offset[i])
         for start in range(0, data.size, TILE):
             tile = slice(start, min(start + TILE, data.size))
@@ -163,7 +187,7 @@ class BandSum:
             data[tile] -= offset
             if band.variance is not None:
                 np.multiply(band.variance.ravel()[tile], factor * factor, out=variance[tile])
-        if band.variance is None:
+        if band.variance is None and not later:
             self._variance_of(i, data, variance)
         lost = np.empty(0, np.intp) if band.mask is None else np.flatnonzero(band.mask)
         within = _within(self.discs[i], rows, self.shape[1])
@@ -171,6 +195,47 @@ class BandSum:
             lost = union(lost, within)
         data[lost] = np.inf
         return lost
+
+    def expects(self, i):
+        """Whether frame ``i`` can tell its variance from what the other frames show."""
+        return hasattr(calibrated(self.frames[i]), "variance_of")
+
+    def expect(self, i, rows, signal, variance):
+        """
+        Put the variance of frame ``i`` into ``variance``, where ``signal`` is what all see.
+
+        It is that of the nearest detector pixel. Cosmic rays do not raise it, and chance
+        does much less than if it followed the counts of the frame.
+        """
+        if not self.expects(i):
+            return
+        frame, nx = self.frames[i], self.shape[1]
+        signal, variance = signal.reshape(-1, nx), variance.reshape(-1, nx)
+        variance[...] = self.background[i]
+        source = calibrated(frame)
+        scale, offset = pixel_area(frame) / self.scale[i], self.offset[i]
+        for part in row_bands(len(signal), max(1, TILE // nx)):
+            here = slice(rows.start + part.start, rows.start + part.stop)
+            planes, (y, x) = nearest_planes(frame, source.noise_planes, here)
+            source.variance_of(
+                signal[part][y, x], planes, scale=scale, offset=offset, out=variance[part][y, x]
+            )
+
+    def scatter_of_sum(self):
+        """
+        Return the standard deviation that the variance of the sum has in blank sky.
+
+        That which is expected follows the same reference in all frames.
+        """
+        w2 = self.weight**2
+        own = np.array([self.rules is None or not self.expects(i) for i in range(len(w2))])
+        own |= len(w2) == 1
+        square = np.sum((w2 * self.scatter)[own] ** 2)
+        if not own.all():
+            best = self.background[best_frames(self.background[:PANEL])]
+            follows = np.sum((w2 / (self.exposure * self.scale))[~own])
+            square += (np.pi / 2) / np.sum(1.0 / best) * follows**2
+        return math.sqrt(square)
 
     def _variance_of(self, i, data, variance):
         """The variance of a frame that has none: that of its sky, and the source's photons."""
@@ -260,7 +325,7 @@ class _Sums:
             np.multiply(ratio, np.float32(1.0 / self.all[1]), out=ratio)
             ratio[some] = part
             ratio[empty] = 1.0
-            scatter = np.sqrt(np.sum(w**4 * task.scatter**2)) / self.all[1]
+            scatter = task.scatter_of_sum() / self.all[1]
             relative = smooth(ratio, width, scatter)
             sigma = relative[inside] * np.float32(self.all[1])
             data = self.mean

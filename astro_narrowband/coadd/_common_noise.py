@@ -13,13 +13,41 @@ import numpy as np
 
 from astro_narrowband.bands.window import RowWindow
 
-__all__ = ["CommonNoise", "overlap_factors", "shared_clusters", "undithered_noise"]
+__all__ = [
+    "CommonNoise",
+    "calibrated",
+    "nearest_planes",
+    "overlap_factors",
+    "pixel_area",
+    "shared_clusters",
+    "undithered_noise",
+]
 
 #: Rows of the coadd that are worked on at a time.
 ROWS = 16
 #: Frames whose masters' noise has at least this correlation count as one cluster: half a
 #: pixel apart along both axes.
 SAME = 0.25
+
+
+# --------------------------------------------------------------------------- detector pixels
+
+
+def calibrated(frame):
+    """Return the frame as it was calibrated: the one within a resampled one."""
+    return frame.frame if hasattr(frame, "alignment") else frame
+
+
+def pixel_area(frame):
+    """Return what the values of a frame were multiplied by when it was resampled."""
+    return frame.pixel_area if hasattr(frame, "alignment") else 1.0
+
+
+def nearest_planes(frame, read, rows):
+    """Return planes of the detector at the pixels of a frame, as `ResampledFrame.nearest`."""
+    if hasattr(frame, "alignment"):
+        return frame.nearest(read, rows)
+    return read(rows), (slice(0, rows.stop - rows.start), slice(0, frame.shape[1]))
 
 
 # --------------------------------------------------------------------------- who shares what
@@ -60,7 +88,7 @@ def shared_clusters(frames, matrices, shape):
     groups = {}
     for i, frame in enumerate(frames):
         token = getattr(frame, "masters", None)
-        if token is not None and hasattr(_inner(frame), "master_noise"):
+        if token is not None and hasattr(calibrated(frame), "master_noise"):
             groups.setdefault(token, []).append(i)
     cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
     for group in groups.values():
@@ -104,15 +132,10 @@ def overlap_factors(cluster, correlations, amplitude):
 # --------------------------------------------------------------------------- what it is
 
 
-def _inner(frame):
-    """The frame that was calibrated: the one within a resampled one."""
-    return frame.frame if hasattr(frame, "alignment") else frame
-
-
 def _amounts(task, i):
     """How much frame ``i`` has of the masters' offset, rate and flat in the sum."""
     weight = task.weight[i]
-    rate = weight / task.scale[i]
+    rate = weight / task.scale[i] * pixel_area(task.frames[i])
     return np.array([rate / task.exposure[i], rate, weight])
 
 
@@ -133,7 +156,7 @@ def undithered_noise(task):
     sums, frames = {}, {}
     for i in np.flatnonzero(task.cluster >= 0):
         frame = task.frames[i]
-        frames[frame.masters] = _inner(frame)
+        frames[frame.masters] = calibrated(frame)
         sums[frame.masters] = sums.get(frame.masters, 0.0) + _amounts(task, i)
     total = 0.0
     for masters, amounts in sums.items():
@@ -215,10 +238,7 @@ class CommonNoise:
         for start in range(self.rows.start, self.rows.stop, ROWS):
             rows = slice(start, min(start + ROWS, self.rows.stop))
             n_rows, before = rows.stop - start, (start - self.rows.start) * width
-            if hasattr(frame, "alignment"):
-                planes, place = frame.nearest(read, rows)
-            else:
-                planes, place = read(rows), (slice(0, n_rows), slice(0, width))
+            planes, place = nearest_planes(frame, read, rows)
             low, high = np.searchsorted(pixels, (before, before + n_rows * width))
             y, x = np.divmod(pixels[low:high] - before, width)
             self._add(rows, planes, place, sums.amounts * scale, (y, x), have[:, low:high] * scale)
@@ -251,7 +271,7 @@ class CommonNoise:
     def _window(self, frame):
         """The noise of a frame's masters, all rows at once: those asked for next find them."""
         if frame.masters not in self.windows:
-            self.windows[frame.masters] = RowWindow(_inner(frame).master_noise)
+            self.windows[frame.masters] = RowWindow(calibrated(frame).master_noise)
         window = self.windows[frame.masters]
         rows = frame.source_rows(self.rows, 2) if hasattr(frame, "alignment") else self.rows
         window.planes(rows or slice(0, 1))

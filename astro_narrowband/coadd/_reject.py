@@ -21,6 +21,7 @@ __all__ = [
     "Panel",
     "Rules",
     "best_frames",
+    "panel_reference",
     "tolerances",
     "union",
 ]
@@ -74,31 +75,24 @@ class Panel:
         For each frame the flat indices of its masked pixels.
     background : `~numpy.ndarray` of float, (n,)
         Variance of each frame in blank sky.
+    reference : `~numpy.ndarray` of float32, (size,)
+        From `panel_reference`; mended in place.
     width : int
         Length of a row.
     shapes : `~numpy.ndarray` of float32, (n, 6)
         How the stars of each differ from those of the reference, see
         `astro_narrowband.coadd._shapes`.
     rules : Rules
-
-    Attributes
-    ----------
-    reference : `~numpy.ndarray` of float32, (size,)
-        The median of the best frames of the panel, an odd number of them;
-        where one of these is masked, the lower median of all that are good
-        (cosmic rays only add: where they hit half of the frames the mean of the
-        two middle values would lie between all frames and the sky); 0 where
-        none is.
     """
 
-    def __init__(self, stack, variance, bad, background, *, shapes, width, rules):
+    def __init__(self, stack, variance, bad, background, *, reference, shapes, width, rules):
         self.stack, self.variance = stack, variance
         self.background, self.shapes = background, shapes
         self.width = width
         self.rules = rules
         self.pull = _capped(1.0 / np.sqrt(background))
         best = best_frames(background)
-        self.reference = _reference(stack, bad, best)
+        self.reference = reference
         self.candidates = [self._differing(*frame) for frame in zip(stack, variance, strict=True)]
         self._repair()
         self.unlike = self._unlike([bad[i] for i in best])
@@ -310,7 +304,16 @@ def best_frames(background):
     return np.sort(order[: sizes[np.argmin(sizes / inverse[sizes - 1] ** 2)]])
 
 
-def _reference(stack, bad, best):
+def panel_reference(stack, bad, background):
+    """
+    Return what a panel of frames shows, (size,): 0 where no frame is good.
+
+    The median of the best frames of the panel, an odd number of them; where one of
+    these is masked, the lower median of all that are good (cosmic rays only add:
+    where they hit half of the frames the mean of the two middle values would lie
+    between all frames and the sky).
+    """
+    best = best_frames(background)
     size = stack.shape[1]
     out = np.empty(size, np.float32)
     scratch = np.empty((len(best) + 1, min(TILE, size)), np.float32)

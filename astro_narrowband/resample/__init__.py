@@ -145,6 +145,11 @@ class ResampledFrame:
         return getattr(self.frame, "masters", None)
 
     @property
+    def pixel_area(self):
+        """Area of a pixel of the new grid on the source [pix], which values are multiplied by."""
+        return abs(float(np.linalg.det(self._matrix[:2, :2])))
+
+    @property
     def exposure(self):
         """Exposure time of ``frame`` [s], or None."""
         return getattr(self.frame, "exposure", None)
@@ -224,11 +229,18 @@ class ResampledFrame:
 
     def read(self, rows):
         """Return a `~astro_narrowband.bands.Band` of rows of the new grid."""
+        return self._read(rows, self.frame.read)
+
+    def read_values(self, rows):
+        """As `read`, without the variance."""
+        return self._read(rows, getattr(self.frame, "read_values", self.frame.read))
+
+    def _read(self, rows, read):
         n_rows, nx = rows.stop - rows.start, self.shape[1]
         source = self.source_rows(rows)
         if source is None:
             return self._nothing(n_rows, nx)
-        first, band = source.start, self.frame.read(source)
+        first, band = source.start, read(source)
         if self._signs is not None and self._is_whole:
             return self._read_whole(band, first, rows)
         data, bad = _filled(band)
@@ -339,7 +351,7 @@ class ResampledFrame:
         planes = outs if variance is not None else [*outs, None]
         margin = 1.0 if self.kernel == "lanczos3" else 0.0
         mask = _outside(m, rows, nx, self.frame.shape, margin)
-        area = abs(np.linalg.det(m[:2, :2]))
+        area = self.pixel_area
         if abs(area - 1) > 1e-7:
             planes[0] *= np.float32(area)
             if planes[1] is not None:
