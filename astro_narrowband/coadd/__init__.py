@@ -195,8 +195,10 @@ def coadd(
 
     A frame has one weight, not one per pixel: weights that follow each pixel's own
     counts lower every pixel by (N - 1) / N electron, and lose percents of a star
-    where the seeing varies [1]_, [2]_. V is a frame's own noise; the noise of its
-    own counts in V is smoothed away over 5 x 5 pixels, except on structure.
+    where the seeing varies [1]_, [2]_. V is a frame's own noise: its variance plane, or,
+    of a `~astro_narrowband.calibrate.CalibratedFrame` whose outliers are looked for, that
+    of the signal which the best frames show. The noise of the counts in V is smoothed
+    away over 5 x 5 pixels, except on structure.
 
     V_masters is the noise of bias, dark and flat, which frames share: amplitudes
     add up for frames whose detector pixels coincide and squares for frames that

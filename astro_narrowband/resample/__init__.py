@@ -405,17 +405,21 @@ class ResampledFrame:
             oy, iy = _overlap(n_rows, sy, at_y, height)
             ox, ix = _overlap(nx, sx, math.floor(m[0, 2] + 0.5), width)
             return [None if plane is None else plane[iy, ix] for plane in planes], (oy, ox)
-        y, x = np.arange(rows.start, rows.stop)[:, None], np.arange(nx)[None, :]
-        sx = np.floor(m[0, 0] * x + m[0, 1] * y + m[0, 2] + 0.5).astype(int)
-        sy = np.floor(m[1, 0] * x + m[1, 1] * y + m[1, 2] + 0.5).astype(int) - source.start
-        inside = (sx >= 0) & (sx < width) & (sy >= 0) & (sy < height)
-        at = sy[inside], sx[inside]
-        moved = []
-        for plane in planes:
-            moved.append(None if plane is None else np.zeros((n_rows, nx), np.float32))
-            if plane is not None:
-                moved[-1][inside] = plane[at]
-        return moved, (slice(0, n_rows), slice(0, nx))
+        y, x = np.arange(rows.start, rows.stop)[:, None], np.arange(nx)
+        sx = np.floor((m[0, 1] * y + (m[0, 2] + 0.5)) + m[0, 0] * x).astype(np.intp)
+        sy = np.floor((m[1, 1] * y + (m[1, 2] + 0.5)) + m[1, 0] * x).astype(np.intp)
+        sy -= source.start
+        outside = (sx < 0) | (sx >= width) | (sy < 0) | (sy >= height)
+        sy *= width
+        sy += sx
+        found = [
+            None if plane is None else plane.reshape(-1).take(sy, mode="clip") for plane in planes
+        ]
+        if outside.any():
+            for plane in found:
+                if plane is not None:
+                    plane[outside] = 0
+        return found, (slice(0, n_rows), slice(0, nx))
 
     def __repr__(self):
         dx, dy = self.alignment.shift
