@@ -29,8 +29,8 @@ __all__ = [
 
 #: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
 MAX_CELLS, MIN_CELL = 64, 16
-#: Rows read in each row of cells.
-ROWS_PER_CELL = 8
+#: Pixels that are looked at in each cell, in whole rows.
+CELL_PIXELS = 256
 #: Standard deviation of a Gaussian over its median absolute deviation.
 MAD = 1.4826
 #: Pixels of two frames' stars that are the same star, at most this far apart.
@@ -112,7 +112,8 @@ def measure_frame(frame, *, stars=None, held=None):
     The background variance is the median, over cells of the frame, of the mean
     of the predicted variance plane over the pixels within 3 sigma of the
     cell's median; a frame without variance plane has the clipped scatter of
-    its pixels instead. In a large frame 8 rows of every row of cells are used.
+    its pixels instead. In a large frame some rows of every row of cells are used,
+    with 256 pixels of a cell.
 
     Examples
     --------
@@ -132,12 +133,13 @@ def measure_frame(frame, *, stars=None, held=None):
     ny, nx = frame.shape
     y_edges, x_edges = _edges(ny), _edges(nx)
     cells = _Cells(x_edges)
+    n_rows = math.ceil(CELL_PIXELS * (len(x_edges) - 1) / nx)
     level, variance, scatter = [], [], []
     for bottom, top in pairwise(y_edges):
         rows = slice(int(bottom), int(top))
-        if top - bottom > 2 * ROWS_PER_CELL:
-            middle = (int(bottom) + int(top) - ROWS_PER_CELL) // 2
-            rows = slice(middle, middle + ROWS_PER_CELL)
+        if top - bottom > 2 * n_rows:
+            middle = (int(bottom) + int(top) - n_rows) // 2
+            rows = slice(middle, middle + n_rows)
         band = frame.read(rows)
         data = band.data
         if band.mask is not None:
