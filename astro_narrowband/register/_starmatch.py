@@ -34,6 +34,8 @@ VOTERS = 80
 #: As many of them must match before lists that go on are not looked through further down: the
 #: brightest stars of a long exposure are those that just do not saturate.
 ENOUGH = 12
+#: Where so many of them match without a rotation, none is tried: no sky looks the same turned.
+CERTAIN = 30
 #: How far down the lists the voters of one frame and of the other are taken.
 DEPTHS = ((0, 0), (60, 0), (0, 60), (120, 0), (0, 120), (200, 0), (0, 200), (300, 0), (0, 300))
 
@@ -164,23 +166,27 @@ def _voters(stars, first):
 
 def _hypotheses(source, target, tolerance):
     """Matrices worth refining, the better first: (matrix, n, turned), each a different answer."""
+    voters = [[_voters(s, d) for s, d in zip((source, target), depths, strict=True)]
+              for depths in DEPTHS]  # fmt: skip
+    voters = [(a, b) for a, b in voters if len(a.xy) and len(b.xy)]
+    usual = [(0.0, 4, False), (math.pi, 4, False)]
+    for a, b in voters:
+        found = _hypotheses_of(a, b, tolerance, usual)
+        if found and found[0][1] >= CERTAIN:
+            return found
     first = None
-    for depths in DEPTHS:
-        a, b = (_voters(s, d) for s, d in zip((source, target), depths, strict=True))
-        if len(a.xy) == 0 or len(b.xy) == 0:
-            continue
-        found = _hypotheses_of(a, b, tolerance)
+    for a, b in voters:
+        odd = [(angle, 2, True) for angle, _, _ in _match.rotations(a.xy, b.xy, tolerance)]
+        found = _hypotheses_of(a, b, tolerance, usual + odd)
         if found and found[0][1] >= ENOUGH:
             return found
         first = found if first is None else first
     return first
 
 
-def _hypotheses_of(a, b, tolerance):
+def _hypotheses_of(a, b, tolerance, angles):
     center = (np.array(a.shape[::-1]) - 1) / 2
     tried = []
-    angles = [(0.0, 4, False), (math.pi, 4, False)]
-    angles += [(t, 2, True) for t, _, _ in _match.rotations(a.xy, b.xy, tolerance)]
     for angle, n_best, turned in angles:
         turn = _match.rotation_about(center, angle)
         for offset, _ in _match.vote(_match.apply(turn, a.xy), b.xy, tolerance, n_best=n_best):
