@@ -340,11 +340,11 @@ def chance(n_matched, n_tried, probability, *, free, hypotheses):
     if k <= 0 or n <= 0:
         return 0.0
     p = min(max(probability, 1e-300), 1 - 1e-12)
-    terms = [
-        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1)
-        + i * math.log(p) + (n - i) * math.log1p(-p)
-        for i in range(k, n + 1)
-    ]  # fmt: skip
-    top = max(terms)
-    tail = top + math.log(sum(math.exp(term - top) for term in terms))
+    from scipy.special import gammaln
+
+    i = np.arange(k, n + 1)
+    terms = gammaln(n + 1) - gammaln(i + 1) - gammaln(n - i + 1)
+    terms += i * math.log(p) + (n - i) * math.log1p(-p)
+    top = float(terms.max())
+    tail = top + math.log(float(np.exp(terms - top).sum()))
     return min(0.0, (tail + math.log(max(hypotheses, 1.0))) / math.log(10))
