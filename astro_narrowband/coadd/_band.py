@@ -133,10 +133,11 @@ class BandSum:
         variance = self._planes("variance", n_panel + 1, size)
         panel = None
         judged = self.rules is not None and n > 1
-        bad = [self.read(i, around, stack[i], variance[i], judged) for i in range(n_panel)]
+        expects = [self.expects(i) for i in range(n)]
+        bad = [self.read(i, around, stack[i], variance[i], expects[i]) for i in range(n_panel)]
         if judged:
             base = panel_reference(stack[:n_panel], bad, self.background[:n_panel])
-            for i in range(n_panel):
+            for i in filter(expects.__getitem__, range(n_panel)):
                 self.expect(i, around, base, variance[i])
             panel = Panel(
                 stack[:n_panel], variance[:n_panel], bad, self.background[:n_panel],
@@ -151,9 +152,12 @@ class BandSum:
         count = np.zeros(n)
         for i in range(n):
             k = min(i, n_panel)
-            lost = bad[i] if i < n_panel else self.read(i, around, stack[k], variance[k], judged)
-            if i >= n_panel and judged:
-                self.expect(i, around, base, variance[k])
+            if i < n_panel:
+                lost = bad[i]
+            else:
+                lost = self.read(i, around, stack[k], variance[k], expects[i])
+                if expects[i]:
+                    self.expect(i, around, base, variance[k])
             if panel is not None:
                 member = i if i < n_panel else None
                 hit = panel.outliers(
@@ -171,15 +175,14 @@ class BandSum:
         planes = (data, sigma, exposure, n_good, rejected[inside])
         return *(plane.reshape(out) for plane in planes), count
 
-    def read(self, i, rows, data, variance, judged=False):
+    def read(self, i, rows, data, variance, expected=False):
         """
         Put rows of frame ``i`` on the common scale; return the indices of masked pixels.
 
-        Where frames are ``judged``, the variance of one that `expects` is left to `expect`.
+        Where the variance is ``expected``, it is left to `expect`.
         """
         frame = self.frames[i]
-        later = judged and self.expects(i)
-        band = frame.read_values(rows) if later else frame.read(rows)
+        band = frame.read_values(rows) if expected else frame.read(rows)
         factor, offset = np.float32(1.0 / self.scale[i]), np.float32(self.offset[i])
         for start in range(0, data.size, TILE):
             tile = slice(start, min(start + TILE, data.size))
@@ -187,7 +190,7 @@ class BandSum:
             data[tile] -= offset
             if band.variance is not None:
                 np.multiply(band.variance.ravel()[tile], factor * factor, out=variance[tile])
-        if band.variance is None and not later:
+        if band.variance is None and not expected:
             self._variance_of(i, data, variance)
         lost = np.empty(0, np.intp) if band.mask is None else np.flatnonzero(band.mask)
         within = _within(self.discs[i], rows, self.shape[1])
@@ -197,7 +200,13 @@ class BandSum:
         return lost
 
     def expects(self, i):
-        """Whether frame ``i`` can tell its variance from what the other frames show."""
+        """
+        Whether the variance of frame ``i`` follows what the panel shows.
+
+        If the frame can tell it from that, and it is a median: one frame shows its own counts.
+        """
+        if self.rules is None or len(self.frames) < 3:
+            return False
         return hasattr(calibrated(self.frames[i]), "variance_of")
 
     def expect(self, i, rows, signal, variance):
@@ -207,8 +216,6 @@ class BandSum:
         It is that of the nearest detector pixel. Cosmic rays do not raise it, and chance
         does much less than if it followed the counts of the frame.
         """
-        if not self.expects(i):
-            return
         frame, nx = self.frames[i], self.shape[1]
         signal, variance = signal.reshape(-1, nx), variance.reshape(-1, nx)
         variance[...] = self.background[i]
@@ -228,8 +235,7 @@ class BandSum:
         That which is expected follows the same reference in all frames.
         """
         w2 = self.weight**2
-        own = np.array([self.rules is None or not self.expects(i) for i in range(len(w2))])
-        own |= len(w2) == 1
+        own = np.array([not self.expects(i) for i in range(len(w2))])
         square = np.sum((w2 * self.scatter)[own] ** 2)
         if not own.all():
             best = self.background[best_frames(self.background[:PANEL])]
