@@ -77,9 +77,10 @@ class Pictures:
         """Return what the page shows of a coadd, as a dict that is not to be changed."""
         return self._once(_draw_coadd, product, filter_name, self._size)
 
-    def master(self, product, extension=0):
-        """Return what the page shows of a master, as a dict that is not to be changed."""
-        return self._once(_draw_master, product, extension)
+    def master(self, master):
+        """Return what the page shows of a master of the record, likewise."""
+        extension = "RATE" if master.get("kind") == "dark" else 0
+        return self._once(_draw_master, master["path"], extension)
 
     def _once(self, draw, product, *options):
         key = (product, *options)
@@ -451,19 +452,19 @@ def _masters(pictures, masters):
     for master in masters:
         kind, title = master.get("kind"), ""
         if kind == "bias":
-            title, extension, unit = "Bias", 0, "adu"
+            title, unit = "Bias", "adu"
             facts = [("frames", master.get("n_frames")), ("level [adu]", master.get("level"))]
             facts += [("noise of a frame [adu]", master.get("noise"))]
         elif kind == "dark":
-            title, extension, unit = "Dark rate", "RATE", "adu/s"
+            title, unit = "Dark rate", "adu/s"
             facts = _dark_facts(master)
         else:
-            title, extension, unit = f"Flat {master.get('filter') or ''}", 0, ""
+            title, unit = f"Flat {master.get('filter') or ''}", ""
             exposure = _span(master.get("exposure"))
             facts = [("frames", master.get("n_frames")), ("exposure [s]", exposure)]
         if kinds.count((kind, master.get("filter"))) > 1:
             facts.append(("serves", ", ".join(master.get("groups") or ())))
-        views.append(_master(pictures, title, master, extension, unit, facts))
+        views.append(_master(pictures, title, master, unit, facts))
         views[-1]["notes"] += [safe_text(note) for note in master.get("notes") or ()]
     return views
 
@@ -488,7 +489,7 @@ def _span(values):
     return " to ".join(dict.fromkeys(_number(f(values)) for f in (min, max))) if values else "–"
 
 
-def _master(pictures, title, master, extension, unit, facts):
+def _master(pictures, title, master, unit, facts):
     view = {
         "title": title,
         "path": master.get("path"),
@@ -499,7 +500,7 @@ def _master(pictures, title, master, extension, unit, facts):
     if not master.get("path"):
         return view
     try:
-        drawn = pictures.master(master["path"], extension)
+        drawn = pictures.master(master)
     except Exception as error:  # the page says what is wrong with it, and shows the rest
         view["notes"].append(f"cannot be shown ({type(error).__name__}: {error})")
         return view

@@ -270,7 +270,7 @@ def test_pictures_drawn_beforehand_give_the_same_page(made, monkeypatch):
     for group in record["groups"][:3]:
         pictures.coadd(group["products"]["coadd"], group["filter"])
     for master in record["masters"]:
-        pictures.master(master["path"], "RATE" if master["kind"] == "dark" else 0)
+        pictures.master(master)
     page = render_report(folder, record)
     monkeypatch.setattr("astro_narrowband.report.fits.open", None)  # no image is read again
     assert render_report(folder, record, pictures=pictures) == page
