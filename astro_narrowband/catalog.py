@@ -8,6 +8,7 @@ show has a flux around zero with an error there, not a hole.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from astropy import units as u
@@ -59,8 +60,6 @@ class Catalog:
         Of bright isolated stars; their ``id`` is that of the catalogue.
     corrections : dict of str to `~astro_narrowband.growth.ApertureCorrection` or None
         None where no star was good enough.
-    background : dict of str to `~astropy.table.QTable`
-        `~astro_narrowband.growth.diagnose_background` of the growth curves.
     fwhm : dict of str to float
         Of the stars in each filter [pix], measured likewise.
     """
@@ -69,8 +68,16 @@ class Catalog:
     merged: QTable
     growth: dict = field(default_factory=dict)
     corrections: dict = field(default_factory=dict)
-    background: dict = field(default_factory=dict)
     fwhm: dict = field(default_factory=dict)
+
+    @cached_property
+    def background(self):
+        """
+        What `~astro_narrowband.growth.diagnose_background` says of the growth curves, by filter.
+
+        Every curve is fitted, when it is first asked for.
+        """
+        return {name: diagnose_background(curves) for name, curves in self.growth.items()}
 
 
 def make_catalog(
@@ -152,11 +159,11 @@ def make_catalog(
             return _measure(name, ccds[name], stars, width, point, scale, options)
 
         found = list(pool.map(measure, ccds, widths, seeing))
-    tables, growth, corrections, background = (
+    tables, growth, corrections = (
         dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
     )
     fwhms = dict(zip(ccds, seeing, strict=True))
-    return Catalog(tables, _merge(tables), growth, corrections, background, fwhms)
+    return Catalog(tables, _merge(tables), growth, corrections, fwhms)
 
 
 def detection_image(ccds):
@@ -247,7 +254,7 @@ def _seeing(width, stars, typical):
 
 
 def _measure(name, ccd, stars, width, point, scale, options):
-    """Measure one filter; return its table, growth curves, correction and background."""
+    """Measure one filter; return its table, growth curves and correction."""
     positions = QTable([stars["x_center"], stars["y_center"]])
     r = round(R_APERTURE * scale, 2)
     r_in, r_out = round(R_IN * scale, 2), round(R_OUT * scale, 2)
@@ -291,7 +298,7 @@ def _measure(name, ccd, stars, width, point, scale, options):
             correction=correction.factor, correction_err=correction.err,
             correction_stars=correction.n_used,
         )  # fmt: skip
-    return table, curves, correction, diagnose_background(curves)
+    return table, curves, correction
 
 
 def _isolated(stars, table, reach, scale):

@@ -42,6 +42,8 @@ TINTS = {
 _GREY = (150, 158, 170)
 #: Brightness that is white in a composite; the brightest nebulae are 1.
 _WHITE = 6.0
+#: Effort of zlib: pictures with noise get hardly smaller for more of it, and take twice as long.
+_LEVEL = 1
 _WAVELENGTH = {f.name: f.wavelength for f in FILTERS}
 
 # --------------------------------------------------------------------------- images
@@ -288,7 +290,7 @@ def _channels(names):
 
 def _png(picture):
     out = io.BytesIO()
-    picture.save(out, format="PNG", compress_level=6)
+    picture.save(out, format="PNG", compress_level=_LEVEL)
     return out.getvalue()
 
 
@@ -399,7 +401,8 @@ def _label(ax, x, y, title=None):
     ax.set_xlabel(x, color=INK, fontsize=8.5, parse_math=False)
     ax.set_ylabel(y, color=INK, fontsize=8.5, parse_math=False)
     if title:
-        ax.set_title(title, color=INK, fontsize=9, loc="left", parse_math=False)
+        # With a height of its own: to find one, all ticks are laid out once more.
+        ax.set_title(title, y=1.0, color=INK, fontsize=9, loc="left", parse_math=False)
 
 
 def _colour(name):
@@ -408,7 +411,7 @@ def _colour(name):
 
 def _finish(figure):
     out = io.BytesIO()
-    figure.canvas.print_png(out, metadata={"Software": None})
+    figure.canvas.print_png(out, metadata={"Software": None}, pil_kwargs={"compress_level": _LEVEL})
     return out.getvalue()
 
 

@@ -20,7 +20,7 @@ from astro_narrowband.exceptions import ProductError
 from astro_narrowband.files import safe_text, write_text
 from astro_narrowband.products import strict_json
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["Pictures", "render_report", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Longest side of the pictures, in pixels.
@@ -53,12 +53,59 @@ def write_report(folder, record):
     return write_text(Path(folder) / "report.html", render_report(folder, record))
 
 
-def render_report(folder, record):
+class Pictures:
+    """
+    The pictures of a page that show one product each, drawn once.
+
+    Each may be drawn by any thread as soon as its product is written; those that were
+    not are drawn with the page.
+
+    Parameters
+    ----------
+    folder : path-like
+        Where the products are.
+    n_groups : int
+        Coadds on the page. Many get smaller pictures, so that the page stays a few MB.
+    """
+
+    def __init__(self, folder, n_groups):
+        self.folder = Path(folder)
+        self._size = int(_LARGE / max(1.0, n_groups / 4) ** 0.5)
+        self._drawn = {}
+
+    def coadd(self, product, filter_name):
+        """Return what the page shows of a coadd, as a dict that is not to be changed."""
+        return self._once(_draw_coadd, product, filter_name, self._size)
+
+    def master(self, master):
+        """Return what the page shows of a master of the record, likewise."""
+        extension = "RATE" if master.get("kind") == "dark" else 0
+        return self._once(_draw_master, master["path"], extension)
+
+    def _once(self, draw, product, *options):
+        key = (product, *options)
+        if key not in self._drawn:
+            self._drawn[key] = draw(self.folder / product, *options)
+        return self._drawn[key]
+
+
+def render_report(folder, record, *, pictures=None):
     """
     Return the page as text; see `write_report`.
 
     A product that the record names and that is not there or cannot be read is
     said to be so on the page.
+
+    Parameters
+    ----------
+    folder, record
+        As for `write_report`.
+    pictures : Pictures, optional
+        Some of which may have been drawn before.
+
+    Returns
+    -------
+    str
     """
     try:
         import jinja2
@@ -69,6 +116,7 @@ def render_report(folder, record):
             "pip install 'astro-narrowband[report]'"
         ) from None
     folder = Path(folder)
+    pictures = pictures or Pictures(folder, len(record.get("groups") or ()))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -82,7 +130,7 @@ def render_report(folder, record):
     environment.filters["png"] = _data_url
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = _page(folder, record)
+    page = _page(folder, record, pictures)
     return environment.get_template("report.html").render(
         style=style, style_hash=digest, record=record, **page
     )
@@ -130,12 +178,9 @@ def _data_url(png):
     return Markup("data:image/png;base64," + base64.b64encode(png).decode())  # noqa: S704
 
 
-def _page(folder, record):
+def _page(folder, record, pictures):
     """Everything that the template shows and the record does not hold."""
-    groups = record.get("groups") or []
-    # Many coadds get smaller pictures, so that the page stays a few MB.
-    size = int(_LARGE / max(1.0, len(groups) / 4) ** 0.5)
-    groups = [_Group(folder, group, size).view() for group in groups]
+    groups = [_Group(folder, group, pictures).view() for group in record.get("groups") or ()]
     names = {}
     for group in groups:
         names.setdefault(group["object"], []).append(group)
@@ -161,7 +206,7 @@ def _page(folder, record):
         "n_lights": sum(len(group["frames"]) for group in groups),
         "exposure": sum(float(group["exposure_total"] or 0) for group in done),
         "detectors": _detectors(record.get("detector") or {}),
-        "masters": _masters(folder, record.get("masters") or []),
+        "masters": _masters(pictures, record.get("masters") or []),
         "left_out": _left_out(folder, record, groups),
         "settings": _flat(record.get("settings") or {}),
     }
@@ -196,10 +241,10 @@ def _flat(settings):
 class _Group:
     """One object in one filter."""
 
-    def __init__(self, folder, group, size):
+    def __init__(self, folder, group, pictures):
         self.folder = folder
         self.group = group
-        self.size = size
+        self.pictures = pictures
         self.filter = group.get("filter") or ""
         self.notes = []
 
@@ -244,44 +289,14 @@ class _Group:
         return self._read("coadd", self._read_coadd) or {"image": None, "picture": None}
 
     def _read_coadd(self, path):
-        with _open(path) as hdul:
-            header = hdul[0].header
-            data = hdul[0].data
-            mask = hdul["MASK"].data if "MASK" in hdul else None
-            image, factor = figures.downsample(data, mask, size=self.size)
-            unit = str(header.get("BUNIT", ""))
-            view = {
-                "image": image,
-                "date": str(header.get("DATE-OBS", "")),
-                "coverage": None,
-                "correlation": header.get("NOISECOR"),
-                "shape": data.shape,
-                "unit": unit.replace(" ", ""),
-            }
-            if "NEXP" in hdul:
-                view["coverage"] = _coverage(hdul["NEXP"])
-        stretch = figures.Stretch.of(image)
-        colours = figures.palette(self.filter)
-        ny, nx = image.shape
-        bar = figures.scale_bar(header, nx * factor)
-        view["picture"] = {
-            "png": figures.palette_png(stretch(image), colours),
-            "width": nx,
-            "height": ny,
-            "bar": bar.length / factor,
-            "label": bar.label,
-            "north": bar.north,
-            "east": bar.east,
-            "stars": [
-                {"id": s["id"], "x": (s["x"] + 0.5) / factor, "y": ny - (s["y"] + 0.5) / factor}
-                for s in self.stars
-                if s["x"] is not None
-            ],
-            "factor": factor,
-            "ramp": _ramp(colours),
-            "ticks": stretch.ticks(),
-        }
-        return view
+        drawn = self.pictures.coadd(path.relative_to(self.folder).as_posix(), self.filter)
+        factor, height = drawn["picture"]["factor"], drawn["picture"]["height"]
+        stars = [
+            {"id": s["id"], "x": (s["x"] + 0.5) / factor, "y": height - (s["y"] + 0.5) / factor}
+            for s in self.stars
+            if s["x"] is not None
+        ]
+        return {**drawn, "picture": {**drawn["picture"], "stars": stars}}
 
     def _growth(self):
         return self._read("growth", self._read_growth)
@@ -297,6 +312,8 @@ class _Group:
             flux = np.ma.filled(np.ma.asarray(rows["flux"], float), math.nan)
             if not np.isfinite(flux).any():
                 continue
+            if len(curves) == _STARS:
+                break
             x, y = self.positions.get(star, (None, None))
             title = f"star {star}" if x is None else f"star {star} at ({x:.1f}, {y:.1f})"
             curves.append(
@@ -311,7 +328,6 @@ class _Group:
                     "raw": np.ma.filled(np.ma.asarray(rows[raw], float), math.nan) if raw else None,
                 }
             )
-        curves = curves[:_STARS]
         if not curves:
             return None
         self.stars = curves
@@ -321,7 +337,10 @@ class _Group:
         return self._read("catalog", self._read_catalog)
 
     def _read_catalog(self, path):
-        table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
+        # The reader in C, for a few columns of numbers: that for ECSV takes many times as long.
+        columns = ("id", "x_center", "y_center", "flux", "flux_err")
+        text = path.read_text(encoding="utf-8").splitlines()
+        table = Table.read(text, format="ascii.fast_basic", guess=False, include_names=columns)
         view = {"n": len(table), "limit": None}
         columns = [np.asarray(table[c]).tolist() for c in ("id", "x_center", "y_center")]
         self.positions = {i: (x, y) for i, x, y in zip(*columns, strict=True)}
@@ -338,6 +357,41 @@ class _Group:
         if len(shown) < 2:
             return None
         return figures.night_png(shown, filter_name=self.filter)
+
+
+def _draw_coadd(path, filter_name, size):
+    with _open(path) as hdul:
+        header = hdul[0].header
+        data = hdul[0].data
+        mask = hdul["MASK"].data if "MASK" in hdul else None
+        image, factor = figures.downsample(data, mask, size=size)
+        view = {
+            "image": image,
+            "date": str(header.get("DATE-OBS", "")),
+            "coverage": None,
+            "correlation": header.get("NOISECOR"),
+            "shape": data.shape,
+            "unit": str(header.get("BUNIT", "")).replace(" ", ""),
+        }
+        if "NEXP" in hdul:
+            view["coverage"] = _coverage(hdul["NEXP"])
+    stretch = figures.Stretch.of(image)
+    colours = figures.palette(filter_name)
+    ny, nx = image.shape
+    bar = figures.scale_bar(header, nx * factor)
+    view["picture"] = {
+        "png": figures.palette_png(stretch(image), colours),
+        "width": nx,
+        "height": ny,
+        "bar": bar.length / factor,
+        "label": bar.label,
+        "north": bar.north,
+        "east": bar.east,
+        "factor": factor,
+        "ramp": _ramp(colours),
+        "ticks": stretch.ticks(),
+    }
+    return view
 
 
 def _open(path):
@@ -391,26 +445,26 @@ def _colour_view(groups):
 # --------------------------------------------------------------------------- masters
 
 
-def _masters(folder, masters):
+def _masters(pictures, masters):
     """What the page shows of each master; the groups that it serves, where not all."""
     views = []
     kinds = [(master.get("kind"), master.get("filter")) for master in masters]
     for master in masters:
         kind, title = master.get("kind"), ""
         if kind == "bias":
-            title, extension, unit = "Bias", 0, "adu"
+            title, unit = "Bias", "adu"
             facts = [("frames", master.get("n_frames")), ("level [adu]", master.get("level"))]
             facts += [("noise of a frame [adu]", master.get("noise"))]
         elif kind == "dark":
-            title, extension, unit = "Dark rate", "RATE", "adu/s"
+            title, unit = "Dark rate", "adu/s"
             facts = _dark_facts(master)
         else:
-            title, extension, unit = f"Flat {master.get('filter') or ''}", 0, ""
+            title, unit = f"Flat {master.get('filter') or ''}", ""
             exposure = _span(master.get("exposure"))
             facts = [("frames", master.get("n_frames")), ("exposure [s]", exposure)]
         if kinds.count((kind, master.get("filter"))) > 1:
             facts.append(("serves", ", ".join(master.get("groups") or ())))
-        views.append(_master(folder, title, master, extension, unit, facts))
+        views.append(_master(pictures, title, master, unit, facts))
         views[-1]["notes"] += [safe_text(note) for note in master.get("notes") or ()]
     return views
 
@@ -435,7 +489,7 @@ def _span(values):
     return " to ".join(dict.fromkeys(_number(f(values)) for f in (min, max))) if values else "–"
 
 
-def _master(folder, title, master, extension, unit, facts):
+def _master(pictures, title, master, unit, facts):
     view = {
         "title": title,
         "path": master.get("path"),
@@ -446,38 +500,47 @@ def _master(folder, title, master, extension, unit, facts):
     if not master.get("path"):
         return view
     try:
-        with _open(folder / master["path"]) as hdul:
-            if extension != 0 and extension not in hdul:
-                extension = 0
-            data = hdul[extension].data
-            mask = hdul["MASK"].data if "MASK" in hdul else None
-            # A few rows of each block are enough for a small picture.
-            thin = max(1, data.shape[0] // (3 * _SMALL))
-            mask = None if mask is None else mask[::thin, ::thin]
-            data = np.asarray(data[::thin, ::thin], np.float32)
+        drawn = pictures.master(master)
     except Exception as error:  # the page says what is wrong with it, and shows the rest
         view["notes"].append(f"cannot be shown ({type(error).__name__}: {error})")
         return view
-    image, _ = figures.downsample(data, mask, size=_SMALL)
-    stretch = figures.Stretch.linear(image)
-    view["picture"] = {
-        "png": figures.palette_png(stretch(image), figures.palette()),
-        "black": stretch.black,
-        "white": stretch.white,
-        "unit": unit,
-    }
-    good = data[np.isfinite(data)] if mask is None else data[np.isfinite(data) & (mask == 0)]
-    if good.size:
-        low, middle, high = np.percentile(good, [1, 50, 99])
+    view["picture"] = {**drawn["picture"], "unit": unit}
+    if drawn["levels"] is not None:
+        low, middle, high = drawn["levels"]
         label = f"median [{unit}]" if unit else "median"
         view["facts"] = [
             *facts,
-            (label, float(middle)),
+            (label, middle),
             ("1 % to 99 %", f"{_number(low)} to {_number(high)}"),
         ]
-        if mask is not None:
-            view["facts"].append(("masked [%]", 100 * float(np.mean(mask != 0))))
+        if drawn["masked"] is not None:
+            view["facts"].append(("masked [%]", 100 * drawn["masked"]))
     return view
+
+
+def _draw_master(path, extension):
+    with _open(path) as hdul:
+        if extension != 0 and extension not in hdul:
+            extension = 0
+        data = hdul[extension].data
+        mask = hdul["MASK"].data if "MASK" in hdul else None
+        # A few rows of each block are enough for a small picture.
+        thin = max(1, data.shape[0] // (3 * _SMALL))
+        mask = None if mask is None else mask[::thin, ::thin] != 0
+        data = np.asarray(data[::thin, ::thin], np.float32)
+    image, _ = figures.downsample(data, mask, size=_SMALL)
+    stretch = figures.Stretch.linear(image)
+    good = np.isfinite(data) if mask is None else np.isfinite(data) & ~mask
+    levels = np.percentile(data[good], [1, 50, 99]).tolist() if good.any() else None
+    return {
+        "picture": {
+            "png": figures.palette_png(stretch(image), figures.palette()),
+            "black": stretch.black,
+            "white": stretch.white,
+        },
+        "levels": levels,
+        "masked": None if mask is None else float(np.mean(mask)),
+    }
 
 
 def _left_out(folder, record, groups):

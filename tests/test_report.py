@@ -17,7 +17,7 @@ from PIL import Image
 
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.files import sha256, write_fits, write_table
-from astro_narrowband.report import _fixed, _number, render_report, write_report
+from astro_narrowband.report import Pictures, _fixed, _number, render_report, write_report
 
 N = 60
 
@@ -262,6 +262,18 @@ def test_headers_of_the_products_are_escaped_too(made, tmp_path, rng):
     group = copy.deepcopy(record["groups"][0])
     group["products"] = {"coadd": "coadd-x-Halpha.fits"}
     assert_nothing_runs_or_loads(Page(render_report(tmp_path, {"groups": [group]})))
+
+
+def test_pictures_drawn_beforehand_give_the_same_page(made, monkeypatch):
+    folder, record = made
+    pictures = Pictures(folder, len(record["groups"]))
+    for group in record["groups"][:3]:
+        pictures.coadd(group["products"]["coadd"], group["filter"])
+    for master in record["masters"]:
+        pictures.master(master)
+    page = render_report(folder, record)
+    monkeypatch.setattr("astro_narrowband.report.fits.open", None)  # no image is read again
+    assert render_report(folder, record, pictures=pictures) == page
 
 
 # --------------------------------------------------------------------------- what is missing

@@ -28,8 +28,9 @@ __all__ = [
     "sky_levels",
 ]
 
-#: Pixels of one block of stamps, and of annuli: their arrays stay in the cache.
-BLOCK, SKY_BLOCK = 40_000, 100_000
+#: Pixels of one block of stamps or annuli: their arrays stay in the cache, and their products
+#: with a few sectors are too small for BLAS to start threads of its own.
+BLOCK = 40_000
 #: Less of a pixel than this is rounding.
 TINY = 1e-9
 #: Sectors of an annulus, and the least number of pixels in one.
@@ -404,7 +405,7 @@ def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
     ny, nx = pixels.data.shape
     edge = np.minimum(np.minimum(x, nx - 1 - x), np.minimum(y, ny - 1 - y)) < reach[-1] + 1
     order = np.lexsort((x, y // 64, edge))
-    for rows in _blocks(n, oy.size, SKY_BLOCK):
+    for rows in _blocks(n, oy.size, BLOCK):
         _sky_block(pixels, x[order[rows]], y[order[rows]], annulus, out, rows)
     back = np.argsort(order)
     return SkyLevels(*(values[back] for values in out))
