@@ -29,6 +29,10 @@ __all__ = ["FlatCheck", "check_flats", "master_bias", "master_flat"]
 
 #: A flat pixel below this fraction of the median is dead.
 MIN_FLAT = 0.05
+#: Pixels of a flat that are looked at, in rows all over it: enough for its level to better than
+#: 1e-4, and for a saturated part of 1 % unless it is a stripe between these rows. A saturated
+#: pixel enters no mean, whatever is found here.
+CHECKED = 1 << 18
 
 
 def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
@@ -161,9 +165,9 @@ def _model(bias, dark):
 
 
 def _checks(frames, model, detector, max_extrapolation):
-    """One `FlatCheck` for each frame, from rows all over it, about 2**20 pixels."""
+    """One `FlatCheck` for each frame, from rows all over it."""
     ny, nx = model.shape
-    step = max(1, ny * nx // (1 << 20))
+    step = max(1, ny * nx // CHECKED)
     rows = [slice(y, y + 1) for y in range(step // 2, ny, step)]
     good = ~np.concatenate([model.mask(row) for row in rows])
 
@@ -221,6 +225,7 @@ def master_flat(
     bias=None,
     dark=None,
     detector=None,
+    checks=None,
     min_value=MIN_FLAT,
     n_sigma=5.0,
     max_extrapolation=3.0,
@@ -244,6 +249,8 @@ def master_flat(
         Of flat-darks: ``DarkModel.fit(flat_darks)``.
     detector : `~astro_narrowband.detector.Detector`, optional
         Default is that of the first header.
+    checks : list of FlatCheck, optional
+        What `check_flats` says of ``frames``, where it was asked before.
     min_value : float, optional
         Pixels below it are masked.
     n_sigma : float, optional
@@ -269,7 +276,8 @@ def master_flat(
     model = _model(bias, dark)
     if tuple(model.shape) != shape:
         raise InputError(f"flats are {shape}, bias or dark {tuple(model.shape)}")
-    checks = _checks(frames, model, detector, max_extrapolation)
+    if checks is None:
+        checks = _checks(frames, model, detector, max_extrapolation)
     used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
     for check in checks:
         if check.reason:
