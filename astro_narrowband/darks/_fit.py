@@ -510,26 +510,34 @@ def _shrink(fit, workers):
     own = np.uint8(255 - FLAGS["NEGATIVE"])
     names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
 
-    def usable(rows):
-        return (planes["flags"][rows] & own) == 0
+    flagged = np.flatnonzero((planes["flags"] & own) != 0)
+
+    def lost(rows):
+        nx = fit.shape[1]
+        first, last = np.searchsorted(flagged, [rows.start * nx, rows.stop * nx])
+        return flagged[first:last] - rows.start * nx
 
     for name in names:
 
         def apply(rows, first, second, name=name):
-            cov = planes["cov"][rows]
-            c_rate = planes["var_rate"][rows] if name == "rate" else cov
-            c_offset = cov if name == "rate" else planes["var_offset"][rows]
-            planes["rate"][rows] += c_rate * first
-            planes["offset"][rows] += c_offset * first
-            new = (
-                planes["var_rate"][rows] + c_rate * c_rate * second,
-                planes["var_offset"][rows] + c_offset * c_offset * second,
-                cov + c_rate * c_offset * second,
+            rate, offset, var_rate, var_offset, cov = (
+                planes[key][rows] for key in ("rate", "offset", "var_rate", "var_offset", "cov")
             )
-            for key, plane in zip(("var_rate", "var_offset", "cov"), new, strict=True):
-                planes[key][rows] = plane
+            c_rate, c_offset = (var_rate, cov) if name == "rate" else (cov, var_offset)
+            work = np.multiply(c_rate, first)
+            rate += work
+            offset += np.multiply(c_offset, first, out=work)
+            # Before one of them changes that the others need.
+            of_rate = np.multiply(c_rate, second, out=work)
+            of_offset = np.multiply(c_offset, second, out=second)
+            both = np.multiply(c_offset, of_rate, out=first)
+            of_rate *= c_rate
+            of_offset *= c_offset
+            var_rate += of_rate
+            var_offset += of_offset
+            cov += both
 
-        told = shrink_plane(planes[name], planes[f"var_{name}"], usable, apply, workers=workers)
+        told = shrink_plane(planes[name], planes[f"var_{name}"], lost, apply, workers=workers)
         notes.append(
             f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
             f"(true values spread by {told['spread']:.3g}); their variance is "
