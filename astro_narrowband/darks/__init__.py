@@ -55,8 +55,8 @@ class DarkModel:
     ----------
     planes : dict of array-like, each (ny, nx)
         ``offset`` [adu], ``rate`` [adu/s], ``var_offset`` [adu**2], ``var_rate``
-        [(adu/s)**2], ``cov`` [adu**2/s] and ``chi2`` as float32, ``dof`` and
-        ``flags`` as uint8. Arrays, or planes of a file that are read by rows.
+        [(adu/s)**2] and ``cov`` [adu**2/s] as float32, ``flags`` as uint8. Arrays,
+        or planes of a file that are read by rows.
     shape : tuple of int
     model : {"rate", "linear", "matched", "bias"}
         ``"matched"``: one exposure time and no bias, valid for that time only;
