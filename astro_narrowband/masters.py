@@ -337,34 +337,44 @@ def master_flat(
         photons += mean_floor
         few = result.columns
         photons.ravel()[few] *= len(frames) / np.maximum(result.count, 1)
+        # Those that are good in no frame, and not a number, among them.
         bad.ravel()[few] |= result.count * 2 <= len(frames)
-        bad |= ~np.isfinite(result.mean)
         np.add(own, photons, out=variance[rows])
         data[rows], mask[rows] = result.mean, bad
 
     for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
         pass
-    scale = np.float32(1)
-    for _ in range(2):
-        known = np.count_nonzero(mask)
-        scale = quick_median(data, mask) if not mask.all() else np.float32(np.nan)
+    # A part of the rows says well enough which pixels are low, and only good ones have a say.
+    for some in (_enough(mask), slice(None)):
+        scale = np.float32(np.nan) if mask.all() else quick_median(data[some], mask[some])
         if not scale > 0:
             raise CalibrationError("the flat has no good pixel")
-        mask |= ~(data >= min_value * scale)
-        if np.count_nonzero(mask) == known:
-            break
-    data /= scale
-    variance /= scale * scale
-    data[mask] = 1
+        mask |= data < min_value * scale
+
+    def finish(rows):
+        data[rows] /= scale
+        data[rows][mask[rows]] = 1
+        variance[rows] /= scale * scale
+        np.sqrt(variance[rows], out=variance[rows])
+
+    for _ in map_bands(finish, row_bands(shape[0], READ), workers=workers):
+        pass
     header = master_header(frames[0], "flat", len(frames), "FILTER")
-    header["FLATSCAT"] = (float(np.sqrt(quick_median(variance, mask))), "typical uncertainty")
+    some = _enough(mask)
+    header["FLATSCAT"] = (float(quick_median(variance[some], mask[some])), "typical uncertainty")
     return CCDData(
         data,
-        uncertainty=StdDevUncertainty(np.sqrt(variance, out=variance), copy=False),
+        uncertainty=StdDevUncertainty(variance, copy=False),
         mask=mask,
         header=header,
         unit=u.dimensionless_unscaled,
     )
+
+
+def _enough(mask):
+    """Rows that are enough for the median of a frame, or all, where they have no good pixel."""
+    some = slice(None, None, max(1, mask.size // CHECKED))
+    return slice(None) if mask[some].all() else some
 
 
 def _common_variance(model, share, rows):
