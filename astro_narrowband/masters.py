@@ -29,6 +29,10 @@ __all__ = ["FlatCheck", "check_flats", "master_bias", "master_flat"]
 
 #: A flat pixel below this fraction of the median is dead.
 MIN_FLAT = 0.05
+#: Pixels of a flat that are looked at, in rows all over it: enough for its level to better than
+#: 1e-4, and for a saturated part of 1 % unless it is a stripe between these rows. A saturated
+#: pixel enters no mean, whatever is found here.
+CHECKED = 1 << 18
 
 
 def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
@@ -161,9 +165,9 @@ def _model(bias, dark):
 
 
 def _checks(frames, model, detector, max_extrapolation):
-    """One `FlatCheck` for each frame, from rows all over it, about 2**20 pixels."""
+    """One `FlatCheck` for each frame, from rows all over it."""
     ny, nx = model.shape
-    step = max(1, ny * nx // (1 << 20))
+    step = max(1, ny * nx // CHECKED)
     rows = [slice(y, y + 1) for y in range(step // 2, ny, step)]
     good = ~np.concatenate([model.mask(row) for row in rows])
 
@@ -221,6 +225,7 @@ def master_flat(
     bias=None,
     dark=None,
     detector=None,
+    checks=None,
     min_value=MIN_FLAT,
     n_sigma=5.0,
     max_extrapolation=3.0,
@@ -244,6 +249,8 @@ def master_flat(
         Of flat-darks: ``DarkModel.fit(flat_darks)``.
     detector : `~astro_narrowband.detector.Detector`, optional
         Default is that of the first header.
+    checks : list of FlatCheck, optional
+        What `check_flats` says of ``frames``, where it was asked before.
     min_value : float, optional
         Pixels below it are masked.
     n_sigma : float, optional
@@ -269,7 +276,8 @@ def master_flat(
     model = _model(bias, dark)
     if tuple(model.shape) != shape:
         raise InputError(f"flats are {shape}, bias or dark {tuple(model.shape)}")
-    checks = _checks(frames, model, detector, max_extrapolation)
+    if checks is None:
+        checks = _checks(frames, model, detector, max_extrapolation)
     used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
     for check in checks:
         if check.reason:
@@ -329,34 +337,44 @@ def master_flat(
         photons += mean_floor
         few = result.columns
         photons.ravel()[few] *= len(frames) / np.maximum(result.count, 1)
+        # Those that are good in no frame, and not a number, among them.
         bad.ravel()[few] |= result.count * 2 <= len(frames)
-        bad |= ~np.isfinite(result.mean)
         np.add(own, photons, out=variance[rows])
         data[rows], mask[rows] = result.mean, bad
 
     for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
         pass
-    scale = np.float32(1)
-    for _ in range(2):
-        known = np.count_nonzero(mask)
-        scale = quick_median(data, mask) if not mask.all() else np.float32(np.nan)
+    # A part of the rows says well enough which pixels are low, and only good ones have a say.
+    for some in (_enough(mask), slice(None)):
+        scale = np.float32(np.nan) if mask.all() else quick_median(data[some], mask[some])
         if not scale > 0:
             raise CalibrationError("the flat has no good pixel")
-        mask |= ~(data >= min_value * scale)
-        if np.count_nonzero(mask) == known:
-            break
-    data /= scale
-    variance /= scale * scale
-    data[mask] = 1
+        mask |= data < min_value * scale
+
+    def finish(rows):
+        data[rows] /= scale
+        data[rows][mask[rows]] = 1
+        variance[rows] /= scale * scale
+        np.sqrt(variance[rows], out=variance[rows])
+
+    for _ in map_bands(finish, row_bands(shape[0], READ), workers=workers):
+        pass
     header = master_header(frames[0], "flat", len(frames), "FILTER")
-    header["FLATSCAT"] = (float(np.sqrt(quick_median(variance, mask))), "typical uncertainty")
+    some = _enough(mask)
+    header["FLATSCAT"] = (float(quick_median(variance[some], mask[some])), "typical uncertainty")
     return CCDData(
         data,
-        uncertainty=StdDevUncertainty(np.sqrt(variance, out=variance), copy=False),
+        uncertainty=StdDevUncertainty(variance, copy=False),
         mask=mask,
         header=header,
         unit=u.dimensionless_unscaled,
     )
+
+
+def _enough(mask):
+    """Rows that are enough for the median of a frame, or all, where they have no good pixel."""
+    some = slice(None, None, max(1, mask.size // CHECKED))
+    return slice(None) if mask[some].all() else some
 
 
 def _common_variance(model, share, rows):

@@ -40,6 +40,8 @@ __all__ = ["Night"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
+GAIN_CHECK = 1 << 17
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
 
@@ -220,7 +222,9 @@ class Night:
             return
         try:
             flats, biases = ([row.open() for row in rows] for rows in pairs)
-            found = Detector.measure(flats, biases, saturation=detector.saturation)
+            found = Detector.measure(
+                flats, biases, saturation=detector.saturation, sample=GAIN_CHECK
+            )
         except InputError:
             return  # frames that cannot tell
         if not 1 / 1.5 < detector.gain / found.gain < 1.5:
@@ -284,19 +288,21 @@ class Night:
             "detector": detector,
             "max_extrapolation": self.settings.max_extrapolation,
         }
-        rows, left_out = [], []
-        checks = check_flats([row.open() for row in group.flats], **limits)
-        for row, check in zip(group.flats, checks, strict=True):
+        rows, checks, left_out = [], [], []
+        for row, check in zip(
+            group.flats, check_flats([row.open() for row in group.flats], **limits), strict=True
+        ):
             if check.reason:
                 self.leave_out(row, check.reason)
                 left_out.append(row.name)
             else:
                 rows.append(row)
+                checks.append(check)
         if not rows:
             raise InputError("none of its flats can be used")
 
         def make(frames):
-            ccd = master_flat(frames, workers=self.workers, **limits)
+            ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
             for keyword in ("FILTER", "FILTUSED"):
                 set_card(ccd.header, keyword, group.filter)
             return ccd

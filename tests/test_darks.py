@@ -8,7 +8,7 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
-from astro_narrowband.darks._straight import line
+from astro_narrowband.darks._straight import line, same_line, same_rate
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 
@@ -44,7 +44,9 @@ def test_fit_against_float64_by_hand(night):
     assert found["var_offset"] == pytest.approx(cov[0, 0], rel=0.03)
     assert found["var_rate"] == pytest.approx(cov[1, 1], rel=0.03)
     assert found["cov"] == pytest.approx(cov[0, 1], rel=0.03)
-    assert found["dof"] == 1
+    # How well straight lines fit: the mean over 4600 pixels of a chi-squared with one degree.
+    assert model.header["DARKDOF"] == 1
+    assert model.header["DARKCHI2"] == pytest.approx(1, abs=5 * (2 / 4600) ** 0.5)
 
 
 def test_line_kernel_against_linear_algebra(rng):
@@ -70,6 +72,29 @@ def test_line_kernel_against_linear_algebra(rng):
         rest = (y[k, i] - design @ b) ** 2 / v[k, i]
         assert chi2[i] == pytest.approx(rest.sum(), rel=1e-3, abs=1e-3)
         assert used[i] == k.sum()
+
+
+@pytest.mark.parametrize("t", [[0, 60], [0, 60, 120], [5, 30, 60, 300], [0, 1, 10, 20, 40]])
+@pytest.mark.parametrize("width", [1, 50])
+def test_points_taken_in_one_by_one_make_the_same_line(rng, t, width):
+    t = np.array(t, np.float32)[:, None]
+    y = (rng.normal(0, 30, (len(t), 4, 50)) + 7 * t[:, None]).astype(np.float32)
+    y[0] = 0
+    v = rng.uniform(1, 20, (len(t), width)).astype(np.float32)
+    rate, offset = np.empty((2, 4, 50), np.float32)
+    *found, chi2 = same_line(y[1:], v, t, out=(rate, offset))
+    found = [np.broadcast_to(x, 50) for x in found]
+    for k in range(4):
+        wide = np.broadcast_to(v, (len(t), 50))
+        expected = line(y[:, k], wide, np.ones(wide.shape, bool), t)
+        np.testing.assert_allclose(rate[k], expected[0], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(offset[k], expected[1], rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(chi2[k], expected[5], rtol=1e-3, atol=1e-2)
+        for one, other in zip(found, (expected[i] for i in (2, 3, 4)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+    near, variance = same_rate(y[1:], v, t)
+    np.testing.assert_allclose(near, rate, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.broadcast_to(variance, 50), found[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("shrink", [False, True])

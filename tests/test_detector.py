@@ -75,6 +75,14 @@ def test_measurement_is_right_and_its_error_true(make_camera):
     assert np.all(np.abs(pulls.std(axis=0) - 1) < 0.45)
 
 
+def test_a_few_rows_tell_the_gain_of_a_large_frame(make_camera):
+    camera = make_camera(shape=(256, 256))
+    found = Detector.measure(camera.flats(2), camera.biases(2), sample=1 << 13)
+    whole = Detector.measure(camera.flats(2), camera.biases(2))
+    assert whole.gain_err < found.gain_err < 0.03
+    assert abs(found.gain - 0.6) < 5 * found.gain_err
+
+
 def test_lamp_that_flickers_under_a_rolling_shutter(make_camera):
     camera = make_camera(shape=(128, 128))
     wave = np.arange(128)[:, None] / 7

@@ -205,6 +205,18 @@ def test_bad_flats_are_left_out_by_name(night, tmp_path):
         master_flat(paths[2:], dark=model)
 
 
+def test_flats_that_were_checked_are_not_checked_again(night, monkeypatch):
+    camera, model = night
+    flats = [*camera.flats(4), camera.frame(5, 60)]
+    checks = check_flats(flats, dark=model)
+    with pytest.warns(NarrowbandWarning, match="too faint"):
+        expected = master_flat(flats, dark=model)
+    monkeypatch.setattr("astro_narrowband.masters._check", None)
+    with pytest.warns(NarrowbandWarning, match="too faint"):
+        flat = master_flat(flats, dark=model, checks=checks)
+    np.testing.assert_array_equal(flat.data, expected.data)
+
+
 def test_dead_pixels_are_masked_and_never_divide(night):
     camera, model = night
     flats = camera.flats(4)

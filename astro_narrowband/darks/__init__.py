@@ -10,6 +10,7 @@ of an exposure with its error, and says when that is an extrapolation.
 import hashlib
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import keywords
 from astro_narrowband._validate import choice, finite, same_shape
-from astro_narrowband.bands import FitsImage
+from astro_narrowband.bands import FitsImage, row_bands
 from astro_narrowband.darks._fit import FLAGS, PLANES, empty_planes, fit_planes
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.files import set_card
@@ -29,6 +30,8 @@ __all__ = ["FLAGS", "DarkModel", "decode_flags"]
 
 #: Exposures that differ by less than this fraction (or 50 ms) match.
 MATCH = 0.005
+#: Rows of a plane that are read at a time.
+READ = 32
 
 
 def decode_flags(value):
@@ -55,8 +58,8 @@ class DarkModel:
     ----------
     planes : dict of array-like, each (ny, nx)
         ``offset`` [adu], ``rate`` [adu/s], ``var_offset`` [adu**2], ``var_rate``
-        [(adu/s)**2], ``cov`` [adu**2/s] and ``chi2`` as float32, ``dof`` and
-        ``flags`` as uint8. Arrays, or planes of a file that are read by rows.
+        [(adu/s)**2] and ``cov`` [adu**2/s] as float32, ``flags`` as uint8. Arrays,
+        or planes of a file that are read by rows.
     shape : tuple of int
     model : {"rate", "linear", "matched", "bias"}
         ``"matched"``: one exposure time and no bias, valid for that time only;
@@ -320,8 +323,21 @@ class DarkModel:
 
     def mask(self, rows):
         """Return `True` where a pixel is flagged SATURATED or UNCERTAIN."""
+        nx = self.shape[1]
+        mask = np.zeros((rows.stop - rows.start, nx), bool)
+        first, last = np.searchsorted(self._bad, [rows.start * nx, rows.stop * nx])
+        mask.ravel()[self._bad[first:last] - rows.start * nx] = True
+        return mask
+
+    @cached_property
+    def _bad(self):
+        """Flat indices of these few pixels, which every light asks for again."""
         bad = np.uint8(FLAGS["SATURATED"] | FLAGS["UNCERTAIN"])
-        return (self.planes["flags"][rows] & bad) != 0
+        found = []
+        for rows in row_bands(self.shape[0], READ):
+            index = np.flatnonzero((self.planes["flags"][rows] & bad) != 0)
+            found.append(index + rows.start * self.shape[1])
+        return np.concatenate(found)
 
     def at(self, exposure, *, max_extrapolation=3.0):
         """

@@ -28,7 +28,7 @@ __all__ = ["FLAGS", "PLANES", "empty_planes", "fit_planes"]
 FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
 
 #: Names of the planes, in the order in which they are written.
-PLANES = ("offset", "rate", "var_offset", "var_rate", "cov", "chi2", "dof", "flags")
+PLANES = ("offset", "rate", "var_offset", "var_rate", "cov", "flags")
 
 #: Rows that are fitted at a time; also the side of the neighbourhoods that ordinary
 #: pixels are told by.
@@ -41,6 +41,21 @@ NOISY = 3.0
 PER_KELVIN = 0.107
 
 
+class Averages(NamedTuple):
+    """
+    A band of the frames of one point: mean, sum of squared deviations from it, or None.
+
+    Pixels ``columns`` have ``count`` good frames, all others every one; ``floor`` is the
+    variance of one frame without dark current, or of a master.
+    """
+
+    mean: np.ndarray
+    columns: np.ndarray
+    count: np.ndarray
+    square: np.ndarray | None
+    floor: np.ndarray
+
+
 class Point(NamedTuple):
     """Frames of one exposure time: ``time`` [s], ``levels`` [adu] about their mean."""
 
@@ -50,11 +65,16 @@ class Point(NamedTuple):
     master: bool = False
     pedestal: float = 0.0
 
+    @property
+    def number(self):
+        """Frames, of which a master is one."""
+        return 1 if self.master else len(self.frames)
+
 
 def empty_planes(shape):
     """Return planes of zeros."""
-    planes = {name: np.zeros(shape, np.float32) for name in PLANES[:6]}
-    return planes | {name: np.zeros(shape, np.uint8) for name in PLANES[6:]}
+    planes = {name: np.zeros(shape, np.float32) for name in PLANES[:-1]}
+    return planes | {PLANES[-1]: np.zeros(shape, np.uint8)}
 
 
 def fit_planes(darks, *, bias, detector, model, shrink, workers):
@@ -91,8 +111,10 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     if len(points[0].frames) > 1 and (points[0].time == 0 or len(points) == 1):
         noise = sample_noise(samples[: len(points[0].frames)])
     fit = _Fit(points, shape, detector, noise)
-    for _ in map_bands(fit.band, row_bands(shape[0], BAND), workers=workers):
-        pass
+    total, number = 0.0, 0
+    for _, (part, n) in map_bands(fit.band, row_bands(shape[0], BAND), workers=workers):
+        total += part
+        number += n
     temperatures = _temperatures(darks)
     if len(points) > 1:
         fit.finish_hot(temperatures, notes)
@@ -105,6 +127,11 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     elif len(times) == 1:
         notes.append("one dark exposure time: its linearity could not be tested")
     _say_flags(fit.planes["flags"], notes)
+    header = master_header(darks[0], "dark", len(darks))
+    if len(points) > 2 and number:
+        chi2 = round(total / number / (len(points) - 2), 4)
+        header["DARKCHI2"] = (chi2, "chi-squared per degree of freedom, ordinary pixels")
+        header["DARKDOF"] = (len(points) - 2, "degrees of freedom")
     return {
         "planes": fit.planes,
         "shape": shape,
@@ -114,7 +141,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
         "temperatures": (min(temperatures), max(temperatures)) if temperatures else None,
         "notes": tuple(notes),
         "measured": fit.measured(),
-        "header": master_header(darks[0], "dark", len(darks)),
+        "header": header,
     }
 
 
@@ -190,84 +217,85 @@ class _Fit:
         self.hot = None
 
     def band(self, rows):
-        """Fit one band and put it into the planes; note its hot pixels."""
-        base, y, n, square, floor = None, [], [], [], []
-        whole = [1 if point.master else len(point.frames) for point in self.points]
-        special = np.zeros((rows.stop - rows.start, self.shape[1]), bool)
-        for point, number in zip(self.points, whole, strict=True):
-            mean, count, scatter, variance = self._average(point, rows, base)
-            if base is None:
-                base = mean
-            mean = mean - base
+        """Fit one band and put it into the planes; return sum and number of chi-squared."""
+        first, *others = self.points
+        found = [self._average(first, rows, None)]
+        base = found[0].mean
+        if not others:
+            self._single(rows, found[0])
+            return 0.0, 0
+        found += [self._average(point, rows, base) for point in others]
+        if first.pedestal:
+            base = base - np.float32(first.pedestal)
+        # About the first point, where all lines have nothing then.
+        y = [np.subtract(each.mean, base) for each in found[1:]]
+        for plane, point in zip(y, others, strict=True):
             if point.pedestal:
-                mean -= np.float32(point.pedestal)
-            special |= count != number
-            y.append(mean)
-            n.append(count)
-            square.append(scatter)
-            floor.append(variance)
-        if len(self.points) == 1:
-            enough = n[0] * 2 > whole[0]
-            flags = np.where(enough, np.uint8(0), np.uint8(FLAGS["SATURATED"]))
-            n, square = (np.where(enough, x[0], 0) for x in (n, square))
-            return self._single(rows, base, n, square, floor[0], flags)
+                plane -= np.float32(point.pedestal)
+        special = np.zeros(base.shape, bool)
         # Nearly all pixels are alike: all frames, the same variance. What they are
         # weighted with is the same all over a block, and they are fitted as they lie.
-        usual = np.empty((len(floor), 1), np.float32)
-        for k, plane in enumerate(floor):
-            usual[k] = np.median(plane[0]) if np.ndim(plane) else plane
-            if np.ndim(plane):
-                special |= plane != usual[k]
-        number = np.array(whole, np.float32)[:, None]
+        usual = np.empty((len(found), 1), np.float32)
+        for k, (each, point) in enumerate(zip(found, self.points, strict=True)):
+            special.ravel()[each.columns[each.count != point.number]] = True
+            usual[k] = np.median(each.floor[0]) if np.ndim(each.floor) else each.floor
+            if np.ndim(each.floor):
+                special |= each.floor != usual[k]
+        number = np.array([point.number for point in self.points], np.float32)[:, None]
         t = self.times[:, None]
-        first, sigma = same_rate(y, usual / number, t)
-        sigma = np.broadcast_to(np.sqrt(sigma), first.shape)
+        lone, sigma = same_rate(y, usual / number, t)
+        sigma = np.broadcast_to(np.sqrt(sigma), lone.shape)
         index = np.flatnonzero(special)
         if index.size:
-            few = self._gather(index, whole, y, n, square, floor)
-            found = line(few["y"], few["floor"] / np.maximum(few["n"], 1), few["n"] > 0, t)
-            first.ravel()[index] = found[0]
+            few = self._gather(index, y, found)
+            result = line(few["y"], few["floor"] / np.maximum(few["n"], 1), few["n"] > 0, t)
+            lone.ravel()[index] = result[0]
             sigma = sigma.copy()
-            sigma.ravel()[index] = np.sqrt(found[2])
+            sigma.ravel()[index] = np.sqrt(result[2])
         # The dark current that belongs into the weights is that of the
         # neighbourhood: a pixel's own would let its noise choose its weight.
-        local = _block_median(first)
-        far = np.abs(first - local) > FAR * sigma
+        local = _block_median(lone)
+        work = np.subtract(lone, local)
+        far = np.abs(work, out=work) > FAR * sigma
         one = usual + np.maximum(local, 0) * (t * self.per_adu)
-        rate, offset, chi2 = (self.planes[name][rows] for name in ("rate", "offset", "chi2"))
-        var_rate, var_offset, cov = same_line(y, one / number, t, out=(rate, offset, chi2))
+        rate, offset = (self.planes[name][rows] for name in ("rate", "offset"))
+        *covariance, chi2 = same_line(y, one / number, t, out=(rate, offset))
         offset += base
-        scatter, work = np.zeros_like(rate), np.empty_like(rate)
-        for point, part, v in zip(self.points, square, one, strict=True):
-            if not point.master:
-                scatter += np.divide(part, v, out=work)
-        dof = len(whole) - 2
-        special |= far
-        special |= scatter > limit(np.array(sum(whole) - len(whole)))
-        special |= chi2 > limit(np.array(dof))
-        special |= rate < -FAR * np.sqrt(var_rate)
-        found = {"var_offset": var_offset, "var_rate": var_rate, "cov": cov, "dof": dof}
-        for name, values in found.items():
+        for name, values in zip(("var_rate", "var_offset", "cov"), covariance, strict=True):
             self.planes[name][rows] = values
+        scatter = np.zeros_like(rate)
+        for each, v in zip(found, one, strict=True):
+            if each.square is not None:
+                scatter += np.multiply(each.square, 1 / v, out=work)
+        special |= far
+        special |= scatter > limit(np.array(sum(p.number - 1 for p in self.points)))
+        special |= chi2 > limit(np.array(len(found) - 2))
+        special |= rate < -FAR * np.sqrt(covariance[0])
         index = np.flatnonzero(special)
+        chi2.ravel()[index] = 0
         if index.size:
-            few = self._gather(index, whole, y, n, square, floor)
+            few = self._gather(index, y, found)
             few["base"] = base.ravel()[index]
             few["local"] = local[index % self.shape[1]]
             few["far"] = far.ravel()[index]
-            self._special(rows, index, first.ravel()[index], few)
-        return None
+            self._special(rows, index, lone.ravel()[index], few)
+        return float(chi2.sum()), chi2.size - index.size
 
-    def _gather(self, index, whole, y, n, square, floor):
+    def _gather(self, index, y, found):
         """Columns of some pixels; of exposure times with too few good frames, nothing."""
-        few = {
-            key: np.stack([plane.ravel().take(index) for plane in planes])
-            for key, planes in (("y", y), ("n", n), ("square", square))
-        }
-        few["floor"] = np.empty(few["y"].shape, np.float32)
-        for own, plane in zip(few["floor"], floor, strict=True):
-            own[:] = plane.ravel().take(index) if np.ndim(plane) else plane
-        enough = few["n"] * 2 > np.array(whole)[:, None]
+        few = {key: np.zeros((len(found), index.size), np.float32) for key in ("y", "n", "square")}
+        few["floor"] = np.empty_like(few["y"])
+        for own, plane in zip(few["y"][1:], y, strict=True):
+            plane.ravel().take(index, out=own)
+        for k, (each, point) in enumerate(zip(found, self.points, strict=True)):
+            few["n"][k] = point.number
+            place = np.minimum(np.searchsorted(index, each.columns), index.size - 1)
+            here = index[place] == each.columns
+            few["n"][k][place[here]] = each.count[here]
+            if each.square is not None:
+                each.square.ravel().take(index, out=few["square"][k])
+            few["floor"][k] = each.floor.ravel()[index] if np.ndim(each.floor) else each.floor
+        enough = few["n"] * 2 > np.array([[point.number] for point in self.points])
         for key in ("y", "n", "square"):
             few[key] = np.where(enough, few[key], np.float32(0))
         few["lacking"] = ~enough.all(axis=0)
@@ -305,8 +333,6 @@ class _Fit:
             "var_offset": np.where(lost, v[0], var_offset * ratio),
             "var_rate": np.where(lost, unknown, var_rate * ratio),
             "cov": np.where(lost, 0, cov * ratio),
-            "chi2": np.where(lost, 0, chi2),
-            "dof": dof,
             "flags": flags,
         }
         pixel = index + rows.start * self.shape[1]
@@ -327,25 +353,20 @@ class _Fit:
                 self.rows.append((rows.start, table))
 
     def _average(self, point, rows, base):
-        """
-        Mean, count and sum of squared deviations of the frames of one point.
-
-        And the variance of one frame without dark current; of a master, of itself.
-        """
+        """Return the `Averages` of one point; ``base`` is the mean of the first, or None."""
         own = self.noise**2
         if point.master:
             band = point.frames[0].read(rows)
-            good = np.ones(band.data.shape, np.float32)
-            mean = band.data
+            mean, columns = band.data, np.empty(0, np.intp)
             if band.mask is not None and band.mask.any():
-                good[band.mask] = 0
+                columns = np.flatnonzero(band.mask)
                 mean = np.where(band.mask, np.float32(0), mean)
             if band.variance is not None:
                 own = np.maximum(band.variance, np.float32(1e-6))
             else:
                 n = keywords.one_value(point.frames[0].header, "NCOMBINE")
                 own /= np.float32(max(float(n[0]) if n else 1, 1))
-            return mean, good, np.zeros_like(good), own
+            return Averages(mean, columns, np.zeros(columns.size, np.float32), None, own)
         levels = point.levels.astype(np.float32) if len(point.frames) > 1 else None
         slope, below = 0.0, None
         if base is not None or point.time > 0:
@@ -365,15 +386,20 @@ class _Fit:
             saturation=self.detector.saturation,
             squares=True,
         )
-        count = np.full(result.mean.shape, len(point.frames), np.float32)
-        count.ravel()[result.columns] = result.count
         result.mean.ravel()[result.columns[result.count == 0]] = 0
-        return result.mean, count, result.square, own
+        return Averages(result.mean, result.columns, result.count, result.square, own)
 
-    def _single(self, rows, base, n, square, variance, flags):
+    def _single(self, rows, found):
         """Without a second point there is no line: the offset is the dark itself."""
+        base, whole = found.mean, self.points[0].number
+        n = np.full(base.shape, whole, np.float32)
+        n.ravel()[found.columns] = found.count
+        square = np.zeros_like(base) if found.square is None else found.square
+        enough = n * 2 > whole
+        flags = np.where(enough, np.uint8(0), np.uint8(FLAGS["SATURATED"]))
+        n, square = (np.where(enough, x, np.float32(0)) for x in (n, square))
         none = n == 0
-        one = np.broadcast_to(variance, base.shape)
+        one = np.broadcast_to(found.floor, base.shape)
         if self.times[0] > 0:
             # What stands out is dark current, and has its shot noise.
             one = one + np.maximum(base - _block_median(base), 0) * self.per_adu
@@ -417,7 +443,6 @@ class _Fit:
             self._put(hot, "var_offset", var_offset * ratio)
             self._put(hot, "var_rate", var_rate * ratio + future)
             self._put(hot, "cov", cov * ratio)
-            self._put(hot, "chi2", chi2)
             flags = self.planes["flags"].ravel()
             kept = flags[hot["pixel"]] & np.uint8(255 - FLAGS["NONLINEAR"])
             flags[hot["pixel"]] = kept | np.where(bent, np.uint8(FLAGS["NONLINEAR"]), np.uint8(0))
@@ -510,26 +535,34 @@ def _shrink(fit, workers):
     own = np.uint8(255 - FLAGS["NEGATIVE"])
     names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
 
-    def usable(rows):
-        return (planes["flags"][rows] & own) == 0
+    flagged = np.flatnonzero((planes["flags"] & own) != 0)
+
+    def lost(rows):
+        nx = fit.shape[1]
+        first, last = np.searchsorted(flagged, [rows.start * nx, rows.stop * nx])
+        return flagged[first:last] - rows.start * nx
 
     for name in names:
 
         def apply(rows, first, second, name=name):
-            cov = planes["cov"][rows]
-            c_rate = planes["var_rate"][rows] if name == "rate" else cov
-            c_offset = cov if name == "rate" else planes["var_offset"][rows]
-            planes["rate"][rows] += c_rate * first
-            planes["offset"][rows] += c_offset * first
-            new = (
-                planes["var_rate"][rows] + c_rate * c_rate * second,
-                planes["var_offset"][rows] + c_offset * c_offset * second,
-                cov + c_rate * c_offset * second,
+            rate, offset, var_rate, var_offset, cov = (
+                planes[key][rows] for key in ("rate", "offset", "var_rate", "var_offset", "cov")
             )
-            for key, plane in zip(("var_rate", "var_offset", "cov"), new, strict=True):
-                planes[key][rows] = plane
+            c_rate, c_offset = (var_rate, cov) if name == "rate" else (cov, var_offset)
+            work = np.multiply(c_rate, first)
+            rate += work
+            offset += np.multiply(c_offset, first, out=work)
+            # Before one of them changes that the others need.
+            of_rate = np.multiply(c_rate, second, out=work)
+            of_offset = np.multiply(c_offset, second, out=second)
+            both = np.multiply(c_offset, of_rate, out=first)
+            of_rate *= c_rate
+            of_offset *= c_offset
+            var_rate += of_rate
+            var_offset += of_offset
+            cov += both
 
-        told = shrink_plane(planes[name], planes[f"var_{name}"], usable, apply, workers=workers)
+        told = shrink_plane(planes[name], planes[f"var_{name}"], lost, apply, workers=workers)
         notes.append(
             f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
             f"(true values spread by {told['spread']:.3g}); their variance is "

@@ -15,6 +15,8 @@ histogram of the frame itself. The posterior is the mixture of both cases, so
 that a pixel in doubt has an error that says so.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from astro_narrowband.bands import map_bands, row_bands
@@ -31,9 +33,11 @@ REACH, BIN = 12.0, 0.1
 N_BINS = round(2 * REACH / BIN)
 #: Pixels this near to their neighbourhood [sigma] are ordinary.
 CERTAIN = 2.5
+#: From here on the histogram is made: what is smoothed beyond `CERTAIN` needs no more.
+SEEN = 2.0
 
 
-def shrink_plane(values, variance, usable, apply, *, workers=None):
+def shrink_plane(values, variance, lost, apply, *, workers=None):
     """
     Estimate the prior of a plane and hand the correction of every pixel to ``apply``.
 
@@ -41,8 +45,8 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     ----------
     values, variance : `~numpy.ndarray` of float32, (ny, nx)
         What was fitted, and its variance.
-    usable : callable
-        Takes a slice of rows; returns a bool array of the pixels that are judged.
+    lost : callable
+        Takes a slice of rows; returns flat indices in these of the pixels that are not judged.
     apply : callable
         ``apply(rows, first, second)``: with C the covariance of a pixel's
         parameters, and c its column for this one, its posterior is
@@ -59,19 +63,16 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     ny, nx = values.shape
     size = min(BLOCK, max(SMALLEST, min(ny, nx) // 6), ny, nx)
     grid_shape = ny // size, nx // size
-    blocks = [slice(i * size, (i + 1) * size) for i in range(grid_shape[0])]
+    # The last band may be one of rows that are left over, and belong to no block.
+    bands = row_bands(ny, size)
+    blocks = bands[: grid_shape[0]]
     level = np.zeros(grid_shape, np.float32)
     noise = np.zeros(grid_shape, np.float32)
     count = np.ones(grid_shape, np.float32)
 
-    def cut(plane):
-        plane = plane[:, : grid_shape[1] * size].reshape(size, grid_shape[1], size)
-        return plane.swapaxes(0, 1).reshape(grid_shape[1], size * size)
-
     def levels(rows):
-        x, good = cut(values[rows]), cut(usable(rows))
-        centre, _, kept, n = _robust(x, good)
-        return centre, _mean(cut(variance[rows]), kept, n), n
+        centre, _, n, mean = _robust(values[rows], variance[rows], lost(rows), size)
+        return centre, mean, n
 
     for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
         level[i], noise[i], count[i] = result
@@ -79,55 +80,58 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
         _Parabolas(ny, grid_shape[0], size),
         _Parabolas(nx, grid_shape[1], size),
     )
-
     wide = along_columns.spread(level)
 
     # Columns and rows of the read-out stand out from any smooth map.
     typical = np.float32(np.median(noise))
-    bands = row_bands(ny, size)
     column_sum, column_count = np.zeros(nx), np.zeros(nx)
-    row_mean, row_count = np.zeros(ny, np.float32), np.ones(ny, np.float32)
+    row_sum, row_count = np.zeros(ny, np.float32), np.ones(ny, np.float32)
+    rest = np.empty_like(values)
 
     def profiles(rows):
-        rest = np.subtract(values[rows], along_rows.rows_of(wide, rows))
-        kept = _near(rest, 4 * _mad(rest), usable(rows))
-        rest *= kept
-        return rest.sum(axis=0), kept.sum(axis=0)
+        part = along_rows.rows_of(wide, rows, out=rest[rows])
+        np.subtract(values[rows], part, out=part)
+        far = _far(part, 4 * _mad(part), lost(rows))
+        row, column = np.divmod(far, nx)
+        n_rows = len(part)
+        with _without(part, far):
+            sums = part.sum(axis=0), part.sum(axis=1)
+        return (
+            *sums,
+            n_rows - np.bincount(column, minlength=nx),
+            nx - np.bincount(row, minlength=n_rows),
+        )
 
-    for _, (total, n) in map_bands(profiles, bands, workers=workers):
-        column_sum += total
-        column_count += n
+    for rows, result in map_bands(profiles, bands, workers=workers):
+        column_sum += result[0]
+        row_sum[rows] = result[1]
+        column_count += result[2]
+        row_count[rows] = result[3]
     columns, kept_columns = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
-
-    # Weights of parabolas sum up to one: what all rows have can be in the map.
-    wide += columns
-
-    def row_profile(rows):
-        rest = np.subtract(values[rows], along_rows.rows_of(wide, rows))
-        kept = _near(rest, 4 * _mad(rest), usable(rows))
-        rest *= kept
-        return rest.sum(axis=1), kept.sum(axis=1)
-
-    for rows, (total, n) in map_bands(row_profile, bands, workers=workers):
-        row_mean[rows], row_count[rows] = total, n
-    row_mean, kept_rows = _significant(row_mean / np.maximum(row_count, 1), typical / nx)
+    # What the columns put into the mean of a row is the same in all.
+    own = (columns * column_count).sum() / max(column_count.sum(), 1)
+    row_mean = row_sum / np.maximum(row_count, 1) - own
+    row_mean, kept_rows = _significant(row_mean, typical / nx)
     # Degrees of freedom that profiles and means take from the scatter they are taken off.
     freedom = np.float32(kept_columns / ny + kept_rows / nx + 1 / (size * size))
     lines = typical * (kept_columns / ny + kept_rows / nx)
 
-    def rest_of(rows):
-        rest = along_rows.rows_of(wide, rows)
-        rest += row_mean[rows, None]
-        return np.subtract(values[rows], rest, out=rest)
-
     def excess(rows):
-        _, square, kept, n = _robust(cut(rest_of(rows)), cut(usable(rows)), about=0)
-        return square / (1 - freedom) - _mean(cut(variance[rows]), kept, n), n
+        part = rest[rows]
+        if kept_columns:
+            part -= columns
+        if kept_rows:
+            part -= row_mean[rows, None]
+        if len(part) < size:
+            return None
+        _, square, n, mean = _robust(part, variance[rows], lost(rows), size, about=0)
+        return square / (1 - freedom) - mean, n
 
     spread = np.zeros(grid_shape, np.float32)
     number = np.ones(grid_shape, np.float32)
-    for i, (_, result) in enumerate(map_bands(excess, blocks, workers=workers)):
-        spread[i], number[i] = result
+    for i, (_, result) in enumerate(map_bands(excess, bands, workers=workers)):
+        if result is not None:
+            spread[i], number[i] = result
     # What the frame as a whole says is known best, but where a neighbourhood, or the
     # nine around it, say more. Cut at zero the estimate is too large on average,
     # never too small.
@@ -142,52 +146,49 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
     prior = spread + 1.5 * (noise + spread) / np.maximum(count, 1) + lines
     prior = prior.astype(np.float32)
 
-    prior_rows = np.repeat(prior, size, axis=1)
-    prior_rows = np.pad(prior_rows, ((0, 0), (0, nx - prior_rows.shape[1])), "edge")
-
-    def deviations_of(rows):
-        """Deviations, the inverse of their variances, and their bins."""
-        rest = rest_of(rows)
-        weight = variance[rows] + prior_rows[min(rows.start // size, grid_shape[0] - 1)]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            np.divide(1, weight, out=weight)
-            z = np.sqrt(weight)
-            z *= rest
-        z += np.float32(REACH)
-        z *= np.float32(1 / BIN)
-        # Not numbers, too: the first and the last bin are of what lies beyond.
-        np.copyto(z, np.float32(N_BINS), where=~(z < N_BINS))
-        z += 1
-        np.maximum(z, 0, out=z)
-        return rest, weight, z.astype(np.intp)
+    def variance_with_prior(rows):
+        own = _pixels(prior[min(rows.start // size, grid_shape[0] - 1)], size, nx)
+        return variance[rows] + own
 
     def deviations(rows):
-        good = usable(rows)
-        bins = deviations_of(rows)[2]
-        # Pixels that are not judged go beyond the last bin.
-        np.copyto(bins, N_BINS + 2, where=~good)
-        return np.bincount(bins.ravel(), minlength=N_BINS + 3)[1:-2], np.count_nonzero(good)
+        """Pixels within one sigma, a histogram of those beyond two, and those that are judged."""
+        part, total = rest[rows], variance_with_prior(rows)
+        square = part * part
+        near = square < total
+        near.ravel()[lost(rows)] = False
+        total *= np.float32(SEEN**2)
+        beyond = square >= total
+        beyond.ravel()[lost(rows)] = False
+        index = np.flatnonzero(beyond)
+        bins = _bins(part.ravel()[index], total.ravel()[index] / np.float32(SEEN**2))
+        counts = np.bincount(bins, minlength=N_BINS + 2)[1:-1]
+        return np.count_nonzero(near), counts, part.size - len(lost(rows))
 
-    counts, n_pixels = np.zeros(N_BINS), 0
-    for _, (part, n) in map_bands(deviations, bands, workers=workers):
-        counts += part
-        n_pixels += n
-    ordinary = np.pad(_ordinary(counts, n_pixels), 1, "edge").astype(np.float32)
+    near, counts, n_pixels = 0, np.zeros(N_BINS), 0
+    for _, result in map_bands(deviations, bands, workers=workers):
+        near += result[0]
+        counts += result[1]
+        n_pixels += result[2]
+    ordinary = np.pad(_ordinary(near, counts, n_pixels), 1, "edge").astype(np.float32)
 
     def work(rows):
-        delta, weight, bins = deviations_of(rows)
-        p = ordinary.take(bins)
-        p *= usable(rows)
-        delta *= weight
-        np.negative(delta, out=delta)
-        second = 1 - p
-        second *= delta
-        second *= delta
-        second -= weight
-        second *= p
-        delta *= p
-        apply(rows, delta, second)
-        return float(p.sum())
+        part, weight = rest[rows], variance_with_prior(rows)
+        with np.errstate(divide="ignore"):
+            np.divide(-1, weight, out=weight)
+        first = part * weight
+        # Pixels that are near enough are ordinary for certain, and all others few.
+        beyond = part * first <= np.float32(-((CERTAIN - BIN) ** 2))
+        beyond.ravel()[lost(rows)] = True
+        index = np.flatnonzero(beyond)
+        slope = weight.ravel()[index]
+        p = ordinary.take(_bins(part.ravel()[index], -1 / slope))
+        p[np.searchsorted(index, lost(rows))] = 0
+        delta = first.ravel()[index]
+        first.ravel()[index] = np.where(p > 0, p * delta, 0)
+        second = ((1 - p) * delta * delta + slope) * p
+        weight.ravel()[index] = np.where(p > 0, second, 0)
+        apply(rows, first, weight)
+        return part.size - len(p) + float(p.sum())
 
     belong = sum(result for _, result in map_bands(work, bands, workers=workers))
     middle = float(np.median(prior))
@@ -196,6 +197,14 @@ def shrink_plane(values, variance, usable, apply, *, workers=None):
         "spread": float(np.median(spread)) ** 0.5,
         "gain": middle / (middle + float(typical)) if typical > 0 else 1.0,
     }
+
+
+def _bins(rest, variance):
+    """Bins of deviations; the first and the last are of what lies beyond, or is no number."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = (rest / np.sqrt(variance) + np.float32(REACH)) * np.float32(1 / BIN)
+    z[~(z < N_BINS)] = N_BINS
+    return np.maximum(z + 1, 0).astype(np.intp)
 
 
 def _spread_of_frame(spread, level, weight):
@@ -221,12 +230,16 @@ def _spread_of_frame(spread, level, weight):
     return (a + c * square).astype(np.float32)
 
 
-def _ordinary(counts, n):
-    """Probability that a pixel is ordinary, for each bin of its deviation in sigma."""
+def _ordinary(near, counts, n):
+    """
+    Probability that a pixel is ordinary, for each bin of its deviation in sigma.
+
+    ``near`` of ``n`` pixels are within one sigma; ``counts`` are right beyond `SEEN`.
+    """
     middle = (np.arange(N_BINS) + 0.5) * BIN - REACH
     normal = np.exp(-(middle**2) / 2) * BIN / np.sqrt(2 * np.pi)
     core = np.abs(middle) < 1
-    fraction = min(1.0, counts[core].sum() / max(n * normal[core].sum(), 1e-9))
+    fraction = min(1.0, near / max(n * normal[core].sum(), 1e-9))
     kernel = np.bartlett(11)
     seen = np.convolve(counts, kernel, "same")
     expected = np.convolve(fraction * n * normal, kernel, "same")
@@ -249,54 +262,77 @@ def _mad(x):
     return np.float32(1.4826 * np.median(part)) if part.size else np.float32(0)
 
 
-def _near(x, width, good):
-    """Where ``good`` is, and ``x`` within ``width`` of zero; ``good`` is overwritten."""
-    good &= x <= width
-    good &= x >= -width
-    return good
+def _far(x, width, lost):
+    """Flat indices of what is further than ``width`` from zero, or lost."""
+    far = np.abs(x) > width
+    far.ravel()[lost] = True
+    return np.flatnonzero(far)
 
 
-def _robust(x, good, about=None):
+@contextmanager
+def _without(x, index):
+    """Some pixels of a contiguous array are zero for a while."""
+    x = x.reshape(-1)
+    kept = x[index]
+    x[index] = 0
+    yield
+    x[index] = kept
+
+
+def _robust(x, variance, lost, size, about=None):
     """
-    Clipped centre and mean square (about the centre) of each row.
+    Clipped centre and mean square (about the centre) of each block of a band.
 
-    And what was kept, as float32, and how many. ``x`` may be overwritten.
+    And how many pixels were kept, and the mean of their variance. ``x`` is of ``size`` rows.
     """
-    step = max(1, x.shape[1] // 256)
-    part, seen = x[:, ::step], good[:, ::step]
-    centre = _medians(part, seen)[:, None] if about is None else np.float32(about)
-    width = np.float32(1.4826) * _medians(np.abs(part - centre), seen)[:, None]
-    kept = np.empty(x.shape, np.float32)
-    rest, product = np.empty_like(kept), np.empty_like(kept)
+    n_blocks, nx = x.shape[1] // size, x.shape[1]
+    edge = n_blocks * size
+
+    def sums(plane):
+        return plane.sum(axis=0)[:edge].reshape(n_blocks, size).sum(axis=1)
+
+    # A part of the pixels says about where to clip.
+    part = x.copy() if len(lost) else x
+    part.ravel()[lost] = np.inf
+    step = max(1, size * size // 256)
+    part = part[:, :edge].reshape(size, n_blocks, size)[:, :, ::step]
+    part = part.swapaxes(0, 1).reshape(n_blocks, -1)
+    seen = np.count_nonzero(part < np.inf, axis=1)
+    centre = np.zeros(n_blocks, np.float32) if about is not None else _medians(part, seen)
+    width = np.float32(1.4826) * _medians(np.abs(part - centre[:, None]), seen)
+    rest = x
     for _ in range(2):
-        np.subtract(x, centre, out=rest)
-        inside = _near(rest, np.float32(CLIP) * width, good.copy())
-        np.copyto(kept, inside)
-        np.multiply(rest, kept, out=product)
-        n = kept.sum(axis=1)
-        some = np.maximum(n, 1)
-        square = np.einsum("ij,ij->i", rest, product) / (some * np.float32(CUT))
         if about is None:
-            centre = centre + (product.sum(axis=1) / some)[:, None]
-        width = np.sqrt(square)[:, None]
-    return (centre[:, 0] if about is None else None), square, kept, n
+            rest = x - _pixels(centre, size, nx)
+        far = _far(rest, _pixels(np.float32(CLIP) * width, size, nx), lost)
+        n = size * size - np.bincount(far % nx // size, minlength=n_blocks)[:n_blocks]
+        some = np.maximum(n, 1).astype(np.float32)
+        with _without(rest, far):
+            square = np.einsum("ij,ij->j", rest, rest)[:edge].reshape(n_blocks, size).sum(axis=1)
+            square /= some * np.float32(CUT)
+            if about is None:
+                centre += sums(rest) / some
+        width = np.sqrt(square)
+    rest = variance.copy()
+    rest.ravel()[far] = 0
+    return centre, square, n, sums(rest) / some
 
 
-def _medians(x, good):
-    """Median of what is good in each row; 0 where nothing is."""
-    n = x.shape[1]
-    count = np.count_nonzero(good, axis=1)
-    if count.min() == n:
-        x = np.sort(x, axis=1)
-        return (x[:, (n - 1) // 2] + x[:, n // 2]) * np.float32(0.5)
-    x = np.sort(np.where(good, x, np.float32(np.inf)), axis=1)
+def _pixels(blocks, size, nx):
+    """One value for each column, of one for each block; what is left over follows the last."""
+    out = np.empty(nx, np.float32)
+    edge = len(blocks) * size
+    out[:edge] = np.repeat(blocks, size)
+    out[edge:] = blocks[-1]
+    return out
+
+
+def _medians(x, count):
+    """Median of each row of which ``count`` are finite, all others infinite; 0 where none is."""
+    x = np.sort(x, axis=1)
     row = np.arange(len(x))
-    median = (x[row, np.maximum(count - 1, 0) // 2] + x[row, np.minimum(count // 2, n - 1)]) / 2
-    return np.where(count > 0, median, np.float32(0)).astype(np.float32)
-
-
-def _mean(x, kept, n):
-    return np.einsum("ij,ij->i", x, kept) / np.maximum(n, 1)
+    low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, x.shape[1] - 1)
+    return np.where(count > 0, (x[row, low] + x[row, high]) * np.float32(0.5), np.float32(0))
 
 
 def _significant(profile, noise):
@@ -343,12 +379,15 @@ class _Parabolas:
     def _three(self, middle):
         return middle + self.first, middle, middle + self.last
 
-    def rows_of(self, grid, rows):
+    def rows_of(self, grid, rows, out):
         """Interpolate some rows of a grid, all of one block: (n_rows, n_columns of the grid)."""
-        out = None
-        for weight, block in zip(self.weights, self._three(self.middle[rows.start]), strict=True):
-            term = weight[rows, None] * grid[block]
-            out = term if out is None else np.add(out, term, out=out)
+        term = np.empty_like(out)
+        blocks = self._three(self.middle[rows.start])
+        for k, (weight, block) in enumerate(zip(self.weights, blocks, strict=True)):
+            if k:
+                out += np.multiply(weight[rows, None], grid[block], out=term)
+            else:
+                np.multiply(weight[rows, None], grid[block], out=out)
         return out
 
     def spread(self, grid):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["limit", "line", "same_line"]
+__all__ = ["limit", "line", "same_line", "same_rate"]
 
 #: Probability of a chi-squared by chance below which a pixel is flagged: 5 sigma.
 CHANCE = 5.7e-7
@@ -32,55 +32,52 @@ def line(y, v, ok, t):
         return rate, level - rate * centre, var_rate, var_offset, -centre * var_rate, chi2, used
 
 
-def _same(v, t):
-    """Weights, their sum, mean time, lever arms, and weights of a rate with its variance."""
+def same_rate(y, v, t):
+    """Rate and its variance, of planes as `same_line` takes them."""
     w = 1 / v
-    total = w.sum(axis=0)
-    centre = (w * t).sum(axis=0) / total
-    lever = t - centre
+    lever = t - (w * t).sum(axis=0) / w.sum(axis=0)
     wl = w * lever
     var_rate = 1 / (wl * lever).sum(axis=0)
-    return w, total, centre, lever, wl * var_rate, var_rate
-
-
-def same_rate(y, v, t):
-    """Rate and its variance, as of `same_line`."""
-    *_, along, var_rate = _same(v, t)
-    rate = y[0] * along[0]
+    along = wl * var_rate
+    rate = y[0] * along[1]
     work = np.empty_like(rate)
-    for plane, a in zip(y[1:], along[1:], strict=True):
+    for plane, a in zip(y[1:], along[2:], strict=True):
         rate += np.multiply(plane, a, out=work)
     return rate, var_rate
 
 
 def same_line(y, v, t, *, out):
     """
-    As `line`, of planes ``y`` in which the variances ``v``, (n, 1) or (n, nx), are alike.
+    As `line`, where the variances ``v``, (n, 1) or (n, nx), are alike and the first point is zero.
 
-    Puts rate, offset and chi-squared into the three arrays ``out``; returns the variance of
-    the rate, that of the offset, and their covariance.
+    ``y`` are the planes of the other points. The line goes through the first two, and
+    each point more moves it by its part of what it lies off: the same fit, in few
+    passes over the pixels. Puts rate and offset into the two arrays ``out``; returns
+    the variance of the rate, that of the offset, their covariance, and chi-squared.
     """
-    w, total, centre, lever, along, var_rate = _same(v, t)
-    rate, level, chi2 = out
-    work = np.empty_like(rate)
-    for k, (plane, a, b) in enumerate(zip(y, along, w / total, strict=True)):
-        if k:
-            rate += np.multiply(plane, a, out=work)
-            level += np.multiply(plane, b, out=work)
-        else:
-            np.multiply(plane, a, out=rate)
-            np.multiply(plane, b, out=level)
-    for k, (plane, distance, weight) in enumerate(zip(y, lever, w, strict=True)):
-        np.multiply(rate, distance, out=work)
-        work += level
-        np.subtract(plane, work, out=work)
-        np.multiply(work, work, out=work)
-        if k:
-            chi2 += np.multiply(work, weight, out=work)
-        else:
-            np.multiply(work, weight, out=chi2)
-    level -= np.multiply(rate, centre, out=work)
-    return var_rate, 1 / total + centre * centre * var_rate, -centre * var_rate
+    rate, offset = out
+    v, t = np.asarray(v, float), np.ravel(t).astype(float)
+    span = t[1] - t[0]
+    np.multiply(y[0], np.float32(1 / span), out=rate)
+    np.multiply(rate, np.float32(-t[0]), out=offset)
+    var_rate = (v[0] + v[1]) / span**2
+    var_offset = (t[1] ** 2 * v[0] + t[0] ** 2 * v[1]) / span**2
+    cov = -(t[1] * v[0] + t[0] * v[1]) / span**2
+    chi2, off, work = np.zeros_like(rate), np.empty_like(rate), np.empty_like(rate)
+    for plane, variance, time in zip(y[1:], v[2:], t[2:], strict=True):
+        np.multiply(rate, np.float32(time), out=off)
+        off += offset
+        np.subtract(plane, off, out=off)
+        of_rate, of_offset = cov + time * var_rate, var_offset + time * cov
+        total = variance + of_offset + time * of_rate
+        for sums, part in ((rate, of_rate / total), (offset, of_offset / total)):
+            sums += np.multiply(off, part.astype(np.float32), out=work)
+        off *= off
+        chi2 += np.multiply(off, (1 / total).astype(np.float32), out=off)
+        var_rate = var_rate - of_rate * of_rate / total
+        var_offset = var_offset - of_offset * of_offset / total
+        cov = cov - of_rate * of_offset / total
+    return *(x.astype(np.float32) for x in (var_rate, var_offset, cov)), chi2
 
 
 _LIMITS = {}

@@ -12,7 +12,7 @@ from astropy import units as u
 
 from astro_narrowband import keywords
 from astro_narrowband._validate import positive, value_in
-from astro_narrowband.detector._transfer import photon_transfer
+from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Detector", "decide_detector"]
@@ -114,7 +114,7 @@ class Detector:
         return decide_detector(header)
 
     @classmethod
-    def measure(cls, flats, biases, *, saturation=None):
+    def measure(cls, flats, biases, *, saturation=None, sample=SAMPLE):
         """
         Measure gain and read noise from pairs of flats and pairs of biases.
 
@@ -131,6 +131,8 @@ class Detector:
             Their exposure times may differ.
         saturation : float, optional
             Pixels at or above it are left out [adu].
+        sample : int, optional
+            About how many pixels of each frame are looked at, in rows spread over it.
 
         Returns
         -------
@@ -143,7 +145,7 @@ class Detector:
             If there are fewer than two of either, shapes differ, or the flats hold
             no more noise than the biases.
         """
-        values = photon_transfer(flats, biases, saturation=saturation)
+        values = photon_transfer(flats, biases, saturation=saturation, sample=sample)
         if saturation is not None:
             values["saturation"] = saturation
         text = f"measured from {len(flats)} flats and {len(biases)} biases"

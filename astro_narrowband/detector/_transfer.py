@@ -8,18 +8,18 @@ from astro_narrowband._validate import same_shape
 from astro_narrowband.bands import as_frame
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["photon_transfer"]
+__all__ = ["SAMPLE", "photon_transfer"]
 
 #: Pixels of a row that share one scale.
 WIDTH = 64
-#: Pixels of a frame that are looked at.
+#: Pixels of a frame that are looked at, for a value that is to be used.
 SAMPLE = 1 << 20
 #: Values further than this many sigma off are left out, and what that takes from a variance.
 CLIP = 4.5
 KEPT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi)
 
 
-def photon_transfer(flats, biases, *, saturation=None):
+def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     """
     Measure gain and read noise.
 
@@ -45,13 +45,13 @@ def photon_transfer(flats, biases, *, saturation=None):
     shape = same_shape([*biases, *flats], "biases and flats")
     if shape[1] < WIDTH or shape[0] * shape[1] < WIDTH * WIDTH:
         raise InputError(f"frames of shape {shape} are too small to measure a gain from")
-    dark = [_segments(b) for b in biases]
+    dark = [_segments(b, sample) for b in biases]
     bias = np.mean(dark, axis=0, dtype=np.float32)
     pairs = list(zip(dark[::2], dark[1::2], strict=False))
     # Row noise is noise of a pixel, but not of a difference of scaled rows.
     noise, noise_err = _mean([_variance(_level(a - b)) / 2 for a, b in pairs])
     inner, _ = _mean([_variance(_own_mean_off(a - b)) / 2 for a, b in pairs])
-    images = [_segments(f) for f in flats]
+    images = [_segments(f, sample) for f in flats]
     limit = np.inf if saturation is None else saturation
     levels = [float(np.median(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
@@ -80,10 +80,10 @@ def photon_transfer(flats, biases, *, saturation=None):
     }
 
 
-def _segments(frame):
+def _segments(frame, sample):
     """Rows spread over a frame, cut into pieces: (n_rows, n_pieces, WIDTH / 2, 2) float32."""
     ny, nx = frame.shape
-    step = max(1, ny * nx // SAMPLE)
+    step = max(1, ny * nx // sample)
     rows = [frame.read(slice(y, y + 1)) for y in range(step // 2, ny, step)]
     data = np.concatenate([band.data for band in rows])
     for i, band in enumerate(rows):

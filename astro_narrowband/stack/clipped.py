@@ -124,9 +124,7 @@ def clipped_band(
                 usable.append(np.ones(values[-1].shape, bool))
             else:
                 usable.append(good.reshape(n, -1).take(index, axis=1))
-        stack -= lowest
-        _sums(stack, weights, mean[part], square[part] if squares else None)
-        mean[part] += lowest
+        _sums(stack, lowest, weights, mean[part], square[part] if squares else None)
     if not columns:
         return ClippedMean(mean, square, np.empty(0, np.intp), np.empty(0, np.float32))
     columns = np.concatenate(columns)
@@ -150,10 +148,14 @@ def _expected(level, floor, slope, below):
     return out
 
 
-def _sums(stack, weights, mean, square):
+def _sums(stack, lowest, weights, mean, square):
     """Put the mean of all of a stack, and its sum of squares, where they belong; spoil it."""
     if weights is not None:
-        stack *= weights[:, None, None]
+        np.einsum("i,ijk->jk", weights / weights.sum(), stack, out=mean)
+        return
+    if square is not None:
+        # Squares of large numbers would lose what they differ by.
+        stack -= lowest
     np.sum(stack, axis=0, out=mean)
     if square is not None:
         np.multiply(stack, stack, out=stack)
@@ -162,7 +164,9 @@ def _sums(stack, weights, mean, square):
         work *= np.float32(1 / len(stack))
         square -= work
         np.maximum(square, 0, out=square)
-    mean /= np.float32(len(stack)) if weights is None else weights.sum()
+    mean *= np.float32(1 / len(stack))
+    if square is not None:
+        mean += lowest
 
 
 def _medians(stack, good):
@@ -238,19 +242,19 @@ def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
     parts = row_bands(rows.stop - rows.start, TILE // nx)
     whole = np.empty((len(frames), parts[0].stop, nx), np.float32)
     bands = [_read(frame, rows, saturation) for frame in frames]
+    lacking = [(j, bad, bad.any(axis=1)) for j, (_, bad) in enumerate(bands) if bad is not None]
     for part in parts:
         stack, good = whole[:, : part.stop - part.start], None
         for own, (values, _) in zip(stack, bands, strict=True):
             np.copyto(own, values[part], casting="same_kind")
         if levels is not None:
             stack -= levels[:, None, None]
-        for j, (_, bad) in enumerate(bands):
-            if bad is None or not bad[part].any():
-                continue
-            if good is None:
-                good = np.ones(stack.shape, bool)
-            np.logical_not(bad[part], out=good[j])
-            stack[j][bad[part]] = 0
+        for j, bad, some in lacking:
+            if some[part].any():
+                if good is None:
+                    good = np.ones(stack.shape, bool)
+                np.logical_not(bad[part], out=good[j])
+                stack[j][bad[part]] = 0
         yield part, stack, good
 
 
