@@ -8,7 +8,6 @@ same inputs in the same way.
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ from astro_narrowband.plan import Group
 from astro_narrowband.products import software
 from astro_narrowband.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.register import Alignment, align_group
-from astro_narrowband.report import render_report
+from astro_narrowband.report import Pictures, can_render, render_report
 from astro_narrowband.resample import ResampledFrame
 from astro_narrowband.weights import FrameStatistics, measure_frame
 
@@ -70,13 +69,14 @@ class Light:
 class Night:
     """One run of the pipeline: the products made so far, and the record of them."""
 
-    def __init__(self, table, settings, products, messages, executor, progress):
+    def __init__(self, table, settings, products, messages, executor, progress, n_groups):
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.made = {}
         self.names = set()
         self.held = threading.local()
+        self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
             "software": software(),
             "settings": asdict(settings),
@@ -91,6 +91,7 @@ class Night:
         names = {g: self.name(f"{_short(g.object, 40)}-{_short(g.filter, 20)}") for g in target}
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
             try:
+                self.draw(writer, Pictures.load)
                 lights, keys = self.prepare(target, names, pool)
                 # The grid, and so every coadd, depends on all lights of the target.
                 paths = [light.row.path for light in lights]
@@ -113,10 +114,11 @@ class Night:
                     if made:
                         name = f"coadd-{names[group]}.fits"
                         writing = writer.submit(self.write_coadd, name, *made, key)
+                        self.draw(writer, Pictures.coadd, name, group.filter)
                     del made  # its planes go when they are written
+                self.catalogue(target, names, coadds, key)
                 if writing is not None:
                     writing.result()
-                self.catalogue(target, names, coadds, key)
             finally:
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
@@ -139,6 +141,15 @@ class Night:
                 if not self.products.path(f"coadd-{names[group]}.fits").exists():
                     self.start_measuring(made[0], pool)
         return lights, keys
+
+    def draw(self, writer, picture, *what):
+        """
+        Draw a picture of the page, when ``writer`` has time, while other work goes on.
+
+        What fails is drawn again with the page, which says so.
+        """
+        if self.pictures is not None:
+            writer.submit(picture, self.pictures, *what)
 
     def attempt(self, groups, step, *args):
         """Do a step for some groups; if it fails they do, with the reason, and the others go on."""
@@ -516,8 +527,8 @@ class Night:
         record["files"] = self.table.counts
         record["messages"] = self.messages.found
         record["inputs"] = inputs.digests()
-        if find_spec("matplotlib") and find_spec("jinja2"):
-            page = render_report(self.products.folder, record)
+        if self.pictures is not None:
+            page = render_report(self.products.folder, record, pictures=self.pictures)
             self.products.write_text("report.html", page)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")

@@ -185,7 +185,9 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             )
         )
         executor = stack.enter_context(open_executor(settings.scheduler, workers=settings.workers))
-        night = Night(table, settings, products, messages, executor, progress or _silent)
+        night = Night(
+            table, settings, products, messages, executor, progress or _silent, len(plan.groups)
+        )
         for target in _targets(plan):
             night.reduce(target)
         return night.finish(inputs)

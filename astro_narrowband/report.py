@@ -9,6 +9,7 @@ again at any time from ``night.json`` and the products beside it.
 import base64
 import hashlib
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from astro_narrowband.exceptions import ProductError
 from astro_narrowband.files import safe_text, write_text
 from astro_narrowband.products import strict_json
 
-__all__ = ["Pictures", "render_report", "write_report"]
+__all__ = ["Pictures", "can_render", "render_report", "write_report"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Longest side of the pictures, in pixels.
@@ -53,6 +54,11 @@ def write_report(folder, record):
     return write_text(Path(folder) / "report.html", render_report(folder, record))
 
 
+def can_render():
+    """Return whether what the page is drawn with is installed."""
+    return all(map(find_spec, ("matplotlib", "jinja2")))
+
+
 class Pictures:
     """
     The pictures of a page that show one product each, drawn once.
@@ -72,6 +78,10 @@ class Pictures:
         self.folder = Path(folder)
         self._size = int(_LARGE / max(1.0, n_groups / 4) ** 0.5)
         self._drawn = {}
+
+    def load(self):
+        """Load what the page is drawn with, which takes half a second."""
+        figures.load()
 
     def coadd(self, product, filter_name):
         """Return what the page shows of a coadd, as a dict that is not to be changed."""
