@@ -32,7 +32,7 @@ from astro_narrowband.plan import Group
 from astro_narrowband.products import software
 from astro_narrowband.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.register import Alignment, align_group
-from astro_narrowband.report import render_report
+from astro_narrowband.report import Pictures, render_report
 from astro_narrowband.resample import ResampledFrame
 from astro_narrowband.weights import FrameStatistics, measure_frame
 
@@ -68,11 +68,13 @@ class Light:
 class Night:
     """One run of the pipeline: the products made so far, and the record of them."""
 
-    def __init__(self, table, settings, products, messages, executor, progress):
+    def __init__(self, table, settings, products, messages, executor, progress, *, n_groups):
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.made = {}
+        drawable = find_spec("matplotlib") and find_spec("jinja2")
+        self.pictures = Pictures(products.folder, n_groups) if drawable else None
         self.names = set()
         self.held = threading.local()
         self.record = {
@@ -98,6 +100,10 @@ class Night:
                 if not all(there[g] or g.failed for g in target):
                     lights = self.measured(lights, pool)
                     lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                if self.pictures:
+                    # Drawn beside the coadds: at the end of the run they would keep one core idle.
+                    for master in self.record["masters"]:
+                        writer.submit(self.pictures.master, master)
                 coadds, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
                     if there[group]:
@@ -111,6 +117,9 @@ class Night:
                     if made:
                         name = f"coadd-{names[group]}.fits"
                         writing = writer.submit(self.write_coadd, name, *made, key)
+                        if self.pictures and group is not target[-1]:
+                            # That of the last would take memory while sources are measured.
+                            writer.submit(self.pictures.coadd, name, group.filter)
                     del made  # its planes go when they are written
                 if writing is not None:
                     writing.result()
@@ -500,8 +509,8 @@ class Night:
         record["files"] = self.table.counts
         record["messages"] = self.messages.found
         record["inputs"] = inputs.digests()
-        if find_spec("matplotlib") and find_spec("jinja2"):
-            page = render_report(self.products.folder, record)
+        if self.pictures:
+            page = render_report(self.products.folder, record, pictures=self.pictures)
             self.products.write_text("report.html", page)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")

@@ -185,7 +185,10 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             )
         )
         executor = stack.enter_context(open_executor(settings.scheduler, workers=settings.workers))
-        night = Night(table, settings, products, messages, executor, progress or _silent)
+        night = Night(
+            table, settings, products, messages, executor, progress or _silent,
+            n_groups=len(plan.groups),
+        )  # fmt: skip
         for target in _targets(plan):
             night.reduce(target)
         return night.finish(inputs)
