@@ -101,6 +101,8 @@ class Night:
                 if not all(there[g] or g.failed for g in target):
                     lights = self.measured(lights, pool)
                     lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                for master in self.record["masters"]:
+                    self.draw(writer, Pictures.master, master)
                 coadds, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
                     if there[group]:
