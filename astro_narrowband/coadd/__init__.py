@@ -63,13 +63,13 @@ class Coadd:
     ccd : `~astropy.nddata.CCDData`
         Weighted mean, with its standard deviation; masked and NaN where no
         frame counts. See the notes of `coadd` for its header.
-    coverage : `~numpy.ndarray` of uint16, (ny, nx)
+    coverage : `~numpy.ndarray` of uint8 (uint16 from 256 frames on), (ny, nx)
         Number of frames that count in each pixel.
     exposure : `~numpy.ndarray` of float32, (ny, nx)
         Effective exposure [s]: a source of rate r electron/s has the photon
         variance ``r / exposure``, so it is photutils' ``effective_gain``. 0 where
         nothing counts or the frames' exposures are not known.
-    n_rejected : `~numpy.ndarray` of uint16, (ny, nx)
+    n_rejected : `~numpy.ndarray` of the same type, (ny, nx)
         Number of frames that were rejected as outliers in each pixel.
     frames : `~astropy.table.QTable`
         One row for each frame, in the order given: name, used, reason (why it was
@@ -538,7 +538,7 @@ def _run(task, executor, workers, memory):
     # Bands are as equal as can be: no small one is left for the end.
     n_bands = math.ceil(ny / min(max(fit, 2 * HALO), BAND_ROWS))
     n_bands = min(ny, math.ceil(n_bands / n_workers) * n_workers)
-    kinds = (np.float32, np.float32, np.float32, np.uint16, np.uint16)
+    kinds = (np.float32, np.float32, np.float32, task.counts, task.counts)
     planes = [np.empty(task.shape, kind) for kind in kinds]
     count = np.zeros(len(task.frames))
     bands = row_bands(ny, math.ceil(ny / n_bands))

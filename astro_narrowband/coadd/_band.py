@@ -104,6 +104,11 @@ class BandSum:
     rules: Rules | None
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
+    @property
+    def counts(self):
+        """The smallest type that counts the frames: these planes are held and written whole."""
+        return np.min_scalar_type(len(self.frames))
+
     def __getstate__(self):
         return {k: v for k, v in self.__dict__.items() if k != "_local"}
 
@@ -148,7 +153,7 @@ class BandSum:
             base[bad[0]] = 0.0
         sums = _Sums(self, base)
         common = CommonNoise(self, rows)
-        rejected = np.zeros(size, np.uint16)
+        rejected = np.zeros(size, self.counts)
         count = np.zeros(n)
         for i in range(n):
             k = min(i, n_panel)
@@ -284,7 +289,7 @@ class _Sums:
         self.mean[...] = 0.0
         self.noise[...] = 0.0
         self.spare = np.empty(min(TILE, size), np.float32)
-        self.n_good = np.full(size, len(w), np.uint16)
+        self.n_good = np.full(size, len(w), task.counts)
         self.all = (1.0, np.sum(w**2 * task.background), np.sum(w**2 / self._rate()))
         self.some = task._planes("weights", 3, size, np.float64)
         for plane, value in zip(self.some, self.all, strict=True):
