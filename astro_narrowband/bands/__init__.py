@@ -42,8 +42,8 @@ __all__ = [
     "usable_cores",
 ]
 
-#: Pixels that a held frame is read by: what makes them stays in the cache.
-HELD_PIXELS = 1 << 17
+#: Pixels that a held frame is read by: with fewer, threads wait for each other.
+HELD_PIXELS = 1 << 18
 
 
 class Band(NamedTuple):

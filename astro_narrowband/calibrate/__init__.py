@@ -33,7 +33,7 @@ __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 #: A flat pixel below this fraction of the median is dead, and never divides.
 MIN_FLAT = 0.05
 #: Rows that `calibrate` asks for at a time.
-ROWS = 32
+ROWS = 64
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {

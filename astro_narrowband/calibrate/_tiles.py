@@ -7,8 +7,9 @@ from astro_narrowband.noise import expected_variance, mirror_border
 
 __all__ = ["calibrate_rows"]
 
-#: Pixels that are worked on at a time. Whole rows: short ones cost more than the cache gives.
-PIXELS = 131_072
+#: Pixels that are worked on at a time, in whole rows: with fewer, threads wait for each other more
+#: than the cache gives.
+PIXELS = 1 << 18
 
 
 def calibrate_rows(calibrated, rows, out):

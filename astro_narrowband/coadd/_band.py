@@ -37,7 +37,7 @@ __all__ = ["HALO", "BandSum", "row_bytes"]
 #: over which the variance is smoothed.
 HALO = REACH + 2
 #: Pixels whose variance is smoothed at a time.
-SMOOTHED = 65_536
+SMOOTHED = 1 << 18
 
 
 def row_bytes(n_frames, width):

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: Rows of the coadd that are worked on at a time.
-ROWS = 16
+ROWS = 64
 #: Frames whose masters' noise has at least this correlation count as one cluster: half a
 #: pixel apart along both axes.
 SAME = 0.25

@@ -26,8 +26,8 @@ __all__ = [
     "union",
 ]
 
-#: Pixels worked on at a time: one plane of a tile is 128 KiB.
-TILE = 65536
+#: Pixels worked on at a time: with fewer, threads wait for each other more than the cache gives.
+TILE = 1 << 18
 #: Frames that judge all others: the best so many.
 PANEL = 15
 #: Rows around a pixel on which its verdict depends: 2 of the neighbours of

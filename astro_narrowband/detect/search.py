@@ -7,8 +7,8 @@ from astro_narrowband.detect._sky import CELL, SkyFree, measure_sky
 
 __all__ = ["binned_candidates", "candidates", "smoothed"]
 
-#: Rows of a band: it stays in the level 2 cache with its temporaries.
-BAND_ROWS = 32
+#: Rows of a band: those of a cell of the background.
+BAND_ROWS = CELL
 #: Sum of the kernel (1 4 6 4 1) along both axes.
 KERNEL_SUM = 256
 #: How much the kernel lowers white noise.

@@ -20,9 +20,9 @@ __all__ = [
     "sample_noise",
 ]
 
-#: Rows that are read at a time, and pixels that are worked on at a time: a stack of them
-#: stays in the cache of a core.
-READ, TILE = 32, 1 << 14
+#: Rows that are read at a time, and pixels that are worked on at a time: with smaller ones
+#: threads wait for each other more than the cache gives.
+READ, TILE = 64, 1 << 16
 #: Just below the largest threshold of glibc.
 KEEP_BYTES = 31 << 20
 
