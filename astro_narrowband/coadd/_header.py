@@ -60,7 +60,8 @@ def write_header(header, task, reference, weights, planes):
     header["NCOMBINE"] = (len(task.frames), "frames combined")
     if np.isfinite(task.exposure).all():
         header["EXPTIME"] = (float(task.exposure.sum()), "[s] exposure time of all frames")
-        texp = planes[2][:: max(1, task.shape[0] // 512)]
+        step = max(1, task.shape[0] // 512)
+        texp = planes[2][::step, ::step]
         if (texp > 0).any():
             header["TEFF"] = (float(np.median(texp[texp > 0])), "[s] median effective exposure")
     else:
