@@ -15,7 +15,7 @@ import numpy as np
 
 from astro_narrowband.bands import row_bands
 from astro_narrowband.coadd._common_noise import CommonNoise
-from astro_narrowband.coadd._reject import PANEL, REACH, TILE, Panel, Rules, union
+from astro_narrowband.coadd._reject import PANEL, REACH, TILE, Judged, Panel, Rules, union
 
 __all__ = ["HALO", "BandSum", "row_bytes"]
 
@@ -51,6 +51,8 @@ class BandSum:
         Their sum is 1.
     background : array
         Variance in blank sky [unit of the coadd squared].
+    correlation : array
+        Variance of single pixels over the variance plane.
     scatter : array
         Standard deviation of the variance plane in blank sky, in the same unit.
     exposure : array
@@ -79,6 +81,7 @@ class BandSum:
     offset: np.ndarray
     weight: np.ndarray
     background: np.ndarray
+    correlation: np.ndarray
     scatter: np.ndarray
     exposure: np.ndarray
     sky: np.ndarray
@@ -137,10 +140,11 @@ class BandSum:
             lost = bad[i] if i < n_panel else self.read(i, around, stack[k], variance[k])
             if panel is not None:
                 member = i if i < n_panel else None
-                hit = panel.outliers(
+                judged = Judged(
                     stack[k], variance[k], self.background[i],
-                    self.shapes[i], self.tolerance[i], member,
+                    self.shapes[i], self.tolerance[i], self.correlation[i] < 1,
                 )  # fmt: skip
+                hit = panel.outliers(judged, member)
                 rejected[hit] += 1
                 count[i] = np.count_nonzero((hit >= inside.start) & (hit < inside.stop))
                 if hit.size:
