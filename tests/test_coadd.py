@@ -458,6 +458,42 @@ def test_neighbours_of_an_outlier_are_looked_at_more_closely(rng):
     assert made.n_rejected[10, 10] == 0
 
 
+def test_tracks_go_with_the_pixels_that_the_interpolation_hides_them_in():
+    rng = np.random.default_rng(5)
+    shape, lost, struck = (300, 300), 0, 0
+    frames, tracks = [], []
+    for k in range(6):
+        frame = exposures(rng, (120,), sky=0.3, shape=shape)[0]
+        sigma = np.sqrt(frame.uncertainty.array[0, 0])
+        track = set()
+        for x, y, turn in zip(*rng.uniform(10, 290, (2, 60)), rng.uniform(0, 6, 60), strict=True):
+            step = np.arange(rng.integers(1, 8))
+            along = (y + step * np.sin(turn)).astype(int), (x + step * np.cos(turn)).astype(int)
+            frame.data[along] += sigma * 8 * 10 ** rng.uniform(0, 1.5, step.size)
+            track |= set(zip(*along, strict=True))
+        frames.append(ResampledFrame(frame, Alignment.translation(k - 0.4, 0.45 - k)))
+        y, x = np.array(sorted(track)).T
+        tracks.append((y - k, x + k))
+    made = coadd(frames, flux_scale="none")
+    for track in tracks:
+        lost += (made.n_rejected[track] > 0).sum()
+        struck += len(track[0])
+    assert lost >= 0.99 * struck
+    assert made.n_rejected.sum() < 0.02 * 6 * made.n_rejected.size
+
+
+def test_a_hit_takes_no_other_pixel_along_where_nothing_is_interpolated(rng):
+    around = np.s_[29:32, 29:32]
+    counts = []
+    for shift in (3.0, 3.5):
+        frames = exposures(rng, (60,) * 6, shape=(64, 64))
+        frames[2].data[30, 27] += 50 * np.sqrt(frames[2].uncertainty.array[0, 0])
+        frames[2] = ResampledFrame(frames[2], Alignment.translation(shift, 0.0))
+        counts.append(coadd(frames, flux_scale="none").n_rejected[around].sum())
+    assert counts[0] <= 2
+    assert counts[1] >= 6
+
+
 def test_of_two_frames_only_the_brighter_can_be_wrong(rng):
     frames = exposures(rng, (60, 60))
     frames[0].data[5, 5] += 10.0

@@ -290,6 +290,7 @@ def coadd(
         offset=offset[order],
         weight=weight[order],
         background=background[order],
+        correlation=np.array([noise_correlation(frames[i]) for i in order]),
         scatter=(np.array([s.scatter for s in table]) / scale**2)[order],
         exposure=exposure[order],
         sky=(np.array([s.sky for s in table]) / scale - offset)[order],

@@ -24,6 +24,7 @@ from astro_narrowband.coadd._reject import (
     PANEL,
     REACH,
     TILE,
+    Judged,
     Panel,
     Rules,
     best_frames,
@@ -65,6 +66,8 @@ class BandSum:
         Their sum is 1.
     background : array
         Variance in blank sky [unit of the coadd squared].
+    correlation : array
+        Variance of single pixels over the variance plane.
     scatter : array
         Standard deviation of the variance plane in blank sky, in the same unit.
     exposure : array
@@ -93,6 +96,7 @@ class BandSum:
     offset: np.ndarray
     weight: np.ndarray
     background: np.ndarray
+    correlation: np.ndarray
     scatter: np.ndarray
     exposure: np.ndarray
     sky: np.ndarray
@@ -137,10 +141,10 @@ class BandSum:
         stack = self._planes("stack", n_panel + 1, size)
         variance = self._planes("variance", n_panel + 1, size)
         panel = None
-        judged = self.rules is not None and n > 1
+        rejects = self.rules is not None and n > 1
         expects = [self.expects(i) for i in range(n)]
         bad = [self.read(i, around, stack[i], variance[i], expects[i]) for i in range(n_panel)]
-        if judged:
+        if rejects:
             base = panel_reference(stack[:n_panel], bad, self.background[:n_panel])
             for i in filter(expects.__getitem__, range(n_panel)):
                 self.expect(i, around, base, variance[i])
@@ -165,10 +169,11 @@ class BandSum:
                     self.expect(i, around, base, variance[k])
             if panel is not None:
                 member = i if i < n_panel else None
-                hit = panel.outliers(
+                judged = Judged(
                     stack[k], variance[k], self.background[i],
-                    self.shapes[i], self.tolerance[i], member,
+                    self.shapes[i], self.tolerance[i], self.correlation[i] < 1,
                 )  # fmt: skip
+                hit = panel.outliers(judged, member)
                 rejected[hit] += 1
                 count[i] = np.count_nonzero((hit >= inside.start) & (hit < inside.stop))
                 if hit.size:

@@ -56,7 +56,6 @@ def write_header(header, task, reference, weights, planes):
         if keyword.startswith(NOT_OF_COADD):
             del header[keyword]
     w2v = task.weight**2 * task.background
-    correlation = [noise_correlation(frame) for frame in task.frames]
     header["NCOMBINE"] = (len(task.frames), "frames combined")
     if np.isfinite(task.exposure).all():
         header["EXPTIME"] = (float(task.exposure.sum()), "[s] exposure time of all frames")
@@ -67,7 +66,7 @@ def write_header(header, task, reference, weights, planes):
     else:
         header.remove("EXPTIME", ignore_missing=True)
     header["NOISECOR"] = (
-        round(float(np.sum(w2v * correlation) / w2v.sum()), 6),
+        round(float(np.sum(w2v * task.correlation) / w2v.sum()), 6),
         "pixel variance over the variance plane",
     )
     header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")

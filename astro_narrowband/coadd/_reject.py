@@ -8,6 +8,7 @@ bands or tiles. Private to `astro_narrowband.coadd`.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,7 @@ __all__ = [
     "PANEL",
     "REACH",
     "TILE",
+    "Judged",
     "Panel",
     "Rules",
     "best_frames",
@@ -33,6 +35,11 @@ PANEL = 15
 #: Rows around a pixel on which its verdict depends: 2 of the neighbours of
 #: outliers, 2 of the structure around each of those.
 REACH = 4
+#: What differs by so many times what is allowed takes the interpolated pixels beside it along.
+STRONG = 1.5
+#: Steps to the pixels beside one, and to all around it, (rows, columns).
+BESIDE = ((-1, 0), (0, -1), (0, 1), (1, 0))
+AROUND = (*BESIDE, (-1, -1), (-1, 1), (1, -1), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,33 @@ def tolerances(gradient_tolerance, fwhm):
     return gradient_tolerance * np.minimum(0.35 + 2.2 * off, 1.0)
 
 
+class Judged(NamedTuple):
+    """
+    A frame that is judged.
+
+    Attributes
+    ----------
+    data, variance : `~numpy.ndarray` of float32, (size,)
+        ``data`` is +inf where masked.
+    background : float
+        Variance in blank sky.
+    shape : `~numpy.ndarray` of float32, (6,)
+        How its stars differ from those of the reference, see `astro_narrowband.coadd._shapes`.
+    tolerance : (float, float)
+        Part of the structure that the frame may differ by all the same, and where
+        the reference is not the one that the shape holds for.
+    interpolated : bool
+        Pixels are mixtures of those of the camera.
+    """
+
+    data: np.ndarray
+    variance: np.ndarray
+    background: float
+    shape: np.ndarray
+    tolerance: tuple
+    interpolated: bool
+
+
 class Panel:
     """
     The frames that judge whether a pixel of any frame belongs to the rest.
@@ -73,15 +107,12 @@ class Panel:
         The panel's frames; ``stack`` is +inf where masked.
     bad : list of `~numpy.ndarray` of int
         For each frame the flat indices of its masked pixels.
-    background : `~numpy.ndarray` of float, (n,)
-        Variance of each frame in blank sky.
+    background, shapes : `~numpy.ndarray`, (n, ...)
+        Of each frame, see `Judged`.
     reference : `~numpy.ndarray` of float32, (size,)
         From `panel_reference`; mended in place.
     width : int
         Length of a row.
-    shapes : `~numpy.ndarray` of float32, (n, 6)
-        How the stars of each differ from those of the reference, see
-        `astro_narrowband.coadd._shapes`.
     rules : Rules
     """
 
@@ -100,21 +131,13 @@ class Panel:
         like = ~self.unlike[pixels]
         self.steep, self.steepness = pixels[like], steepness[like]
 
-    def outliers(self, data, variance, background, shape, tolerance, member=None):
+    def outliers(self, frame, member=None):
         """
         Find the pixels of a frame that do not belong to the rest.
 
         Parameters
         ----------
-        data, variance : `~numpy.ndarray` of float32, (size,)
-            ``data`` is +inf where masked.
-        background : float
-            Variance of the frame in blank sky.
-        shape : `~numpy.ndarray` of float32, (6,)
-            How its stars differ from those of the reference.
-        tolerance : (float, float)
-            Part of the structure that the frame may differ by all the same, and where
-            the reference is not the one that the shape holds for.
+        frame : Judged
         member : int, optional
             Place of the frame in the panel, if it is one of it.
 
@@ -138,23 +161,34 @@ class Panel:
         is the largest change of the reference within 2 pixels, less 3 sigma of its
         noise: where a star is sharper in one frame than in the others it differs most
         on its peak, and there the slope is nil. A pixel next to an outlier is one
-        from ``n_sigma_neighbour`` on, and so are those next to it.
+        from ``n_sigma_neighbour`` on, and so are those next to it. The four beside a strong
+        outlier of a frame that is interpolated go with it: they have part of the same
+        hit, or of the next one, which the dark rim of the kernel may hide.
 
         The unweighted reference only singles out the pixels that are looked at
         so closely.
         """
-        hits = self._differing(data, variance) if member is None else self.candidates[member]
+        if member is None:
+            hits = self._differing(frame.data, frame.variance)
+        else:
+            hits = self.candidates[member]
         # What the shape of its stars makes of the reference may hide an outlier of this frame.
-        hidden = self.steep[self.steepness * np.abs(shape[0]) > self.rules.n_sigma]
+        hidden = self.steep[self.steepness * np.abs(frame.shape[0]) > self.rules.n_sigma]
         if self.doubtful.size or hidden.size:
             hits = union(hits, self.doubtful, hidden)
+        hits = hits[np.isfinite(frame.data[hits])]
         if not hits.size:
             return hits
-        frame = (data, variance, background, shape, tolerance)
-        out = self._look(*frame, hits[np.isfinite(data[hits])], self.rules.n_sigma)
+        difference, allowed = self._look(frame, hits, self.rules.n_sigma)
+        out = hits[difference > allowed]
         if not out.size:
             return out
-        return _grown(out, self.width, data.size, lambda near: self._near(*frame, near))
+        found = _grown(out, self.width, frame.data.size, lambda near: self._near(frame, near))
+        if not frame.interpolated:
+            return found
+        strong = hits[difference > STRONG * allowed]
+        beside = _around(strong, self.width, frame.data.size, BESIDE)
+        return union(found, beside[np.isfinite(frame.data[beside])])
 
     def _differing(self, data, variance):
         """Pixels of a frame that differ enough from the reference to be looked at."""
@@ -198,13 +232,10 @@ class Panel:
         With all pixels whose derivatives such a pixel changes: the core of a star that is
         saturated in some frames is that of the others.
         """
-        found = np.zeros((self.reference.size // self.width, self.width), bool)
-        y, x = np.divmod(np.concatenate(bad), self.width)
-        for j in range(-2, 3):
-            for i in range(-2, 3):
-                at_y = np.clip(y + j, 0, len(found) - 1)
-                found[at_y, np.clip(x + i, 0, self.width - 1)] = True
-        return found.ravel()
+        masked = np.zeros((self.reference.size // self.width, self.width), bool)
+        for pixels in bad:
+            masked.ravel()[pixels] = True
+        return _widened(_widened(masked).T).T.ravel()
 
     def _steep(self, variance):
         """Pixels where the reference is curved, and how many sigma of a noise that is."""
@@ -229,10 +260,8 @@ class Panel:
             steepness.append(np.sqrt(curve[y, x]) / sigma)
         return np.concatenate(pixels), np.concatenate(steepness)
 
-    def _look(self, data, variance, background, shape, tolerance, pixels, n_sigma):
-        """Return those of ``pixels``, none of them masked, that are outliers."""
-        if not pixels.size:
-            return pixels
+    def _look(self, frame, pixels, n_sigma):
+        """How much ``pixels``, none of them masked, differ from the rest, and may differ."""
         values, noise = self.stack[:, pixels], self.variance[:, pixels]
         good = np.isfinite(values)
         weights = np.where(good, self.pull[:, None], 0.0)
@@ -244,32 +273,34 @@ class Panel:
         relative = noise / self.background[:, None].astype(np.float32)
         usual = _lower_median(np.where(good, relative, np.inf), good.sum(axis=0))
         most = usual + np.maximum(usual - 1.0, 0.0) + np.float32(0.15)
-        own = np.minimum(variance[pixels], most * np.float32(background))
+        own = np.minimum(frame.variance[pixels], most * np.float32(frame.background))
         of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
         of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
         of_middle = usual * of_middle.astype(np.float32)
         structure = structure_at(self.reference, pixels, self.width)
         structure = np.maximum(structure - 3.0 * np.sqrt(of_middle), 0.0)
-        own_values = data[pixels]
+        own_values = frame.data[pixels]
         like = ~self.unlike[pixels]
         steep = np.flatnonzero((structure > 0) & like)
         if steep.size and self.shapes.any():
             terms = derivatives(self.reference, pixels[steep], self.width)
             values[:, steep] -= self.shapes @ terms
-            own_values[steep] -= shape @ terms
+            own_values[steep] -= frame.shape @ terms
         middle = _weighted_median(values, weights)
         middle[alone] = own_values[alone]
-        structure *= np.where(like, *np.float32(tolerance))
+        structure *= np.where(like, *np.float32(frame.tolerance))
         allowed = n_sigma * np.sqrt(own + of_middle) + structure
-        return pixels[np.abs(own_values - middle) > allowed]
+        return np.abs(own_values - middle), allowed
 
-    def _near(self, data, variance, background, shape, tolerance, pixels):
+    def _near(self, frame, pixels):
         """Return those of ``pixels``, all next to an outlier, that are outliers as well."""
         n_sigma = self.rules.n_sigma_neighbour
-        difference = data[pixels] - self.reference[pixels]
-        likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * background)
+        difference = frame.data[pixels] - self.reference[pixels]
+        likely = np.abs(difference) > 0.8 * n_sigma * math.sqrt(0.5 * frame.background)
         likely &= np.isfinite(difference)
-        return self._look(data, variance, background, shape, tolerance, pixels[likely], n_sigma)
+        pixels = pixels[likely]
+        difference, allowed = self._look(frame, pixels, n_sigma)
+        return pixels[difference > allowed]
 
 
 def union(*indices):
@@ -354,17 +385,30 @@ def _weighted_median(values, weights):
     return values[order[at, each], each]
 
 
+def _widened(plane):
+    """Set, along the columns, the two pixels on either side of those that are."""
+    out = plane.copy(order="K")
+    for d in (1, 2):
+        out[d:] |= plane[:-d]
+        out[:-d] |= plane[d:]
+    return out
+
+
+def _around(pixels, width, size, steps):
+    """Sorted union of ``pixels`` (sorted) moved by each of ``steps``, (rows, columns)."""
+    y, x = np.divmod(pixels, width)
+    near = []
+    for j, i in steps:
+        inside = (y + j >= 0) & (y + j < size // width) & (x + i >= 0) & (x + i < width)
+        near.append(pixels[inside] + (j * width + i))
+    return union(*near)
+
+
 def _grown(pixels, width, size, test):
     """Add to ``pixels`` (sorted) those next to them that pass ``test``, twice."""
     new = pixels
     for _ in range(2):
-        y, x = np.divmod(new, width)
-        near = []
-        for j in (-1, 0, 1):
-            for i in (-1, 0, 1):
-                inside = (y + j >= 0) & (y + j < size // width) & (x + i >= 0) & (x + i < width)
-                near.append(new[inside] + (j * width + i))
-        near = union(*near)
+        near = _around(new, width, size, AROUND)
         near = near[pixels[np.minimum(np.searchsorted(pixels, near), pixels.size - 1)] != near]
         new = test(near)
         pixels = union(pixels, new)

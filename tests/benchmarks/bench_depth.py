@@ -24,7 +24,8 @@ One table, a column for each filter, the goal beside every figure:
 * *pulls*: (coadd - truth) / error of pixels and of blocks of blank sky, whose width is 1 if
   the errors are true.
 * *cosmic rays*: of the pixels in which one light was hit by more than 8 times its noise, the
-  part where that light is not in the coadd, by the distance to the nearest bright star.
+  part where that light is not in the coadd, by the distance to the nearest bright star and by
+  the strength of the hit. Pixels are those of the camera; the coadd's is the nearest one.
 * *good pixels lost*: frames that pixels of the coadd lack and that nothing had spoiled there.
 """
 
@@ -325,9 +326,11 @@ def cosmic_rays(field, reduced):
         strong = strength > STRENGTHS[0]
         distance = tree.query(place.T)[0] / seeing
         found.append((cy[strong], cx[strong], distance[strong], strength[strong]))
-    cy, cx, distance, strength = (np.concatenate(part) for part in zip(*found, strict=True))
-    # A light that is in the coadd all the same: as many exposures there as lights look there.
-    gone = (field.n_exposures[cy, cx] < there[cy, cx]) | field.bad[cy, cx]
+    found = [np.concatenate(part) for part in zip(*found, strict=True)]
+    # Along the edges, where some lights do not look, exposures do not tell that one is lacking.
+    complete = there[found[0], found[1]] == len(field.frames)
+    cy, cx, distance, strength = (part[complete] for part in found)
+    gone = (field.n_exposures[cy, cx] < len(field.frames)) | field.bad[cy, cx]
     left = np.abs(field.residual[cy, cx] - field.background[cy, cx]) > 5 * single[cy, cx]
     out = {
         "hits > 8 sigma": (len(gone), None),
