@@ -1,13 +1,16 @@
 """
 Many small cutouts at once: shapes, windowed centroids and fluxes of candidates.
 
-Private to `astro_narrowband.detect`. All stamps of a frame are one array
-(n, side, side), so that a frame's thousands of candidates cost milliseconds.
+Private to `astro_narrowband.detect`. Thousands of stamps are one array (n, side,
+side), so that the candidates of a frame cost milliseconds.
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+
+from astro_narrowband.bands import usable_cores
 
 __all__ = ["COLUMNS", "gather", "measure", "windowed"]
 
@@ -22,6 +25,8 @@ FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 MIN_RING = 0.15
 #: The same for the fainter of two opposite pairs of sides: below it is a line of hot pixels.
 MIN_SIDE = 0.12
+#: Candidates that are measured at a time.
+CHUNK = 2200
 #: More than this and the top is flat.
 PLATEAU = 0.93
 
@@ -267,7 +272,8 @@ def _mode(values):
     return float(np.median(values[first : first + n]))
 
 
-def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, gain):
+def _numbers(image, variance, candidates, fwhm, gain):
+    """What stamps tell of candidates, by name: the COLUMNS, and what they are refused by."""
     y, x, noise, ring, peak, flat = candidates
     sigma = fwhm / FWHM
     half = max(5, math.ceil(2 * fwhm))
@@ -303,14 +309,25 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     )
     with np.errstate(all="ignore"):
         snr = m["total"] / np.sqrt(spread.sum(axis=(1, 2), dtype=float))
-    ny, nx = image.shape
     ideal = [np.exp(-(m[d] ** 2) / (2 * sigma**2)).sum(axis=1) for d in ("dx", "dy")]
     covered = m["window"].sum(axis=(1, 2)) / (ideal[0] * ideal[1])
-    stars = {
+    return {
         "x_center": at_x, "y_center": at_y, "x_err": x_err, "y_err": y_err, "flux": flux,
         "flux_err": flux_err, "fwhm": widths, "roundness": roundness, "sharpness": ring,
         "peak": peak, "snr": snr, "saturated": flat,
+        "total": m["total"], "off": np.hypot(m["x"], m["y"]), "covered": covered,
     }  # fmt: skip
+
+
+def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, gain):
+    n = len(candidates[0])
+    chunks = [[a[k : k + CHUNK] for a in candidates] for k in range(0, n, CHUNK)]
+    with ThreadPoolExecutor(min(len(chunks), usable_cores())) as pool:
+        parts = list(pool.map(lambda part: _numbers(image, variance, part, fwhm, gain), chunks))
+    stars = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    at_x, at_y, flat, snr = (stars[name] for name in ("x_center", "y_center", "saturated", "snr"))
+    widths, roundness = stars["fwhm"], stars["roundness"]
+    ny, nx = image.shape
     margin = 1.2 * fwhm
     # Where the whole frame trails, its stars are all drawn out.
     bright = ~flat & (snr > 15)
@@ -319,9 +336,9 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     tests = {
         "edge": (at_x > margin) & (at_x < nx - 1 - margin)
         & (at_y > margin) & (at_y < ny - 1 - margin),
-        "masked": covered > 0.9,
-        "faint": np.isfinite(x_err) & np.isfinite(y_err) & (m["total"] > 0) & (snr > 4)
-        & (flux > 0) & (np.hypot(m["x"], m["y"]) < max(1.5, fwhm)),
+        "masked": stars["covered"] > 0.9,
+        "faint": np.isfinite(stars["x_err"]) & np.isfinite(stars["y_err"]) & (stars["total"] > 0)
+        & (snr > 4) & (stars["flux"] > 0) & (stars["off"] < max(1.5, fwhm)),
         "sharp": flat | (widths > 0.6 * fwhm),
         "wide": flat | (widths < 1.8 * fwhm),
         "long": flat | (roundness < limit),
@@ -332,7 +349,7 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
         if n:
             rejected[reason] = rejected.get(reason, 0) + n
         keep &= passed
-    stars = {name: values[keep] for name, values in stars.items()}
+    stars = {name: stars[name][keep] for name in COLUMNS}
     order = np.argsort(-stars["flux"], kind="stable")
     stars = {name: values[order] for name, values in stars.items()}
     unique = _unique(stars["x_center"], stars["y_center"], fwhm)
