@@ -31,6 +31,8 @@ __all__ = [
 MAX_CELLS, MIN_CELL = 64, 16
 #: Pixels that are looked at in each cell, in whole rows.
 CELL_PIXELS = 256
+#: Rows of cells in which the noise is measured, at least where there are so many.
+NOISE_CELLS = 16
 #: Standard deviation of a Gaussian over its median absolute deviation.
 MAD = 1.4826
 #: Pixels of two frames' stars that are the same star, at most this far apart.
@@ -134,33 +136,39 @@ def measure_frame(frame, *, stars=None, held=None):
     y_edges, x_edges = _edges(ny), _edges(nx)
     cells = _Cells(x_edges)
     n_rows = math.ceil(CELL_PIXELS * (len(x_edges) - 1) / nx)
-    level, variance, scatter = [], [], []
-    for bottom, top in pairwise(y_edges):
+    level, noise = [], []
+    # Fewer rows of cells are enough for the noise: in a frame that is held without its
+    # variance, this is made for them.
+    every = max(1, (len(y_edges) - 1) // NOISE_CELLS)
+    for k, (bottom, top) in enumerate(pairwise(y_edges)):
         rows = slice(int(bottom), int(top))
         if top - bottom > 2 * n_rows:
             middle = (int(bottom) + int(top) - n_rows) // 2
             rows = slice(middle, middle + n_rows)
-        band = frame.read(rows)
+        band = held.read(rows)
         data = band.data
         if band.mask is not None:
             data = np.where(band.mask, np.float32(np.nan), data)
         data = cells.pixels(data)
-        noise = None if band.variance is None else cells.pixels(band.variance)
-        for values, result in zip(
-            _measure_cells(data, noise), (level, variance, scatter), strict=True
-        ):
-            result.append(values)
-    level, variance, scatter = (np.array(part) for part in (level, variance, scatter))
+        level.append(_level(data))
+        if k % every == 0:
+            variance = frame.read(rows).variance
+            variance = None if variance is None else cells.pixels(variance)
+            noise.append(_noise(data, level[-1], variance))
+    level = np.array(level)
     known = np.isfinite(level)
     middle = np.nan if not known.any() else float(np.median(level[known]))
+    variance, scatter = (
+        part[np.isfinite(part)] for part in np.concatenate(noise, axis=1, dtype=float)
+    )
     centres = tuple((e[:-1] + e[1:] - 1) / 2 for e in (x_edges, y_edges))
-    usual = float(np.median(variance[known])) if known.any() else math.nan
+    usual = float(np.median(variance)) if variance.size else math.nan
     table, fwhm = _measure_stars(held, stars, getattr(frame, "exposure", None))
     return FrameStatistics(
         name=frame.name,
         sky=middle,
         variance=usual,
-        scatter=float(np.median(scatter[known])) if known.any() else math.nan,
+        scatter=float(np.median(scatter)) if scatter.size else math.nan,
         fwhm=fwhm,
         stars=table,
         spoiled=_spoiled(held.data, held.mask, math.sqrt(usual) if usual > 0 else math.nan),
@@ -199,24 +207,31 @@ def _median_of(values, n):
     return 0.5 * (ordered[each, low] + ordered[each, high].astype(float))
 
 
-def _measure_cells(data, noise):
-    """Level, own variance and the scatter of that variance in each cell."""
+def _level(data):
+    """Median of each cell, NaN where few of its pixels are good."""
     level, n = _median_of_rows(data)
+    level[n < 0.2 * data.shape[1]] = np.nan
+    return level
+
+
+def _noise(data, level, variance):
+    """Own variance of each cell, and the scatter of that variance; NaN where there is no level."""
     away = data - level[:, None].astype(np.float32)
     np.abs(away, out=away)
-    sigma = MAD * _median_of(away, n)
-    level[n < 0.2 * data.shape[1]] = np.nan
-    if noise is None:
-        return level, sigma**2, np.zeros_like(sigma)
+    sigma, _ = _median_of_rows(away)
+    sigma *= MAD
+    if variance is None:
+        return sigma**2, np.where(np.isnan(level), np.nan, 0.0)
     with np.errstate(invalid="ignore"):
         near = away <= 3.0 * sigma[:, None].astype(np.float32)
-    near[np.isnan(level)] = False
     count = np.maximum(near.sum(axis=1), 1)
-    mean = np.where(near, noise, np.float32(0)).sum(axis=1, dtype=float) / count
-    deviation = noise - mean[:, None].astype(np.float32)
+    mean = np.where(near, variance, np.float32(0)).sum(axis=1, dtype=float) / count
+    deviation = variance - mean[:, None].astype(np.float32)
     deviation = np.where(near, deviation, np.float32(0))
     scatter = np.sqrt(np.einsum("ij,ij->i", deviation, deviation) / count)
-    return level, mean, scatter
+    lost = np.isnan(level)
+    mean[lost] = scatter[lost] = np.nan
+    return mean, scatter
 
 
 # --------------------------------------------------------------------------- stars
