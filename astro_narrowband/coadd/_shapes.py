@@ -55,13 +55,7 @@ def derivatives(image, pixels, width):
     `~numpy.ndarray` of float32, (6, n)
         L, m_x, m_y, m_xx - m_yy, m_xy, LL
     """
-    y, x = np.divmod(pixels, width)
-    rows = [np.clip(y + d, 0, image.size // width - 1) * width for d in range(-2, 3)]
-    columns = [np.clip(x + d, 0, width - 1) for d in range(-2, 3)]
-
-    def at(j, i):
-        return image[rows[j + 2] + columns[i + 2]]
-
+    at = _around(image, pixels, width)
     here, left, right, down, up = at(0, 0), at(0, -1), at(0, 1), at(-1, 0), at(1, 0)
     corners = at(-1, -1), at(1, 1), at(-1, 1), at(1, -1)
     far = at(0, -2) + at(0, 2) + at(-2, 0) + at(2, 0)
@@ -85,18 +79,32 @@ def structure_at(image, pixels, width):
     The largest difference to the 20 pixels around (5 x 5 without its corners);
     beyond the edge the last pixel goes on.
     """
-    y, x = np.divmod(pixels, width)
-    above = [np.clip(y + d, 0, image.size // width - 1) * width for d in range(-2, 3)]
-    beside = [np.clip(x + d, 0, width - 1) for d in range(-2, 3)]
-    here = image[pixels]
+    at = _around(image, pixels, width)
+    here = at(0, 0)
     largest = np.zeros(pixels.size, np.float32)
-    for dy in range(5):
-        for dx in range(5):
-            if abs(dy - 2) + abs(dx - 2) not in (0, 4):
-                change = image[above[dy] + beside[dx]]
+    for j in range(-2, 3):
+        for i in range(-2, 3):
+            if abs(j) + abs(i) not in (0, 4):
+                change = at(j, i)
                 change -= here
                 np.maximum(largest, np.abs(change, out=change), out=largest)
     return largest
+
+
+def _around(image, pixels, width):
+    """A function that returns the pixels (j, i) rows and columns off, by up to 2, of each."""
+    height = image.size // width
+    y, x = np.divmod(pixels, width)
+    edge = np.flatnonzero((y < 2) | (y >= height - 2) | (x < 2) | (x >= width - 2))
+    y, x = y[edge], x[edge]
+
+    def at(j, i):
+        place = pixels + (j * width + i)
+        if edge.size:
+            place[edge] = np.clip(y + j, 0, height - 1) * width + np.clip(x + i, 0, width - 1)
+        return image[place]
+
+    return at
 
 
 def star_shapes(task, positions, best, workers):
