@@ -257,6 +257,33 @@ def test_noise_of_masters_does_not_average_down(rng):
     assert made.ccd.header["SYSNOISE"] == pytest.approx(np.sqrt(np.median(common)), rel=0.05)
 
 
+def test_noise_of_masters_where_frames_lack_pixels(rng, monkeypatch):
+    shape, times = (48, 64), (60.0, 60.0, 120.0, 120.0, 300.0)
+    recipe = dark_recipe(shape)
+    lights = raw_lights(rng, recipe, times, shape)
+    for k, light in enumerate(lights):
+        light.frame.ccd.mask = np.zeros(shape, bool)
+        light.frame.ccd.mask[10 + k : 14 + k, 20:40] = True
+    whole = slice(0, shape[0])
+    made = coadd(lights, flux_scale="none", sky="none", reject=False)
+    weight = np.array(made.frames["weight"])
+    good = np.array([~light.frame.ccd.mask for light in lights])
+    # Each pixel as if it had been summed over the frames that have it, and no others.
+    w = weight[:, None, None] * good / (weight[:, None, None] * good).sum(axis=0)
+    modes = np.array([light.shared(whole) for light in lights], float)
+    modes[:, 2] *= made.ccd.data / np.array([light.read(whole).data for light in lights])
+    common = ((w[:, None] * modes).sum(axis=0) ** 2).sum(axis=0)
+    own = (w**2 * np.array([light.read(whole).variance for light in lights])).sum(axis=0)
+    ratio = made.ccd.uncertainty.array.astype(float) ** 2 / (own + common)
+    assert np.abs(ratio[:, 22:38] - 1).max() < 0.05
+    for n in (0, 1, 3):
+        monkeypatch.setattr(sys.modules["astro_narrowband.coadd._common_noise"], "MERGED", n)
+        again = coadd(lights, flux_scale="none", sky="none", reject=False)
+        np.testing.assert_allclose(
+            again.ccd.uncertainty.array, made.ccd.uncertainty.array, rtol=1e-6
+        )
+
+
 def test_noise_of_masters_averages_down_where_dithered(rng):
     shape, times = (48, 64), (60.0,) * 4
     recipe = dark_recipe(shape, flat_error=0.0)

@@ -28,6 +28,8 @@ ROWS = 64
 #: Frames whose masters' noise has at least this correlation count as one cluster: half a
 #: pixel apart along both axes.
 SAME = 0.25
+#: Lists of lost pixels that are kept until they are merged: their number must not count.
+MERGED = 64
 
 
 # --------------------------------------------------------------------------- detector pixels
@@ -169,26 +171,27 @@ def undithered_noise(task):
 
 @dataclass
 class _Cluster:
-    """Frames with the same noise that were added so far, and the pixels that each of them lacks."""
+    """
+    Frames with the same noise that were added so far.
+
+    ``amounts`` are those of all of them; ``lost`` has pixels that some lack, and how much
+    (3, n) they would have had there.
+    """
 
     amounts: np.ndarray = field(default_factory=lambda: np.zeros(3))
     lost: list = field(default_factory=list)
 
     def add(self, amounts, lost):
         self.amounts += amounts
-        self.lost.append((lost, amounts))
+        self.lost.append((lost, np.tile(amounts[:, None], lost.size)))
+        if len(self.lost) > MERGED:
+            self.lost = [self.merged()]
 
-    def lacking(self):
-        """Pixels that some frames lack, sorted, and the amounts of the others there (3, n)."""
-        pixels, place = np.unique(
-            np.concatenate([lost for lost, _ in self.lost]), return_inverse=True
-        )
-        have = np.tile(self.amounts[:, None], pixels.size)
-        start = 0
-        for lost, amounts in self.lost:
-            have[:, place[start : start + lost.size]] -= amounts[:, None]
-            start += lost.size
-        return pixels, have
+    def merged(self):
+        """The pixels that some frames lack, sorted, each once, and how much of all (3, n)."""
+        pixels, amounts = (np.concatenate(part, axis=-1) for part in zip(*self.lost, strict=True))
+        pixels, place = np.unique(pixels, return_inverse=True)
+        return pixels, np.array([np.bincount(place, each, pixels.size) for each in amounts])
 
 
 class CommonNoise:
@@ -233,7 +236,8 @@ class CommonNoise:
         if self.fixed is None:
             self.fixed, self.relative = np.zeros((2, self.size), np.float32)
         read = self._window(frame).planes
-        pixels, have = sums.lacking()
+        pixels, taken = sums.merged()
+        have = sums.amounts[:, None] - taken
         scale, width = math.sqrt(overlap), self.task.shape[1]
         for start in range(self.rows.start, self.rows.stop, ROWS):
             rows = slice(start, min(start + ROWS, self.rows.stop))
