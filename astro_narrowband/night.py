@@ -29,7 +29,13 @@ from astro_narrowband.keywords import read_egain, read_noise
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.plan import Group
 from astro_narrowband.products import software
-from astro_narrowband.record import frames_table, group_record, read_frames, with_frames
+from astro_narrowband.record import (
+    frames_record,
+    frames_table,
+    group_record,
+    read_frames,
+    with_frames,
+)
 from astro_narrowband.register import Alignment, align_group
 from astro_narrowband.report import Pictures, can_render, render_report
 from astro_narrowband.resample import ResampledFrame
@@ -117,6 +123,7 @@ class Night:
                         name = f"coadd-{names[group]}.fits"
                         writing = writer.submit(self.write_coadd, name, *made, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
+                        self.draw(writer, Pictures.night, frames_record(made[1]), group.filter)
                     del made  # its planes go when they are written
                 self.catalogue(target, names, coadds, key)
                 if writing is not None:

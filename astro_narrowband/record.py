@@ -13,7 +13,7 @@ from astropy.table import QTable, Table
 
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["frames_table", "group_record", "read_frames", "with_frames"]
+__all__ = ["frames_record", "frames_table", "group_record", "read_frames", "with_frames"]
 
 #: Pixels that are looked at for the level and the noise of a coadd.
 SAMPLE = 1 << 20
@@ -117,7 +117,8 @@ def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):
         "frames": [],
     }
     if ccd is not None:
-        record.update(_of_frames(frames), **_of_pixels(ccd))
+        record.update(_of_frames(frames_record(frames)), **_of_pixels(ccd))
+        record["reference"] = str(frames["reference"][0])
     used = {frame["path"] for frame in record["frames"]}
     record["frames"] += [
         {"path": row.name, "verdict": row.verdict, "reason": row.reason, "exposure": row.exposure}
@@ -127,13 +128,17 @@ def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):
     return record
 
 
-def _of_frames(table):
+def frames_record(table):
+    """Return the frames of a `frames_table` as ``night.json`` has them: a list of dicts."""
     frames = []
     for row in table:
         frame = {name: _plain(row[name]) for name in table.colnames if name != "reference"}
         frames.append({"verdict": "used", "reason": "", **frame})
+    return frames
+
+
+def _of_frames(frames):
     return {
-        "reference": str(table["reference"][0]),
         "frames": frames,
         "n_used": len(frames),
         "exposure_total": float(np.sum([frame["exposure"] for frame in frames])),

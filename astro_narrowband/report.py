@@ -61,10 +61,10 @@ def can_render():
 
 class Pictures:
     """
-    The pictures of a page that show one product each, drawn once.
+    The pictures of a page that need not wait for all of it, drawn once.
 
-    Each may be drawn by any thread as soon as its product is written; those that were
-    not are drawn with the page.
+    One thread at a time may draw them, as soon as the product is written; those that
+    were not are drawn with the page.
 
     Parameters
     ----------
@@ -91,6 +91,16 @@ class Pictures:
         """Return what the page shows of a master of the record, likewise."""
         extension = "RATE" if master.get("kind") == "dark" else 0
         return self._once(_draw_master, master["path"], extension)
+
+    def night(self, frames, filter_name):
+        """Return the chart of a group's frames as the record has them, None of fewer than two."""
+        shown = [f for f in frames if f.get("sky") is not None or f.get("dx") is not None]
+        if len(shown) < 2:
+            return None
+        key = ("night", filter_name, *(f.get("path") for f in shown))
+        if key not in self._drawn:
+            self._drawn[key] = figures.night_png(shown, filter_name=filter_name)
+        return self._drawn[key]
 
     def _once(self, draw, product, *options):
         key = (product, *options)
@@ -275,7 +285,7 @@ class _Group:
         view["catalog"] = self._catalog()
         view["growth"] = self._growth()
         view.update(self._coadd())
-        view["night"] = self._night(view["frames"])
+        view["night"] = self.pictures.night(view["frames"], self.filter)
         view["top_weight"] = max((f.get("weight") or 0 for f in view["frames"]), default=0)
         view["notes"] = self.notes
         return view
@@ -361,12 +371,6 @@ class _Group:
             if faint.any():
                 view["limit"] = 5 * float(np.median(error[faint]))
         return view
-
-    def _night(self, frames):
-        shown = [f for f in frames if f.get("sky") is not None or f.get("dx") is not None]
-        if len(shown) < 2:
-            return None
-        return figures.night_png(shown, filter_name=self.filter)
 
 
 def _draw_coadd(path, filter_name, size):
