@@ -35,6 +35,8 @@ R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
 NEIGHBOUR_FLUX = 0.01
 #: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
 MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 40
+#: A source whose core more than this part of the frames lacks has a profile of its own.
+LACKING = 0.02
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -89,6 +91,7 @@ def make_catalog(
     fwhm=None,
     sky="clipped_mean",
     saturation=None,
+    coverage=None,
 ):
     """
     Find sources and measure them in every filter.
@@ -111,6 +114,8 @@ def make_catalog(
         As for `~astro_narrowband.photometry.annulus_photometry`.
     saturation : dict of str to number, optional
         Level in each image from which a pixel is saturated.
+    coverage : dict of str to `~numpy.ndarray`, optional
+        How many frames each pixel of an image was made of; a Coadd brings its own.
 
     Returns
     -------
@@ -129,12 +134,17 @@ def make_catalog(
     (`~astro_narrowband.growth.aperture_correction`), the little that the annulus
     takes off included, and its error is part of ``flux_err``. It holds for point
     sources: wider ones are flagged EXTENDED, and their flux is the
-    corrected one all the same. Where no star is good enough for a correction
+    corrected one all the same. Stars that some frames lack, such as those that
+    saturate in long exposures, have the seeing of the others: they are flagged
+    PARTIAL, and serve for the correction only where there are not enough others,
+    for it would be off by a percent. Where no star is good enough for a correction
     the flux is that in the aperture, flagged UNCORRECTED.
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
     ccds = {name: getattr(image, "ccd", image) for name, image in images.items()}
+    counts = {name: getattr(image, "coverage", None) for name, image in images.items()}
+    counts |= coverage or {}
     for name, ccd in ccds.items():
         if not isinstance(ccd, CCDData):
             raise InputError(f"{name}: {type(ccd).__name__} is neither Coadd nor CCDData")
@@ -156,7 +166,8 @@ def make_catalog(
 
         def measure(name, width, point):
             options = {"sky": sky, "saturation": (saturation or {}).get(name)}
-            return _measure(name, ccds[name], stars, width, point, scale, options)
+            partial = _partial(counts[name], x, y)
+            return _measure(name, ccds[name], stars, partial, width, point, scale, options)
 
         found = list(pool.map(measure, ccds, widths, seeing))
     tables, growth, corrections = (
@@ -253,7 +264,19 @@ def _seeing(width, stars, typical):
     return float(np.median(width[use])) if use.any() else float(typical)
 
 
-def _measure(name, ccd, stars, width, point, scale, options):
+def _partial(coverage, x, y):
+    """Sources whose core, of 3 x 3 pixels, some frames lack."""
+    if coverage is None:
+        return np.zeros(len(x), bool)
+    ny, nx = coverage.shape
+    step = np.arange(-1, 2)
+    at_y = np.clip(np.rint(y).astype(int)[:, None] + step, 0, ny - 1)
+    at_x = np.clip(np.rint(x).astype(int)[:, None] + step, 0, nx - 1)
+    core = coverage[at_y[:, :, None], at_x[:, None, :]].mean(axis=(1, 2))
+    return core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
+
+
+def _measure(name, ccd, stars, partial, width, point, scale, options):
     """Measure one filter; return its table, growth curves and correction."""
     positions = QTable([stars["x_center"], stars["y_center"]])
     r = round(R_APERTURE * scale, 2)
@@ -262,6 +285,7 @@ def _measure(name, ccd, stars, width, point, scale, options):
     table = annulus_photometry(ccd, positions, r=r, **options)
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
+    flags[partial] |= Flag.PARTIAL
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
@@ -306,7 +330,8 @@ def _isolated(stars, table, reach, scale):
     flux = np.asarray(getattr(table["flux"], "value", table["flux"]))
     bright = table["snr"] > MIN_SNR
     # Neighbours are looked at here, with their brightness. In a nebula no annulus is even.
-    for allowed in (Flag.NEIGHBOUR, Flag.NEIGHBOUR | Flag.SKY_UNEVEN):
+    uneven = Flag.NEIGHBOUR | Flag.SKY_UNEVEN
+    for allowed in (Flag.NEIGHBOUR, uneven, uneven | Flag.PARTIAL):
         good = ((table["flags"] & ~np.int32(allowed)) == 0) & bright
         if good.sum() >= MIN_STARS:
             break

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from astropy import units as u
+from astropy.io import fits
 from astropy.table import QTable
 from astropy.time import Time
 
@@ -116,7 +117,7 @@ class Night:
                         continue
                     mine = [light for light in lights if light.group is group]
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
-                    coadds[group] = made and (made[0].ccd, made[1])
+                    coadds[group] = made and (made[0].ccd, made[0].coverage, made[1])
                     if writing is not None:
                         writing.result()  # no more than one waits to be written
                     if made:
@@ -474,7 +475,7 @@ class Night:
     def read_coadd(self, name):
         """Read the coadd that an earlier run made of the same things."""
         path = self.products.path(f"coadd-{name}.fits")
-        return _read_ccd(path), read_frames(path)
+        return _read_ccd(path), fits.getdata(path, "NEXP"), read_frames(path)
 
     def catalogue(self, target, names, coadds, key):
         """Measure the sources of a target in every filter, on the grid that they share."""
@@ -487,7 +488,10 @@ class Night:
         there = [self.products.have(file, key) for file in [*files, merged]]
         if all(there):
             return
-        found = make_catalog({group.filter: ccd for group, ccd in made.items()})
+        found = make_catalog(
+            {group.filter: ccd for group, ccd in made.items()},
+            coverage={group.filter: coadds[group][1] for group in made},
+        )
         for group in made:
             table, curves = found.tables[group.filter], found.growth.get(group.filter)
             # Without a star that is bright and alone there is no curve: an empty table says so.
@@ -502,7 +506,7 @@ class Night:
         if made is None:
             self.record["groups"].append(group_record(group, left_out=group.lights))
             return
-        ccd, frames = made
+        ccd, _, frames = made
         products = {
             what: file
             for what, file in {

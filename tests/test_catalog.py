@@ -154,6 +154,36 @@ def test_extended_sources_are_flagged(rng):
     assert extended[found & (which != 0)].mean() < 0.05
 
 
+def test_stars_that_some_frames_lack_give_no_correction(rng):
+    images, x, y, truth = field(rng)
+    image = images["Halpha"]
+    flux = truth["Halpha"]
+    bright = np.argsort(-flux)[:18]
+    coverage = np.full(SHAPE, 6, np.uint8)
+    for k in bright:
+        # Saturated in the frames of the best seeing: what is left is wider.
+        add_moffat(image.data, x[k], y[k], -0.2 * flux[k], 3.0)
+        add_moffat(image.data, x[k], y[k], 0.2 * flux[k], 4.5)
+        iy, ix = round(y[k]), round(x[k])
+        coverage[iy - 1 : iy + 2, ix : ix + 2] = 3
+    # A pixel of one frame lost to a cosmic ray says nothing.
+    hit = np.argsort(-flux)[18]
+    coverage[round(y[hit]), round(x[hit])] = 5
+    catalog = make_catalog({"Halpha": image}, coverage={"Halpha": coverage})
+    table = catalog.tables["Halpha"]
+    which, found = match(table, x, y)
+    partial = (table["flags"] & Flag.PARTIAL) > 0
+    assert set(which[found & partial]) == set(bright)
+    assert not set(catalog.growth["Halpha"].id) & set(table["id"][partial])
+    ratio = table["flux"].value / flux[which]
+    sure = found & ~partial & (flux[which] > 2e4)
+    assert sure.sum() > 8
+    assert np.median(ratio[sure]) == pytest.approx(1, abs=0.003)
+    # With them it is wrong.
+    blind = make_catalog({"Halpha": image}).tables["Halpha"]
+    assert np.median((blind["flux"].value / flux[which])[sure]) > 1.006
+
+
 def test_detection_on_one_filter(measured):
     images, *_, everything = measured
     only = make_catalog(images, detect_on="SII")

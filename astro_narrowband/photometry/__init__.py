@@ -61,6 +61,7 @@ class Flag(enum.IntFlag):
     EXTENDED = 1024
     UNCORRECTED = 2048
     SKY_UNEVEN = 4096
+    PARTIAL = 8192
 
 
 #: What each flag says.
@@ -78,6 +79,7 @@ FLAGS = {
     Flag.EXTENDED: "wider than the stars of this image; the aperture correction does not apply",
     Flag.UNCORRECTED: "no star was good enough for an aperture correction; the flux is without it",
     Flag.SKY_UNEVEN: "the sky differs around the annulus; its error has that as well",
+    Flag.PARTIAL: "some frames lack it (saturated, or at the edge): its profile may be another",
 }
 
 
