@@ -22,6 +22,7 @@ from astro_narrowband.coadd._band import smooth
 from astro_narrowband.coadd._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coadd._reject import _capped, _weighted_median, best_frames
 from astro_narrowband.darks import DarkModel
+from astro_narrowband.detect import detect_stars
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.noise import common_variance
@@ -657,15 +658,17 @@ def test_a_star_that_most_frames_lack_keeps_its_wings(rng):
     assert (made.coverage == 0).sum() == (image > 150).sum()
 
 
-def test_measured_stars_follow_detected_ones():
-    from astro_narrowband.detect import detect_stars
-
-    rng = np.random.default_rng(4)
+def four_stars():
+    """An exposure of 300 s with four stars; their x and fluxes."""
     shape = (200, 220)
     x, y = np.array([40.0, 100.3, 170.7, 60.2]), np.array([50.5, 120.1, 60.2, 150.9])
     flux = np.array([900.0, 400.0, 1500.0, 600.0])
     image = sum(moffat(shape, a, b, f, 3.0) for a, b, f in zip(x, y, flux, strict=True))
-    frame = exposures(rng, (300,), shape=shape, source=image)[0]
+    return exposures(np.random.default_rng(4), (300,), shape=shape, source=image)[0], x, flux
+
+
+def test_measured_stars_follow_detected_ones():
+    frame, x, flux = four_stars()
     found = measure_frame(HeldFrame(as_frame(frame)), stars=detect_stars(frame))
     assert len(found.stars) == 4
     order = np.argsort(found.stars[:, 0])
@@ -675,14 +678,7 @@ def test_measured_stars_follow_detected_ones():
 
 
 def test_stars_measured_without_a_variance_plane_have_the_same_errors():
-    from astro_narrowband.detect import detect_stars
-
-    rng = np.random.default_rng(4)
-    shape = (200, 220)
-    x, y = np.array([40.0, 100.3, 170.7, 60.2]), np.array([50.5, 120.1, 60.2, 150.9])
-    flux = np.array([900.0, 400.0, 1500.0, 600.0])
-    image = sum(moffat(shape, a, b, f, 3.0) for a, b, f in zip(x, y, flux, strict=True))
-    frame = as_frame(exposures(rng, (300,), shape=shape, source=image)[0])
+    frame = as_frame(four_stars()[0])
     frame.exposure = 300.0
     held = HeldFrame(frame, variance=False)
     with_plane, without = detect_stars(frame), detect_stars(held, gain=frame.exposure)
