@@ -658,6 +658,33 @@ def test_a_star_that_most_frames_lack_keeps_its_wings(rng):
     assert (made.coverage == 0).sum() == (image > 150).sum()
 
 
+@pytest.mark.parametrize("widths", [(6.2, 7.5), (6.2, 7.5, 6.6), (2.4, 3.0)])
+def test_few_frames_of_different_seeing_keep_their_stars(widths):
+    """Seeing and guiding differ, as in two real frames whose stars once lost 5 % of their light."""
+    rng = np.random.default_rng(12)
+    shape = (160, 180)
+    x, y, flux = (40.3, 120.8, 90.1), (50.5, 60.2, 120.7), (4000.0, 8000.0, 20000.0)
+    frames = []
+    for width in widths:
+        trail = 0.35 * width * (width == widths[0])
+        image = sum(
+            moffat(shape, a + d, b + d, f / 2, width)
+            for a, b, f in zip(x, y, flux, strict=True)
+            for d in (-trail, trail)
+        )
+        frames += exposures(rng, (300,), shape=shape, source=image)
+    found = [replace(measure_frame(f), fwhm=w) for f, w in zip(frames, widths, strict=True)]
+    one, other = (
+        coadd(frames, statistics=found, flux_scale="none", reject=reject)
+        for reject in (True, False)
+    )
+    grid = np.mgrid[: shape[0], : shape[1]]
+    for a, b, f in zip(x, y, flux, strict=True):
+        near = np.hypot(grid[1] - a, grid[0] - b) < 1.5 * max(widths)
+        change = (one.ccd.data - other.ccd.data)[near].sum()
+        assert abs(change) < 2e-3 * f
+
+
 def four_stars():
     """An exposure of 300 s with four stars; their x and fluxes."""
     shape = (200, 220)

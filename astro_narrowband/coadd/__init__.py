@@ -20,7 +20,7 @@ from astropy.table import QTable
 
 from astro_narrowband._validate import choice, finite, positive, same_shape
 from astro_narrowband.bands import Band, as_frame, row_bands, usable_cores
-from astro_narrowband.coadd._band import HALO, BandSum, row_bytes
+from astro_narrowband.coadd._band import BandSum, row_bytes
 from astro_narrowband.coadd._common_noise import calibrated, overlap_factors, shared_clusters
 from astro_narrowband.coadd._header import (
     frame_table,
@@ -28,7 +28,13 @@ from astro_narrowband.coadd._header import (
     wcs_of,
     write_header,
 )
-from astro_narrowband.coadd._reject import PANEL, Rules, best_frames, tolerances
+from astro_narrowband.coadd._reject import (
+    PANEL,
+    Rules,
+    best_frames,
+    structure_spacing,
+    tolerances,
+)
 from astro_narrowband.coadd._shapes import N_TERMS, star_shapes
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.executors import run_bands
@@ -297,9 +303,9 @@ def coadd(
         cluster=cluster[order],
         overlap=overlap[order],
         shapes=np.zeros((len(order), N_TERMS), np.float32),
-        tolerance=np.repeat(tolerances(gradient_tolerance, fwhm)[order, None], 2, axis=1),
+        tolerance=np.repeat(tolerances(gradient_tolerance, len(order))[:, None], 2, axis=1),
         discs=[discs[i] for i in order],
-        rules=Rules(n_sigma) if reject else None,
+        rules=Rules(n_sigma, spacing=structure_spacing(fwhm[order])) if reject else None,
     )
     if reject and len(order) > 2:
         _learn_shapes(task, table[reference], matrices[reference], workers)
@@ -535,9 +541,9 @@ def _run(task, executor, workers, memory):
     """Do all bands; return the planes of the whole image, and what was rejected."""
     ny, nx = task.shape
     n_workers = workers or usable_cores()
-    fit = int(memory / n_workers / row_bytes(len(task.frames), nx)) - 2 * HALO
+    fit = int(memory / n_workers / row_bytes(len(task.frames), nx)) - 2 * task.halo
     # Bands are as equal as can be: no small one is left for the end.
-    n_bands = math.ceil(ny / min(max(fit, 2 * HALO), BAND_ROWS))
+    n_bands = math.ceil(ny / min(max(fit, 2 * task.halo), BAND_ROWS))
     n_bands = min(ny, math.ceil(n_bands / n_workers) * n_workers)
     kinds = (np.float32, np.float32, np.float32, task.counts, task.counts)
     planes = [np.empty(task.shape, kind) for kind in kinds]

@@ -32,11 +32,8 @@ from astro_narrowband.coadd._reject import (
     union,
 )
 
-__all__ = ["HALO", "BandSum", "row_bytes"]
+__all__ = ["BandSum", "row_bytes"]
 
-#: Rows around a band that its result depends on: those of the rejection, and two more
-#: over which the variance is smoothed.
-HALO = REACH + 2
 #: Pixels whose variance is smoothed at a time.
 SMOOTHED = 1 << 18
 
@@ -109,6 +106,16 @@ class BandSum:
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
     @property
+    def halo(self):
+        """
+        Rows around a band that its result depends on.
+
+        Those of the rejection, and two more over which the variance is smoothed.
+        """
+        spacing = 1 if self.rules is None else self.rules.spacing
+        return REACH + 2 * spacing + 2
+
+    @property
     def counts(self):
         """The smallest type that counts the frames: these planes are held and written whole."""
         return np.min_scalar_type(len(self.frames))
@@ -135,7 +142,7 @@ class BandSum:
         """
         ny, nx = self.shape
         n, n_panel = len(self.frames), min(len(self.frames), PANEL)
-        around = slice(max(rows.start - HALO, 0), min(rows.stop + HALO, ny))
+        around = slice(max(rows.start - self.halo, 0), min(rows.stop + self.halo, ny))
         size = (around.stop - around.start) * nx
         inside = slice((rows.start - around.start) * nx, (rows.stop - around.start) * nx)
         stack = self._planes("stack", n_panel + 1, size)

@@ -24,6 +24,7 @@ __all__ = [
     "Rules",
     "best_frames",
     "panel_reference",
+    "structure_spacing",
     "tolerances",
     "union",
 ]
@@ -32,9 +33,9 @@ __all__ = [
 TILE = 1 << 18
 #: Frames that judge all others: the best so many.
 PANEL = 15
-#: Rows around a pixel on which its verdict depends: 2 of the neighbours of
-#: outliers, 2 of the structure around each of those.
-REACH = 4
+#: Rows around a pixel on which its verdict depends, besides those of the structure: 2 of the
+#: neighbours of outliers.
+REACH = 2
 #: What differs by so many times what is allowed takes the interpolated pixels beside it along.
 STRONG = 1.5
 #: Steps to the pixels beside one, and to all around it, (rows, columns).
@@ -48,26 +49,28 @@ class Rules:
 
     n_sigma: float = 4.0
     n_sigma_neighbour: float = 2.0
+    #: Pixels between those that tell the structure: a third of the seeing.
+    spacing: int = 1
 
 
-def tolerances(gradient_tolerance, fwhm):
+def tolerances(gradient_tolerance, n):
     """
-    Part of the structure that each frame may differ by, where its stars do not tell.
+    Part of the structure that each of ``n`` frames may differ by, where its stars do not tell.
 
-    All of ``gradient_tolerance`` where the square of a frame's seeing is 30 %
-    off the median, 0.35 of it where it is the same: there it only allows for
-    centring and shape.
-
-    Parameters
-    ----------
-    gradient_tolerance : float
-    fwhm : `~numpy.ndarray`, (n,)
-        NaN where it is not known: all of it.
+    Twice ``gradient_tolerance`` of two frames, of which neither can be told to be the odd one.
     """
-    known = np.isfinite(fwhm)
-    usual = np.median(fwhm[known]) if known.any() else 1.0
-    off = np.abs(np.where(known, fwhm / usual, 2.0) ** 2 - 1.0)
-    return gradient_tolerance * np.minimum(0.35 + 2.2 * off, 1.0)
+    return np.full(n, gradient_tolerance * (2.0 if n == 2 else 1.0))
+
+
+def structure_spacing(fwhm):
+    """
+    Pixels between those that tell the structure, from the seeing of the frames.
+
+    A star that is 3 pixels wide has changed by most of its height within 2; a wide
+    one has not, and frames of different seeing would seem to differ by more than it does.
+    """
+    known = fwhm[np.isfinite(fwhm)]
+    return max(1, round(float(np.median(known)) / 3.0)) if known.size else 1
 
 
 class Judged(NamedTuple):
@@ -158,9 +161,10 @@ class Panel:
         ``sigma**2`` is the variance of y (not more than those of the panel let expect:
         a cosmic ray must not raise its own limit) plus that of m itself,
         ``1.1 (pi / 2) sum(a**2) / sum(a / sigma)**2`` with a the median's weights. G
-        is the largest change of the reference within 2 pixels, less 3 sigma of its
-        noise: where a star is sharper in one frame than in the others it differs most
-        on its peak, and there the slope is nil. A pixel next to an outlier is one
+        is the largest change of the reference within 2/3 of the seeing (2 pixels at
+        least), less 3 sigma of its noise: where a star is sharper in one frame than in
+        the others it differs most on its peak, and there the slope is nil. A pixel next
+        to an outlier is one
         from ``n_sigma_neighbour`` on, and so are those next to it. The four beside a strong
         outlier of a frame that is interpolated go with it: they have part of the same
         hit, or of the next one, which the dark rim of the kernel may hide.
@@ -277,7 +281,7 @@ class Panel:
         of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
         of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
         of_middle = usual * of_middle.astype(np.float32)
-        structure = structure_at(self.reference, pixels, self.width)
+        structure = structure_at(self.reference, pixels, self.width, self.rules.spacing)
         structure = np.maximum(structure - 3.0 * np.sqrt(of_middle), 0.0)
         own_values = frame.data[pixels]
         like = ~self.unlike[pixels]

@@ -72,30 +72,31 @@ def derivatives(image, pixels, width):
     )
 
 
-def structure_at(image, pixels, width):
+def structure_at(image, pixels, width, spacing=1):
     """
-    How much ``image`` changes within 2 pixels of each of ``pixels``.
+    How much ``image`` changes around each of ``pixels``, within 2 times ``spacing``.
 
-    The largest difference to the 20 pixels around (5 x 5 without its corners);
-    beyond the edge the last pixel goes on.
+    The largest difference to 20 pixels around, ``spacing`` apart (5 x 5 without its
+    corners); beyond the edge the last pixel goes on.
     """
-    at = _around(image, pixels, width)
+    at = _around(image, pixels, width, 2 * spacing)
     here = at(0, 0)
     largest = np.zeros(pixels.size, np.float32)
     for j in range(-2, 3):
         for i in range(-2, 3):
             if abs(j) + abs(i) not in (0, 4):
-                change = at(j, i)
+                change = at(j * spacing, i * spacing)
                 change -= here
                 np.maximum(largest, np.abs(change, out=change), out=largest)
     return largest
 
 
-def _around(image, pixels, width):
-    """A function that returns the pixels (j, i) rows and columns off, by up to 2, of each."""
+def _around(image, pixels, width, reach=2):
+    """A function that returns the pixels (j, i) rows and columns off, by up to ``reach``."""
     height = image.size // width
     y, x = np.divmod(pixels, width)
-    edge = np.flatnonzero((y < 2) | (y >= height - 2) | (x < 2) | (x >= width - 2))
+    last_y, last_x = height - reach, width - reach
+    edge = np.flatnonzero((y < reach) | (y >= last_y) | (x < reach) | (x >= last_x))
     y, x = y[edge], x[edge]
 
     def at(j, i):
