@@ -146,8 +146,8 @@ def coadd(
     n_sigma : float, optional
         Outliers differ from the median of the frames by more than this.
     gradient_tolerance : float, optional
-        And by more than this part of what the image changes within two pixels, at
-        the most, which spares stars where the seeing differs. Where the stars
+        And by more than this part of what the image changes within 2/3 of the seeing
+        (twice as much of two frames), at the most, which spares stars. Where the stars
         of three frames or more are known (``flux_scale="stars"``), how their shape differs from
         frame to frame is fitted and taken off first, and what is left, a few percent
         as a rule, is all that a frame may differ by.
