@@ -501,7 +501,7 @@ def night_png(frames, *, filter_name=""):
         values = column(name) * (100 if name == "weight" else 1)
         points(ax, number, values)
         if name == "weight":
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.08 * np.nanmax(values, initial=0) or None)
         ax.set_xlim(0.3, len(frames) + 0.7)
         ax.locator_params(axis="x", integer=True)
         _label(ax, "frame", "", label)

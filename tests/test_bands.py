@@ -509,7 +509,7 @@ def test_a_frame_is_held_in_the_memory_of_one_that_is_done_with(rng):
     assert np.array_equal(new.data, second)
 
 
-def test_a_frame_is_held_without_its_variance(rng, tmp_path):
+def test_a_frame_is_held_without_its_variance(rng):
     data = rng.normal(size=(50, 60)).astype(np.float32)
     frame = Rows(data, data**2)
     held = HeldFrame(frame, variance=False)

@@ -164,10 +164,10 @@ class Panel:
         is the largest change of the reference within 2/3 of the seeing (2 pixels at
         least), less 3 sigma of its noise: where a star is sharper in one frame than in
         the others it differs most on its peak, and there the slope is nil. A pixel next
-        to an outlier is one
-        from ``n_sigma_neighbour`` on, and so are those next to it. The four beside a strong
-        outlier of a frame that is interpolated go with it: they have part of the same
-        hit, or of the next one, which the dark rim of the kernel may hide.
+        to an outlier is one from ``n_sigma_neighbour`` on, and so are those next to it.
+        The four beside a strong outlier of a frame that is interpolated go with it: they
+        have part of the same hit, or of the next one, which the dark rim of the kernel
+        may hide.
 
         The unweighted reference only singles out the pixels that are looked at
         so closely.
