@@ -70,6 +70,9 @@ def test_against_float64_by_hand(night):
     np.testing.assert_allclose(band.variance, variance / 120**2, rtol=2e-6)
     dark = p["var_offset"] + 240 * p["cov"] + 120**2 * p["var_rate"]
     common = dark * (0.6 / 120 / f) ** 2 + (e / 120 * sigma_f / f) ** 2
+    var_offset, cov, var_rate, var_flat = frame.master_noise(ALL)
+    parts = var_offset / 120**2 + 2 * cov / 120 + var_rate + (e / 120) ** 2 * var_flat
+    np.testing.assert_allclose(parts, common, rtol=1e-4)
     np.testing.assert_allclose((shared**2).sum(axis=0), common, rtol=1e-4)
     total = calibrate(raw, detector=recipe.detector, dark=model, flat=flat)
     np.testing.assert_allclose(

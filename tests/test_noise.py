@@ -9,6 +9,7 @@ from astro_narrowband.noise import (
     mirror_border,
     neighbour_mean,
     pixel_variance,
+    signal_variance,
 )
 
 
@@ -101,3 +102,21 @@ def test_common_variance_is_the_formula_of_shared_masters(rng):
     b, r = rng.multivariate_normal([0, 0], [[sigma_b**2, cov], [cov, sigma_r**2]], 200_000).T
     mean = sum(w * (b / t + r) for w, t in zip(weights, exposures, strict=True)) / weights.sum()
     assert mean.var() == pytest.approx(expected, rel=0.02)
+
+
+def test_variance_of_a_known_signal_by_monte_carlo(rng):
+    """Raw counts of a known rate, calibrated and scaled: their scatter is what is said."""
+    gain, read_noise, exposure, scale, offset = 0.7, 4.0, 120.0, 1.3, 0.4
+    flat, rate, light = 0.8, 0.05, 0.9
+    collected = exposure * (light * flat + rate * gain)
+    electrons = rng.poisson(collected, 400_000) + rng.normal(0, read_noise, 400_000)
+    adu = np.rint(electrons / gain)
+    data = (adu - rate * exposure) * gain / flat / exposure
+    values = scale * data - offset
+    planes = (np.full((1, 1), x, np.float32) for x in (scale * light - offset, rate, gain / flat))
+    variance = signal_variance(
+        *planes, gain=gain, floor=read_noise**2 + gain**2 / 12, exposure=exposure,
+        scale=scale, offset=offset,
+    )  # fmt: skip
+    assert values.mean() == pytest.approx(scale * light - offset, abs=3e-4)
+    assert variance[0, 0] == pytest.approx(values.var(), rel=0.01)
