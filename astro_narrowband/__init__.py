@@ -8,38 +8,38 @@ The names below are loaded when they are first used, so that importing the
 package costs nothing.
 """
 
-import sys as _sys
 from importlib import import_module
 from importlib.metadata import version as _version
 from importlib.resources import files as _files
-from types import ModuleType as _ModuleType
 
 __version__ = _version("astro-narrowband")
 __citation__ = _files(__name__).joinpath("CITATION").read_text(encoding="utf-8")
 
 _HOME = {
-    "Alignment": "register",
-    "Coadd": "coadd",
+    "Alignment": "registration",
+    "Coadd": "coaddition",
     "DarkModel": "darks",
+    "Band": "_engine.frames",
     "Detector": "detector",
-    "FrameTable": "frames",
-    "GrowthCurves": "growth",
-    "InverseVarianceCombiner": "combiner",
-    "align": "register",
+    "Frame": "_engine.frames",
+    "FrameTable": "night.table",
+    "GrowthCurves": "photometry",
+    "InverseVarianceCombiner": "coaddition",
+    "align": "registration",
     "annulus_photometry": "photometry",
-    "aperture_correction": "growth",
-    "calibrate": "calibrate",
+    "aperture_correction": "photometry",
+    "calibrate": "calibration",
     "canonical_filter": "filters",
-    "coadd": "coadd",
-    "combine": "stack",
-    "detect_stars": "register",
-    "diagnose_background": "growth",
-    "growth_curves": "growth",
+    "coadd": "coaddition",
+    "combine": "coaddition",
+    "detect_stars": "registration",
+    "diagnose_background": "photometry",
+    "growth_curves": "photometry",
     "master_bias": "masters",
     "master_flat": "masters",
-    "optimal_radius": "growth",
-    "reduce_night": "pipeline",
-    "resample": "resample",
+    "optimal_radius": "photometry",
+    "reduce_night": "night.pipeline",
+    "resample": "resampling",
     "simulate_night": "simulate",
 }
 
@@ -54,16 +54,3 @@ def __getattr__(name):
 
 def __dir__():
     return sorted([*globals(), *__all__])
-
-
-class _Package(_ModuleType):
-    """Keeps ``calibrate``, ``coadd`` and ``resample`` functions, also once their modules are in."""
-
-    def __setattr__(self, name, value):
-        # Python sets a submodule on its package when it loads it; those of the
-        # same name as a public function would take its place.
-        if not (name in _HOME and isinstance(value, _ModuleType)):
-            super().__setattr__(name, value)
-
-
-_sys.modules[__name__].__class__ = _Package

@@ -332,7 +332,7 @@ def _add_photometry(commands):
 
 
 def _reduce(options):
-    from astro_narrowband.pipeline import Settings, reduce_night
+    from astro_narrowband.night.pipeline import Settings, reduce_night
 
     if options.registration == "centroid" and not options.stars:
         return _fail("--registration centroid needs the star to align on: give --star X,Y", USAGE)
@@ -366,8 +366,8 @@ def _summary(record, output):
 
 
 def _inspect(options):
-    from astro_narrowband.frames import FrameTable
-    from astro_narrowband.pipeline import inspection
+    from astro_narrowband.night.pipeline import inspection
+    from astro_narrowband.night.table import FrameTable
 
     table = FrameTable.from_paths(
         options.nights,
@@ -405,9 +405,8 @@ def _demo(options):
 def _photometry(options):
     from astropy.coordinates import SkyCoord
 
-    from astro_narrowband.bands import as_ccd, as_frame
-    from astro_narrowband.growth import growth_curves
-    from astro_narrowband.photometry import annulus_photometry
+    from astro_narrowband._engine.frames import as_ccd, as_frame
+    from astro_narrowband.photometry import annulus_photometry, growth_curves
 
     frame = as_frame(options.image, unit=options.unit)
     if frame.unit is None:
@@ -426,7 +425,7 @@ def _photometry(options):
     else:
         table = annulus_photometry(image, positions, r=options.radius, r_in=r_in, r_out=r_out)
     if options.output:
-        from astro_narrowband.files import write_table
+        from astro_narrowband._engine.files import write_table
 
         write_table(options.output, table)
     else:

@@ -6,8 +6,8 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.night.pipeline import reduce_night
 from astro_narrowband.photometry import Flag
-from astro_narrowband.pipeline import reduce_night
 from astro_narrowband.simulate import simulate_night
 
 __all__ = ["compare", "run_demo"]
@@ -30,7 +30,7 @@ def run_demo(output, *, size=1024, seed=1, progress=None):
         Pixels a side.
     seed : int, optional
     progress : callable, optional
-        As for `~astro_narrowband.pipeline.reduce_night`.
+        As for `~astro_narrowband.night.pipeline.reduce_night`.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def compare(truth, record, folder):
     ----------
     truth : `~astro_narrowband.simulate.NightTruth`
     record : dict
-        From `~astro_narrowband.pipeline.reduce_night`.
+        From `~astro_narrowband.night.pipeline.reduce_night`.
     folder : path-like
         Of the products.
 

@@ -8,14 +8,10 @@ import numpy as np
 from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband import keywords
-from astro_narrowband._validate import same_shape
-from astro_narrowband.bands import map_bands, row_bands
-from astro_narrowband.darks import DarkModel
-from astro_narrowband.detector import decide_detector
-from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
-from astro_narrowband.raw import master_header, prepared
-from astro_narrowband.stack.clipped import (
+from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.raw import master_header, prepared
+from astro_narrowband._engine.stacking.clipped import (
     READ,
     clipped_band,
     keep_memory,
@@ -24,6 +20,10 @@ from astro_narrowband.stack.clipped import (
     sample_levels,
     sample_noise,
 )
+from astro_narrowband._engine.validate import same_shape
+from astro_narrowband.darks import DarkModel
+from astro_narrowband.detector import decide_detector
+from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 
 __all__ = ["FlatCheck", "check_flats", "master_bias", "master_flat"]
 

@@ -293,7 +293,7 @@ def common_variance(shared, weights):
     ----------
     shared : sequence of `~numpy.ndarray`, each (n_modes, ny, nx)
         Amplitudes of each frame, from
-        `~astro_narrowband.calibrate.CalibratedFrame.shared`.
+        `~astro_narrowband.calibration.CalibratedFrame.shared`.
     weights : sequence of float
         One per frame.
 

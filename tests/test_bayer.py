@@ -11,13 +11,13 @@ from astropy.nddata import CCDData
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from astro_narrowband.bands import FitsFrame, MemoryFrame, as_ccd
-from astro_narrowband.bayer import COLOURS, MosaicFrame
+from astro_narrowband._engine.bayer import COLOURS, MosaicFrame
+from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband.cli import main
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.frames import FrameTable
-from astro_narrowband.plan import make_plan
+from astro_narrowband.night.plan import make_plan
+from astro_narrowband.night.table import FrameTable
 
 LEVELS = {"R": 100.0, "G": 20.0, "B": 3.0}
 SUMS = {"red": 100.0, "green": 40.0, "blue": 3.0, "superpixel": 143.0}

@@ -7,9 +7,9 @@ import pytest
 from astropy import units as u
 from astropy.nddata import CCDData, VarianceUncertainty
 
-from astro_narrowband.catalog import detection_image, make_catalog
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry import Flag, decode_flags
+from astro_narrowband.photometry._catalog import detection_image, make_catalog
 
 READ_NOISE = 5.0
 SHAPE = (420, 440)

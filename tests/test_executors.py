@@ -15,11 +15,11 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
-from astro_narrowband import executors
-from astro_narrowband.bands import row_bands
-from astro_narrowband.coadd import coadd
+from astro_narrowband._engine import executors
+from astro_narrowband._engine.executors import open_executor, run_bands
+from astro_narrowband._engine.frames import row_bands
+from astro_narrowband.coaddition import coadd
 from astro_narrowband.exceptions import InputError, NarrowbandWarning, ProductError
-from astro_narrowband.executors import open_executor, run_bands
 
 # Dask warns of its own accord when it starts and stops.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
@@ -257,7 +257,7 @@ class Slow:
     """A frame that takes its time."""
 
     def __init__(self, path):
-        from astro_narrowband.bands import FitsFrame
+        from astro_narrowband._engine.frames import FitsFrame
 
         self.inner = FitsFrame(path)
         self.name, self.shape = self.inner.name, self.inner.shape

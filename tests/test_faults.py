@@ -17,9 +17,9 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
+from astro_narrowband._engine.files import sha256, write_fits
 from astro_narrowband.exceptions import ProductError
-from astro_narrowband.files import sha256, write_fits
-from astro_narrowband.products import Products
+from astro_narrowband.night.products import Products
 
 #: The calls by which anything gets onto a disk.
 CALLS = ("write", "pwrite", "fsync", "replace", "mkdir", "ftruncate", "open")
@@ -187,7 +187,7 @@ def test_a_limit_on_the_size_of_files_is_named(tmp_path):
     code = f"""
         import resource
         import numpy as np
-        from astro_narrowband.files import FitsWriter
+        from astro_narrowband._engine.files import FitsWriter
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
         with FitsWriter({str(tmp_path / "x.fits")!r}, [({{}}, (100, 100), "f4")]) as writer:
             writer.write(0, np.zeros((100, 100), "f4"))

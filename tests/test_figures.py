@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
 
-from astro_narrowband.figures import (
+from astro_narrowband.night.figures import (
     TINTS,
     Stretch,
     composite_png,

@@ -17,9 +17,8 @@ from astropy.wcs import WCS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from astro_narrowband import files
-from astro_narrowband.exceptions import InputError, ProductError
-from astro_narrowband.files import (
+from astro_narrowband._engine import files
+from astro_narrowband._engine.files import (
     FitsWriter,
     clean_header,
     safe_name,
@@ -32,6 +31,7 @@ from astro_narrowband.files import (
     write_table,
     write_text,
 )
+from astro_narrowband.exceptions import InputError, ProductError
 
 SAFE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,79}")
 

@@ -1,450 +1,534 @@
-"""Files to rows: what each is taken for, whatever it is, and none lost."""
+"""Frames read by bands: every container gives the same pixels, no file gives anything but them."""
 
+import bz2
 import gzip
-import math
+import lzma
 import os
 import pickle
-import random
-import shutil
+import resource
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
-from astropy.table import QTable
+from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, VarianceUncertainty
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astro_narrowband import frames as frames_module
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
-from astro_narrowband.frames import VERDICTS, FrameTable
-from astro_narrowband.frames._facts import facts_of, words_of
-from astro_narrowband.frames._find import printable
-from astro_narrowband.keywords import Spellings, read_exposure
+from astro_narrowband._engine.frames import (
+    Band,
+    FitsFrame,
+    Frame,
+    HeldFrame,
+    MemoryFrame,
+    _untile,
+    as_ccd,
+    as_frame,
+    map_bands,
+    row_bands,
+)
+from astro_narrowband._engine.frames.fits_reader import wrong_sums
+from astro_narrowband._engine.frames.window import HeldRows
+from astro_narrowband.exceptions import InputError, ProductError
 
-
-def put(path, kind=None, *, shape=(6, 8), seed=None, **cards):
-    """Write a small frame; cards with ``_`` for ``-``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    value = seed if seed is not None else abs(hash(str(path))) % 60000
-    header = fits.Header()
-    if kind:
-        header["IMAGETYP"] = kind
-    for keyword, text in cards.items():
-        header[keyword.replace("_", "-")] = text
-    fits.PrimaryHDU(np.full(shape, value, np.uint16), header).writeto(path)
-    return path
+SHAPE = (40, 50)
+ALL = slice(0, SHAPE[0])
 
 
 @pytest.fixture
-def night(tmp_path):
-    """Two lights, and one frame of each other kind."""
-    folder = tmp_path / "night"
-    put(folder / "b1.fits", "Bias Frame", EXPTIME=0.0)
-    put(folder / "d1.fits", "Dark Frame", EXPTIME=60.0)
-    put(folder / "f1.fits", "Flat Field", EXPTIME=3.0, FILTER="Ha")
-    for i in (1, 2):
-        put(folder / f"l{i}.fits", "Light Frame", EXPTIME=60.0, FILTER="H-alpha", OBJECT="M 31")
-    return folder
+def image(rng):
+    return rng.integers(0, 65536, SHAPE, dtype=np.uint16)
 
 
-def by_name(table):
-    return {row.path.name: row for row in table}
+@pytest.fixture
+def raw(image, tmp_path):
+    """A plain file of uint16."""
+    path = tmp_path / "raw.fits"
+    fits.PrimaryHDU(image).writeto(path)
+    return path
 
 
-# ------------------------------------------------------------------ real nights
+def write(path, *hdus):
+    fits.HDUList(list(hdus)).writeto(path, overwrite=True)
+    return path
 
 
-def test_real_halpha_night(real_data):
-    table = FrameTable.from_paths(real_data / "arcsat-eagle-halpha")
-    assert table.counts == {"found": 20, "used": 19, "left out": 0, "ignored": 1}
-    kinds = [row.kind for row in table if row.verdict == "used"]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
-        "light": 2,
-        "bias": 7,
-        "dark": 5,
-        "flat": 5,
-    }
-    assert {row.filter for row in table.of_kind("flat")} == {"Halpha"}
-    assert {(r.object, r.filter, r.exposure) for r in table.of_kind("light")} == {
-        ("EAGLE", "Halpha", 600.0)
-    }
-    assert not table.problems
+def assert_holds(path, image, **options):
+    frame = FitsFrame(path, unit="adu", **options)
+    assert frame.shape == image.shape
+    whole = frame.read(slice(0, image.shape[0]))
+    assert whole.data.dtype == np.float32
+    np.testing.assert_array_equal(whole.data, image.astype(np.float32))
+    np.testing.assert_array_equal(frame.read(slice(7, 9)).data, whole.data[7:9])
+    return frame
 
 
-def test_real_night_without_filters(real_data):
-    table = FrameTable.from_paths(real_data / "orion-g3-m13")
-    assert table.counts == {"found": 22, "used": 21, "left out": 0, "ignored": 1}
-    assert {(r.object, r.filter) for r in table.of_kind("light")} == {("M13", "unknown")}
+# ------------------------------------------------------------------ what can be read
 
 
-def test_real_darks_by_their_folders(real_data):
-    table = FrameTable.from_paths(real_data / "zwo-asi120-darkseries", bayer="mono")
-    assert {r.exposure for r in table.of_kind("dark")} == {10.0, 30.0, 50.0, 100.0}
-    assert {r.exposure for r in table.of_kind("bias")} == {6.4e-5}
-    assert len(table.of_kind("flat")) == 4
-    coloured = FrameTable.from_paths(real_data / "zwo-asi120-darkseries")
-    assert coloured.counts["left out"] == 25
-    assert "BAYERPAT = GRBG" in coloured.rows[0].reason
+@pytest.mark.parametrize("dtype", ["u1", "i1", "i2", "u2", "i4", "u4", "i8", "f4", "f8"])
+def test_every_type(rng, tmp_path, dtype):
+    data = rng.integers(0, 100, SHAPE).astype(dtype)
+    frame = assert_holds(write(tmp_path / "a.fits", fits.PrimaryHDU(data)), data)
+    native = frame.image.read(ALL)
+    assert native.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(native, data)
 
 
-def test_real_frames_that_are_reduced(real_data):
-    table = FrameTable.from_paths(real_data / "stellarphot-eyuma")
-    assert table.counts["used"] == 0
-    assert any("FLATCOR" in row.reason for row in table if row.path.suffix == ".bz2")
+def test_scaled_integers_and_blank(tmp_path):
+    stored = np.arange(2000, dtype=np.int16).reshape(SHAPE)
+    hdu = fits.PrimaryHDU(stored)
+    path = write(tmp_path / "a.fits", hdu)
+    with fits.open(path, mode="update", do_not_scale_image_data=True) as hdul:
+        hdul[0].header["BSCALE"] = 0.5
+        hdul[0].header["BZERO"] = 10.0
+        hdul[0].header["BLANK"] = 7
+    band = FitsFrame(path).read(ALL)
+    expected = stored * 0.5 + 10
+    assert band.mask.sum() == 1
+    assert band.mask[0, 7]
+    assert np.isnan(band.data[0, 7])
+    np.testing.assert_array_equal(band.data[1:], expected[1:])
 
 
-# ------------------------------------------------------------------ the table
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("honest", [True, False])
+def test_compressed_whatever_the_name(raw, image, pack, honest):
+    suffix = {gzip.compress: ".gz", bz2.compress: ".bz2", lzma.compress: ".xz"}[pack]
+    path = raw.with_name("packed.fits" + (suffix if honest else ""))
+    path.write_bytes(pack(raw.read_bytes()))
+    assert_holds(path, image)
 
 
-def test_rows(night):
-    table = FrameTable.from_paths(night)
-    assert table.counts == {"found": 5, "used": 5, "left out": 0, "ignored": 0}
-    row = by_name(table)["l1.fits"]
-    assert (row.kind, row.object, row.filter, row.exposure) == ("light", "M 31", "Halpha", 60.0)
-    assert row.shape == (6, 8)
-    assert math.isnan(row.temperature)
-    assert row.open().read(slice(0, 6)).data.shape == (6, 8)
-    assert [r.path.name for r in table.of_kind("light")] == ["l1.fits", "l2.fits"]
+@pytest.mark.parametrize("kind", ["RICE_1", "GZIP_1", "GZIP_2", "HCOMPRESS_1"])
+@pytest.mark.parametrize("header", [None, {"SIMPLE": True, "EXPTIME": 5.0}])
+def test_tiles(tmp_path, image, kind, header):
+    head = fits.Header(header) if header else None
+    tiled = fits.CompImageHDU(image, head, compression_type=kind)
+    frame = assert_holds(write(tmp_path / "a.fits.fz", fits.PrimaryHDU(), tiled), image)
+    if header:
+        assert frame.header["EXPTIME"] == 5.0
 
 
-def test_table_comes_back_from_disk(night, tmp_path):
-    (night / "notes\nof the night.txt").write_text("")
-    put(night / "l3.fits", "Light", OBJECT="=1+1")
-    table = FrameTable.from_paths(night)
-    table.write(tmp_path / "frames.ecsv")
-    back = QTable.read(tmp_path / "frames.ecsv")
-    assert back.meta["files"] == table.counts
-    assert list(back["verdict"]).count("used") == table.counts["used"]
-    assert back["exposure"].unit == "s"
-    assert "notes of the night.txt" in str(back["path"])
+def test_tiles_of_floats(tmp_path, rng):
+    data = rng.normal(size=SHAPE).astype("f4")
+    tiled = fits.CompImageHDU(data, compression_type="GZIP_2", quantize_level=0)
+    assert_holds(write(tmp_path / "a.fits", fits.PrimaryHDU(), tiled), data)
 
 
-def test_lines_have_a_verdict_each(night):
-    lines = FrameTable.from_paths(night).lines()
-    assert len(lines) == 5
-    assert all(line.split()[0] in ("used", "left", "ignored") for line in lines)
+def test_tiles_in_gzip(tmp_path, image):
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
+    path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    assert_holds(path, image)
 
 
-def test_empty_folder(tmp_path):
-    table = FrameTable.from_paths(tmp_path)
-    assert table.counts["found"] == 0
-    assert len(table.table) == 0
+def test_helper_for_tiles_may_die(tmp_path, image, monkeypatch):
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
+    assert_holds(path, image)
+    _untile._HELPER.process.kill()
+    _untile._HELPER.process.wait()
+    assert_holds(path, image)
+    deadly = tmp_path / "deadly.py"
+    deadly.write_text("import os, sys; sys.stdin.readline(); os.abort()")
+    _untile._HELPER.stop()
+    monkeypatch.setattr(_untile, "__file__", str(deadly))
+    with pytest.raises(InputError, match="bring down"):
+        FitsFrame(path)
+    deadly.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(_untile, "_PATIENCE", (0.2, 0.0))
+    with pytest.raises(InputError, match="bring down"):
+        FitsFrame(path)
 
 
-def test_verdict_can_be_changed(night):
-    table = FrameTable.from_paths(night)
-    table.leave_out(night / "l1.fits", "no stars\nat all")
-    assert by_name(table)["l1.fits"].verdict == "left out"
-    assert by_name(table)["l1.fits"].reason == "no stars at all"
-    with pytest.raises(InputError, match="not in the table"):
-        table.leave_out(night / "x.fits", "")
+def test_tiles_that_are_damaged(tmp_path, image):
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
+    content = bytearray(path.read_bytes())
+    at = content.index(b"'RICE_1")
+    content[at : at + 7] = b"'RISE_1"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a.fits: is damaged"):
+        FitsFrame(path)
 
 
-@pytest.mark.parametrize("name", ["gone", "a\0b"])
-def test_missing_path(tmp_path, name):
-    with pytest.raises(InputError, match="give a folder"):
-        FrameTable.from_paths([tmp_path, tmp_path / name])
+def test_one_plane_and_extension(tmp_path, image):
+    assert_holds(write(tmp_path / "a.fits", fits.PrimaryHDU(image[None, None])), image)
+    primary = fits.PrimaryHDU()
+    primary.header["FILTER"], primary.header["OBJECT"] = "Ha", "M 31"
+    extension = fits.ImageHDU(image)
+    extension.header["OBJECT"] = "M 33"
+    frame = assert_holds(write(tmp_path / "b.fits", primary, extension), image)
+    assert frame.header["FILTER"] == "Ha"
+    assert frame.header["OBJECT"] == "M 33"
+    assert frame.primary["OBJECT"] == "M 31"
 
 
-def test_problems_are_warnings_of_one_line(night):
-    put(night / "l3.fits", "Light", FILTER="Slot\x203", EXPTIME=5.0)
-    table = FrameTable.from_paths(night)
-    with pytest.warns(NarrowbandWarning, match=r"l3.fits: FILTER = 'Slot 3': is not a known"):
-        table.warn()
+def test_science_extension_among_others(tmp_path, image):
+    side = [fits.ImageHDU(image * 0, name=name) for name in ("ERR", "DQ")]
+    assert_holds(
+        write(tmp_path / "a.fits", fits.PrimaryHDU(), *side, fits.ImageHDU(image, name="SCI")),
+        image,
+    )
 
 
-# ------------------------------------------------------------------ every file, once
+def test_last_block_without_padding_and_rubbish_behind(raw, image):
+    whole = raw.read_bytes()
+    raw.write_bytes(whole[: -(-image.nbytes % 2880)])
+    assert_holds(raw, image)
+    raw.write_bytes(whole + b"rubbish" * 1000)
+    assert_holds(raw, image)
 
 
-def test_same_night_twice_is_one_night(night):
-    once = FrameTable.from_paths(night)
-    for paths in ([night, night], [night.parent, night], [night, night / "l1.fits"]):
-        assert FrameTable.from_paths(paths).counts == once.counts
+@pytest.mark.parametrize(
+    "uncertainty",
+    [
+        StdDevUncertainty(np.full(SHAPE, 2.0)),
+        VarianceUncertainty(np.full(SHAPE, 4.0)),
+        InverseVariance(np.full(SHAPE, 0.25)),
+    ],
+)
+def test_products_come_back(tmp_path, image, uncertainty):
+    mask = image > 60000
+    ccd = CCDData(image.astype("f4"), unit="electron/s", mask=mask, uncertainty=uncertainty)
+    ccd.write(tmp_path / "a.fits")
+    for frame in (FitsFrame(tmp_path / "a.fits"), MemoryFrame(ccd)):
+        band = frame.read(slice(3, 20))
+        assert frame.unit == u.electron / u.s
+        np.testing.assert_allclose(band.variance, 4.0)
+        np.testing.assert_array_equal(band.mask, mask[3:20])
+        back = as_ccd(frame)
+        np.testing.assert_allclose(back.uncertainty.array, 2.0)
+        np.testing.assert_array_equal(back.mask, mask)
 
 
-def test_two_nights(night, tmp_path):
-    put(tmp_path / "second" / "l9.fits", "Light", EXPTIME=60.0, FILTER="Ha", OBJECT="m31")
-    table = FrameTable.from_paths([tmp_path / "second", night])
-    assert {row.object for row in table.of_kind("light")} == {"M 31"}
-    assert len(table.of_kind("light")) == 3
+def test_what_is_not_finite_is_masked(tmp_path):
+    data = np.ones(SHAPE)
+    data[1, 1], data[2, 2], data[3, 3] = np.nan, np.inf, 1e300
+    band = FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(data))).read(ALL)
+    assert [tuple(p) for p in np.argwhere(band.mask)] == [(1, 1), (2, 2), (3, 3)]
 
 
-def test_order_of_names_and_listing_does_not_matter(night, monkeypatch):
-    expected = [vars(row) for row in FrameTable.from_paths(night)]
-    listdir = os.listdir
-
-    def shuffled(folder):
-        names = listdir(folder)
-        random.Random(1).shuffle(names)
-        return names
-
-    monkeypatch.setattr(os, "listdir", shuffled)
-    assert [vars(row) for row in FrameTable.from_paths([night])] == expected
-    files = [night / name for name in listdir(night)]
-    keys = ("kind", "filter", "exposure", "verdict", "reason")
-    found = [[getattr(r, k) for k in keys] for r in FrameTable.from_paths(files[::-1])]
-    assert found == [[row[k] for k in keys] for row in expected]
-
-
-def test_copies_are_used_once(night, rng):
-    for name in ("l3.fits", "l4.fits"):
-        data = rng.integers(0, 9999, (6, 8), np.uint16)
-        header = fits.Header({"IMAGETYP": "Light", "EXPTIME": 60.0, "FILTER": "Ha"})
-        fits.PrimaryHDU(data, header).writeto(night / name)
-    shutil.copy(night / "l3.fits", night / "a copy.fits")
-    (night / "z.fits.gz").write_bytes(gzip.compress((night / "l3.fits").read_bytes()))
-    table = by_name(FrameTable.from_paths(night))
-    verdicts = {name: row.verdict for name, row in table.items() if row.kind == "light"}
-    assert [name for name, verdict in verdicts.items() if verdict != "used"] == [
-        "l3.fits",
-        "z.fits.gz",
-    ]
-    assert "is a copy of" in table["l3.fits"].reason
-    assert table["l3.fits"].reason.endswith("a copy.fits")
+@pytest.mark.parametrize(
+    ("bunit", "unit"),
+    [
+        ("ADU", "adu"),
+        ("counts", "adu"),
+        ("DN", "adu"),
+        ("e-", "electron"),
+        ("electrons/s", "electron/s"),
+        ("ELECTRON", "electron"),
+        ("adu", "adu"),
+        ("[adu]", "adu"),
+        ("e-/sec", "electron/s"),
+        ("", "adu"),
+        ("   ", "adu"),
+    ],
+)
+def test_units_as_cameras_write_them(raw, bunit, unit):
+    fits.setval(raw, "BUNIT", value=bunit)
+    assert FitsFrame(raw, unit="adu").unit == u.Unit(unit)
 
 
-def test_products_and_ignored_folders(night):
-    put(night / "out" / "coadd.fits", "Light", EXPTIME=60.0)
-    put(night / "out" / "masters" / "bias.fits", "Bias")
-    put(night / "other" / "l.fits", "Light", EXPTIME=60.0)
-    (night / "out" / "night.json").write_text('{"software": {}, "groups": []}')
-    counts = FrameTable.from_paths(night, ignore=[night / "other"]).counts
-    assert counts == {"found": 9, "used": 5, "left out": 0, "ignored": 4}
-    (night / "out" / "night.json").write_text("{}")
-    assert FrameTable.from_paths(night).counts["used"] == 8
+# ------------------------------------------------------------------ what cannot
 
 
-def test_simulated_truth_is_ignored(night):
-    put(night / "truth" / "bias.fits", "truth")
-    for name in ("stars.ecsv", "frames.ecsv"):
-        (night / "truth" / name).write_text("")
-    table = FrameTable.from_paths(night)
-    assert table.counts["ignored"] == 3
-    assert not table.problems
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b"\xff\xd8\xff\xe0" * 99, "JPEG"),
+        (b"\x89PNG" * 99, "PNG"),
+        (b"<html>" * 99, "web page"),
+        (b"II*\x00" * 99, "camera raw"),
+        (b"PK\x03\x04" * 99, "zip"),
+        (b"\x28\xb5\x2f\xfd" * 99, "zstd"),
+        (b"version https://git-lfs", "LFS"),
+        (b"SIMPLE  = T", "no end"),
+        (b"SIMPLE  =                    T".ljust(2880), "no end"),
+        (b"SIMPLE  =                    T".ljust(80) * 36 * 20, "no end"),
+        (b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800), "BITPIX"),
+        (gzip.compress(b"", mtime=0), "is empty"),
+        (gzip.compress(b"SIMPLE  =" * 2000, mtime=0)[:-40], "truncated"),
+        (b"\x1f\x8b\x08" + bytes(50), "damaged"),
+        (b"BZh9" + bytes(50), "damaged"),
+        (b"\xfd7zXZ\x00" + bytes(50), "damaged"),
+    ],
+)
+def test_no_fits(tmp_path, content, says):
+    path = tmp_path / "a.fits"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=says) as caught:
+        FitsFrame(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
 
 
-def test_checksum_is_verified(night):
-    with fits.open(night / "l1.fits", mode="update") as hdul:
+def spoilt(raw, keyword, text):
+    """The file with one card written anew."""
+    content = bytearray(raw.read_bytes())
+    at = content.index(keyword.ljust(8).encode())
+    content[at : at + 80] = f"{keyword:8}= {text}".ljust(80).encode()
+    raw.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "text", "says"),
+    [
+        ("BITPIX", "12", "BITPIX = 12"),
+        ("BITPIX", "'16'", "BITPIX"),
+        ("BITPIX", "T", "BITPIX"),
+        ("NAXIS", "-1", "NAXIS = -1"),
+        ("NAXIS", "999999", "NAXIS3"),
+        ("NAXIS", "0", "no image"),
+        ("NAXIS1", "-50", "NAXIS1 = -50"),
+        ("NAXIS1", "50.5", "NAXIS1"),
+        ("NAXIS1", "9999999999999999999999", "pixels"),
+        ("NAXIS1", "20000000", "pixels"),
+        ("NAXIS1", "100000", "truncated"),
+        ("NAXIS1", "0", "no image"),
+        ("NAXIS1", "6 6", "cannot be read"),
+        ("BZERO", "'x'", "BZERO"),
+        ("BZERO", "NaN", "cannot be read"),
+        ("BSCALE", "0", "BSCALE"),
+        ("BSCALE", "1E400", "BSCALE"),
+    ],
+)
+def test_headers_that_lie(raw, keyword, text, says):
+    spoilt(raw, keyword, text)
+    with pytest.raises(InputError, match=says):
+        FitsFrame(raw)
+
+
+@pytest.mark.parametrize("size", [100, 2880, 3000, 5000])
+def test_truncated(raw, size):
+    raw.write_bytes(raw.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"truncated|no end"):
+        FitsFrame(raw)
+
+
+def test_cut_while_it_is_open(raw):
+    frame = FitsFrame(raw)
+    raw.write_bytes(raw.read_bytes()[:5000])
+    with pytest.raises(InputError, match="was cut"):
+        frame.read(ALL)
+    raw.unlink()
+    with pytest.raises(InputError, match="cannot be read any more"):
+        frame.read(ALL)
+
+
+def test_other_shapes(tmp_path, image):
+    for data, says in ((np.stack([image] * 3), "planes"), (image[0], "no image")):
+        with pytest.raises(InputError, match=says):
+            FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(data)))
+    chips = [fits.ImageHDU(image), fits.ImageHDU(image)]
+    with pytest.raises(InputError, match="2 images"):
+        FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(), *chips))
+    table = fits.BinTableHDU.from_columns([fits.Column("a", "E", array=[1.0])])
+    with pytest.raises(InputError, match="no image"):
+        FitsFrame(write(tmp_path / "a.fits", fits.PrimaryHDU(), table))
+
+
+def test_unit_that_is_none(raw):
+    fits.setval(raw, "BUNIT", value="furlong per fortnight")
+    with pytest.raises(InputError, match="BUNIT = 'furlong"):
+        FitsFrame(raw)
+
+
+def test_only_regular_files(tmp_path):
+    os.mkfifo(tmp_path / "f.fits")
+    for name, says in (("f.fits", "regular"), ("none.fits", "not exist"), (".", "regular")):
+        start = time.monotonic()
+        with pytest.raises(InputError, match=says):
+            FitsFrame(tmp_path / name)
+        assert time.monotonic() - start < 1
+
+
+# ------------------------------------------------------------------ limits
+
+
+def test_max_pixels_is_checked_before_anything_else(raw, image):
+    assert_holds(raw, image, max_pixels=image.size)
+    packed = raw.with_name("b.fits")
+    packed.write_bytes(gzip.compress(raw.read_bytes(), mtime=0))
+    tiled = write(raw.with_name("c.fits"), fits.PrimaryHDU(), fits.CompImageHDU(image))
+    for path in (raw, packed, tiled):
+        with pytest.raises(InputError, match="--max-pixels"):
+            FitsFrame(path, max_pixels=image.size - 1)
+
+
+def test_bomb_is_not_expanded(raw, image):
+    bomb = raw.with_name("bomb.fits.gz")
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(raw.read_bytes())
+        for _ in range(64):
+            file.write(bytes(1 << 22))
+    start = time.monotonic()
+    assert_holds(bomb, image)
+    assert time.monotonic() - start < 1
+
+
+def test_temporary_goes_with_the_frame(raw, tmp_path, monkeypatch):
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    raw.write_bytes(gzip.compress(raw.read_bytes(), mtime=0))
+    frame = FitsFrame(raw)
+    assert len(list(folder.iterdir())) == 1
+    del frame
+    assert not list(folder.iterdir())
+
+
+def test_no_space_for_expansion(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    raw.write_bytes(gzip.compress(raw.read_bytes(), mtime=0))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, old[1]))
+    try:
+        with pytest.raises(ProductError, match="TMPDIR"):
+            FitsFrame(raw)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+# ------------------------------------------------------------------ checksums
+
+
+def test_sums(raw, tmp_path):
+    assert wrong_sums(raw) == ""
+    with fits.open(raw, mode="update") as hdul:
         hdul[0].add_checksum()
-    content = bytearray((night / "l1.fits").read_bytes())
-    content[-2879] ^= 1
-    (night / "l1.fits").write_bytes(content)
-    row = by_name(FrameTable.from_paths(night))["l1.fits"]
-    assert (row.verdict, "DATASUM" in row.reason) == ("left out", True)
+    assert wrong_sums(raw) == ""
+    content = bytearray(raw.read_bytes())
+    content[-3000] ^= 1
+    raw.write_bytes(content)
+    assert wrong_sums(raw).startswith("DATASUM = ")
+    tiled = fits.CompImageHDU(np.arange(2000, dtype="i2").reshape(SHAPE))
+    fits.HDUList([fits.PrimaryHDU(), tiled]).writeto(tmp_path / "b.fits", checksum=True)
+    assert wrong_sums(tmp_path / "b.fits") == ""
 
 
-def test_headers_of_one_file_that_differ(night):
-    primary, image = fits.PrimaryHDU(), fits.ImageHDU(np.zeros((6, 8)))
-    primary.header["EXPTIME"], image.header["EXPTIME"] = 30.0, 60.0
-    primary.header["IMAGETYP"] = "Light"
-    fits.HDUList([primary, image]).writeto(night / "l3.fits")
-    table = FrameTable.from_paths(night)
-    assert by_name(table)["l3.fits"].exposure == 60.0
-    assert any("EXPTIME" in str(p) and "differ" in str(p) for p in table.problems)
+# ------------------------------------------------------------------ the rest of the protocol
 
 
-def test_a_bug_of_astropy_is_a_verdict(night, monkeypatch):
-    def explode(*args, **kwargs):
-        raise InputError(f"{night / 'l1.fits'}: exploded")
-
-    monkeypatch.setattr(frames_module, "FitsFrame", explode)
-    table = FrameTable.from_paths(night)
-    assert table.counts["left out"] == 5
-    assert by_name(table)["l1.fits"].reason == "exploded"
+def test_frames_travel(raw, image):
+    frame = pickle.loads(pickle.dumps(FitsFrame(raw, unit="adu", max_pixels=2000)))  # noqa: S301
+    np.testing.assert_array_equal(frame.read(ALL).data, image)
+    assert (frame.unit, frame.max_pixels) == (u.adu, 2000)
+    assert isinstance(frame, Frame)
 
 
-def test_names_that_are_no_text(night):
-    bad = os.fsencode(night) + b"/\xff\x1b[2J\n.fits"
-    os.rename(night / "l1.fits", bad)
-    table = FrameTable.from_paths(night)
-    assert table.counts["used"] == 5
-    assert all(line.isprintable() for line in table.lines())
-    assert printable(os.fsdecode(bad)).endswith("\\xff [2J .fits")
+def test_one_parser_for_input(raw, image):
+    ccd = CCDData(image, unit="adu")
+    for given_ in (raw, str(raw), ccd, FitsFrame(raw)):
+        np.testing.assert_array_equal(as_frame(given_, unit="adu").read(ALL).data, image)
+    with pytest.raises(InputError, match="has no unit"):
+        as_frame(image)
+    with pytest.raises(InputError, match="2-D"):
+        as_frame(CCDData(image[0], unit="adu"))
 
 
-# ------------------------------------------------------------------ header, name, user
+@given(st.integers(0, 300), st.integers(-5, 400))
+def test_bands_cover_all_rows_once(n_rows, band_rows):
+    rows = [y for band in row_bands(n_rows, band_rows) for y in range(band.start, band.stop)]
+    assert rows == list(range(n_rows))
 
 
-def facts(header, path="x", **options):
-    return facts_of(header, path.split("/"), **options)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_map_bands_keeps_the_order(workers):
+    bands = row_bands(50, 7)
+    found = list(
+        map_bands(lambda rows: (rows.start, threading.get_ident()), bands, workers=workers)
+    )
+    assert [rows for rows, _ in found] == bands
+    assert [value[0] for _, value in found] == [band.start for band in bands]
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("Bias/img1", "bias"),
-        ("Dark/Dark_ASIImg_100sec_1", "dark"),
-        ("night/Dark_ASIImg_100sec_1", ""),
-        ("Dark Sky Site/M31/1", ""),
-        ("M31/LightFrame_1", "light"),
-        ("M31/darkframes/1", "dark"),
-        ("FLATS/x", "flat"),
-        ("Light_1069", "light"),
-        ("darks/DarkFlat_1", "flat-dark"),
-        ("flat-dark_01", "flat-dark"),
-        ("flats/dark_01", "dark"),
-        ("domeflat_H-Alpha_001 (1)", "flat"),
-        ("lights/M31_0001", "light"),
-        ("dark01", "dark"),
-        ("Lights/Dark_Nebula_1", "light"),
-        ("lights/dark_1", ""),
-        ("darkness/x", ""),
-        ("flatland/x", ""),
-        ("M31/x", ""),
-        ("highlight_1", ""),
-        ("calibration/biases/raw/17", "bias"),
-        ("master_dark", "master dark"),
-        ("MasterFlat_Ha", "master flat"),
-        ("masters/flat_1", "flat"),
-        ("test/object/sub", ""),
-        ("Zero_0001", "bias"),
-    ],
-)
-def test_kind_by_name(path, kind):
-    found = facts({"EXPTIME": 0.5}, path)
-    if kind.startswith("master "):
-        assert "master" in found.refusal
-        kind = kind.removeprefix("master ")
-    elif not kind:
-        assert found.refusal.startswith("IMAGETYP is missing, and ")
-        assert "neither" in found.refusal or "disagree" in found.refusal
-    assert found.kind == kind
+def test_an_error_in_a_band_is_raised():
+    with pytest.raises(ZeroDivisionError):
+        list(map_bands(lambda rows: 1 // 0, row_bands(50, 7), workers=2))
 
 
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [
-        ("light_Ha_300s_001", "Halpha"),
-        ("OIII/light_1", "OIII"),
-        ("light-S-II-7nm", "SII"),
-        ("domeflat_H-Alpha_001", "Halpha"),
-        ("Ha/light_OIII_1", "OIII"),
-        ("light_Ha_OIII", "unknown"),
-        ("M31_S2_light", "unknown"),
-        ("light_shab_1", "unknown"),
-        ("LIGHT_L_1", "unknown"),
-        ("light_Luminance_1", "Luminance"),
-        ("light_hat", "unknown"),
-    ],
-)
-def test_filter_by_name(path, name):
-    found = facts({"EXPTIME": 60.0}, path)
-    assert found.filter == name
-    assert any("FILTER is missing" in str(note) for note in found.notes) == (name != "unknown")
+class Rows:
+    """A frame of given planes; the mask of a band is None where it has no masked pixel."""
+
+    def __init__(self, data, variance=None, mask=None):
+        self.name, self.shape, self.unit, self.header = "rows", data.shape, None, fits.Header()
+        self.planes = data, variance, mask
+
+    def read(self, rows):
+        data, variance, mask = (None if p is None else p[rows] for p in self.planes)
+        return Band(data, variance, mask if mask is not None and mask.any() else None)
 
 
-@pytest.mark.parametrize(
-    ("path", "seconds"),
-    [
-        ("dark_300s_1", 300),
-        ("dark_0.5sec", 0.5),
-        ("60s/dark_1", 60),
-        ("dark_160s", 160),
-        ("dark_500ms", 0.5),
-        ("dark_60", math.nan),
-        ("dark_60s_120s", math.nan),
-        ("dark_N60s7", math.nan),
-        ("dark_x60s", math.nan),
-    ],
-)
-def test_exposure_by_name_is_never_a_part_of_a_word(path, seconds):
-    assert facts({}, path).exposure == pytest.approx(seconds, nan_ok=True)
+@pytest.mark.parametrize("with_variance", [False, True])
+def test_a_held_frame_has_the_pixels_of_the_frame(rng, monkeypatch, with_variance):
+    monkeypatch.setattr("astro_narrowband._engine.frames.HELD_PIXELS", 300)
+    data = rng.normal(size=(50, 60)).astype(np.float32)
+    variance = data**2 if with_variance else None
+    mask = np.zeros(data.shape, bool)
+    mask[[20, 41], [3, 59]] = True
+    held = HeldFrame(Rows(data, variance, mask))
+    assert np.array_equal(held.data, data)
+    assert np.array_equal(held.mask, mask)
+    band = held.read(slice(18, 44))
+    assert np.array_equal(band.data, data[18:44])
+    assert (band.variance is None) is not with_variance
+    assert not with_variance or np.array_equal(held.variance, variance)
+    assert HeldFrame(Rows(data, variance, np.zeros_like(mask))).mask is None
 
 
-def test_header_before_name_before_user():
-    head = {"IMAGETYP": "Light", "FILTER": "OIII", "EXPTIME": 60, "OBJECT": "M 31"}
-    mine = {"FILTER": "SII", "EXPTIME": "5", "OBJECT": "M 33", "IMAGETYP": "dark", "CCD-TEMP": "-5"}
-    found = facts(head, "M33/light_Ha_300s", set_keywords=mine)
-    assert (found.filter, found.exposure, found.object) == ("OIII", 60, "M 31")
-    assert found.temperature == -5
-    found = facts({"IMAGETYP": "Light"}, "light_Ha_300s", set_keywords=mine)
-    assert (found.filter, found.exposure, found.object) == ("Halpha", 300, "M 33")
-    found = facts({}, "x", set_keywords={"IMAGETYP": "light", "EXPTIME": "5", "FILTER": "sii"})
-    assert (found.kind, found.filter, found.exposure, found.refusal) == ("light", "SII", 5, "")
+def test_a_held_frame_masks_what_is_not_finite(rng, monkeypatch):
+    monkeypatch.setattr("astro_narrowband._engine.frames.HELD_PIXELS", 300)
+    data = rng.normal(size=(50, 60)).astype(np.float32)
+    data[30, 7], data[31, 8] = np.nan, np.inf
+    mask = np.zeros(data.shape, bool)
+    mask[2, 2] = True
+    assert np.array_equal(HeldFrame(Rows(data)).mask, ~np.isfinite(data))
+    assert np.array_equal(HeldFrame(Rows(data, None, mask)).mask, mask | ~np.isfinite(data))
+    # Sums that overflow are not taken for it.
+    assert HeldFrame(Rows(np.full((20, 20), 3e38, np.float32))).mask is None
 
 
-@pytest.mark.parametrize("time", [None, "long", "60,0", -1.0])
-def test_frames_have_the_time_that_was_found(night, time):
-    more = {} if time is None else {"EXPTIME": time}
-    path = put(night / "light_60s_9.fits", "Light", FILTER="Ha", **more)
-    rows = by_name(FrameTable.from_paths(night, set_keywords={"EGAIN": "0.5", "OBSERVER": "me"}))
-    frame = pickle.loads(pickle.dumps(rows[path.name].open()))  # noqa: S301
-    assert read_exposure(frame.header) == rows[path.name].exposure == 60.0
-    assert (frame.header["EGAIN"], frame.header["OBSERVER"]) == (0.5, "me")
-    assert fits.getheader(path).get("EGAIN") is None
+def test_a_frame_is_held_in_the_memory_of_one_that_is_done_with(rng):
+    first, second = (rng.normal(size=(50, 60)).astype(np.float32) for _ in range(2))
+    old = HeldFrame(Rows(first, first**2))
+    new = HeldFrame(Rows(second, second**2), spare=old)
+    assert np.shares_memory(new.data, old.data)
+    assert np.shares_memory(new.variance, old.variance)
+    assert np.array_equal(new.data, second)
+    assert new.mask is None
+    other = HeldFrame(Rows(second[:20]), spare=new)
+    assert other.shape == (20, 60)
+    assert np.array_equal(other.data, second[:20])
+    assert np.array_equal(new.data, second)
 
 
-def test_flats_that_a_program_called_lights():
-    head = {"IMAGETYP": "Light Frame", "EXPTIME": 3.0}
-    assert "says flat" in facts(head, "Flats/x").refusal
-    assert "says dark" in facts(head, "dark_1").refusal
-    assert facts(head, "Dark_Nebula_1").refusal == ""
-    assert facts(head, "Dark Sky Site/M31/1").refusal == ""
-    assert facts(head, "flats/M31/1").refusal == ""
-    assert "OBJECT = 'dome flat'" in facts(head | {"OBJECT": "dome flat"}, "x").refusal
-    assert facts({"OBJECT": "bias", "EXPTIME": 0.0}, "x").kind == "bias"
-    assert facts(head | {"OBJECT": "The dark tower"}, "dark_tower_7").refusal == ""
+def test_a_frame_is_held_without_its_variance(rng):
+    data = rng.normal(size=(50, 60)).astype(np.float32)
+    frame = Rows(data, data**2)
+    held = HeldFrame(frame, variance=False)
+    assert held.variance is None
+    assert np.array_equal(held.data, data)
 
 
-def test_object_by_folder():
-    assert facts({"IMAGETYP": "Light"}, "night/M13/x").object == "M13"
-    assert facts({"IMAGETYP": "Light"}, "NGC 7000/lights/Ha/x").object == "NGC 7000"
-    assert facts({"IMAGETYP": "Light"}, "20250603/raw/x").object == "unknown"
+def test_held_rows_are_read_once_by_any_number_of_threads(rng):
+    whole = rng.normal(size=(150, 20))
+    asked = []
 
+    def read(rows):
+        asked.append(rows)
+        return whole[rows], None
 
-def test_spellings_of_the_user():
-    mine = Spellings(kinds={"himmel": "flat"}, filters={"schmal": "Halpha"})
-    found = facts({"FILTER": "Schmal", "EXPTIME": 1.0}, "Himmel_1", spellings=mine)
-    assert (found.kind, found.filter, found.notes) == ("flat", "Halpha", [])
-
-
-def test_words():
-    assert words_of("domeflat_H-Alpha_001 (1)") == ["domeflat", "h", "alpha", "001", "1"]
-
-
-KEYS = st.sampled_from(
-    [
-        "IMAGETYP",
-        "EXPTIME",
-        "EXPOSURE",
-        "FILTER",
-        "OBJECT",
-        "CCD-TEMP",
-        "XBINNING",
-        "GAIN",
-        "EGAIN",
-        "BUNIT",
-        "DATE-OBS",
-        "BAYERPAT",
-        "ROWORDER",
-        "READOUTM",
-        "XORGSUBF",
-        "NCOMBINE",
-        "CALSTAT",
-    ]
-)
-VALUES = st.one_of(
-    st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=30),
-    st.integers(-(2**40), 2**40),
-    st.floats(allow_nan=False, allow_infinity=False),
-    st.booleans(),
-)
-
-
-@given(
-    st.dictionaries(KEYS, VALUES, max_size=8), st.text(max_size=20).filter(lambda t: "/" not in t)
-)
-def test_any_header_gives_facts(head, name):
-    found = facts_of(head, ("folder", name))
-    assert found.kind in ("", "bias", "dark", "flat", "light", "flat-dark", "other")
-    assert found.kind or found.refusal
-    assert math.isnan(found.exposure) or 0 <= found.exposure <= 86400
-    if found.kind == "light" and not found.refusal:
-        assert found.exposure > 0
-        assert found.object
-    for text in (found.object, found.refusal, *map(str, found.notes)):
-        assert text.isprintable()
-
-
-def test_verdicts_are_three():
-    assert VERDICTS == ("used", "left out", "ignored")
+    held = HeldRows(read, len(whole))
+    with ThreadPoolExecutor(4) as pool:
+        wanted = [slice(y, y + 10) for y in range(0, 140, 7)]
+        for rows, (plane, nothing) in zip(wanted, pool.map(held.planes, wanted), strict=True):
+            assert np.array_equal(plane, whole[rows])
+            assert nothing is None
+    assert sorted(y for rows in asked for y in range(rows.start, rows.stop)) == list(range(150))

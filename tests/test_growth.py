@@ -8,13 +8,15 @@ from astropy import units as u
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
-from astro_narrowband.growth import (
+from astro_narrowband.photometry import (
+    Flag,
+    annulus_photometry,
     aperture_correction,
+    decode_flags,
     diagnose_background,
     growth_curves,
     optimal_radius,
 )
-from astro_narrowband.photometry import Flag, annulus_photometry, decode_flags
 
 READ_NOISE = 5.0
 RADII = np.arange(1.0, 25.0)

@@ -10,9 +10,9 @@ import pytest
 from astropy.table import QTable
 
 from astro_narrowband.cli import main
-from astro_narrowband.frames import FrameTable
-from astro_narrowband.plan import make_plan
-from astro_narrowband.screen import screen_plan
+from astro_narrowband.night.plan import make_plan
+from astro_narrowband.night.screen import screen_plan
+from astro_narrowband.night.table import FrameTable
 
 HOSTILE = runpy.run_path(str(Path(__file__).with_name("hostile.py")))
 CASES, Night = HOSTILE["CASES"], HOSTILE["Night"]

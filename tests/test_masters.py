@@ -5,12 +5,12 @@ import pytest
 from astropy import units as u
 from astropy.nddata import CCDData
 
-from astro_narrowband.bands import MemoryFrame
-from astro_narrowband.calibrate import calibrate
+from astro_narrowband._engine.frames import MemoryFrame
+from astro_narrowband._engine.stacking.clipped import clipped_band, quick_median
+from astro_narrowband.calibration import calibrate
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.masters import check_flats, master_bias, master_flat
-from astro_narrowband.stack.clipped import clipped_band, quick_median
 
 
 @pytest.fixture(scope="module")

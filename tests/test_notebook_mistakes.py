@@ -6,12 +6,12 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData
 
-from astro_narrowband.calibrate import calibrate
+from astro_narrowband._engine.headers import read_exposure
+from astro_narrowband.calibration import calibrate
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import CalibrationError, InputError
-from astro_narrowband.frames import FrameTable
-from astro_narrowband.keywords import read_exposure
 from astro_narrowband.masters import master_bias
+from astro_narrowband.night.table import FrameTable
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from astropy.wcs import WCS
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
-from astro_narrowband.coadd import coadd
+from astro_narrowband.coaddition import coadd
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
-from astro_narrowband.photometry import (
+from astro_narrowband.photometry._annulus import (
     FLAGS,
     Flag,
     annulus_photometry,
@@ -33,9 +33,9 @@ from astro_narrowband.photometry import (
     decode_flags,
     plot_aperture,
 )
-from astro_narrowband.photometry.measure import correlation_factor, read_image
-from astro_narrowband.register import Alignment
-from astro_narrowband.resample import ResampledFrame, resample
+from astro_narrowband.photometry._measure import correlation_factor, read_image
+from astro_narrowband.registration import Alignment
+from astro_narrowband.resampling import ResampledFrame, resample
 
 READ_NOISE = 5.0
 FWHM = 3.0

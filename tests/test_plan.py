@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.frames import FrameRow, FrameTable
-from astro_narrowband.plan import HARD_KEYS, make_plan
+from astro_narrowband.night.plan import HARD_KEYS, make_plan
+from astro_narrowband.night.table import FrameRow, FrameTable
 
 
 def row(kind, n=1, **more):

@@ -17,9 +17,9 @@ from astropy.table import QTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from astro_narrowband._engine.files import sha256
 from astro_narrowband.exceptions import InputError, ProductError
-from astro_narrowband.files import sha256
-from astro_narrowband.products import (
+from astro_narrowband.night.products import (
     Inputs,
     Products,
     provenance_key,
@@ -142,7 +142,7 @@ def test_another_setting_makes_all(tmp_path, night):
 def test_another_version_makes_all(tmp_path, night, monkeypatch):
     run(tmp_path / "out", night)
     other = {**software(), "astropy": "99"}
-    monkeypatch.setattr("astro_narrowband.products.software", lambda: other)
+    monkeypatch.setattr("astro_narrowband.night.products.software", lambda: other)
     assert run(tmp_path / "out", night) == ["bias", "catalog"]
 
 
@@ -307,7 +307,7 @@ def test_two_runs_at_once_are_refused_and_the_owner_is_named(tmp_path):
 
 def test_the_lock_of_a_process_that_was_killed_is_stale(tmp_path):
     code = (
-        "import os, signal, sys; from astro_narrowband.products import Products\n"
+        "import os, signal, sys; from astro_narrowband.night.products import Products\n"
         f"Products({str(tmp_path)!r}).__enter__()\n"
         "open(sys.argv[1], 'w').close()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

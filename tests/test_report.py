@@ -15,9 +15,9 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 from PIL import Image
 
+from astro_narrowband._engine.files import sha256, write_fits, write_table
 from astro_narrowband.exceptions import ProductError
-from astro_narrowband.files import sha256, write_fits, write_table
-from astro_narrowband.report import Pictures, _fixed, _number, render_report, write_report
+from astro_narrowband.night.report import Pictures, _fixed, _number, render_report, write_report
 
 N = 60
 
@@ -272,7 +272,7 @@ def test_pictures_drawn_beforehand_give_the_same_page(made, monkeypatch):
     for master in record["masters"]:
         pictures.master(master)
     page = render_report(folder, record)
-    monkeypatch.setattr("astro_narrowband.report.fits.open", None)  # no image is read again
+    monkeypatch.setattr("astro_narrowband.night.report.fits.open", None)  # no image is read again
     assert render_report(folder, record, pictures=pictures) == page
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from astropy.nddata import CCDData
 
-from astro_narrowband.bands import MemoryFrame
-from astro_narrowband.frames import FrameTable
-from astro_narrowband.plan import make_plan
-from astro_narrowband.screen import look_at, misfits, screen_plan, why_below
+from astro_narrowband._engine.frames import MemoryFrame
+from astro_narrowband.night.plan import make_plan
+from astro_narrowband.night.screen import look_at, misfits, screen_plan, why_below
+from astro_narrowband.night.table import FrameTable
 
 
 def look(data, saturation=65504.0):

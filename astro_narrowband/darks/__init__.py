@@ -18,13 +18,13 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband import keywords
-from astro_narrowband._validate import choice, finite, same_shape
-from astro_narrowband.bands import FitsImage, row_bands
+from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.frames import FitsImage, row_bands
+from astro_narrowband._engine.raw import master_header, prepared
+from astro_narrowband._engine.validate import choice, finite, same_shape
 from astro_narrowband.darks._fit import FLAGS, PLANES, empty_planes, fit_planes
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
-from astro_narrowband.files import set_card
-from astro_narrowband.raw import master_header, prepared
 
 __all__ = ["FLAGS", "DarkModel", "decode_flags"]
 
@@ -407,7 +407,7 @@ class DarkModel:
 
     def write(self, path):
         """Write the model to a FITS file, whole or not at all."""
-        from astro_narrowband.files import write_fits
+        from astro_narrowband._engine.files import write_fits
 
         write_fits(path, self.to_hdul())
 

@@ -6,21 +6,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astro_narrowband import keywords
-from astro_narrowband._validate import same_shape
-from astro_narrowband.bands import map_bands, row_bands
-from astro_narrowband.darks._shrink import shrink_plane
-from astro_narrowband.darks._straight import limit, line, same_line, same_rate
-from astro_narrowband.detector import decide_detector
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
-from astro_narrowband.raw import master_header, prepared
-from astro_narrowband.stack.clipped import (
+from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.raw import master_header, prepared
+from astro_narrowband._engine.stacking.clipped import (
     clipped_band,
     keep_memory,
     sample_frames,
     sample_levels,
     sample_noise,
 )
+from astro_narrowband._engine.validate import same_shape
+from astro_narrowband.darks._shrink import shrink_plane
+from astro_narrowband.darks._straight import limit, line, same_line, same_rate
+from astro_narrowband.detector import decide_detector
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
 
 __all__ = ["FLAGS", "PLANES", "empty_planes", "fit_planes"]
 

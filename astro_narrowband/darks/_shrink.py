@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from astro_narrowband.bands import map_bands, row_bands
+from astro_narrowband._engine.frames import map_bands, row_bands
 
 __all__ = ["shrink_plane"]
 

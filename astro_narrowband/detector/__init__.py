@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from astropy import units as u
 
-from astro_narrowband import keywords
-from astro_narrowband._validate import positive, value_in
+from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.validate import positive, value_in
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
 from astro_narrowband.exceptions import InputError
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from astro_narrowband._validate import same_shape
-from astro_narrowband.bands import as_frame
+from astro_narrowband._engine.frames import as_frame
+from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["SAMPLE", "photon_transfer"]

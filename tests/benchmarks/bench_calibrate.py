@@ -85,7 +85,7 @@ def ccdproc_way(folder):
 
 def our_way(folder, way):
     """Return a function that does the same with this package."""
-    from astro_narrowband.calibrate import CalibratedFrame, Recipe, calibrate
+    from astro_narrowband.calibration import CalibratedFrame, Recipe, calibrate
     from astro_narrowband.darks import DarkModel
     from astro_narrowband.detector import Detector
 
@@ -97,7 +97,7 @@ def our_way(folder, way):
             bias=CCDData.read(folder / "bias.fits"), dark=CCDData.read(folder / "dark.fits")
         )
     if way == "kernel":
-        from astro_narrowband.bands import map_bands, row_bands
+        from astro_narrowband._engine.frames import map_bands, row_bands
 
         frame = CalibratedFrame(raw, Recipe.make(detector=detector, dark=model, flat=flat))
 

@@ -50,7 +50,7 @@ def raw(image, exposure):
 
 def recipes(n_nights, seed, shape):
     """Masters of independent nights with one detector."""
-    from astro_narrowband.calibrate import Recipe
+    from astro_narrowband.calibration import Recipe
     from astro_narrowband.darks import DarkModel
     from astro_narrowband.detector import Detector
     from astro_narrowband.masters import master_flat
@@ -76,11 +76,11 @@ def recipes(n_nights, seed, shape):
 
 def pulls(masters, seed, *, sky, n_frames, kind, shape):
     """Pulls of the pixels of the coadds of all nights of a cell."""
-    from astro_narrowband.bands import MemoryFrame
-    from astro_narrowband.calibrate import CalibratedFrame
-    from astro_narrowband.coadd import coadd
-    from astro_narrowband.register import Alignment
-    from astro_narrowband.resample import ResampledFrame
+    from astro_narrowband._engine.frames import MemoryFrame
+    from astro_narrowband.calibration import CalibratedFrame
+    from astro_narrowband.coaddition import coadd
+    from astro_narrowband.registration import Alignment
+    from astro_narrowband.resampling import ResampledFrame
     from astro_narrowband.simulate import simulate_frames
 
     shifts = shifts_of(kind, n_frames)
@@ -176,7 +176,7 @@ class Synthetic:
         self.header = fits.Header({"EXPTIME": 60.0})
 
     def read(self, rows):
-        from astro_narrowband.bands import Band
+        from astro_narrowband._engine.frames import Band
 
         y = np.arange(rows.start, rows.stop)
         start = (37 * self.k) % 4000
@@ -186,7 +186,7 @@ class Synthetic:
 
 def run_one(options):
     """Coadd synthetic frames in this process; print what it took."""
-    from astro_narrowband.coadd import coadd
+    from astro_narrowband.coaddition import coadd
 
     shape = (options.shape, options.shape)
     frames = [Synthetic(k, shape) for k in range(options.frames)]
@@ -215,8 +215,7 @@ def run_memory(options):
 
 def run_speed(options):
     """Six frames in files, calibrated in advance: weigh, reject, sum, with variance and mask."""
-    from astro_narrowband.coadd import coadd
-    from astro_narrowband.weights import measure_frame
+    from astro_narrowband.coaddition import coadd, measure_frame
 
     rng = np.random.default_rng(3)
     n = options.shape

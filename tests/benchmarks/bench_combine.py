@@ -23,7 +23,7 @@ from astropy.io import fits
 sys.path.insert(0, str(Path(__file__).parent))
 from _harness import best_of, python, table
 
-OURS = "from astro_narrowband.stack import combine"
+OURS = "from astro_narrowband.coaddition import combine"
 LIST = "import glob; paths = sorted(glob.glob({pattern!r}))"
 
 

@@ -51,7 +51,7 @@ def raw_files(night):
 
 def floor(night, out):
     """Every raw frame into float32, one after the other, and the planes of the products."""
-    from astro_narrowband.bands import FitsFrame, row_bands
+    from astro_narrowband._engine.frames import FitsFrame, row_bands
 
     plane = None
     for path in sorted(night.rglob("*.fits")):

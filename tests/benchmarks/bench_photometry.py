@@ -20,8 +20,7 @@ from photutils.aperture import (
 )
 from photutils.profiles import CurveOfGrowth
 
-from astro_narrowband.growth import growth_curves
-from astro_narrowband.photometry import annulus_photometry
+from astro_narrowband.photometry import annulus_photometry, growth_curves
 
 
 def timed(function):

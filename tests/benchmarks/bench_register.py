@@ -21,9 +21,9 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
-from astro_narrowband.register import Alignment, align, detect_stars
-from astro_narrowband.register._match import rotation_about
-from astro_narrowband.resample import ResampledFrame
+from astro_narrowband.registration import Alignment, align, detect_stars
+from astro_narrowband.registration._match import rotation_about
+from astro_narrowband.resampling import ResampledFrame
 
 
 def best(function, repeat):

@@ -16,8 +16,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["astro_narrowband"]):
-    from astro_narrowband.frames import FrameTable
-    from astro_narrowband.plan import make_plan
+    from astro_narrowband.night.plan import make_plan
+    from astro_narrowband.night.table import FrameTable
 
 sys.path.insert(0, str(Path(__file__).parent))
 

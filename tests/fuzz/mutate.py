@@ -24,11 +24,11 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband.bands import FitsFrame
+from astro_narrowband._engine.frames import FitsFrame
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.frames import FrameTable
-from astro_narrowband.frames._facts import facts_of
-from astro_narrowband.plan import make_plan
+from astro_narrowband.night.plan import make_plan
+from astro_narrowband.night.table import FrameTable
+from astro_narrowband.night.table._facts import facts_of
 
 #: No case may take longer [s].
 SLOW = 2.0

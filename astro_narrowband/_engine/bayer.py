@@ -1,0 +1,172 @@
+"""
+Colour mosaics: the pixels of one colour as an image of half the size.
+
+Neighbouring pixels of a one-shot-colour camera see different light; behind a
+narrowband filter most of them see nothing. `MosaicFrame` takes the pixels of one
+colour out of every cell of 2 by 2, and never interpolates: the noise of a pixel
+stays its own. Bias, darks and flats of the camera are taken apart the same way.
+"""
+
+import math
+import re
+
+import numpy as np
+from astropy.io import fits
+
+from astro_narrowband._engine.frames import Band
+from astro_narrowband._engine.headers import (
+    read_bayer,
+    read_bayer_shift,
+    read_noise,
+    read_overscan,
+    read_saturation,
+    read_trim,
+)
+from astro_narrowband._engine.headers.spellings import KEYWORDS, parse_number
+from astro_narrowband._engine.validate import choice, positive
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["COLOURS", "MosaicFrame"]
+
+#: What may be made of a mosaic, and the letters of the pixels that are added.
+COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB"}
+#: Level [adu] from which a pixel is not believed, where the header does not tell.
+_FULL = 65504.0
+#: Lengths that double where pixels are taken out, by the start of their keyword.
+_LENGTHS = ("XPIXSZ", "YPIXSZ", "PIXSIZE", "PIXSCAL", "SECPIX", "SCALE", "CDELT", "CD1_", "CD2_")
+_POWERS = re.compile(r"(?:A|B|AP|BP)_(\d)_(\d)")
+
+
+class MosaicFrame:
+    """
+    The pixels of one colour of a Bayer mosaic.
+
+    Parameters
+    ----------
+    frame : `~astro_narrowband.Frame`
+        Raw, with BAYERPAT in its header; XBAYROFF, YBAYROFF and ROWORDER are obeyed.
+    colour : {"red", "green", "blue", "superpixel"}
+        The two green pixels of a cell, or all four of a superpixel, are added: an
+        electron in one of them is an electron of the sum, so the gain stays, and the
+        read noise grows by the root of their number.
+    saturation : float, optional
+        Level of one pixel [adu] from which it is not believed; default is that of
+        the header, or of 16 bits. A sum that has such a pixel in it is set to its own
+        level of saturation.
+
+    Attributes
+    ----------
+    n_added : int
+        Pixels of the camera in one of the image that is left.
+    name, shape, unit, header
+        As of any frame. RDNOISE, SATURATE, the pixel size and the WCS are those of the
+        image that is left; MOSAIC says what was taken, of how many pixels.
+
+    Raises
+    ------
+    InputError
+        If the pattern is missing or not known, or the frame has an overscan to lose.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband._engine.frames import MemoryFrame
+    >>> from astro_narrowband._engine.bayer import MosaicFrame
+    >>> ccd = CCDData(np.arange(16.0).reshape(4, 4), unit="adu", meta={"BAYERPAT": "RGGB"})
+    >>> MosaicFrame(MemoryFrame(ccd), "red").read(slice(0, 2)).data
+    array([[ 0.,  2.],
+           [ 8., 10.]], dtype=float32)
+    """
+
+    def __init__(self, frame, colour, *, saturation=None):
+        choice(colour, tuple(COLOURS), "bayer")
+        self.frame, self.colour = frame, colour
+        self.name, self.unit = frame.name, frame.unit
+        self.shape = (frame.shape[0] // 2, frame.shape[1] // 2)
+        pattern = _first_cell(frame)
+        self._pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
+        self.n_added = n = len(self._pixels)
+        try:
+            if read_overscan(frame.header, frame.shape) or read_trim(frame.header, frame.shape):
+                raise InputError(
+                    "BIASSEC, TRIMSEC: a colour mosaic with an overscan cannot be taken apart: "
+                    "trim it first"
+                )
+            found = read_saturation(frame.header)
+        except InputError as error:
+            raise InputError(f"{frame.name}: {error}") from None
+        if saturation is not None:
+            self._full = positive(saturation, "saturation")
+        else:
+            self._full = found[0] if found else _FULL
+        y, x = np.mean(self._pixels, axis=0)
+        self.header = _header(frame.header, colour, n, self._full, float(x), float(y))
+
+    def read(self, rows):
+        """Return a `~astro_narrowband._engine.frames.Band` of float32 rows."""
+        band = self.frame.read(slice(2 * rows.start, 2 * rows.stop))
+        ny, nx = 2 * (rows.stop - rows.start), 2 * self.shape[1]
+        parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self._pixels]
+        data, variance, mask = band.data[parts[0]].copy(), None, None
+        if band.variance is not None:
+            variance = sum(band.variance[part] for part in parts)
+        if band.mask is not None:
+            mask = np.logical_or.reduce([band.mask[part] for part in parts])
+        if len(parts) > 1:
+            full = data >= self._full
+            for part in parts[1:]:
+                full |= band.data[part] >= self._full
+                data += band.data[part]
+            data[full] = len(parts) * self._full
+        return Band(data, variance, mask)
+
+
+def _first_cell(frame):
+    """Return the four letters of the cell that starts with the first pixel of the file."""
+    try:
+        pattern = read_bayer(frame.header)
+        if not pattern:
+            raise InputError("BAYERPAT is missing: give it with --set BAYERPAT=RGGB (or another)")
+        dx, dy = read_bayer_shift(frame.header, frame.shape)
+    except InputError as error:
+        raise InputError(f"{frame.name}: {error}") from None
+    return "".join(pattern[2 * ((y + dy) % 2) + (x + dx) % 2] for y in (0, 1) for x in (0, 1))
+
+
+def _header(raw, colour, n, full, x, y):
+    """The header of the image that is left; ``x, y`` is the place of its pixels in a cell."""
+    header = fits.Header(raw, copy=True)
+    for keyword in (*KEYWORDS["bayer"], "XBAYROFF", "YBAYROFF", "BAYOFFX", "BAYOFFY"):
+        header.remove(keyword, ignore_missing=True, remove_all=True)
+    header["MOSAIC"] = (f"{colour} {n}", "colour of a mosaic, pixels of a cell added")
+    if n > 1:
+        try:
+            noise = read_noise(raw)
+        except InputError:
+            noise = None  # it is refused where it is needed
+        if noise:
+            header[noise[1]] = noise[0] * math.sqrt(n)
+        header["SATURATE"] = n * full
+    for keyword in list(dict.fromkeys(header)):
+        power = _POWERS.fullmatch(keyword)
+        if keyword.startswith("CRPIX"):
+            at = x if keyword[5:6] == "1" else y
+            _change(header, keyword, lambda value, at=at: (value - 1 - at) / 2 + 1)
+        elif power:
+            factor = 2.0 ** (int(power[1]) + int(power[2]) - 1)
+            _change(header, keyword, lambda value, factor=factor: value * factor)
+        elif keyword.startswith(_LENGTHS):
+            _change(header, keyword, lambda value: value * 2)
+    if "PC1_1" in header:
+        for keyword in ("CDELT1", "CDELT2"):
+            header.set(keyword, header.get(keyword, 2.0))
+    return header
+
+
+def _change(header, keyword, function):
+    """Change a number in a header; what is none stays as it is."""
+    try:
+        header[keyword] = function(parse_number(header[keyword]))
+    except Exception:  # a damaged card: astropy raises almost any type
+        return

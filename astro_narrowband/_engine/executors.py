@@ -1,0 +1,309 @@
+"""
+Where bands are worked on: threads, processes, or a Dask cluster.
+
+Everything that is done band by band takes a `concurrent.futures.Executor`.
+`open_executor` makes one from a word or an address; `run_bands` runs the work
+on it so that a worker lost on the way costs time and not the result.
+"""
+
+import hashlib
+import pickle
+import tempfile
+import threading
+import warnings
+from collections import OrderedDict
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from astro_narrowband._engine.frames import map_bands, usable_cores
+from astro_narrowband.exceptions import InputError, NarrowbandWarning, ProductError
+
+__all__ = ["open_executor", "run_bands"]
+
+#: Work that pickles to more than this is sent to the workers once, as a file.
+INLINE = 1 << 20
+#: A band that was lost so often is not tried again elsewhere, but done here.
+ATTEMPTS = 3
+
+
+@contextmanager
+def open_executor(where=None, *, workers=None):
+    """
+    Open what bands are worked on.
+
+    Parameters
+    ----------
+    where : None, str or `~concurrent.futures.Executor`, optional
+        ``"threads"`` or None: threads of this process. ``"processes"``: a pool
+        of processes. ``"local"``: a Dask cluster on this machine. An address
+        such as ``"tcp://head:8786"``, or the path of a scheduler file: a Dask
+        cluster that is running. An executor is passed through, and stays open.
+    workers : int, optional
+        Number of processes. Default is the number of usable cores.
+
+    Yields
+    ------
+    `~concurrent.futures.Executor` or None
+        None means threads.
+
+    Raises
+    ------
+    InputError
+        If ``where`` is not known, or Dask is not installed.
+    ProductError
+        If no cluster answers.
+
+    Examples
+    --------
+    >>> from astro_narrowband._engine.executors import open_executor
+    >>> with open_executor("threads") as executor:
+    ...     print(executor)
+    None
+    """
+    if where is None or where == "threads":
+        yield None
+    elif isinstance(where, Executor) or hasattr(where, "submit"):
+        yield where
+    elif where == "processes":
+        import multiprocessing
+
+        # Not fork: threads of this process may hold locks.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers or usable_cores(), mp_context=context) as pool:
+            yield pool
+    elif isinstance(where, str) and (where == "local" or "://" in where or Path(where).is_file()):
+        with _dask(where, workers) as pool:
+            yield pool
+    else:
+        raise InputError(
+            f"scheduler = {where!r} is not known: use threads, processes, local, the address of "
+            "a Dask scheduler (tcp://HOST:PORT) or its scheduler file"
+        )
+
+
+@contextmanager
+def _dask(where, workers):
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise InputError(
+            f"scheduler = {where!r} needs Dask: pip install astro-narrowband[dask]"
+        ) from None
+    cluster = None
+    try:
+        if where == "local":
+            cluster = LocalCluster(
+                n_workers=workers or usable_cores(), threads_per_worker=1, processes=True,
+                dashboard_address="127.0.0.1:0",
+            )  # fmt: skip
+            client = Client(cluster)
+        elif "://" in where:
+            client = Client(where, timeout=20)
+        else:
+            client = Client(scheduler_file=where, timeout=20)
+    except (OSError, TimeoutError, RuntimeError) as error:
+        if cluster is not None:
+            cluster.close()
+        raise ProductError(
+            f"scheduler {where}: no answer ({type(error).__name__}): start it with 'dask "
+            "scheduler' and workers with 'dask worker', or leave out --scheduler"
+        ) from None
+    try:
+        yield client.get_executor(retries=ATTEMPTS)
+    finally:
+        client.close()
+        if cluster is not None:
+            cluster.close()
+
+
+# --------------------------------------------------------------------------- running
+
+
+def run_bands(function, bands, *, executor=None, workers=None):
+    """
+    Yield ``(rows, function(rows))`` for every band, in order, whatever becomes of the workers.
+
+    Parameters
+    ----------
+    function : callable
+        Takes a slice of rows; what it returns depends on them alone. Must be
+        picklable where the executor is not a pool of threads. It is pickled
+        once, not once for each band.
+    bands : sequence of slice
+    executor : `~concurrent.futures.Executor`, optional
+        Default is a pool of threads. Errors of the work itself are raised as
+        they are; a band that is lost because its worker died is done again,
+        and if the executor is broken for good (as a pool of processes is once
+        a process was killed), here, in threads.
+    workers : int, optional
+        Threads, or bands under way. Default is the number of usable cores.
+
+    Raises
+    ------
+    InputError
+        If the work cannot be pickled for the executor.
+
+    Examples
+    --------
+    >>> from astro_narrowband._engine.executors import run_bands
+    >>> from astro_narrowband._engine.frames import row_bands
+    >>> list(run_bands(lambda rows: rows.stop - rows.start, row_bands(5, 2)))
+    [(slice(0, 2, None), 2), (slice(2, 4, None), 2), (slice(4, 5, None), 1)]
+    """
+    if executor is None or _shares_memory(executor):
+        yield from map_bands(function, bands, executor=executor, workers=workers)
+        return
+    with _Parcel(function) as parcel:
+        resilient = _Resilient(executor, function)
+        yield from map_bands(
+            parcel, bands, executor=resilient, workers=workers or _n_workers(executor)
+        )
+
+
+def _shares_memory(executor):
+    from concurrent.futures import ThreadPoolExecutor
+
+    return isinstance(executor, ThreadPoolExecutor)
+
+
+def _n_workers(executor):
+    """How many bands at a time an executor can work on."""
+    client = getattr(executor, "_client", None)
+    if client is not None:
+        return max(1, sum(client.nthreads().values()))
+    return getattr(executor, "_max_workers", None) or usable_cores()
+
+
+class _Parcel:
+    """
+    A function that is pickled once and unpickled once in each worker.
+
+    Called with rows it runs there. A large one goes by way of a temporary
+    file, which the workers must be able to read.
+    """
+
+    def __init__(self, function):
+        try:
+            content = pickle.dumps(function, protocol=5)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise InputError(
+                f"this work cannot be sent to other processes ({error}): give frames as files, "
+                "or use threads"
+            ) from None
+        self.key = hashlib.sha256(content).hexdigest()
+        self.content = content
+        self.path = None
+
+    def __enter__(self):
+        if len(self.content) > INLINE:
+            with tempfile.NamedTemporaryFile(
+                prefix="astro-narrowband-", suffix=".work", delete=False
+            ) as file:
+                file.write(self.content)
+            self.path, self.content = file.name, None
+        return self
+
+    def __exit__(self, *_):
+        if self.path is not None:
+            Path(self.path).unlink(missing_ok=True)
+
+    def __call__(self, rows):
+        return _unpacked(self)(rows)
+
+
+_HELD = OrderedDict()
+_LOCK = threading.Lock()
+
+
+def _unpacked(parcel):
+    """The function of a parcel; a worker keeps the last two."""
+    with _LOCK:
+        if parcel.key not in _HELD:
+            content = parcel.content
+            if content is None:
+                try:
+                    content = Path(parcel.path).read_bytes()
+                except OSError:
+                    raise InputError(
+                        "the frames are arrays in memory, and the worker cannot read "
+                        f"{parcel.path}: give files on a disk that all machines see"
+                    ) from None
+            # Our own bytes, made in this run: not what a file from outside holds.
+            _HELD[parcel.key] = pickle.loads(content)  # noqa: S301
+            while len(_HELD) > 2:
+                _HELD.popitem(last=False)
+        _HELD.move_to_end(parcel.key)
+        return _HELD[parcel.key]
+
+
+class _Lost(Exception):  # noqa: N818
+    """A band was lost with its worker."""
+
+
+def _is_loss(error):
+    """Whether an error says that the worker went, and not that the work failed."""
+    if isinstance(error, BrokenExecutor | CancelledError | EOFError | ConnectionError):
+        return True
+    return type(error).__name__ in ("KilledWorker", "CommClosedError", "FutureCancelledError")
+
+
+class _Resilient:
+    """An executor whose lost bands are done again: there, and then in this process."""
+
+    def __init__(self, executor, function):
+        self.executor, self.function = executor, function
+        self.broken = False
+
+    def submit(self, parcel, rows):
+        return _Attempt(self, parcel, rows)
+
+    def here(self, rows, error):
+        if not self.broken:
+            self.broken = True
+            warnings.warn(
+                f"a worker was lost ({type(error).__name__}: {error}): its bands are done again "
+                "in this process; if it ran out of memory, give a smaller --memory",
+                NarrowbandWarning,
+                stacklevel=2,
+            )
+        return self.function(rows)
+
+
+class _Attempt:
+    """One band under way."""
+
+    def __init__(self, owner, parcel, rows):
+        self.owner, self.parcel, self.rows = owner, parcel, rows
+        self.error = self.future = None
+        self._submit()
+
+    def _submit(self):
+        if self.owner.broken:
+            self.error = self.error or _Lost("the executor is broken")
+            return
+        try:
+            self.future = self.owner.executor.submit(self.parcel, self.rows)
+        except (BrokenExecutor, RuntimeError) as error:
+            self.error = error
+            self.future = None
+
+    def result(self):
+        for _ in range(ATTEMPTS):
+            if self.future is None:
+                break
+            try:
+                return self.future.result()
+            except Exception as error:
+                if not _is_loss(error):
+                    raise
+                self.error = error
+                self.future = None
+            if isinstance(self.error, BrokenExecutor):
+                break
+            self._submit()
+        return self.owner.here(self.rows, self.error)
+
+    def cancel(self):
+        if self.future is not None:
+            self.future.cancel()

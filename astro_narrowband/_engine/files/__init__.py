@@ -1,0 +1,219 @@
+"""
+Files that are whole or absent, under names that are safe.
+
+Everything this package writes goes through here: into a temporary file in the
+same folder, flushed to the disk, then renamed. A run that is killed, a disk
+that fills up, a symbolic link in the way: what has a product's name is always
+a whole product, the new one or the old one.
+
+FITS files are serialised here and not by `astropy.io.fits`, whose
+``writeto(overwrite=True)`` first removes what was there, and whose checksum
+cards hold the time of day: the same pixels and header give the same bytes.
+"""
+
+import io
+import os
+import warnings
+
+import numpy as np
+from astropy.io import fits
+from astropy.nddata import CCDData
+
+from astro_narrowband._engine.files._fits_writer import FitsWriter, Plane, clean_header, set_card
+from astro_narrowband._engine.files._names import safe_name, safe_text, unique_name
+from astro_narrowband._engine.files._whole import Part, digest, product_error, sweep
+from astro_narrowband.exceptions import InputError
+
+__all__ = [
+    "FitsWriter",
+    "clean_header",
+    "product_error",
+    "safe_name",
+    "safe_text",
+    "set_card",
+    "sha256",
+    "sweep",
+    "unique_name",
+    "write_bytes",
+    "write_fits",
+    "write_table",
+    "write_text",
+]
+
+
+def sha256(path):
+    """
+    Return the SHA-256 of a regular file, as 64 hexadecimal digits.
+
+    The interpreter lock is released meanwhile, so that threads do hash side by side.
+
+    Raises
+    ------
+    InputError
+        If it cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            return digest(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from error
+
+
+def write_bytes(path, data, *, commit=None):
+    """
+    Write ``data`` as a file that is whole or absent.
+
+    Parameters
+    ----------
+    path : path-like
+        A file there, or a symbolic link, is replaced.
+    data : bytes-like
+    commit : callable, optional
+        Called with the SHA-256 when all is on the disk and only the name is
+        missing.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+
+    Raises
+    ------
+    ProductError
+        If it could not be written. What was there before is still there.
+    """
+    with Part(path, commit) as part:
+        part.write(data)
+    return part.sha256
+
+
+def write_text(path, text, *, commit=None):
+    """Write ``text`` as UTF-8; everything else as in `write_bytes`."""
+    # Names of files may hold bytes that are not UTF-8 (lone surrogates in Python).
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"), commit=commit)
+
+
+def write_table(path, table, *, commit=None):
+    """
+    Write a table as ECSV; everything else as in `write_bytes`.
+
+    Text cells become one line without control characters. A cell that a
+    spreadsheet would run as a formula (it starts with ``=``, ``+``, ``-`` or
+    ``@``) gets an apostrophe in front, as spreadsheets themselves write it.
+
+    Parameters
+    ----------
+    path : path-like
+    table : `~astropy.table.Table`
+        Not changed.
+    commit : callable, optional
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+    """
+    table = table.copy(copy_data=False)
+    for name in table.colnames:
+        column = table[name]
+        if getattr(column, "dtype", np.dtype(float)).kind not in "UO":
+            continue
+        mask = getattr(column, "mask", None)
+        text = [_cell(value) if isinstance(value, str) else value for value in column.tolist()]
+        if column.dtype.kind == "U":
+            new = np.array(text, dtype=str) if text else np.array([], dtype="U1")
+        else:
+            new = np.empty(len(text), dtype=object)
+            new[:] = text
+        table[name] = new if mask is None else np.ma.array(new, mask=mask)
+    buffer = io.StringIO()
+    table.write(buffer, format="ascii.ecsv")
+    return write_text(path, buffer.getvalue(), commit=commit)
+
+
+def _cell(text):
+    text = safe_text(text)
+    return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") else text
+
+
+def write_fits(path, image, *, commit=None):
+    """
+    Write an image or a list of HDUs, whole or absent, with CHECKSUM and DATASUM.
+
+    The same pixels and headers give the same bytes, at any time. Headers pass
+    `clean_header`. It does not remove a card that is wrong, and it does not
+    compress.
+
+    Parameters
+    ----------
+    path : path-like
+        A file there, or a symbolic link, is replaced.
+    image : `~astropy.nddata.CCDData` or `~astropy.io.fits.HDUList`
+        Not changed. A CCDData gets the extensions UNCERT and MASK, and
+        ``CCDData.read`` opens them again.
+    commit : callable, optional
+        Called with the SHA-256 when all is on the disk and only the name is
+        missing.
+
+    Returns
+    -------
+    str
+        SHA-256 of the file.
+
+    Raises
+    ------
+    ProductError
+        If it could not be written. What was there before is still there.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile, pathlib
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband._engine.files import write_fits
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "image.fits"
+    >>> digest = write_fits(path, CCDData(np.ones((2, 3), np.float32), unit="electron/s"))
+    >>> CCDData.read(path).unit
+    Unit("electron / s")
+    """
+    if isinstance(image, CCDData):
+        image = _hdus(image)
+    planes, arrays = [], []
+    for hdu in image:
+        if isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU):
+            data = hdu.data
+            shape, dtype = ((), np.uint8) if data is None else (data.shape, data.dtype)
+            planes.append((hdu.header, shape, dtype))
+        else:
+            header, data = _serialised(hdu)
+            planes.append(Plane.of_bytes(header, data))
+        arrays.append(data)
+    with FitsWriter(path, planes, commit=commit) as writer:
+        for k, data in enumerate(arrays):
+            if data is not None:
+                writer.write(k, data)
+    return writer.sha256
+
+
+def _hdus(ccd):
+    header = clean_header(ccd.header)
+    plain = CCDData(ccd.data, unit=ccd.unit, header=header, wcs=ccd.wcs, mask=ccd.mask, copy=False)
+    plain.uncertainty = ccd.uncertainty
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        return plain.to_hdu()
+
+
+def _serialised(hdu):
+    """Header and data bytes of any other HDU, as astropy writes it after an empty primary."""
+    buffer = io.BytesIO()
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(buffer)
+    written = buffer.getvalue()
+    buffer.seek(0)
+    with fits.open(buffer) as hdul:
+        place = hdul[1].fileinfo()
+    text = written[place["hdrLoc"] : place["datLoc"]].decode("ascii")
+    data = np.frombuffer(written, np.uint8)[place["datLoc"] :]
+    return fits.Header.fromstring(text), data

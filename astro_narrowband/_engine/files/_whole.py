@@ -1,0 +1,174 @@
+"""A file that is being written: temporary and locked, then flushed and renamed, or removed."""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+from pathlib import Path
+
+from astro_narrowband._engine.files._names import safe_text
+from astro_narrowband.exceptions import ProductError
+
+__all__ = ["CHUNK", "Part", "digest", "product_error", "sweep"]
+
+#: Bytes that are read or written at a time.
+CHUNK = 1 << 20
+
+_PREFIX, _SUFFIX = ".astro-narrowband-", ".part"
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another folder",
+    errno.EDQUOT: "free some space, or choose another folder",
+    errno.EFBIG: "the limit on the size of a file is too low (ulimit -f)",
+    errno.EACCES: "choose a folder that you may write to",
+    errno.EPERM: "choose a folder that you may write to",
+    errno.EROFS: "choose a folder that you may write to",
+    errno.EISDIR: "a folder has its name: move it away",
+    errno.ENOTDIR: "a file is where its folder should be: move it away",
+    errno.EEXIST: "a file is where the folder should be: move it away",
+    errno.ENOENT: "its folder is not there: make it first",
+}
+
+
+def product_error(path, error):
+    """Return a `ProductError` that says in one line that ``path`` could not be written, and why."""
+    advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
+    reason = error.strerror or type(error).__name__
+    return ProductError(
+        f"{safe_text(path)}: cannot be written ({reason}): nothing partial was left; {advice}"
+    )
+
+
+@contextlib.contextmanager
+def _writing(path):
+    """Turn every `OSError` into a `ProductError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise product_error(path, error) from error
+
+
+class Part:
+    """
+    The temporary file of one product; a context manager that renames it, or removes it.
+
+    It stays locked while it is written, so that `sweep` can tell it from the
+    leftover of a dead run, whatever became of process numbers.
+    """
+
+    def __init__(self, path, commit=None):
+        self.path = Path(path)
+        self._commit = commit
+        self._position = 0
+        self.sha256 = None
+
+    def __enter__(self):
+        with _writing(self.path):
+            while True:
+                name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{_SUFFIX}"
+                self._name = self.path.parent / name
+                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._file = os.open(self._name, flags, 0o666)
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self._file).st_nlink:
+                    return self
+                os.close(self._file)  # swept between its creation and its lock
+
+    def __exit__(self, kind, value, traceback):
+        try:
+            if kind is None:
+                with _writing(self.path):
+                    self._finish()
+        finally:
+            os.close(self._file)
+            with contextlib.suppress(OSError):  # renamed, or the disk is gone
+                os.unlink(self._name)
+
+    def write(self, data, offset=None):
+        """Write all bytes of ``data``, at the end or at ``offset``."""
+        view = memoryview(data).cast("B")
+        position = self._position if offset is None else offset
+        with _writing(self.path):
+            while len(view):
+                n = os.pwrite(self._file, view, position)
+                if n == 0:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO))
+                position += n
+                view = view[n:]
+        if offset is None:
+            self._position = position
+
+    def _finish(self):
+        # The disk and the processor work at the same time.
+        failed = []
+
+        def flush():
+            try:
+                _fsync(self._file)
+            except OSError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=flush)
+        thread.start()
+        try:
+            self.sha256 = digest(self._file)
+        finally:
+            thread.join()
+        if failed:
+            raise failed[0]
+        if self._commit is not None:
+            self._commit(self.sha256)
+        os.replace(self._name, self.path)  # replaces a symbolic link, and never follows it
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _fsync(descriptor):
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network and user-space file systems have no fsync for this kind of file.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
+def digest(descriptor):
+    """Return the SHA-256 of an open file, read from its start."""
+    sha = hashlib.sha256()
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    position = 0
+    while n := os.preadv(descriptor, [view], position):
+        sha.update(view[:n])
+        position += n
+    return sha.hexdigest()
+
+
+def sweep(folder):
+    """
+    Remove the temporary files that dead runs left in ``folder``.
+
+    Those that a living process is writing are locked, and stay.
+
+    Returns
+    -------
+    int
+        How many were removed.
+    """
+    removed = 0
+    for path in Path(folder).glob(f"{_PREFIX}*{_SUFFIX}"):
+        with contextlib.suppress(OSError):  # locked, or gone meanwhile
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+                removed += 1
+            finally:
+                os.close(descriptor)
+    return removed

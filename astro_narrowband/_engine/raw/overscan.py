@@ -1,0 +1,98 @@
+"""Overscan and trim, where BIASSEC and TRIMSEC stand in the header; through ccdproc."""
+
+import numpy as np
+from astropy import units as u
+from astropy.nddata import CCDData
+
+from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.frames import Band, as_frame
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["OverscanFrame", "prepared"]
+
+
+def prepared(image, *, unit=u.adu):
+    """
+    Return ``image`` as a Frame, overscan subtracted and trimmed if its header says where.
+
+    Frames without BIASSEC and TRIMSEC, and frames that already lost them, are
+    returned as they are.
+    """
+    frame = as_frame(image, unit=unit)
+    if isinstance(frame, OverscanFrame) or frame.header.get("OVERSCAN") is True:
+        return frame
+    try:
+        overscan = keywords.read_overscan(frame.header, frame.shape)
+        trim = keywords.read_trim(frame.header, frame.shape)
+    except InputError as error:
+        raise InputError(f"{frame.name}: {error}: correct or delete the keyword") from None
+    if overscan is None and trim is None:
+        return frame
+    return OverscanFrame(frame, overscan=overscan, trim=trim)
+
+
+class OverscanFrame:
+    """
+    A frame with its overscan subtracted and trimmed off.
+
+    Parameters
+    ----------
+    frame : `~astro_narrowband.Frame`
+    overscan, trim : (slice, slice), optional
+        Rows and columns of BIASSEC and TRIMSEC. The median of the overscan is
+        subtracted row by row, or column by column if it lies above or below.
+    """
+
+    def __init__(self, frame, *, overscan=None, trim=None):
+        self.frame = frame
+        self.name, self.unit = frame.name, frame.unit
+        ny, nx = frame.shape
+        self._rows, self._columns = trim or (slice(0, ny), slice(0, nx))
+        self.shape = (
+            self._rows.stop - self._rows.start,
+            self._columns.stop - self._columns.start,
+        )
+        self.header = frame.header.copy()
+        for key in ("BIASSEC", "TRIMSEC", "DATASEC", "CCDSEC"):
+            self.header.remove(key, ignore_missing=True)
+        self.header["OVERSCAN"] = (True, "overscan subtracted and trimmed")
+        self._overscan, self._strip = overscan, None
+        if overscan is None:
+            return
+        rows, columns = overscan
+        if rows.start <= self._rows.start and rows.stop >= self._rows.stop:
+            return
+        # A strip above or below is read once: it is one row of numbers.
+        if columns.start > self._columns.start or columns.stop < self._columns.stop:
+            raise InputError(
+                f"{frame.name}: BIASSEC covers neither all rows nor all columns of TRIMSEC: "
+                "correct or delete one of them"
+            )
+        self._strip = np.median(frame.read(rows).data[:, self._columns], axis=0)
+
+    def read(self, rows):
+        """Return a `~astro_narrowband._engine.frames.Band` of trimmed float32 rows."""
+        first = self._rows.start
+        raw = self.frame.read(slice(first + rows.start, first + rows.stop))
+        variance, mask = (
+            None if plane is None else plane[:, self._columns] for plane in (raw.variance, raw.mask)
+        )
+        data = raw.data[:, self._columns]
+        if self._strip is not None:
+            data = data - self._strip
+        elif self._overscan is not None:
+            data = _subtract(data, raw.data[:, self._overscan[1]])
+        return Band(np.ascontiguousarray(data, np.float32), variance, mask)
+
+
+def _subtract(data, strip):
+    from ccdproc import subtract_overscan
+
+    ccd = subtract_overscan(
+        CCDData(data, unit=u.adu),
+        overscan=CCDData(strip, unit=u.adu),
+        overscan_axis=1,
+        median=True,
+        add_keyword=None,
+    )
+    return ccd.data

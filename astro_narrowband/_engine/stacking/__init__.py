@@ -1,0 +1,1 @@
+"""Exact medians, clipping and means of many frames, tile by tile."""

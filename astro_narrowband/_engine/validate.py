@@ -1,0 +1,129 @@
+"""
+The door: units, shapes and numbers are checked here, once.
+
+Behind the door there are plain float32 arrays and floats in documented units.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from astropy import units as u
+
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["as_mask", "as_unit", "choice", "finite", "positive", "same_shape", "value_in"]
+
+
+def value_in(quantity, unit, name, *, hint=""):
+    """
+    Return ``quantity`` as a float in ``unit``; a bare number is refused.
+
+    Parameters
+    ----------
+    quantity : `~astropy.units.Quantity`
+        A scalar with a unit.
+    unit : unit-like
+        The unit wanted.
+    name : str
+        What the argument is called where the user gave it.
+    hint : str, optional
+        What to do, added to the message (a header keyword, say).
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    InputError
+        If there is no unit, or one that cannot be converted to ``unit``.
+    """
+    unit = u.Unit(unit)
+    tail = f"; {hint}" if hint else ""
+    if not isinstance(quantity, u.Quantity):
+        raise InputError(
+            f"{name} = {quantity!r} has no unit: give it in {unit.to_string()}, "
+            f"as {quantity!r} * u.Unit({unit.to_string()!r}){tail}"
+        )
+    try:
+        return float(quantity.to_value(unit))
+    except (u.UnitConversionError, TypeError):
+        raise InputError(
+            f"{name} = {quantity} cannot be used: it must be one number in {unit.to_string()}{tail}"
+        ) from None
+
+
+def as_unit(unit, name):
+    """Return ``unit`` as a `~astropy.units.UnitBase`, or raise `InputError`."""
+    try:
+        return u.Unit(unit)
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{name} = {unit!r} is not a unit: write adu, electron or electron/s"
+        ) from None
+
+
+def finite(value, name):
+    """Return ``value`` as a float, or raise `InputError` if it is not a finite number."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} = {value!r} is not a number") from None
+    if not math.isfinite(number):
+        raise InputError(f"{name} = {value!r} is not finite")
+    return number
+
+
+def positive(value, name):
+    """Return ``value`` as a float, or raise `InputError` if it is not finite and above zero."""
+    number = finite(value, name)
+    if number <= 0:
+        raise InputError(f"{name} = {value!r} must be greater than zero")
+    return number
+
+
+def choice(value, allowed: Iterable[str], name):
+    """Return ``value``, or raise `InputError` if it is not one of ``allowed``."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise InputError(f"{name} = {value!r} is not known: use one of {', '.join(allowed)}")
+    return value
+
+
+def same_shape(frames, what="frames"):
+    """
+    Return the common shape of ``frames``, or raise naming the first that differs.
+
+    Parameters
+    ----------
+    frames : sequence of `~astro_narrowband.Frame`
+        At least one.
+    what : str, optional
+        What they are called in the message.
+
+    Returns
+    -------
+    tuple of int
+    """
+    frames = list(frames)
+    if not frames:
+        raise InputError(f"no {what} were given: at least one is needed")
+    shape = tuple(frames[0].shape)
+    for frame in frames[1:]:
+        if tuple(frame.shape) != shape:
+            raise InputError(
+                f"{what} of different shapes: {frame.name} is {tuple(frame.shape)}, "
+                f"{frames[0].name} is {shape}"
+            )
+    return shape
+
+
+def as_mask(mask, shape, name="mask"):
+    """Return ``mask`` as a bool array of ``shape``; ``None`` stays ``None``."""
+    if mask is None:
+        return None
+    mask = np.asarray(mask)
+    if mask.shape != tuple(shape):
+        raise InputError(f"{name} has shape {mask.shape}, the image {tuple(shape)}")
+    return mask.astype(bool, copy=False)

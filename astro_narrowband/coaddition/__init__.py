@@ -1,0 +1,34 @@
+"""Frames into one: coadds with an error bar that holds, stacks, and a better Combiner."""
+
+from astro_narrowband.coaddition._coadd import Coadd, coadd
+from astro_narrowband.coaddition._combine import (
+    Reduced,
+    Rejection,
+    combine,
+    reduce_tile,
+)
+from astro_narrowband.coaddition._combiner import InverseVarianceCombiner
+from astro_narrowband.coaddition._weights import (
+    FrameStatistics,
+    measure_frame,
+    sky_offsets,
+    spoiled_discs,
+    star_scales,
+    weigh,
+)
+
+__all__ = [
+    "Coadd",
+    "FrameStatistics",
+    "InverseVarianceCombiner",
+    "Reduced",
+    "Rejection",
+    "coadd",
+    "combine",
+    "measure_frame",
+    "reduce_tile",
+    "sky_offsets",
+    "spoiled_discs",
+    "star_scales",
+    "weigh",
+]

@@ -1,0 +1,556 @@
+"""
+The weighted mean of registered frames, with an error bar that holds.
+
+Two passes. The first measures each frame on its own
+(`~astro_narrowband.coaddition.measure_frame`): sky, noise, seeing, stars. The
+second is a loop over bands of rows that pulls the same rows of every frame
+through its chain (file, calibration, resampling), finds outliers, and sums. No
+frame is ever held as a whole and nothing is written on the way: memory is set
+by the band, not by the number of frames.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+from astropy.io import fits
+from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.table import QTable
+
+from astro_narrowband._engine.executors import run_bands
+from astro_narrowband._engine.frames import Band, as_frame, row_bands, usable_cores
+from astro_narrowband._engine.headers import exposures_in, read_exposure
+from astro_narrowband._engine.validate import choice, finite, positive, same_shape
+from astro_narrowband.coaddition._band import BandSum, row_bytes
+from astro_narrowband.coaddition._common_noise import calibrated, overlap_factors, shared_clusters
+from astro_narrowband.coaddition._header import (
+    frame_table,
+    noise_correlation,
+    wcs_of,
+    write_header,
+)
+from astro_narrowband.coaddition._reject import (
+    PANEL,
+    Rules,
+    best_frames,
+    structure_spacing,
+    tolerances,
+)
+from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
+from astro_narrowband.coaddition._weights import (
+    FrameStatistics,
+    measure_frame,
+    sky_offsets,
+    spoiled_discs,
+    star_scales,
+    transform,
+    weigh,
+)
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+
+__all__ = ["Coadd", "coadd"]
+
+#: Bytes that the bands under way may take together, unless told.
+MEMORY = 512 * 2**20
+#: No more rows than this in a band: more does not make it faster.
+BAND_ROWS = 256
+#: A frame with less than this part of the largest weight adds its faults and nothing else.
+LEAST_WEIGHT = 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class Coadd:
+    """
+    A coadd and how it came about.
+
+    Attributes
+    ----------
+    ccd : `~astropy.nddata.CCDData`
+        Weighted mean, with its standard deviation; masked and NaN where no
+        frame counts. See the notes of `coadd` for its header.
+    coverage : `~numpy.ndarray` of uint8 (uint16 from 256 frames on), (ny, nx)
+        Number of frames that count in each pixel.
+    exposure : `~numpy.ndarray` of float32, (ny, nx)
+        Effective exposure [s]: a source of rate r electron/s has the photon
+        variance ``r / exposure``, so it is photutils' ``effective_gain``. 0 where
+        nothing counts or the frames' exposures are not known.
+    n_rejected : `~numpy.ndarray` of the same type, (ny, nx)
+        Number of frames that were rejected as outliers in each pixel.
+    frames : `~astropy.table.QTable`
+        One row for each frame, in the order given: name, used, reason (why it was
+        left out), exposure, dx, dy, rotation, weight (they add up to 1), scale
+        (transparency over that of the reference), scale_err, sky, noise (of a pixel
+        of blank sky, in the unit of the frame), sky_offset (what was taken from it,
+        in the unit of the coadd), fwhm, n_stars, rejected (fraction of its pixels).
+    """
+
+    ccd: CCDData
+    coverage: np.ndarray = field(repr=False)
+    exposure: np.ndarray = field(repr=False)
+    n_rejected: np.ndarray = field(repr=False)
+    frames: QTable = field(repr=False)
+
+    def to_hdul(self):
+        """
+        Return an `~astropy.io.fits.HDUList`: PRIMARY, UNCERT and MASK, then NEXP and TEXP.
+
+        ``CCDData.read`` opens a file written from it.
+        """
+        hdul = self.ccd.to_hdu(as_image_hdu=False)
+        hdul.append(fits.ImageHDU(self.coverage, name="NEXP"))
+        exposure = fits.ImageHDU(self.exposure, name="TEXP")
+        exposure.header["BUNIT"] = ("s", "effective exposure")
+        hdul.append(exposure)
+        return hdul
+
+
+def coadd(
+    frames,
+    *,
+    weights="background",
+    flux_scale="stars",
+    sky="match",
+    reject=True,
+    n_sigma=4.0,
+    gradient_tolerance=0.7,
+    max_seeing=2.0,
+    min_transparency=0.3,
+    dark_model=None,
+    stars=None,
+    statistics=None,
+    executor=None,
+    workers=None,
+    memory=MEMORY,
+):
+    """
+    Combine registered frames into their weighted mean.
+
+    Parameters
+    ----------
+    frames : sequence of `~astro_narrowband.Frame`, `~astropy.nddata.CCDData` or path-like
+        On one grid and in one unit, electron/s. A frame without a variance has its
+        noise measured from its sky.
+    weights : {"background", "point_source", "exptime", "equal"} or sequence of float, optional
+        One number per frame: 1 / (its background variance on the common flux
+        scale); that over its seeing squared, for point sources; its exposure time;
+        1; or what is given.
+    flux_scale : {"stars", "none"} or sequence of float, optional
+        Transparency of each frame over that of the reference: from the fluxes of
+        common stars (1 where no frame has stars), 1, or what is given.
+    sky : {"match", "none"} or sequence of float, optional
+        Sky level taken from each frame on the common scale: its difference to the
+        weighted mean of all, nothing, or what is given.
+    reject : bool, optional
+        Reject outliers, from two frames on. Of two, only the brighter can be one.
+    n_sigma : float, optional
+        Outliers differ from the median of the frames by more than this.
+    gradient_tolerance : float, optional
+        And by more than this part of what the image changes within 2/3 of the seeing
+        (twice as much of two frames), at the most, which spares stars. Where the stars
+        of three frames or more are known (``flux_scale="stars"``), how their shape differs from
+        frame to frame is fitted and taken off first, and what is left, a few percent
+        as a rule, is all that a frame may differ by.
+    max_seeing : float, optional
+        A frame with a seeing of more than so many times the median is left out.
+    min_transparency : float, optional
+        A frame with less than this part of the median transparency is left out.
+    dark_model : `~astro_narrowband.darks.DarkModel`, optional
+        Model with which *all* the frames were calibrated, for frames whose uncertainty
+        includes its error (from `~astro_narrowband.calibration.calibrate`) and that
+        were not dithered. That error is then taken as common to them and does not
+        average down. A `~astro_narrowband.calibration.CalibratedFrame` knows its own.
+    stars : sequence of `~astropy.table.Table`, optional
+        The stars of each frame, in its own pixels before resampling, from
+        `~astro_narrowband.detect_stars`. Default is to detect them where
+        ``flux_scale`` is "stars".
+    statistics : sequence of `~astro_narrowband.coaddition.FrameStatistics`, optional
+        What `~astro_narrowband.coaddition.measure_frame` found on each frame, where
+        that is known already: nothing is then measured here.
+    executor : `~concurrent.futures.Executor`, optional
+        Where the bands are done, see `~astro_narrowband._engine.executors`. Default is a
+        pool of threads.
+    workers : int, optional
+        Threads, or bands under way. Default is the number of usable cores.
+    memory : float, optional
+        Bytes that the bands under way may take together.
+
+    Returns
+    -------
+    `Coadd`
+
+    Raises
+    ------
+    InputError
+        If there are no frames, or their shapes or units differ, or an argument
+        cannot be used, or no frame is left.
+
+    Warns
+    -----
+    NarrowbandWarning
+        For each frame that is left out.
+
+    Notes
+    -----
+    With T the flux scale, s the sky to take away and t the exposure of each frame::
+
+        y = data / T - s                      w = 1 / V_background,   in the unit of the coadd
+        coadd = sum(w g y) / sum(w g)         g = 0 where masked or rejected, else 1
+        variance = sum(w^2 g V) / sum(w g)^2 + V_masters
+        exposure = sum(w g)^2 / sum(w^2 g / (t T))
+
+    A frame has one weight, not one per pixel: weights that follow each pixel's own
+    counts lower every pixel by (N - 1) / N electron, and lose percents of a star
+    where the seeing varies [1]_, [2]_. V is a frame's own noise: its variance plane, or,
+    of a `~astro_narrowband.calibration.CalibratedFrame` whose outliers are looked for, that
+    of the signal which the best frames show. The noise of the counts in V is smoothed
+    away over 5 x 5 pixels, except on structure.
+
+    V_masters is the noise of bias, dark and flat, which frames share: amplitudes
+    add up for frames whose detector pixels coincide and squares for frames that
+    are dithered; frames half a pixel or less apart count as coinciding, and what
+    that is wrong by is corrected on average. For undithered frames it is
+    ``A^2 var_offset + var_rate + 2 A cov`` with ``A = sum(w / t) / sum(w)``. Over
+    an aperture wider than the dither the noise of the masters is more correlated
+    than the plane says: SYSNOISE in the header is its level in blank sky if it did
+    not average at all.
+
+    Outliers: see `astro_narrowband.coaddition._reject.Panel.outliers`. Where a frame has a masked
+    pixel on a bright star (saturated, as a rule) it does not count within 4 FWHM: a
+    star of which one frame lacks the core would be wrong by percents.
+
+    The result does not depend on the order of the frames, the executor, the number
+    of workers, or the memory, to the last bit.
+
+    Header: that of the reference (the frame the others are aligned with, or that
+    with the least noise), with NCOMBINE, EXPTIME (sum, [s]), TEFF (median effective
+    exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
+    `~astro_narrowband.resampling.noise_factor`), SYSNOISE, SKYLEVEL, WEIGHTS,
+    COADDREF and REJECTED.
+
+    References
+    ----------
+    .. [1] Mandelbaum, R. et al. 2022, arXiv:2209.09253 (a coadd has a PSF only if
+       the weights do not depend on the signal).
+    .. [2] The rejection follows AstroDrizzle's driz_cr (STScI, DrizzlePac
+       Handbook): noise plus a part of the derivative of the median image.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband.coaddition import coadd
+    >>> rng = np.random.default_rng(5)
+    >>> frames = []
+    >>> for sigma in (1.0, 1.0, 2.0):
+    ...     image = rng.normal(10.0, sigma, (40, 50))
+    ...     variance = VarianceUncertainty(np.full((40, 50), sigma**2))
+    ...     frames.append(CCDData(image, unit="electron / s", uncertainty=variance))
+    >>> frames[1].data[7, 9] += 100.0  # a cosmic ray
+    >>> made = coadd(frames, flux_scale="none")
+    >>> made.frames["weight"].round(3).tolist()
+    [0.444, 0.444, 0.111]
+    >>> int(made.coverage[7, 9]), round(float(made.ccd.uncertainty.array[0, 0]), 3)
+    (2, 0.667)
+    """
+    frames = [as_frame(frame) for frame in frames]
+    shape = same_shape(frames)
+    unit = _one_unit(frames)
+    for value, name in ((n_sigma, "n_sigma"), (memory, "memory"), (max_seeing, "max_seeing")):
+        positive(value, name)
+    if finite(gradient_tolerance, "gradient_tolerance") < 0:
+        raise InputError(f"gradient_tolerance = {gradient_tolerance} must not be below zero")
+    table = _measure(frames, stars, statistics, flux_scale)
+    exposure = np.array([_exposure(frame) for frame in frames])
+    matrices = [np.eye(3) if _alignment(f) is None else _alignment(f).matrix for f in frames]
+    reference = _reference(frames, table)
+    scale, scale_err = _flux_scales(flux_scale, table, matrices, reference)
+    background = np.array([s.variance for s in table]) / scale**2
+    fwhm = np.array([s.fwhm for s in table])
+    weight = weigh(weights, background=background, exposure=exposure, fwhm=fwhm)
+    reasons = _judge(frames, table, scale, scale_err, weight, fwhm, max_seeing, min_transparency)
+    used = np.array([not reason for reason in reasons])
+    for frame, reason in zip(frames, reasons, strict=True):
+        if reason:
+            warnings.warn(
+                f"{frame.name}: left out of the coadd: {reason}", NarrowbandWarning, stacklevel=2
+            )
+    if not used.any():
+        raise InputError(f"no frame is left to coadd: {frames[0].name}: {reasons[0]}")
+    weight = np.where(used, weight, 0.0)
+    weight /= weight.sum()
+    offset = _sky_offsets(sky, table, matrices, scale, weight, reference)
+
+    if dark_model is not None:
+        frames = [
+            _WithDark(frame, dark_model, t) for frame, t in zip(frames, exposure, strict=True)
+        ]
+    cluster, correlations = shared_clusters(frames, matrices, shape)
+    overlap = overlap_factors(cluster, correlations, weight / scale)
+    discs = spoiled_discs(table, matrices, weight)
+    order = _canonical(frames, table, background, exposure, offset, cluster, used)
+    task = BandSum(
+        frames=[frames[i] for i in order],
+        shape=shape,
+        scale=scale[order],
+        offset=offset[order],
+        weight=weight[order],
+        background=background[order],
+        correlation=np.array([noise_correlation(frames[i]) for i in order]),
+        scatter=(np.array([s.scatter for s in table]) / scale**2)[order],
+        exposure=exposure[order],
+        sky=(np.array([s.sky for s in table]) / scale - offset)[order],
+        cluster=cluster[order],
+        overlap=overlap[order],
+        shapes=np.zeros((len(order), N_TERMS), np.float32),
+        tolerance=np.repeat(tolerances(gradient_tolerance, len(order))[:, None], 2, axis=1),
+        discs=[discs[i] for i in order],
+        rules=Rules(n_sigma, spacing=structure_spacing(fwhm[order])) if reject else None,
+    )
+    if reject and len(order) > 2:
+        _learn_shapes(task, table[reference], matrices[reference], workers)
+    planes, count = _run(task, executor, workers, memory)
+    data, sigma, texp, coverage, n_rejected = planes
+    rejected = np.zeros(len(frames))
+    rejected[order] = count / data.size
+    ccd = CCDData(
+        data,
+        uncertainty=StdDevUncertainty(sigma, copy=False),
+        mask=coverage == 0,
+        unit=unit,
+        header=fits.Header(frames[reference].header, copy=True),
+        wcs=wcs_of(frames[reference]),
+    )
+    write_header(ccd.header, task, frames[reference].name, weights, planes)
+    rows = frame_table(
+        frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,
+        scale_err=scale_err, offset=offset, rejected=rejected,
+    )  # fmt: skip
+    return Coadd(ccd, coverage, texp, n_rejected, rows)
+
+
+# --------------------------------------------------------------------------- the first pass
+
+
+def _alignment(frame):
+    return getattr(frame, "alignment", None)
+
+
+def _one_unit(frames):
+    unit = frames[0].unit
+    for frame in frames:
+        if frame.unit is None:
+            raise InputError(
+                f"{frame.name}: has no unit (BUNIT): it must be in electron/s: calibrate it"
+            )
+        if frame.unit != unit:
+            raise InputError(
+                f"{frame.name}: is in {frame.unit}, {frames[0].name} in {unit}: calibrate all alike"
+            )
+    return unit
+
+
+def _exposure(frame):
+    """Exposure of a frame [s], NaN where nothing says it."""
+    exposure = getattr(frame, "exposure", None)
+    if exposure is not None:
+        return float(exposure)
+    if "NCOMBINE" in frame.header:  # a coadd of coadds: more than a day is possible
+        return float(frame.header.get("EXPTIME", math.nan))
+    return read_exposure(frame.header) if exposures_in(frame.header) else math.nan
+
+
+def _of_each(values, frames, what):
+    values = list(values)
+    if len(values) != len(frames):
+        raise InputError(f"{what}: {len(values)} were given for {len(frames)} frames: one for each")
+    return values
+
+
+def _measure(frames, stars, statistics, flux_scale):
+    """What each frame is worth: as given, or measured here."""
+    if statistics is not None:
+        statistics = _of_each(statistics, frames, "statistics")
+        for found in statistics:
+            if not isinstance(found, FrameStatistics):
+                raise InputError(
+                    f"statistics: {type(found).__name__} is not what measure_frame returns"
+                )
+        return statistics
+    if stars is not None:
+        stars = _of_each(stars, frames, "stars")
+    elif isinstance(flux_scale, str) and flux_scale == "stars" and len(frames) > 1:
+        from astro_narrowband._engine.detection import detect_stars
+
+        stars = [detect_stars(calibrated(frame)) for frame in frames]
+    else:
+        stars = [None] * len(frames)
+    return [measure_frame(calibrated(f), stars=s) for f, s in zip(frames, stars, strict=True)]
+
+
+def _reference(frames, table):
+    """The frame that the others are aligned with, or the one with the least noise."""
+
+    def rank(i):
+        alignment = _alignment(frames[i])
+        moved = alignment is not None and not np.array_equal(alignment.matrix, np.eye(3))
+        noise = table[i].variance if table[i].variance > 0 else math.inf
+        return (len(table[i].stars) < 3, moved, noise, frames[i].name, _identity(table[i]))
+
+    return min(range(len(frames)), key=rank)
+
+
+def _identity(found):
+    """What tells frames of one name and noise apart, whatever their order: their pixels."""
+    return b"" if found.cells is None else found.cells.tobytes()
+
+
+def _flux_scales(rule, table, matrices, reference):
+    n = len(table)
+    if not isinstance(rule, str):
+        values = np.array([positive(t, "flux_scale") for t in _of_each(rule, table, "flux_scale")])
+        return values, np.zeros(n)
+    if choice(rule, ("stars", "none"), "flux_scale") == "none":
+        return np.ones(n), np.zeros(n)
+    scale, error = star_scales(table, matrices, reference)
+    return np.where(np.isfinite(scale), scale, 1.0), error
+
+
+def _sky_offsets(rule, table, matrices, scale, weight, reference):
+    if not isinstance(rule, str):
+        return np.array([finite(s, "sky") for s in _of_each(rule, table, "sky")])
+    if choice(rule, ("match", "none"), "sky") == "none":
+        return np.zeros(len(table))
+    offset = sky_offsets(table, matrices, scale, reference)
+    used = weight > 0
+    return offset - np.sum(weight[used] * offset[used])
+
+
+def _judge(frames, table, scale, scale_err, weight, fwhm, max_seeing, min_transparency):
+    """Why each frame is left out; empty where it is used."""
+    reasons = [""] * len(frames)
+    known = np.isfinite(scale_err)
+    usual = np.median(scale[known]) if known.any() else 1.0
+    seeing = np.median(fwhm[np.isfinite(fwhm)]) if np.isfinite(fwhm).any() else math.nan
+    usable = np.isfinite(weight) & (weight > 0)
+    largest = weight[usable].max() if usable.any() else 0.0
+    for i in range(len(frames)):
+        if not usable[i]:
+            reasons[i] = "it has no usable pixel"
+        elif known.sum() > 1 and not known[i]:
+            reasons[i] = (
+                f"{len(table[i].stars)} stars, fewer than 3 of them in common with the reference: "
+                "its transparency is not known"
+            )
+        elif scale[i] < min_transparency * usual:
+            reasons[i] = (
+                f"its transparency is {scale[i] / usual:.2f} of the median, less than "
+                f"min_transparency = {min_transparency:g}"
+            )
+        elif fwhm[i] > max_seeing * seeing:
+            reasons[i] = (
+                f"its seeing is {fwhm[i]:.2f} pixel, more than max_seeing = {max_seeing:g} "
+                f"times the median of {seeing:.2f}"
+            )
+        elif weight[i] < LEAST_WEIGHT * largest:
+            reasons[i] = (
+                f"its weight is {weight[i] / largest:.1e} of the largest one: its background "
+                "is too bright or its exposure too short to add anything"
+            )
+    return reasons
+
+
+def _canonical(frames, table, background, exposure, offset, cluster, used):
+    """
+    Indices of the used frames in an order that does not depend on the one given.
+
+    The panel that judges outliers is the best of them; frames that share
+    masters and pixels come one after the other.
+    """
+
+    def key(i):
+        return (background[i], frames[i].name, exposure[i], offset[i], _identity(table[i]))
+
+    order = sorted(np.flatnonzero(used).tolist(), key=key)
+    # Clusters are numbered as frames were given: order them by their first frame.
+    first = {}
+    for place, i in enumerate(order):
+        first.setdefault(cluster[i], place)
+
+    def together(i):
+        return (first[cluster[i]] if cluster[i] >= 0 else -1, key(i))
+
+    return sorted(order[:PANEL], key=together) + sorted(order[PANEL:], key=together)
+
+
+# --------------------------------------------------------------------------- the second pass
+
+
+class _WithDark:
+    """
+    A frame whose variance includes the error of a dark model, with that error taken apart.
+
+    The flat that the frame was divided by is not known here, and taken as 1.
+    """
+
+    def __init__(self, frame, model, exposure):
+        if hasattr(calibrated(frame), "master_noise"):
+            raise InputError(f"{frame.name}: knows the noise of its masters: leave out dark_model")
+        if _alignment(frame) is not None:
+            raise InputError(
+                f"{frame.name}: is resampled: dark_model is for frames as the detector saw them"
+            )
+        gain = frame.header.get("GAINUSED")
+        if gain is None or not exposure > 0:
+            raise InputError(
+                f"{frame.name}: dark_model needs GAINUSED [electron/adu] and EXPTIME in its "
+                "header, as calibrate writes them"
+            )
+        self.frame, self.model, self.exposure = frame, model, exposure
+        self.gain = np.float32(positive(gain, f"{frame.name}: GAINUSED"))
+        self.name, self.shape, self.unit = frame.name, frame.shape, frame.unit
+        self.header = frame.header
+        self.masters = ("dark model", id(model))
+        self.noise_correlation = noise_correlation(frame)
+
+    def master_noise(self, rows):
+        """As of a `~astro_narrowband.calibration.CalibratedFrame`."""
+        return *(plane * self.gain**2 for plane in self.model.covariance(rows)), None
+
+    def read(self, rows):
+        """Rows of the frame, its own noise only."""
+        band = self.frame.read(rows)
+        if band.variance is None:
+            return band
+        common = self.model.variance(self.exposure, rows)
+        common *= np.float32((self.gain / self.exposure) ** 2)
+        return Band(band.data, np.maximum(band.variance - common, 0.0), band.mask)
+
+
+def _learn_shapes(task, found, matrix, workers):
+    """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
+    positions = np.column_stack(transform(matrix, found.stars[:, 0], found.stars[:, 1]))
+    best = best_frames(task.background[:PANEL])
+    task.shapes, measured = star_shapes(task, positions, best, workers or usable_cores())
+    # No more is allowed than what is asked for.
+    known = np.isfinite(measured)
+    task.tolerance[known, 0] = np.minimum(task.tolerance[known, 0], measured[known])
+
+
+def _run(task, executor, workers, memory):
+    """Do all bands; return the planes of the whole image, and what was rejected."""
+    ny, nx = task.shape
+    n_workers = workers or usable_cores()
+    fit = int(memory / n_workers / row_bytes(len(task.frames), nx)) - 2 * task.halo
+    # Bands are as equal as can be: no small one is left for the end.
+    n_bands = math.ceil(ny / min(max(fit, 2 * task.halo), BAND_ROWS))
+    n_bands = min(ny, math.ceil(n_bands / n_workers) * n_workers)
+    kinds = (np.float32, np.float32, np.float32, task.counts, task.counts)
+    planes = [np.empty(task.shape, kind) for kind in kinds]
+    count = np.zeros(len(task.frames))
+    bands = row_bands(ny, math.ceil(ny / n_bands))
+    for rows, (*parts, hits) in run_bands(task, bands, executor=executor, workers=workers):
+        for plane, part in zip(planes, parts, strict=True):
+            plane[rows] = part
+        count += hits
+    return planes, count

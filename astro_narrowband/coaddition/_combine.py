@@ -1,0 +1,568 @@
+"""
+Combine frames band by band: exact medians, clipping, weighted means, with their errors.
+
+`combine` takes the arguments of ``ccdproc.combine`` and gives what that gives
+where that is right. Every row of every file is read once; memory is set by the
+size of a band, not by the number of frames; the result does not depend on the
+order of the frames, on the memory limit or on the number of workers, to the
+last bit.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from astropy.nddata import CCDData, StdDevUncertainty
+
+from astro_narrowband._engine.files import clean_header, write_fits
+from astro_narrowband._engine.frames import (
+    FitsFrame,
+    MemoryFrame,
+    as_frame,
+    map_bands,
+    row_bands,
+    usable_cores,
+)
+from astro_narrowband._engine.headers import exposures_in, read_exposure
+from astro_narrowband._engine.stacking.tile import Reduced, Rejection, reduce_tile
+from astro_narrowband._engine.validate import choice, finite, same_shape
+from astro_narrowband.exceptions import InputError, ProductError
+
+__all__ = ["Reduced", "Rejection", "combine", "reduce_tile"]
+
+#: A row of a tile: large enough that threads rarely wait for each other, small enough for caches.
+ROW_BYTES = 1 << 18
+#: All rows of a tile, and the least number of pixels in one.
+TILE_BYTES = 6 << 20
+LEAST_PIXELS = 1 << 13
+#: Just below the largest threshold of glibc.
+KEEP_BYTES = 31 << 20
+
+#: What clipping functions may be called: by name, or by the functions themselves.
+_FUNCTIONS = {
+    "mean": "mean",
+    "nanmean": "mean",
+    "average": "mean",
+    "median": "median",
+    "nanmedian": "median",
+    "std": "std",
+    "nanstd": "std",
+    "mad_std": "mad_std",
+    "winsorized": "winsorized",
+}
+
+
+def combine(
+    frames,
+    output_file=None,
+    *,
+    method="average",
+    weights=None,
+    scale=None,
+    mem_limit=16e9,
+    clip_extrema=False,
+    nlow=1,
+    nhigh=1,
+    minmax_clip=False,
+    minmax_clip_min=None,
+    minmax_clip_max=None,
+    percentile_clip=None,
+    sigma_clip=False,
+    sigma_clip_low_thresh=3,
+    sigma_clip_high_thresh=3,
+    sigma_clip_func="median",
+    sigma_clip_dev_func="mad_std",
+    maxiters=1,
+    uncertainty="auto",
+    return_count=False,
+    unit=None,
+    dtype=None,
+    overwrite_output=False,
+    executor=None,
+    workers=None,
+):
+    """
+    Combine frames of one shape and unit into one `~astropy.nddata.CCDData`.
+
+    Parameters
+    ----------
+    frames : sequence of path-like, `~astropy.nddata.CCDData` or `Frame`
+        Or one text of paths with commas between them.
+    output_file : path-like, optional
+        Where the result is written as well (and the count, as extension NEXP).
+    method : {"average", "median", "sum"}
+        A sum is that of the values that are left: where some are masked it is
+        lower. For a sum that is not, multiply an average by the number of frames.
+    weights : array-like, (n,) or (n, ny, nx), optional
+        For averages and sums. Not negative; a value of weight 0 is not used.
+    scale : callable or array-like of n numbers, optional
+        Frames (and their errors) are multiplied by these. A callable gets the
+        whole image, as a masked array if anything in it is masked.
+    mem_limit : float, optional
+        Bytes that the bands under way may take, besides the result. More than
+        a few MiB for each worker are never used.
+    clip_extrema : bool
+        Leave out the ``nlow`` lowest and ``nhigh`` highest of the values that
+        are not masked.
+    nlow, nhigh : int
+    minmax_clip : bool
+        Leave out values below ``minmax_clip_min`` or above ``minmax_clip_max``,
+        before scaling.
+    minmax_clip_min, minmax_clip_max : float, optional
+    percentile_clip : (float, float), optional
+        Leave out values further than these fractions of the median below or
+        above it.
+    sigma_clip : bool
+        Leave out values further than ``sigma_clip_low_thresh`` deviations below or
+        ``sigma_clip_high_thresh`` above the centre, after scaling.
+    sigma_clip_low_thresh, sigma_clip_high_thresh : float or None
+    sigma_clip_func : {"median", "mean"}
+        The centre. The functions themselves (`numpy.ma.median`) are understood.
+    sigma_clip_dev_func : {"mad_std", "std", "winsorized"}
+        The deviation, see `Rejection`.
+    maxiters : int or None
+        How often is clipped; ``None`` is until nothing more is left out.
+    uncertainty : {"auto", "propagated", "scatter", None}
+        Where the uncertainty comes from: those of the frames, or the scatter of
+        the values; "auto" is the first if every frame has one. ``None`` makes none.
+        Both are for the values really used, see `reduce_tile`.
+    return_count : bool
+        Whether to return also how many values were used for every pixel.
+    unit : unit-like, optional
+        For files without BUNIT.
+    dtype : float32 or float64, optional
+        Type of the result. Default is float32, or float64 if a frame has
+        more digits than that (float64, or integers of 32 bit).
+    overwrite_output : bool
+    executor : `~concurrent.futures.Executor`, optional
+        Where bands are reduced. Default is a pool of ``workers`` threads.
+    workers : int, optional
+        Default is the number of usable cores.
+
+    Returns
+    -------
+    result : `~astropy.nddata.CCDData`
+        With a `~astropy.nddata.StdDevUncertainty`. Pixels without a value are
+        NaN and masked; the mask is ``None`` if there are none. The header is
+        the first frame's, with NCOMBINE, and TEXPTIME (the total exposure time
+        [s]) if every frame has one; EXPTIME becomes the total for a sum, and
+        the mean where exposure times differ.
+    count : `~numpy.ndarray` of int16, (ny, nx)
+        Only with ``return_count``.
+
+    Raises
+    ------
+    InputError
+        If there are no frames, or they differ in shape or unit, cannot be read
+        (also half-way), or an argument cannot be used.
+    ProductError
+        If ``output_file`` exists, or could not be written.
+
+    Notes
+    -----
+    Integers are compared as integers: medians are exact. In averages and sums
+    the values are added from the lowest to the highest, or exactly, so that the
+    order of the frames does not matter.
+
+    Differences from ``ccdproc.combine``: thresholds are applied to what is not masked
+    and after scaling; weights of masked pixels do not count; NaN is masked;
+    the defaults of clipping are "median" and "mad_std"; the uncertainty is
+    not the scatter divided by n but by n - 1, and is propagated where it can be.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import combine
+    >>> rng = np.random.default_rng(1)
+    >>> frames = [CCDData(rng.normal(100, 5, (64, 64)), unit="adu") for _ in range(9)]
+    >>> frames[3].data[20, 30] = 60000  # a cosmic ray
+    >>> result = combine(frames, sigma_clip=True, sigma_clip_low_thresh=5, sigma_clip_high_thresh=5)
+    >>> bool(90 < result.data[20, 30] < 110), result.header["NCOMBINE"]
+    (True, 9)
+    """
+    choice(method, ("average", "median", "sum"), "method")
+    choice(uncertainty, ("auto", "propagated", "scatter", None), "uncertainty")
+    frames = _frames(frames, unit)
+    shape, unit = same_shape(frames), _same_unit(frames)
+    rejection = Rejection(
+        limits=(minmax_clip_min, minmax_clip_max) if minmax_clip else (None, None),
+        extrema=(int(nlow or 0), int(nhigh or 0)) if clip_extrema else (0, 0),
+        percentile=percentile_clip,
+        sigma=(sigma_clip_low_thresh, sigma_clip_high_thresh) if sigma_clip else None,
+        center=_function(sigma_clip_func, "sigma_clip_func"),
+        deviation=_function(sigma_clip_dev_func, "sigma_clip_dev_func"),
+        maxiters=maxiters,
+    )
+    if sum(rejection.extrema) >= len(frames):
+        raise InputError(f"nlow = {nlow} and nhigh = {nhigh} leave nothing of {len(frames)} frames")
+    weights = _weights(weights, frames, shape, method)
+    scale = _scale(scale, frames)
+    if output_file is not None:
+        _check_output(output_file, frames, overwrite_output)
+
+    propagate = _propagate(uncertainty, frames)
+    native = np.result_type(*(_native(frame) for frame in frames))
+    if dtype is None:
+        dtype = np.float64 if native.itemsize > 4 or native in (np.int32, np.uint32) else np.float32
+    reducer = _BandReducer(
+        frames=frames,
+        native=native,
+        method=method,
+        rejection=rejection,
+        weights=weights,
+        scale=scale,
+        propagate=propagate,
+        error=uncertainty is not None and (propagate or len(frames) > 1),
+        dtype=np.dtype(choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")),
+    )
+    planes = _run(reducer, shape, mem_limit, executor, workers, return_count)
+    result = CCDData(
+        planes.data,
+        uncertainty=None if planes.sigma is None else StdDevUncertainty(planes.sigma, copy=False),
+        mask=planes.mask,
+        unit=unit,
+        header=_header(frames, method),
+        wcs=_wcs(frames[0]),
+        copy=False,
+    )
+    if output_file is not None:
+        _write(output_file, result, planes.count)
+    return (result, planes.count) if return_count else result
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def _frames(images, unit):
+    if isinstance(images, str):
+        images = [images] if os.path.exists(images) else images.split(",")
+    elif isinstance(images, os.PathLike | CCDData) or not isinstance(images, Iterable):
+        raise InputError(
+            f"{type(images).__name__} is one image: give a list of paths, CCDData or Frames"
+        )
+    frames = []
+    for i, image in enumerate(images):
+        if isinstance(image, CCDData):
+            frames.append(MemoryFrame(image, name=f"frame {i}"))
+        else:
+            frames.append(as_frame(image, unit=unit))
+    if not frames:
+        raise InputError("no frames were given: at least one is needed")
+    return frames
+
+
+def _same_unit(frames):
+    first = frames[0]
+    for frame in frames:
+        if frame.unit is None:
+            raise InputError(f"{frame.name}: has no BUNIT: give unit='adu', or what it is in")
+        if frame.unit != first.unit:
+            raise InputError(
+                f"frames of different units: {frame.name} is in {frame.unit}, "
+                f"{first.name} in {first.unit}"
+            )
+    return first.unit
+
+
+def _function(function, name):
+    text = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
+    if text not in _FUNCTIONS:
+        raise InputError(
+            f"{name} = {function!r} is not known: use "
+            + (
+                "'median' or 'mean'"
+                if name == "sigma_clip_func"
+                else "'mad_std', 'std' or 'winsorized'"
+            )
+        )
+    return _FUNCTIONS[text]
+
+
+def _weights(weights, frames, shape, method):
+    if weights is None:
+        return None
+    if method == "median":
+        raise InputError("weights have no meaning for a median: use method='average'")
+    weights = np.asarray(weights, np.float64)
+    n = len(frames)
+    if weights.shape not in ((n,), (n, *shape)):
+        raise InputError(f"weights of shape {weights.shape} for {n} frames of {shape}: give {n}")
+    for frame, weight in zip(frames, weights, strict=True):
+        if not np.all(np.isfinite(weight)) or np.any(weight < 0):
+            raise InputError(f"{frame.name}: its weight is negative or not a number")
+    if not weights.any():
+        raise InputError("weights are all zero: at least one frame must count")
+    return weights
+
+
+def _scale(scale, frames):
+    if scale is None:
+        return None
+    if callable(scale):
+        scale = [scale(_image(frame)) for frame in frames]
+    elif np.shape(scale) != (len(frames),):
+        raise InputError(
+            f"scale of shape {np.shape(scale)} for {len(frames)} frames: give one number for each"
+        )
+    numbers = [finite(s, f"scale of {f.name}") for f, s in zip(frames, scale, strict=True)]
+    return np.array(numbers)
+
+
+def _image(frame):
+    band = frame.read(slice(0, frame.shape[0]))
+    return band.data if band.mask is None else np.ma.array(band.data, mask=band.mask)
+
+
+def _check_output(path, frames, overwrite):
+    if os.path.lexists(path) and not overwrite:
+        raise ProductError(f"{path}: exists already: give another name, or overwrite_output=True")
+    for frame in frames:
+        if not isinstance(frame, FitsFrame) or not os.path.exists(path):
+            continue
+        if os.path.samefile(frame.path, path):
+            raise ProductError(f"{path}: is one of the frames: give another output_file")
+
+
+def _has_variance(frame):
+    if isinstance(frame, FitsFrame):
+        return frame._uncertainty is not None
+    return frame.read(slice(0, 1)).variance is not None
+
+
+def _propagate(uncertainty, frames):
+    if uncertainty in ("scatter", None):
+        return False
+    lacking = [frame.name for frame in frames if not _has_variance(frame)]
+    if lacking and uncertainty == "propagated":
+        raise InputError(
+            f"{lacking[0]}: has no uncertainty to propagate: use uncertainty='scatter'"
+        )
+    return not lacking
+
+
+# ------------------------------------------------------------------ bands
+
+
+def _is_plain(frame):
+    """Whether it is a file without mask and uncertainty, whose pixels may be read directly."""
+    return isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None
+
+
+def _native(frame):
+    """The type that holds the pixels of a frame exactly, of 16 bit at least."""
+    if isinstance(frame, FitsFrame):
+        native = frame.image.native
+    elif isinstance(frame, MemoryFrame):
+        native = frame.ccd.data.dtype.newbyteorder("=")
+    else:
+        native = np.dtype(np.float32)
+    if native.kind not in "iuf":
+        native = np.dtype(np.float32)
+    if native.itemsize < 2 or native == np.float16:
+        return np.dtype(np.float32 if native.kind == "f" else np.int16)
+    return native
+
+
+@dataclass
+class _BandReducer:
+    """Reads a band of all frames and reduces it; can be sent to another process."""
+
+    frames: list
+    native: np.dtype
+    method: str
+    rejection: Rejection
+    weights: Any
+    scale: Any
+    propagate: bool
+    error: bool
+    dtype: np.dtype
+
+    def __call__(self, rows):
+        n, nx = len(self.frames), self.frames[0].shape[1]
+        pixels = (rows.stop - rows.start) * nx
+        tile = np.empty((n, pixels), self.native)
+        variance = np.empty((n, pixels), np.float32) if self.propagate else None
+        bad = None
+        for i, frame in enumerate(self.frames):
+            band = self._read(frame, rows, tile[i].reshape(-1, nx))
+            if band.mask is not None:
+                if bad is None:
+                    bad = np.zeros((n, pixels), bool)
+                bad[i] = band.mask.reshape(-1)
+            if self.propagate:
+                if band.variance is None:
+                    raise InputError(f"{frame.name}: has an uncertainty in some rows only")
+                variance[i] = band.variance.reshape(-1)
+        rejection = self.rejection
+        if self.scale is not None:
+            tile, bad, variance = self._scaled(tile, bad, variance)
+            rejection = Rejection(**{**rejection.__dict__, "limits": (None, None)})
+        weights = self.weights
+        if weights is not None and weights.ndim == 3:
+            weights = weights[:, rows].reshape(n, -1)
+        return reduce_tile(
+            tile,
+            bad,
+            method=self.method,
+            rejection=rejection,
+            variance=variance,
+            weights=weights,
+            error=self.error,
+            dtype=self.dtype,
+            overwrite=True,
+        )
+
+    def _read(self, frame, rows, out):
+        """Read rows into ``out``, exactly; return a band for their mask and variance."""
+        if _is_plain(frame):
+            image = frame.image
+            stored = image.read_stored(rows)
+            if image.native == out.dtype:
+                image.to_native(stored, out=out)
+            else:
+                np.copyto(out, image.to_native(stored), casting="same_kind")
+            return _NO_BAND
+        band = frame.read(rows)
+        data = band.data
+        if out.dtype != np.float32:
+            if isinstance(frame, FitsFrame):
+                data = frame.image.read(rows)
+            elif isinstance(frame, MemoryFrame):
+                data = frame.ccd.data[rows]
+        np.copyto(out, data, casting="unsafe")
+        return band
+
+    def _scaled(self, tile, bad, variance):
+        low, high = self.rejection.limits
+        for outside in (
+            None if low is None else tile < low,
+            None if high is None else tile > high,
+        ):
+            if outside is not None and outside.any():
+                bad = outside if bad is None else bad | outside
+        fine = np.float64 if tile.dtype.itemsize > 4 or self.dtype == np.float64 else np.float32
+        if tile.dtype.kind != "f" and tile.dtype.itemsize > 2:
+            fine = np.float64
+        factor = self.scale.astype(fine)[:, None]
+        if variance is not None:
+            variance *= (self.scale**2).astype(np.float32)[:, None]
+        return tile * factor, bad, variance
+
+
+class _NoBand:
+    mask = variance = None
+
+
+_NO_BAND = _NoBand()
+
+
+@dataclass
+class _Planes:
+    data: np.ndarray
+    sigma: np.ndarray | None
+    count: np.ndarray | None
+    mask: np.ndarray | None = None
+
+
+def _run(reducer, shape, mem_limit, executor, workers, want_count):
+    nx = shape[1]
+    workers = usable_cores() if workers is None else workers
+    planes = _Planes(
+        np.empty(shape, reducer.dtype),
+        np.empty(shape, reducer.dtype) if reducer.error else None,
+        np.empty(shape, np.int16) if want_count else None,
+    )
+    empty = np.zeros(shape[0], bool)
+
+    def store(rows, reduced):
+        planes.data[rows] = reduced.value.reshape(-1, nx)
+        if planes.sigma is not None:
+            sigma = planes.sigma[rows].reshape(-1)
+            np.sqrt(reduced.variance, out=sigma)
+        if planes.count is not None:
+            planes.count[rows] = reduced.count.reshape(-1, nx)
+        empty[rows] = (reduced.count.reshape(-1, nx) == 0).any(axis=1)
+
+    # What is freed goes back to the system above a threshold that malloc learns from the largest
+    # block freed so far. A block that is never touched teaches it to keep what bands work in.
+    np.empty(KEEP_BYTES, np.uint8)
+    bands = row_bands(shape[0], _band_rows(reducer, nx, mem_limit, workers))
+    if executor is None:
+        # The threads put their results in place themselves.
+        for _ in map_bands(lambda rows: store(rows, reducer(rows)), bands, workers=workers):
+            pass
+    else:
+        for rows, reduced in map_bands(reducer, bands, executor=executor, workers=workers):
+            store(rows, reduced)
+    rows = np.flatnonzero(empty)
+    if rows.size:
+        planes.mask = np.zeros(shape, bool)
+        planes.mask[rows] = np.isnan(planes.data[rows])
+    return planes
+
+
+def _band_rows(reducer, nx, mem_limit, workers):
+    n, size = len(reducer.frames), reducer.native.itemsize
+    pixels = max(LEAST_PIXELS, min(ROW_BYTES // size, TILE_BYTES // (n * size)))
+    # What a value takes on its way: as read, as sorted, deviations, and floats if it is weighted.
+    value = 3 * size + 2
+    if reducer.weights is not None or reducer.propagate:
+        value += 4 + 5 * 8
+    if reducer.scale is not None:
+        value += 8
+    most = mem_limit / (max(1, workers) + 2) / (n * value + 64)
+    return max(1, int(min(pixels, most) // nx))
+
+
+# ------------------------------------------------------------------ the result
+
+
+def _wcs(frame):
+    return frame.ccd.wcs if isinstance(frame, MemoryFrame) else None
+
+
+def _exposure(header):
+    """The exposure time [s], or None where there is none that can be believed."""
+    found = [seconds for _, seconds in exposures_in(header) if not isinstance(seconds, InputError)]
+    return read_exposure(header) if found else None
+
+
+def _header(frames, method):
+    header = clean_header(frames[0].header)
+    header["NCOMBINE"] = (len(frames), "number of frames combined")
+    exposures = [_exposure(frame.header) for frame in frames]
+    if None not in exposures:
+        total = float(np.sum(np.sort(exposures)))
+        header["TEXPTIME"] = (total, "[s] total exposure time of the frames")
+        single = total if method == "sum" else total / len(frames)
+        if method == "sum" or len(Counter(exposures)) > 1:
+            for keyword, _ in exposures_in(header):
+                del header[keyword]
+            header["EXPTIME"] = (
+                single,
+                f"[s] {'total' if method == 'sum' else 'mean'} exposure time",
+            )
+    return header
+
+
+def _write(path, result, count):
+    if count is None:
+        write_fits(Path(path), result)
+        return
+    hdul = CCDData(
+        result.data,
+        uncertainty=result.uncertainty,
+        mask=result.mask,
+        unit=result.unit,
+        header=result.header,
+        wcs=result.wcs,
+        copy=False,
+    ).to_hdu()
+    hdul.append(fits.ImageHDU(count, name="NEXP"))
+    write_fits(Path(path), hdul)

@@ -1,0 +1,299 @@
+"""
+The noise that frames of a coadd have in common: that of their bias, dark and flat.
+
+Private to `astro_narrowband.coaddition._coadd`. Frames that were calibrated with the same
+masters have the same error in the same detector pixel. Where they are not
+dithered it does not average down; where they are, it does.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from astro_narrowband._engine.frames.window import RowWindow
+
+__all__ = [
+    "CommonNoise",
+    "calibrated",
+    "nearest_planes",
+    "overlap_factors",
+    "pixel_area",
+    "shared_clusters",
+    "undithered_noise",
+]
+
+#: Rows of the coadd that are worked on at a time.
+ROWS = 64
+#: Frames whose masters' noise has at least this correlation count as one cluster: half a
+#: pixel apart along both axes.
+SAME = 0.25
+#: Lists of lost pixels that are kept until they are merged: their number must not count.
+MERGED = 64
+
+
+# --------------------------------------------------------------------------- detector pixels
+
+
+def calibrated(frame):
+    """Return the frame as it was calibrated: the one within a resampled one."""
+    return frame.frame if hasattr(frame, "alignment") else frame
+
+
+def pixel_area(frame):
+    """Return what the values of a frame were multiplied by when it was resampled."""
+    return frame.pixel_area if hasattr(frame, "alignment") else 1.0
+
+
+def nearest_planes(frame, read, rows):
+    """Return planes of the detector at the pixels of a frame, as `ResampledFrame.nearest`."""
+    if hasattr(frame, "alignment"):
+        return frame.nearest(read, rows)
+    return read(rows), (slice(0, rows.stop - rows.start), slice(0, frame.shape[1]))
+
+
+# --------------------------------------------------------------------------- who shares what
+
+
+def _positions(matrix, shape):
+    """Detector positions that 5 x 5 points of the coadd's grid have in a frame."""
+    y, x = np.meshgrid(*(np.linspace(0, n - 1, 5) for n in shape), indexing="ij")
+    back = np.linalg.inv(matrix)
+    return np.array([back[k, 0] * x + back[k, 1] * y + back[k, 2] for k in (0, 1)]).reshape(2, -1)
+
+
+def _same_noise(points, i):
+    """Correlation of one detector's noise in frame ``i`` and in each: the overlap of pixels."""
+    shared = np.maximum(1.0 - np.abs(points - points[i]), 0.0)
+    return (shared[:, 0] * shared[:, 1]).mean(axis=1)
+
+
+def shared_clusters(frames, matrices, shape):
+    """
+    Group frames by the detector pixels that they share, masters being the same.
+
+    Parameters
+    ----------
+    frames : list of Frame
+    matrices : list of array (3, 3)
+        From the pixels of each to the grid.
+    shape : tuple of int
+
+    Returns
+    -------
+    cluster : `~numpy.ndarray` of int
+        -1 for a frame without masters.
+    correlations : list of (array of int, array (m, m))
+        For each set of masters its frames, and the correlation of the masters'
+        noise in each two of them.
+    """
+    groups = {}
+    for i, frame in enumerate(frames):
+        token = getattr(frame, "masters", None)
+        if token is not None and hasattr(calibrated(frame), "master_noise"):
+            groups.setdefault(token, []).append(i)
+    cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
+    for group in groups.values():
+        group = np.array(group)
+        points = np.array([_positions(matrices[i], shape) for i in group], np.float32)
+        same = np.array([_same_noise(points, k) for k in range(len(group))])
+        for k, i in enumerate(group):
+            if cluster[i] < 0:
+                new = group[(same[k] >= SAME) & (cluster[group] < 0)]
+                cluster[new] = n_clusters
+                n_clusters += 1
+        correlations.append((group, same))
+    return cluster, correlations
+
+
+def overlap_factors(cluster, correlations, amplitude):
+    """
+    What the variance of each frame's cluster is multiplied by.
+
+    Within a cluster noise is added as if it were the same, between clusters as
+    if it were independent. What the true correlations make of the whole, for
+    amplitudes that are the same in every pixel, is this factor; 1 where frames
+    are either not dithered at all or by more than a pixel.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    factor = np.ones(len(cluster))
+    for group, same in correlations:
+        n_parts, part = connected_components(same > 0, directed=False)
+        for k in range(n_parts):
+            here = np.flatnonzero(part == k)
+            a = amplitude[group[here]]
+            summed = sum(
+                a[cluster[group[here]] == c].sum() ** 2 for c in np.unique(cluster[group[here]])
+            )
+            if summed > 0:
+                factor[group[here]] = a @ same[np.ix_(here, here)] @ a / summed
+    return factor
+
+
+# --------------------------------------------------------------------------- what it is
+
+
+def _amounts(task, i):
+    """How much frame ``i`` has of the masters' offset, rate and flat in the sum."""
+    weight = task.weight[i]
+    rate = weight / task.scale[i] * pixel_area(task.frames[i])
+    return np.array([rate / task.exposure[i], rate, weight])
+
+
+def _variances(planes, amounts):
+    """Variance of the dark and relative variance of the flat, of frames that share both."""
+    (a, b, w), (var_offset, cov, var_rate, var_flat) = amounts, planes
+    dark = flat = None
+    if var_offset is not None:
+        dark = a * a * var_offset + 2.0 * a * b * cov + b * b * var_rate
+    if var_flat is not None:
+        flat = w * w * var_flat
+    return dark, flat
+
+
+def undithered_noise(task):
+    """Level of the masters' noise in blank sky, were no frame dithered."""
+    signal = np.sum(task.weight * (task.sky + task.offset))
+    sums, frames = {}, {}
+    for i in np.flatnonzero(task.cluster >= 0):
+        frame = task.frames[i]
+        frames[frame.masters] = calibrated(frame)
+        sums[frame.masters] = sums.get(frame.masters, 0.0) + _amounts(task, i)
+    total = 0.0
+    for masters, amounts in sums.items():
+        middle = frames[masters].shape[0] // 2
+        planes = frames[masters].master_noise(slice(middle, middle + 1))
+        for plane, factor in zip(_variances(planes, amounts), (1.0, signal**2), strict=True):
+            total += 0.0 if plane is None else factor * float(np.median(plane))
+    return math.sqrt(total)
+
+
+@dataclass
+class _Cluster:
+    """
+    Frames with the same noise that were added so far.
+
+    ``amounts`` are those of all of them; ``lost`` has pixels that some lack, and how much
+    (3, n) they would have had there.
+    """
+
+    amounts: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    lost: list = field(default_factory=list)
+
+    def add(self, amounts, lost):
+        self.amounts += amounts
+        self.lost.append((lost, np.tile(amounts[:, None], lost.size)))
+        if len(self.lost) > MERGED:
+            self.lost = [self.merged()]
+
+    def merged(self):
+        """The pixels that some frames lack, sorted, each once, and how much of all (3, n)."""
+        pixels, amounts = (np.concatenate(part, axis=-1) for part in zip(*self.lost, strict=True))
+        pixels, place = np.unique(pixels, return_inverse=True)
+        return pixels, np.array([np.bincount(place, each, pixels.size) for each in amounts])
+
+
+class CommonNoise:
+    """
+    The variance that the noise of masters leaves in the sum of one band.
+
+    Amplitudes add up within a cluster of frames (same masters, same detector
+    pixel, which is the one that its first frame has there), squares between
+    clusters. It is all in three variances of the dark and one of the flat, so
+    that a cluster costs the same whatever the number of its frames.
+
+    Parameters
+    ----------
+    task : BandSum
+    rows : slice
+        Of the coadd.
+    """
+
+    def __init__(self, task, rows):
+        self.task, self.rows = task, rows
+        self.size = (rows.stop - rows.start) * task.shape[1]
+        self.fixed = self.relative = None
+        self.windows, self.open = {}, {}
+        self.scratch = np.empty((2, ROWS, task.shape[1]), np.float32)
+        known = task.cluster[task.cluster >= 0]
+        self.left = dict(zip(*np.unique(known, return_counts=True), strict=True))
+
+    def add(self, i, lost, offset):
+        """Add frame ``i`` but for the pixels ``lost`` (sorted; ``offset`` is the band's first)."""
+        cluster = self.task.cluster[i]
+        if cluster < 0:
+            return
+        first, last = np.searchsorted(lost, (offset, offset + self.size))
+        sums = self.open.setdefault(cluster, _Cluster())
+        sums.add(_amounts(self.task, i), lost[first:last] - offset)
+        self.left[cluster] -= 1
+        if not self.left[cluster]:
+            self._close(self.task.frames[i], self.open.pop(cluster), self.task.overlap[i])
+
+    def _close(self, frame, sums, overlap):
+        """Add the squares of a cluster that is complete."""
+        if self.fixed is None:
+            self.fixed, self.relative = np.zeros((2, self.size), np.float32)
+        read = self._window(frame).planes
+        pixels, taken = sums.merged()
+        have = sums.amounts[:, None] - taken
+        scale, width = math.sqrt(overlap), self.task.shape[1]
+        for start in range(self.rows.start, self.rows.stop, ROWS):
+            rows = slice(start, min(start + ROWS, self.rows.stop))
+            n_rows, before = rows.stop - start, (start - self.rows.start) * width
+            planes, place = nearest_planes(frame, read, rows)
+            low, high = np.searchsorted(pixels, (before, before + n_rows * width))
+            y, x = np.divmod(pixels[low:high] - before, width)
+            self._add(rows, planes, place, sums.amounts * scale, (y, x), have[:, low:high] * scale)
+
+    def _add(self, rows, planes, place, amounts, lost, have):
+        """Add some rows; at the pixels ``lost`` there is less."""
+        (y, x), (oy, ox) = lost, place
+        inside = (y >= oy.start) & (y < oy.stop) & (x >= ox.start) & (x < ox.stop)
+        at = y[inside] - oy.start, x[inside] - ox.start
+        few = [None if plane is None else plane[at] for plane in planes]
+        few = _variances(few, have[:, inside])
+        part = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+        a, b, w = amounts
+        terms = (
+            (self.fixed, ((0, a * a), (1, 2.0 * a * b), (2, b * b)), few[0]),
+            (self.relative, ((3, w * w),), few[1]),
+        )
+        for total, parts, values in terms:
+            if values is None:
+                continue
+            target = total.reshape(-1, self.task.shape[1])[part][oy, ox]
+            out, spare = (plane[: target.shape[0], : target.shape[1]] for plane in self.scratch)
+            for k, (which, factor) in enumerate(parts):
+                np.multiply(planes[which], np.float32(factor), out=spare if k else out)
+                if k:
+                    out += spare
+            out[at] = values
+            target += out
+
+    def _window(self, frame):
+        """The noise of a frame's masters, all rows at once: those asked for next find them."""
+        if frame.masters not in self.windows:
+            self.windows[frame.masters] = RowWindow(calibrated(frame).master_noise)
+        window = self.windows[frame.masters]
+        rows = frame.source_rows(self.rows, 2) if hasattr(frame, "alignment") else self.rows
+        window.planes(rows or slice(0, 1))
+        return window
+
+    def variance(self, signal):
+        """
+        Return the variance where the weights that count add up to 1, or None.
+
+        Parameters
+        ----------
+        signal : `~numpy.ndarray`, (size,)
+            What was divided by the flat [unit of the coadd].
+        """
+        if self.fixed is None:
+            return None
+        signal = np.nan_to_num(signal)
+        self.relative *= signal
+        self.relative *= signal
+        self.fixed += self.relative
+        return self.fixed

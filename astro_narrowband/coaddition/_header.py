@@ -1,0 +1,107 @@
+"""
+What stands beside the pixels of a coadd: its header, its WCS, the table of its frames.
+
+Private to `astro_narrowband.coaddition._coadd`.
+"""
+
+import copy
+import warnings
+
+import numpy as np
+from astropy import units as u
+from astropy.table import QTable
+from astropy.wcs import WCS, FITSFixedWarning
+
+from astro_narrowband._engine.files import set_card
+from astro_narrowband.coaddition._common_noise import undithered_noise
+from astro_narrowband.exceptions import NarrowbandWarning
+
+__all__ = ["frame_table", "noise_correlation", "wcs_of", "write_header"]
+
+#: Cards of a single frame that say nothing true of a coadd.
+NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
+                "EXPOSURE", "NEXTEND", "BUNIT")  # fmt: skip
+
+
+def noise_correlation(frame):
+    """Variance of single pixels over the variance plane, 1 where nothing was interpolated."""
+    value = getattr(frame, "noise_correlation", None)
+    return float(frame.header.get("NOISECOR", 1.0) if value is None else value)
+
+
+def wcs_of(frame):
+    """The WCS of a frame, or None."""
+    ccd = getattr(frame, "ccd", None)
+    if ccd is not None and ccd.wcs is not None:
+        return copy.deepcopy(ccd.wcs)
+    if not str(frame.header.get("CTYPE1", "")).strip():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FITSFixedWarning)
+        try:
+            return WCS(frame.header)
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[-1]
+    warnings.warn(
+        f"{frame.name}: its WCS cannot be read ({reason}): the coadd has none",
+        NarrowbandWarning,
+        stacklevel=3,
+    )
+    return None
+
+
+def write_header(header, task, reference, weights, planes):
+    """Write what `~astro_narrowband.coaddition.coadd` promises into the header of its reference."""
+    for keyword in list(header):
+        if keyword.startswith(NOT_OF_COADD):
+            del header[keyword]
+    w2v = task.weight**2 * task.background
+    header["NCOMBINE"] = (len(task.frames), "frames combined")
+    if np.isfinite(task.exposure).all():
+        header["EXPTIME"] = (float(task.exposure.sum()), "[s] exposure time of all frames")
+        step = max(1, task.shape[0] // 512)
+        texp = planes[2][::step, ::step]
+        if (texp > 0).any():
+            header["TEFF"] = (float(np.median(texp[texp > 0])), "[s] median effective exposure")
+    else:
+        header.remove("EXPTIME", ignore_missing=True)
+    header["NOISECOR"] = (
+        round(float(np.sum(w2v * task.correlation) / w2v.sum()), 6),
+        "pixel variance over the variance plane",
+    )
+    header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")
+    header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
+    header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
+    header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
+    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
+    header["REJECTED"] = (
+        round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
+        "outliers over pixels that count",
+    )
+
+
+def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):
+    """One row for each frame, see `~astro_narrowband.coaddition.Coadd`."""
+    unit = frames[0].unit
+    alignments = [getattr(frame, "alignment", None) for frame in frames]
+    shift = np.array([(0.0, 0.0) if a is None else a.shift for a in alignments])
+    return QTable(
+        {
+            "name": [frame.name for frame in frames],
+            "used": [not reason for reason in reasons],
+            "reason": np.array(reasons, dtype=str),
+            "exposure": exposure * u.s,
+            "dx": shift[:, 0] * u.pix,
+            "dy": shift[:, 1] * u.pix,
+            "rotation": [0.0 if a is None else a.rotation for a in alignments] * u.deg,
+            "weight": weight,
+            "scale": scale,
+            "scale_err": scale_err,
+            "sky": [s.sky for s in found] * unit,
+            "noise": np.sqrt([s.variance for s in found]) * unit,
+            "sky_offset": offset * unit,
+            "fwhm": [s.fwhm for s in found] * u.pix,
+            "n_stars": [len(s.stars) for s in found],
+            "rejected": rejected,
+        }
+    )

@@ -1,0 +1,235 @@
+"""
+A night from raw frames to coadds, catalogues and a report: the order of the steps.
+
+There is no arithmetic here. Every step is a public function of another module,
+and may be used without this one.
+"""
+
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from astro_narrowband._engine.executors import open_executor
+from astro_narrowband._engine.frames import usable_cores
+from astro_narrowband._engine.headers import Spellings, clean_text
+from astro_narrowband._engine.validate import choice
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.filters import canonical_filter
+from astro_narrowband.night.messages import Messages
+from astro_narrowband.night.plan import make_plan
+from astro_narrowband.night.products import Inputs, Products
+from astro_narrowband.night.run import NOTHING, PARTIAL, Night
+from astro_narrowband.night.screen import screen_plan
+from astro_narrowband.night.table import FrameTable, printable
+
+__all__ = ["Settings", "inspection", "reduce_night"]
+
+#: Settings that say how the work is done and change no pixel.
+_HOW = ("filters", "keep_calibrated", "workers", "memory", "scheduler", "resume", "strict")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What a user may choose about a reduction; the options of ``astro-narrowband reduce``.
+
+    Attributes
+    ----------
+    filters : sequence of str or None
+        Only these filters.
+    gain, read_noise, saturation : float or None
+        [electron/adu], [electron], [adu]; default is what headers say, or what is
+        measured from pairs of flats and biases.
+    registration : {"stars", "astroalign", "centroid", "none"}
+    stars : sequence of (x, y)
+        Stars to align on in the reference frame, for ``"centroid"``.
+    weights : {"background", "exptime", "equal", "point_source"}
+    reject : bool
+        Reject outliers.
+    set_keywords : sequence of (keyword, value)
+        For frames that lack them.
+    max_extrapolation : float
+        Longest light over the longest dark.
+    max_pixels : int or None
+        The largest image that is opened.
+    bayer : {None, "red", "green", "blue", "superpixel", "mono"}
+        Leave out colour mosaics, take the pixels of one colour, or take them as they
+        are.
+    spellings : path-like or None
+        TOML file of the user's own keywords, kinds and filters.
+    keep_calibrated : bool
+    workers : int or None
+    memory : float or None
+        Bytes that the bands under way may take together.
+    scheduler : str or None
+        Address of a Dask scheduler, or ``"local"``.
+    resume : bool
+        Use products of an earlier run again where inputs and settings agree.
+    strict : bool
+        A warning makes the status 3.
+    """
+
+    filters: tuple | None = None
+    gain: float | None = None
+    read_noise: float | None = None
+    saturation: float | None = None
+    registration: str = "stars"
+    stars: tuple = ()
+    weights: str = "background"
+    reject: bool = True
+    set_keywords: tuple = ()
+    max_extrapolation: float = 3.0
+    max_pixels: int | None = None
+    bayer: str | None = None
+    spellings: str | None = None
+    keep_calibrated: bool = False
+    workers: int | None = None
+    memory: float | None = None
+    scheduler: str | None = None
+    resume: bool = True
+    strict: bool = False
+
+    def of_pixels(self):
+        """Return the settings that change a result."""
+        return {name: value for name, value in asdict(self).items() if name not in _HOW}
+
+
+def inspection(table, *, filters=None):
+    """
+    Return what `reduce_night` would do with the files of a table.
+
+    Parameters
+    ----------
+    table : `~astro_narrowband.night.table.FrameTable`
+    filters : sequence of str, optional
+
+    Returns
+    -------
+    lines : list of str
+        Each file with what it is taken for, and the plan with every problem.
+    status : int
+        0 if everything can be reduced as far as headers and a look at the pixels say,
+        3 if nothing can be, 4 if some groups cannot.
+    """
+    plan = make_plan(table, filters=_canonical(filters))
+    screen_plan(plan)
+    counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
+    failed = [group.failed for group in plan.groups]
+    status = NOTHING if all(failed) else PARTIAL if any(failed) else 0
+    return [*table.lines(), "", f"{counts}", "", *plan.lines()], status
+
+
+def reduce_night(nights, output, *, settings=None, progress=None):
+    """
+    Reduce one or more nights.
+
+    Parameters
+    ----------
+    nights : path-like or sequence of path-like
+        Folders of raw frames; only read.
+    output : path-like
+        Folder of the products.
+    settings : Settings, optional
+    progress : callable, optional
+        ``progress(iterable, total=, description=)`` returns the iterable, and may
+        show how far it is.
+
+    Returns
+    -------
+    dict
+        The record that is written to ``night.json``; its ``"status"`` is 0 (done),
+        3 (nothing could be made, or ``strict`` and a warning) or 4 (a filter could
+        not be made, the others are there).
+
+    Raises
+    ------
+    InputError
+        If there is no folder, or no light in it that could be reduced.
+    ProductError
+        If a product cannot be written.
+    """
+    settings = settings or Settings()
+    # Read once: what the files of the user say is part of what products are made of.
+    spellings = None if settings.spellings is None else Spellings.read(settings.spellings)
+    _apart(nights, output)
+    choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
+    with ExitStack() as stack:
+        messages = stack.enter_context(Messages())
+        table = FrameTable.from_paths(
+            nights,
+            set_keywords=dict(settings.set_keywords),
+            max_pixels=settings.max_pixels,
+            bayer=settings.bayer,
+            saturation=settings.saturation,
+            spellings=spellings,
+            ignore=[output],
+        )
+        plan = make_plan(table, filters=_canonical(settings.filters))
+        screen_plan(plan, saturation=settings.saturation)
+        for problem in plan.problems:
+            messages.say(str(problem), problem.level)
+        if not plan.groups:
+            raise InputError(_no_lights(table, nights, settings.filters))
+        used = [row.path for row in table if row.verdict == "used"]
+        workers = settings.workers or usable_cores()
+        inputs = stack.enter_context(Inputs(used, workers=workers))
+        products = stack.enter_context(
+            Products(
+                output,
+                settings={**settings.of_pixels(), "spellings": spellings and asdict(spellings)},
+                inputs=inputs,
+                resume=settings.resume,
+            )
+        )
+        executor = stack.enter_context(open_executor(settings.scheduler, workers=settings.workers))
+        night = Night(
+            table, settings, products, messages, executor, progress or _silent, len(plan.groups)
+        )
+        for target in _targets(plan):
+            night.reduce(target)
+        return night.finish(inputs)
+
+
+def _apart(nights, output):
+    """Refuse to look for frames in the folder of the products, which is passed over."""
+    products = Path(output).resolve()
+    for night in [nights] if isinstance(nights, str | os.PathLike) else nights:
+        if Path(night).resolve().is_relative_to(products):
+            raise InputError(
+                f"{printable(output)}: is the folder of the products, and holds the night "
+                f"{printable(night)}: choose another folder with -o"
+            )
+
+
+def _targets(plan):
+    """Groups of one object on one detector: they share a grid."""
+    targets = {}
+    for group in plan.groups:
+        targets.setdefault((group.object, repr(group.setup)), []).append(group)
+    return list(targets.values())
+
+
+def _canonical(filters):
+    return None if filters is None else [canonical_filter(name) for name in filters]
+
+
+def _no_lights(table, nights, filters):
+    there = sorted({row.filter for row in table if row.kind == "light"} - {""})
+    if filters is not None and there:
+        return (
+            f"no light of {', '.join(map(clean_text, filters))} is there (--filter): the lights "
+            f"are of {', '.join(there)}"
+        )
+    counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
+    where = ", ".join(printable(night) for night in np.atleast_1d(nights))
+    return (
+        f"{where}: there is no light to reduce ({counts}): `astro-narrowband inspect` says what "
+        "each file is taken for; --set IMAGETYP=light serves where neither header nor name says it"
+    )
+
+
+def _silent(iterable, *, total, description):  # noqa: ARG001
+    return iterable

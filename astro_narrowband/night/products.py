@@ -1,0 +1,539 @@
+"""
+The folder of products: one run at a time, provenance, resume, the record of the night.
+
+A product is used again only if the SHA-256 of what is on disk and its
+provenance (the SHA-256 of the inputs, the settings, the versions) are those
+under which it was written. A line of a journal says so, written when the
+product is on the disk and just before it gets its name; a run that is killed
+at any time leaves every product either as it was or as it should be.
+"""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import socket
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from astro_narrowband._engine.files import (
+    FitsWriter,
+    product_error,
+    safe_name,
+    safe_text,
+    sha256,
+    sweep,
+    write_fits,
+    write_table,
+    write_text,
+)
+from astro_narrowband.exceptions import InputError, ProductError
+
+__all__ = ["Inputs", "Products", "provenance_key", "read_record", "software", "strict_json"]
+
+_LOCK = ".astro-narrowband.lock"
+_JOURNAL = ".astro-narrowband.jsonl"
+_PACKAGES = ("numpy", "scipy", "astropy", "ccdproc", "photutils", "astroalign", "sep")
+
+
+@functools.cache
+def software():
+    """
+    Return the versions that a result may depend on, by name of the package.
+
+    Examples
+    --------
+    >>> from astro_narrowband.night.products import software
+    >>> list(software())[:3]
+    ['astro_narrowband', 'python', 'numpy']
+    """
+    versions = {"astro_narrowband": _version("astro-narrowband")}
+    versions["python"] = platform.python_version()
+    for name in _PACKAGES:
+        versions[name] = _version(name)
+    return versions
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+# --------------------------------------------------------------------------- records
+
+
+def _plain(value):
+    """Turn numpy, units and paths into what JSON has; what is not finite into None."""
+    if isinstance(value, dict):
+        return {safe_text(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(item) for item in value)
+    if hasattr(value, "unit") and hasattr(value, "value"):
+        value = value.value
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+        return _plain(value) if isinstance(value, list) else _plain_scalar(value)
+    return _plain_scalar(value)
+
+
+def _plain_scalar(value):
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    return safe_text(value)
+
+
+def strict_json(record):
+    """
+    Return a record as JSON that every reader takes: no NaN, no control characters.
+
+    Parameters
+    ----------
+    record : dict
+        Of numbers (also of numpy, also with units, which are dropped), texts,
+        paths, lists and dicts. Numbers that are not finite become ``null``.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from astro_narrowband.night.products import strict_json
+    >>> print(strict_json({"sky": float("nan"), "n": 3}))
+    {
+     "sky": null,
+     "n": 3
+    }
+    """
+    return json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=True)
+
+
+def read_record(path):
+    """
+    Read ``night.json``.
+
+    Raises
+    ------
+    InputError
+        If it is not there, or not a record.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise InputError(f"{safe_text(path)}: is not JSON: run reduce again") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{safe_text(path)}: holds no record: run reduce again")
+    return record
+
+
+# --------------------------------------------------------------------------- provenance
+
+
+def provenance_key(inputs, settings):
+    """
+    Return what a product was made of and how, as 64 hexadecimal digits.
+
+    Parameters
+    ----------
+    inputs : mapping
+        Name to SHA-256 of each input, in any order.
+    settings : mapping
+        Whatever changes the result; anything `strict_json` takes.
+
+    Returns
+    -------
+    str
+        Other inputs, names, settings or versions of software give another key.
+    """
+    parts = [sorted(inputs.items()), settings, software()]
+    text = json.dumps(_plain(parts), sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Inputs:
+    """
+    SHA-256 of input files, computed by threads while other work goes on.
+
+    A context manager. It costs about 0.8 s of one core for each GB.
+
+    Parameters
+    ----------
+    paths : iterable of path-like
+        Regular files; hashing starts at once.
+    workers : int, optional
+        Number of threads.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> from astro_narrowband.night.products import Inputs
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a"
+    >>> size = path.write_text("light")
+    >>> with Inputs([path]) as inputs:
+    ...     inputs[path][:8]
+    '99a70261'
+    """
+
+    def __init__(self, paths, *, workers=1):
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sha256")
+        self._futures = {str(path): self._pool.submit(sha256, path) for path in paths}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._pool.shutdown(cancel_futures=True)
+
+    def __iter__(self):
+        return iter(self._futures)
+
+    def __getitem__(self, path):
+        """Wait for the SHA-256 of one file; `InputError` if it cannot be read."""
+        return self._futures[str(path)].result()
+
+    def digests(self):
+        """Wait for all, and return ``{path: SHA-256}``; ``None`` for what cannot be read."""
+        out = {}
+        for path, future in self._futures.items():
+            try:
+                out[path] = future.result()
+            except InputError:
+                out[path] = None
+        return out
+
+
+# --------------------------------------------------------------------------- the folder
+
+
+class Products:
+    """
+    The folder that one run writes to, locked while it does.
+
+    A context manager: the lock is taken, leftovers of dead runs are removed,
+    and the journal is read when the block starts. Several threads may ask for
+    products and write them at once.
+
+    Parameters
+    ----------
+    folder : path-like
+        Made if it is not there.
+    settings : mapping, optional
+        The settings of the run that change results; part of every key.
+    inputs : `Inputs`, optional
+        The input files: never written to, and part of the keys.
+    resume : bool, optional
+        Whether products of an earlier run may be used again.
+
+    Raises
+    ------
+    ProductError
+        If the folder cannot be made or written to, or another run has it.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astro_narrowband.night.products import Products
+    >>> out = tempfile.mkdtemp()
+    >>> for run in range(2):
+    ...     with Products(out, settings={"weights": "background"}) as products:
+    ...         key = products.key([], step="note")
+    ...         if not products.have("note.txt", key):
+    ...             print("written")
+    ...             digest = products.write_text("note.txt", "3 frames", key)
+    written
+    """
+
+    def __init__(self, folder, *, settings=None, inputs=None, resume=True):
+        self.folder = Path(folder)
+        self._digests = {}
+        self._settings = dict(settings or {})
+        self._inputs = inputs
+        self._resume = resume
+        self._journal = {}
+        self._mutex = threading.Lock()
+        self._lock = None
+
+    @property
+    def digests(self):
+        """Name to SHA-256 of each product that this run wrote or used again, by name."""
+        with self._mutex:
+            return dict(sorted(self._digests.items()))
+
+    # ---- one run at a time
+
+    def __enter__(self):
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise product_error(self.folder, error) from error
+        self._take_lock()
+        try:
+            for folder in (self.folder, *(p for p in self.folder.iterdir() if _is_folder(p))):
+                sweep(folder)
+            self._read_journal()
+        except OSError as error:
+            self._release()
+            raise product_error(self.folder, error) from error
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        try:
+            if kind is None:
+                self._compact()
+        finally:
+            self._release()
+
+    def _take_lock(self):
+        path = self.folder / _LOCK
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        while True:
+            try:
+                lock = os.open(path, flags, 0o666)
+            except OSError as error:
+                raise product_error(path, error) from error
+            try:
+                # The system drops the lock of a process that dies: a file that is left is stale.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = safe_text(os.read(lock, 200).decode("utf-8", "replace")).strip()
+                os.close(lock)
+                raise ProductError(
+                    f"{self.folder}: another run writes here ({owner or 'owner unknown'}): "
+                    "wait until it ends, or choose another folder with -o"
+                ) from None
+            except OSError as error:
+                os.close(lock)
+                raise product_error(path, error) from error
+            if _same_file(lock, path):
+                break
+            os.close(lock)  # its owner ended, and removed it, between the two calls
+        self._lock = lock
+        try:
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            self._release()
+            raise product_error(path, error) from error
+
+    def _release(self):
+        with contextlib.suppress(OSError):
+            os.unlink(self.folder / _LOCK)
+        os.close(self._lock)
+        self._lock = None
+
+    # ---- provenance
+
+    def key(self, paths, **settings):
+        """
+        Return the provenance of a product, evaluated when it is needed.
+
+        Parameters
+        ----------
+        paths : iterable of path-like or (name, SHA-256)
+            Its inputs: raw frames, whose SHA-256 are waited for, or other
+            products by name with their own key.
+        **settings
+            What else its result depends on.
+
+        Returns
+        -------
+        callable
+            Without arguments; gives the key as a str.
+        """
+        paths = list(paths)
+
+        @functools.cache
+        def key():
+            inputs = {}
+            for item in paths:
+                name, digest = item if isinstance(item, tuple) else (item, None)
+                digest = self._inputs[item] if digest is None else digest
+                inputs[str(name)] = digest() if callable(digest) else digest
+            return provenance_key(inputs, {"run": self._settings, "step": settings})
+
+        return key
+
+    def have(self, name, key):
+        """
+        Return whether a product is there, whole and made of the same things.
+
+        Parameters
+        ----------
+        name : str
+            Relative to the folder, such as ``"masters/bias.fits"``.
+        key : str or callable
+            See `key`. Not evaluated where there is no such product.
+        """
+        with self._mutex:
+            entries = list(self._journal.get(name, ()))
+        path = self.path(name)
+        if not (self._resume and entries and _is_file(path)):
+            return False
+        wanted = key() if callable(key) else key
+        known = {digest for known_key, digest in entries if known_key == wanted}
+        if not known:
+            return False
+        try:
+            digest = sha256(path)
+        except InputError:
+            return False  # it cannot be read any more: made again
+        if digest not in known:
+            return False
+        with self._mutex:
+            self._journal[name] = [(wanted, digest)]
+            self._digests[name] = digest
+        return True
+
+    def earlier(self):
+        """Return the names of products of earlier runs that this run neither made nor used."""
+        with self._mutex:
+            names = set(self._journal) - set(self._digests)
+        return sorted(name for name in names if _is_file(self.folder / name))
+
+    # ---- writing
+
+    def path(self, name):
+        """
+        Return the path of a product; its folder is made.
+
+        Raises
+        ------
+        ProductError
+            If the name could lead out of the folder, the folder is a symbolic
+            link, or the name is that of an input.
+        """
+        parts = str(name).split("/")
+        if len(parts) > 2 or any(part != safe_name(part) for part in parts):
+            raise ProductError(f"{safe_text(name)!r} is not a name for a product: use safe_name")
+        path = self.folder.joinpath(*parts)
+        if len(parts) == 2:
+            try:
+                path.parent.mkdir(exist_ok=True)
+            except OSError as error:
+                raise product_error(path.parent, error) from error
+            if not _is_folder(path.parent):
+                raise ProductError(
+                    f"{path.parent}: is a symbolic link, and products are never written "
+                    "through one: remove it, or choose another folder"
+                )
+        if self._inputs is not None and os.path.realpath(path) in self._real_inputs:
+            raise ProductError(
+                f"{path}: is an input, and would be overwritten: choose another folder with -o"
+            )
+        return path
+
+    @functools.cached_property
+    def _real_inputs(self):
+        return {os.path.realpath(path) for path in self._inputs}
+
+    def write_fits(self, name, image, key=None):
+        """Write a product as `~astro_narrowband._engine.files.write_fits` does."""
+        return self._write(write_fits, name, image, key)
+
+    def write_table(self, name, table, key=None):
+        """Write a product as `~astro_narrowband._engine.files.write_table` does."""
+        return self._write(write_table, name, table, key)
+
+    def write_text(self, name, text, key=None):
+        """Write a product as `~astro_narrowband._engine.files.write_text` does."""
+        return self._write(write_text, name, text, key)
+
+    def write_json(self, name, record, key=None):
+        """Write a record as `strict_json` has it."""
+        return self._write(write_text, name, strict_json(record) + "\n", key)
+
+    def writer(self, name, planes, key=None):
+        """Return a FITS writer, for images written band by band."""
+        return FitsWriter(self.path(name), planes, commit=self._commit(name, key))
+
+    def _write(self, write, name, content, key):
+        return write(self.path(name), content, commit=self._commit(name, key))
+
+    def _commit(self, name, key):
+        def commit(digest):
+            wanted = key() if callable(key) else key
+            with self._mutex:
+                if wanted is not None:
+                    self._note(name, wanted, digest)
+                self._digests[name] = digest
+
+        return commit
+
+    # ---- the journal
+
+    def _note(self, name, key, digest):
+        """Append a line; what was known of the product before stays true until it is renamed."""
+        line = json.dumps({"name": name, "key": key, "sha256": digest})
+        path = self.folder / _JOURNAL
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        journal = os.open(path, flags, 0o666)
+        try:
+            # A line that was cut by a kill or a full disk ends before this one starts.
+            os.write(journal, f"\n{line}\n".encode())
+        finally:
+            os.close(journal)
+        self._journal.setdefault(name, []).append((key, digest))
+
+    def _read_journal(self):
+        path = self.folder / _JOURNAL
+        if not _is_file(path):
+            return
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                name, key, digest = entry["name"], entry["key"], entry["sha256"]
+            except (ValueError, TypeError, KeyError):
+                continue  # cut; its product is made again
+            if all(isinstance(text, str) for text in (name, key, digest)):
+                self._journal.setdefault(name, []).append((key, digest))
+
+    def _compact(self):
+        lines = []
+        for name, entries in sorted(self._journal.items()):
+            key, digest = entries[-1]
+            lines.append(json.dumps({"name": name, "key": key, "sha256": digest}))
+        if lines:
+            write_text(self.folder / _JOURNAL, "\n".join(lines) + "\n")
+
+
+def _is_file(path):
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _is_folder(path):
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _same_file(descriptor, path):
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return False
+    here = os.fstat(descriptor)
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)

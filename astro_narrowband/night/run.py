@@ -1,0 +1,577 @@
+"""
+One run of the pipeline: masters, calibrated lights, coadds, catalogues, and the record of them.
+
+Every step asks first whether an earlier run has left its product, made of the
+same inputs in the same way.
+"""
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from astropy import units as u
+from astropy.io import fits
+from astropy.table import QTable
+from astropy.time import Time
+
+from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.files import safe_name, set_card, unique_name
+from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
+from astro_narrowband._engine.headers import read_egain, read_noise
+from astro_narrowband.calibration import CalibratedFrame, Recipe
+from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
+from astro_narrowband.darks import DarkModel
+from astro_narrowband.detector import Detector, decide_detector
+from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
+from astro_narrowband.masters import check_flats, master_bias, master_flat
+from astro_narrowband.night.plan import Group
+from astro_narrowband.night.products import software
+from astro_narrowband.night.record import (
+    frames_record,
+    frames_table,
+    group_record,
+    read_frames,
+    with_frames,
+)
+from astro_narrowband.night.report import Pictures, can_render, render_report
+from astro_narrowband.night.table import FrameRow
+from astro_narrowband.photometry import make_catalog
+from astro_narrowband.registration import Alignment, align_group
+from astro_narrowband.resampling import ResampledFrame
+
+__all__ = ["Night"]
+
+#: Status of a night of which nothing, or not everything, could be made.
+NOTHING, PARTIAL = 3, 4
+#: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
+GAIN_CHECK = 1 << 17
+#: Longest name from headers in the name of a product, which may have 80 characters.
+LONGEST = 62
+
+
+class Master(NamedTuple):
+    """A master, the name of its product, and what that was made of."""
+
+    value: object
+    name: str
+    key: object
+
+
+@dataclass(eq=False)
+class Light:
+    """A light on its way: what is known of it grows from step to step."""
+
+    row: FrameRow
+    group: Group
+    frame: CalibratedFrame
+    stars: QTable | None = None
+    measuring: Future | None = None
+    statistics: FrameStatistics | None = None
+    alignment: Alignment | None = None
+
+
+class Night:
+    """One run of the pipeline: the products made so far, and the record of them."""
+
+    def __init__(self, table, settings, products, messages, executor, progress, n_groups):
+        self.table, self.settings, self.products = table, settings, products
+        self.messages, self.executor, self.progress = messages, executor, progress
+        self.workers = settings.workers or usable_cores()
+        self.made = {}
+        self.names = set()
+        self.held = threading.local()
+        self.pictures = Pictures(products.folder, n_groups) if can_render() else None
+        self.record = {
+            "software": software(),
+            "settings": asdict(settings),
+            "status": 0,
+            "detector": {},
+            "masters": [],
+            "groups": [],
+        }
+
+    def reduce(self, target):
+        """Reduce one target: every filter of one object on one detector, on one grid."""
+        names = {g: self.name(f"{_short(g.object, 40)}-{_short(g.filter, 20)}") for g in target}
+        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
+            try:
+                self.draw(writer, Pictures.load)
+                lights, keys = self.prepare(target, names, pool)
+                # The grid, and so every coadd, depends on all lights of the target.
+                paths = [light.row.path for light in lights]
+                key = self.products.key(paths + keys, product="coadds")
+                there = {g: self.products.have(f"coadd-{names[g]}.fits", key) for g in target}
+                reference = ""
+                if not all(there[g] or g.failed for g in target):
+                    lights = self.measured(lights, pool)
+                    lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                for master in self.record["masters"]:
+                    self.draw(writer, Pictures.master, master)
+                coadds, writing = {}, None
+                for group in self.progress(target, total=len(target), description="coadds"):
+                    if there[group]:
+                        coadds[group] = self.attempt([group], self.read_coadd, names[group])
+                        continue
+                    mine = [light for light in lights if light.group is group]
+                    made = self.attempt([group], self.make_coadd, group, mine, reference)
+                    coadds[group] = made and (made[0].ccd, made[0].coverage, made[1])
+                    if writing is not None:
+                        writing.result()  # no more than one waits to be written
+                    if made:
+                        name = f"coadd-{names[group]}.fits"
+                        writing = writer.submit(self.write_coadd, name, *made, key)
+                        self.draw(writer, Pictures.coadd, name, group.filter)
+                        self.draw(writer, Pictures.night, frames_record(made[1]), group.filter)
+                    del made  # its planes go when they are written
+                self.catalogue(target, names, coadds, key)
+                if writing is not None:
+                    writing.result()
+            finally:
+                for waiting in (pool, writer):
+                    waiting.shutdown(cancel_futures=True)
+        for group in target:
+            self.describe(group, names[group], coadds[group])
+
+    def prepare(self, target, names, pool):
+        """
+        Make the masters of a target; return its lights, calibrated while they are read, and keys.
+
+        Where a coadd is certainly to be made, because it is not there, its lights are
+        measured while the masters of the next filter are made.
+        """
+        lights, keys = [], []
+        for group in self.progress(target, total=len(target), description="masters"):
+            made = self.attempt([group], self.calibrated, group)
+            if made is not None:
+                lights += made[0]
+                keys += made[1]
+                if not self.products.path(f"coadd-{names[group]}.fits").exists():
+                    self.start_measuring(made[0], pool)
+        return lights, keys
+
+    def draw(self, writer, picture, *what):
+        """
+        Draw a picture of the page, when ``writer`` has time, while other work goes on.
+
+        What fails is drawn again with the page, which says so.
+        """
+        if self.pictures is not None:
+            writer.submit(picture, self.pictures, *what)
+
+    def attempt(self, groups, step, *args):
+        """Do a step for some groups; if it fails they do, with the reason, and the others go on."""
+        groups = [group for group in groups if not group.failed]
+        if not groups:
+            return None
+        try:
+            return step(*args)
+        except ProductError:
+            raise
+        except NarrowbandError as error:
+            for group in groups:
+                group.fail(str(error))
+                self.messages.say(f"{group.label}: not reduced: {error}", "error")
+            return None
+
+    # ------------------------------------------------------------------ masters
+
+    def calibrated(self, group):
+        """Return the lights of a group, calibrated while they are read, and their masters' keys."""
+        recipe, keys = self.recipe(group)
+        lights = []
+        for row in group.lights:
+            try:
+                lights.append(Light(row, group, CalibratedFrame(row.open(), recipe)))
+            except NarrowbandError as error:
+                self.leave_out(row, str(error))
+        if not lights:
+            raise InputError("none of its lights can be calibrated")
+        return lights, keys
+
+    def recipe(self, group):
+        """Return what calibrates a group, and the keys of its masters."""
+        detector = self.detector(group)
+        bias = self.bias(group, detector) if group.bias else None
+        dark = flat = None
+        if group.darks:
+            dark = self.dark(group, detector, bias)
+        elif bias is not None:
+            dark = bias._replace(value=DarkModel.from_masters(bias=as_ccd(bias.value)))
+        if group.flats:
+            flat = self.flat(group, detector, dark)
+        recipe = Recipe(
+            detector,
+            dark=None if dark is None else dark.value,
+            flat=None if flat is None else flat.value,
+            max_extrapolation=self.settings.max_extrapolation,
+        )
+        masters = [master for master in (bias, dark, flat) if master is not None]
+        return recipe, [(master.name, master.key) for master in masters]
+
+    def detector(self, group):
+        """Return gain, read noise and saturation of a group's camera."""
+        identity = ("detector", *(row.path for row in (*group.bias, *group.flats)))
+        if identity not in self.made:
+            settings, frame = self.settings, group.lights[0].open()
+            # What a user gives is of a pixel of the camera; a mosaic may add some of them.
+            n = getattr(frame, "n_added", 1)
+            self.made[identity] = decide_detector(
+                frame.header,
+                gain=_quantity(settings.gain, u.electron / u.adu),
+                read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
+                saturation=_quantity(settings.saturation, n * u.adu),
+                flats=[row.open() for row in group.flats],
+                biases=[row.open() for row in group.bias],
+            )
+            self.check_detector(self.made[identity], group, frame.header)
+        self.record["detector"][group.label] = asdict(self.made[identity])
+        return self.made[identity]
+
+    def check_detector(self, detector, group, header):
+        """Say what the header has wrong, and where flats and biases show another gain."""
+        for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
+            if "measured" in detector.sources[what]:
+                try:
+                    read(header)
+                except InputError as error:
+                    self.messages.say(f"{group.label}: {error}: it was measured instead")
+        pairs = group.flats[:2], group.bias[:2]
+        if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
+            return
+        try:
+            flats, biases = ([row.open() for row in rows] for rows in pairs)
+            found = Detector.measure(
+                flats, biases, saturation=detector.saturation, sample=GAIN_CHECK
+            )
+        except InputError:
+            return  # frames that cannot tell
+        if not 1 / 1.5 < detector.gain / found.gain < 1.5:
+            self.messages.say(
+                f"{group.label}: the gain is {detector.gain:.4g} electron/adu "
+                f"({detector.sources['gain']}), but flats and biases show {found.gain:.3g}: "
+                "counts and errors follow it: check it, or give --gain"
+            )
+
+    def bias(self, group, detector):
+        """Return the master bias of a group."""
+
+        def make(frames):
+            return master_bias(frames, detector=detector, workers=self.workers)
+
+        master = self.master("bias", group.bias, make, FitsFrame)
+        header = master.value.header
+        self.note_master(
+            "bias",
+            master,
+            group,
+            n_frames=header["NCOMBINE"],
+            level=header["BIASLEV"],
+            noise=header["RDNOISEA"],
+        )
+        return master
+
+    def dark(self, group, detector, bias):
+        """Return the dark model of a group."""
+
+        def make(frames):
+            return DarkModel.fit(
+                frames,
+                bias=bias and bias.value,
+                detector=detector,
+                workers=self.workers,
+            )
+
+        master = self.master(
+            "dark", group.darks, make, DarkModel.read, needs=[bias], depends=asdict(detector)
+        )
+        model = master.value
+        self.note_master(
+            "dark",
+            master,
+            group,
+            model=model.model,
+            exposures=model.exposures,
+            n_frames=model.n_frames,
+            temperatures=model.temperatures,
+            notes=list(model.notes),
+        )
+        return master
+
+    def flat(self, group, detector, dark):
+        """Return the master flat of a group; flats that are of no use are left out by name."""
+        if dark is None:
+            raise InputError("its flats have neither bias nor dark to lose: add bias frames")
+        limits = {
+            "dark": dark.value,
+            "detector": detector,
+            "max_extrapolation": self.settings.max_extrapolation,
+        }
+        rows, checks, left_out = [], [], []
+        for row, check in zip(
+            group.flats, check_flats([row.open() for row in group.flats], **limits), strict=True
+        ):
+            if check.reason:
+                self.leave_out(row, check.reason)
+                left_out.append(row.name)
+            else:
+                rows.append(row)
+                checks.append(check)
+        if not rows:
+            raise InputError("none of its flats can be used")
+
+        def make(frames):
+            ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
+            for keyword in ("FILTER", "FILTUSED"):
+                set_card(ccd.header, keyword, group.filter)
+            return ccd
+
+        master = self.master(
+            f"flat-{safe_name(group.filter)}",
+            rows,
+            make,
+            _read_flat,
+            needs=[dark],
+            depends=asdict(detector),
+        )
+        self.note_master(
+            "flat",
+            master,
+            group,
+            filter=group.filter,
+            n_frames=len(rows),
+            left_out=left_out,
+            exposure=[row.exposure for row in rows],
+        )
+        return master
+
+    def master(self, title, rows, make, read, *, needs=(), depends=None):
+        """Return a `Master`: one that was made for another group, read again, or made now."""
+        identity = (title, *(row.path for row in rows))
+        if identity not in self.made:
+            name = f"masters/{self.name(title)}.fits"
+            needed = [(master.name, master.key) for master in needs if master is not None]
+            key = self.products.key(
+                [row.path for row in rows] + needed, product=title, depends=depends
+            )
+            if not self.products.have(name, key):
+                made = make([row.open() for row in rows])
+                image = made.to_hdul() if hasattr(made, "to_hdul") else made
+                self.products.write_fits(name, image, key)
+            # Masters stay on disk and are read by bands: memory does not grow with the filters.
+            self.made[identity] = Master(read(self.products.path(name)), name, key)
+        return self.made[identity]
+
+    def note_master(self, kind, master, group, **facts):
+        """Put a master into the record, with the groups that it serves."""
+        masters = self.record["masters"]
+        entry = next((entry for entry in masters if entry["path"] == master.name), None)
+        if entry is None:
+            entry = {"kind": kind, "path": master.name, "groups": [], **facts}
+            masters.append(entry)
+        entry["groups"].append(group.label)
+
+    def name(self, title):
+        """Return a name for a product that no other one of this run has."""
+        return unique_name(title[:LONGEST], self.names)
+
+    # ------------------------------------------------------------------ lights
+
+    def measure(self, light, recipe):
+        """
+        Find the stars of a light, and what it is worth; return why it cannot be used, or "".
+
+        ``recipe`` has the masters in memory, for all lights of a group.
+        """
+        try:
+            # Calibrated once for both, in the memory of the light before.
+            spare = getattr(self.held, "frame", None)
+            frame = light.frame.with_held_masters(recipe)
+            held = self.held.frame = HeldFrame(frame, spare=spare, variance=False)
+            light.stars = detect_stars(held, gain=frame.exposure)
+            light.statistics = measure_frame(frame, stars=light.stars, held=held)
+        except NarrowbandError as error:
+            return str(error)
+        return ""
+
+    def start_measuring(self, lights, pool):
+        """Measure the lights of a group in other threads; their masters go with the last one."""
+        recipe = lights[0].frame.recipe.hold()
+        for light in lights:
+            light.measuring = pool.submit(self.measure, light, recipe)
+
+    def measured(self, lights, pool):
+        """Return the lights that can be read, measured."""
+        for group in dict.fromkeys(light.group for light in lights if not light.measuring):
+            self.start_measuring([light for light in lights if light.group is group], pool)
+        for light in self.progress(lights, total=len(lights), description="stars"):
+            reason = light.measuring.result()
+            if reason:
+                self.leave_out(light.row, reason)
+        pool.shutdown()  # and what its threads hold is free
+        return [light for light in lights if light.statistics is not None]
+
+    def register(self, lights):
+        """Return the lights that can be aligned with the best of them, and its name."""
+        settings = self.settings
+        if not lights or settings.registration == "none":
+            for light in lights:
+                light.alignment = Alignment.identity("none")
+            return lights, ""
+        options = {"positions": settings.stars} if settings.registration == "centroid" else {}
+        found = align_group(
+            [light.frame for light in lights],
+            method=settings.registration,
+            times=_times([light.row.date for light in lights]),
+            labels=[light.group.filter for light in lights],
+            tables=[light.stars for light in lights],
+            workers=self.workers,
+            **options,
+        )
+        kept = []
+        for light, result in zip(lights, found.alignments, strict=True):
+            if isinstance(result, Alignment):
+                light.alignment = result
+                kept.append(light)
+            else:
+                self.leave_out(light.row, str(result))
+        if options and len(kept) == 1 < len(lights):
+            reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
+            raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
+        return kept, lights[found.reference].row.name
+
+    def make_coadd(self, group, lights, reference):
+        """Coadd the lights of a group; return the coadd and the table of its frames."""
+        if not lights:
+            raise InputError("none of its lights can be aligned")
+        settings = self.settings
+        made = coadd(
+            [ResampledFrame(light.frame, light.alignment) for light in lights],
+            weights=settings.weights,
+            reject=settings.reject,
+            statistics=[light.statistics for light in lights],
+            executor=self.executor,
+            workers=self.workers,
+            **({} if settings.memory is None else {"memory": settings.memory}),
+        )
+        for keyword, text in (
+            ("OBJECT", group.object),
+            ("FILTER", group.filter),
+            ("REFFRAME", Path(reference).name),
+        ):
+            set_card(made.ccd.header, keyword, text)
+        if settings.keep_calibrated:
+            for light in lights:
+                product = f"calibrated/{self.name(light.row.path.stem)}.fits"
+                self.products.write_fits(product, as_ccd(light.frame))
+        return made, frames_table(lights, made, reference)
+
+    def write_coadd(self, name, made, frames, key):
+        """Write a coadd with the table of its frames."""
+        self.products.write_fits(name, with_frames(made.to_hdul(), frames), key)
+
+    def read_coadd(self, name):
+        """Read the coadd that an earlier run made of the same things."""
+        path = self.products.path(f"coadd-{name}.fits")
+        return _read_ccd(path), fits.getdata(path, "NEXP"), read_frames(path)
+
+    def catalogue(self, target, names, coadds, key):
+        """Measure the sources of a target in every filter, on the grid that they share."""
+        made = {group: coadds[group][0] for group in target if coadds[group] is not None}
+        if not made:
+            return
+        merged = f"catalog-{self.name(safe_name(target[0].object))}.ecsv"
+        files = [f"{kind}-{names[g]}.ecsv" for g in made for kind in ("catalog", "growth")]
+        key = self.products.key([(names[g], key) for g in made], product="catalogues")
+        there = [self.products.have(file, key) for file in [*files, merged]]
+        if all(there):
+            return
+        found = make_catalog(
+            {group.filter: ccd for group, ccd in made.items()},
+            coverage={group.filter: coadds[group][1] for group in made},
+        )
+        for group in made:
+            table, curves = found.tables[group.filter], found.growth.get(group.filter)
+            # Without a star that is bright and alone there is no curve: an empty table says so.
+            columns = ("id", "radius", "flux", "flux_err")
+            growth = QTable(names=columns) if curves is None else curves.to_table()
+            self.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
+            self.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
+        self.products.write_table(merged, found.merged, key)
+
+    def describe(self, group, name, made):
+        """Put a group into the record."""
+        if made is None:
+            self.record["groups"].append(group_record(group, left_out=group.lights))
+            return
+        ccd, _, frames = made
+        products = {
+            what: file
+            for what, file in {
+                "coadd": f"coadd-{name}.fits",
+                "catalog": f"catalog-{name}.ecsv",
+                "growth": f"growth-{name}.ecsv",
+            }.items()
+            if file in self.products.digests
+        }
+        self.record["groups"].append(
+            group_record(group, frames=frames, ccd=ccd, products=products, left_out=group.lights)
+        )
+
+    def leave_out(self, row, reason):
+        """Leave a file out of the rest of the run, and say so."""
+        reason = reason.removeprefix(f"{row.path.name}: ")
+        self.table.leave_out(row.path, reason)
+        self.messages.say(f"{row.name}: left out: {reason}")
+
+    # ------------------------------------------------------------------ the end
+
+    def finish(self, inputs):
+        """Write the table of frames, the record and the report; return the record."""
+        self.products.write_table("frames.ecsv", self.table.table)
+        record = self.record
+        states = {group["status"] for group in record["groups"]}
+        if "failed" in states:
+            record["status"] = PARTIAL if "done" in states else NOTHING
+        elif self.settings.strict and self.messages.found:
+            record["status"] = NOTHING
+        record["files"] = self.table.counts
+        record["messages"] = self.messages.found
+        record["inputs"] = inputs.digests()
+        if self.pictures is not None:
+            page = render_report(self.products.folder, record, pictures=self.pictures)
+            self.products.write_text("report.html", page)
+        else:
+            self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
+        record["products"] = dict(sorted(self.products.digests.items()))
+        self.products.write_json("night.json", record)
+        return record
+
+
+# --------------------------------------------------------------------------- helpers
+
+
+def _quantity(value, unit):
+    return None if value is None else value * unit
+
+
+def _short(text, longest):
+    return safe_name(safe_name(text)[:longest])
+
+
+def _read_ccd(path):
+    return as_ccd(FitsFrame(path))
+
+
+def _read_flat(path):
+    # A dimensionless BUNIT is an empty one.
+    return FitsFrame(path, unit=u.dimensionless_unscaled)
+
+
+def _times(dates):
+    """Dates as days, or None where one of them cannot be trusted."""
+    try:
+        return list(Time(list(dates), format="isot").mjd)
+    except ValueError:
+        return None

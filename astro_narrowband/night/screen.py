@@ -1,0 +1,253 @@
+"""
+Frames that are not what they are called, by a look at some of their rows.
+
+Headers say what a frame is meant to be. Whether the camera, the disk or the copy
+kept to it is seen in the pixels: nothing but one value, rows that were never
+written, a level far from that of its like, a light below its bias.
+"""
+
+import statistics
+from typing import NamedTuple
+
+import numpy as np
+
+from astro_narrowband._engine.headers import read_saturation
+from astro_narrowband.detector import FULL_SCALE
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.night.table import Problem, problems_of
+
+__all__ = ["Look", "look_at", "misfits", "screen_plan", "why_below"]
+
+#: Rows of a frame that are looked at.
+ROWS = 33
+#: Pixels of these rows that level and scatter are taken from.
+SAMPLE = 16384
+#: Levels of bias and darks of one exposure time agree within so many scatters of their pixels.
+LEVELS = 10.0
+#: Scatters of pixels of like frames agree within this factor.
+SCATTERS = 5.0
+#: A light may lie so many scatters below its bias (whose level drifts through the night).
+BELOW = 5.0
+
+
+class Look(NamedTuple):
+    """
+    What some rows of a frame show.
+
+    Attributes
+    ----------
+    level, scatter : float
+        Median, and standard deviation by the median deviation [adu]; NaN where there
+        is no good pixel.
+    reason : str
+        Why it cannot be used; ``""`` if it may.
+    """
+
+    level: float
+    scatter: float
+    reason: str = ""
+
+
+def look_at(frame, saturation):
+    """
+    Look at some rows of a raw frame.
+
+    Parameters
+    ----------
+    frame : `~astro_narrowband.Frame`
+    saturation : float
+        [adu]
+
+    Returns
+    -------
+    Look
+    """
+    ny = frame.shape[0]
+    rows = np.unique(np.linspace(0, ny - 1, ROWS).astype(int)).tolist()
+    found, same = [], 0
+    try:
+        for y in rows:
+            band = frame.read(slice(y, y + 1))
+            values = band.data[0] if band.mask is None else band.data[0][~band.mask[0]]
+            # The first and the last row are dead in many a camera.
+            same += 0 < y < ny - 1 and values.size > 8 and values.min() == values.max()
+            found.append(values)
+    except InputError as error:
+        return Look(np.nan, np.nan, str(error))
+    values = np.concatenate(found)
+    if not values.size:
+        return Look(np.nan, np.nan, "has no good pixel: it holds no image")
+    # An odd step: even and odd columns may be of two amplifiers, or two colours.
+    sample = values[:: values.size // SAMPLE | 1]
+    level = float(np.median(sample))
+    scatter = float(1.4826 * np.median(np.abs(sample - level)))
+    full = float(np.mean(values >= saturation))
+    if values.min() == values.max():
+        return Look(level, scatter, f"all its pixels are {level:g}: it holds no image")
+    if full > 0.5:
+        return Look(
+            level,
+            scatter,
+            f"is saturated: {100 * full:.0f} % of its pixels are at or above {saturation:g} adu",
+        )
+    if same >= 2:
+        return Look(
+            level,
+            scatter,
+            f"{same} of {len(rows)} rows that were looked at hold one value each: it was cut off "
+            "when it was written or copied: copy it again",
+        )
+    return Look(level, scatter)
+
+
+def misfits(looks, *, what, relative=False):
+    """
+    Say which of some frames of one kind are unlike the others.
+
+    Parameters
+    ----------
+    looks : sequence of Look
+        Of bias, of darks of one exposure time, or of flats.
+    what : str
+        What the frames are called.
+    relative : bool, optional
+        Whether they may differ in level, as flats do.
+
+    Returns
+    -------
+    list of str
+        The reason for each; ``""`` for what may be used. Of less than three frames
+        nobody can say which is the odd one.
+    """
+    reasons = [look.reason for look in looks]
+    good = [look for look in looks if not look.reason]
+    if len(good) < 3:
+        return reasons
+    level = statistics.median(look.level for look in good)
+    scatters = [max(_scatter(look, relative), 1e-6) for look in good]
+    scatter = statistics.median(scatters)
+    for i, look in enumerate(looks):
+        if reasons[i]:
+            continue
+        if _scatter(look, relative) > SCATTERS * scatter:
+            reasons[i] = (
+                f"its pixels scatter {_scatter(look, relative) / scatter:.0f} times as much as "
+                f"those of the other {what}: is it one of them, and BZERO right?"
+            )
+        elif not relative and abs(look.level - level) > LEVELS * max(scatter, 1.0):
+            reasons[i] = (
+                f"its level is {look.level:.0f} adu, that of the other {what} {level:.0f}: is it "
+                "one of them, without light, and BZERO right?"
+            )
+    return reasons
+
+
+def _scatter(look, relative):
+    return look.scatter / max(look.level, 1.0) if relative else look.scatter
+
+
+def why_below(light, bias, *, what="bias"):
+    """
+    Say why a light cannot have been taken with its bias; ``""`` if it can.
+
+    Parameters
+    ----------
+    light : Look
+    bias : sequence of Look
+        Of bias, or of darks with the exposure time of the light.
+    what : str, optional
+        What they are called.
+    """
+    good = [look for look in bias if not look.reason]
+    if not good:
+        return ""
+    level = statistics.median(look.level for look in good)
+    scatter = statistics.median(look.scatter for look in good)
+    if light.level >= level - BELOW * max(scatter, 1.0):
+        return ""
+    why = "the bias was subtracted before" if what == "bias" else "the darks saw light"
+    return (
+        f"lies below its {what} (level {light.level:.4g} adu, {what} {level:.4g}): {why}, or "
+        "BZERO is wrong: give raw frames that belong together"
+    )
+
+
+# ------------------------------------------------------------------ the night
+
+
+def screen_plan(plan, *, saturation=None):
+    """
+    Leave out the frames of a plan that are not what they are called.
+
+    Parameters
+    ----------
+    plan : `~astro_narrowband.night.plan.Plan`
+        Its groups lose these frames, or fail if they have no others; its problems
+        say so.
+    saturation : float, optional
+        Level of a pixel of the camera [adu]; default is that of the headers.
+    """
+    seen, lost, failed = {}, {}, []
+
+    def looks(rows):
+        for row in rows:
+            if row.path not in seen:
+                seen[row.path] = _look(row, saturation)
+        return [seen[row.path] for row in rows]
+
+    for group in plan.groups:
+        if group.failed:
+            continue
+        bias, times = looks(group.bias), {}
+        for row in group.darks:
+            times.setdefault(round(row.exposure, 2), []).append(row)
+        like = "darks of its exposure time"
+        checks = [(group.bias, misfits(bias, what="biases"))]
+        checks += [(rows, misfits(looks(rows), what=like)) for rows in times.values()]
+        checks.append((group.flats, misfits(looks(group.flats), what="flats", relative=True)))
+        lights = []
+        for row, look in zip(group.lights, looks(group.lights), strict=True):
+            darks = looks(times.get(round(row.exposure, 2), ()))
+            below = why_below(look, bias) or why_below(look, darks, what="darks")
+            lights.append(look.reason or below)
+        checks.append((group.lights, lights))
+        for rows, reasons in checks:
+            pairs = zip(rows, reasons, strict=True)
+            lost.update((id(row), (row, why)) for row, why in pairs if why)
+        for name, what in (("bias", "biases"), ("darks", "darks"), ("flats", "flats")):
+            rows = getattr(group, name)
+            setattr(group, name, [row for row in rows if id(row) not in lost])
+            if rows and not getattr(group, name):
+                group.reason = f"none of its {what} can be used: {lost[id(rows[0])][1]}"
+        if all(id(row) in lost for row in group.lights):
+            group.reason = f"none of its lights can be used: {lost[id(group.lights[0])][1]}"
+        if group.failed:
+            failed.append(group)
+    for row, why in lost.values():
+        row.verdict, row.reason = "left out", why
+    serving = set()
+    for group in plan.groups:
+        if not group.failed:
+            group.lights = [row for row in group.lights if id(row) not in lost]
+            serving |= {id(r) for r in (*group.lights, *group.bias, *group.darks, *group.flats)}
+    for group in failed:
+        group.fail(group.reason)
+    for row in plan.table:
+        if row.verdict == "used" and id(row) not in serving:
+            row.verdict, row.reason = "left out", "its group is not reduced"
+    plan.problems += problems_of([(row, f"left out: {why}") for row, why in lost.values()])
+    plan.problems += [Problem("error", g.label, f"not reduced: {g.reason}") for g in failed]
+
+
+def _look(row, saturation):
+    try:
+        frame = row.open()
+    except InputError as error:
+        return Look(np.nan, np.nan, str(error))
+    if saturation is not None:
+        return look_at(frame, saturation * getattr(frame, "n_added", 1))
+    try:
+        found = read_saturation(frame.header)
+    except InputError:
+        found = None  # said where it is decided
+    return look_at(frame, found[0] if found else FULL_SCALE)

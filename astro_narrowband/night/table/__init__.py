@@ -1,0 +1,470 @@
+"""
+Files to frames: one row for every file found, with a verdict and its reason.
+
+The folders are walked, every header is read once, and every file gets one of
+three verdicts: ``used``, ``left out`` (a frame that cannot serve) or ``ignored``
+(no frame at all). The three add up to the files found.
+"""
+
+import hashlib
+import math
+import os
+import re
+import warnings
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+from astropy import units as u
+from astropy.table import MaskedColumn, QTable
+
+from astro_narrowband._engine.bayer import COLOURS, MosaicFrame
+from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
+from astro_narrowband._engine.frames.fits_reader import wrong_sums
+from astro_narrowband._engine.headers import (
+    SPELLINGS,
+    Spellings,
+    clean_text,
+    parse_number,
+    raw_values,
+    read_exposure,
+)
+from astro_narrowband._engine.headers.spellings import show
+from astro_narrowband._engine.validate import choice
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.filters import filter_key, is_known_filter
+from astro_narrowband.night.table._facts import Facts, Note, facts_of, header_from
+from astro_narrowband.night.table._find import find_files, printable
+
+__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
+
+VERDICTS = ("used", "left out", "ignored")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """
+    Something a user should know: printed as one line, kept as data.
+
+    Attributes
+    ----------
+    level : str
+        ``"warning"`` or ``"error"``.
+    file : str
+        What it is about: a file, or a group of frames.
+    text : str
+        Keyword and value, what was done, what to do.
+    """
+
+    level: str
+    file: str
+    text: str
+
+    def __str__(self):
+        return f"{self.file}: {self.text}" if self.file else self.text
+
+
+@dataclass(eq=False)
+class FrameRow(Facts):
+    """
+    One file found: what it is, and whether it is used.
+
+    Attributes
+    ----------
+    path : `~pathlib.Path`
+    name : str
+        The path as it can be shown: no control characters, valid UTF-8.
+    shape : tuple of int or None
+    verdict : str
+        ``"used"``, ``"left out"`` or ``"ignored"``.
+    reason : str
+        Why it is not used, or what was noticed; one line.
+    """
+
+    path: Path = Path()
+    shape: tuple | None = None
+    verdict: str = "ignored"
+    reason: str = ""
+    parts: tuple = ()
+    max_pixels: int = field(default=MAX_PIXELS, repr=False)
+    cards: dict = field(default_factory=dict, repr=False)
+    colour: str = field(default="", repr=False)
+    saturation: float | None = field(default=None, repr=False)
+
+    @property
+    def name(self):
+        """The path as text that can be shown."""
+        return printable(self.path)
+
+    def open_raw(self, unit="adu"):
+        """Return the frame of this file; its header has what was found: EXPTIME, FILTUSED."""
+        cards = dict(self.cards)
+        if self.kind in ("light", "flat"):
+            cards["FILTUSED"] = self.filter
+        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=cards)
+
+    def open(self):
+        """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
+        frame = self.open_raw()
+        if not self.colour:
+            return frame
+        return MosaicFrame(frame, self.colour, saturation=self.saturation)
+
+
+def problems_of(rows_and_texts):
+    """Return one `Problem` a text, named by its first file and the number of others."""
+    rows_of = {}
+    for row, text in rows_and_texts:
+        rows_of.setdefault(text, []).append(row)
+    return [
+        Problem("warning", rows[0].name + (f" and {len(rows) - 1} more" if rows[1:] else ""), text)
+        for text, rows in rows_of.items()
+    ]
+
+
+@dataclass
+class FrameTable:
+    """
+    The files of a night, one row each.
+
+    Attributes
+    ----------
+    rows : list of `FrameRow`
+        In the order of their paths.
+    problems : list of `Problem`
+        What was noticed while the files were read.
+    """
+
+    rows: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+
+    @classmethod
+    def from_paths(
+        cls,
+        paths,
+        *,
+        set_keywords=None,
+        spellings=None,
+        max_pixels=None,
+        ignore=(),
+        bayer=None,
+        saturation=None,
+    ):
+        """
+        Find the frames under ``paths`` and read their headers.
+
+        Parameters
+        ----------
+        paths : path-like or sequence of path-like
+            Folders (walked with all their subfolders) and files.
+        set_keywords : mapping, optional
+            Keyword to value, for frames whose header and name do not tell.
+        spellings : `~astro_narrowband._engine.headers.Spellings` or path-like, optional
+            A user's own spellings, or the TOML file that has them.
+        max_pixels : int, optional
+            The largest image that is opened, compressed ones after expansion.
+        ignore : sequence of path-like, optional
+            Folders that are not looked into (the one of the products, say).
+        bayer : {None, "red", "green", "blue", "superpixel", "mono"}, optional
+            What to do with frames whose header names a Bayer pattern: leave them
+            out, take the pixels of one colour (all four of a cell for a superpixel;
+            see `~astro_narrowband._engine.bayer.MosaicFrame`), or take them as they are (for
+            a camera that has no colour filters).
+        saturation : float, optional
+            Level [adu] from which a pixel of a mosaic is not believed; default is
+            that of its header.
+
+        Returns
+        -------
+        `FrameTable`
+
+        Raises
+        ------
+        InputError
+            If a path does not exist or is neither a folder nor a file.
+        """
+        if isinstance(paths, str | os.PathLike):
+            paths = [paths]
+        if bayer is not None:
+            choice(bayer, (*COLOURS, "mono"), "bayer")
+        if spellings is None:
+            spellings = SPELLINGS
+        elif not isinstance(spellings, Spellings):
+            spellings = Spellings.read(spellings)
+        fallback = header_from(set_keywords)
+        max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+        rows = [
+            _row(path, parts, why, fallback, spellings, max_pixels, mono=bayer == "mono")
+            for path, parts, why in find_files(paths, ignore)
+        ]
+        table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
+        table._unify(spellings)
+        table._drop_copies()
+        table._colours(bayer, saturation)
+        table._collect()
+        return table
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def of_kind(self, kind):
+        """Return the rows of a kind that are used."""
+        return [row for row in self.rows if row.kind == kind and row.verdict == "used"]
+
+    def leave_out(self, path, reason):
+        """Change the verdict on a file to ``left out``, for ``reason``."""
+        for row in self.rows:
+            if row.path == Path(path):
+                row.verdict, row.reason = "left out", clean_text(reason)
+                return
+        raise InputError(f"{path}: is not in the table of frames")
+
+    @property
+    def counts(self):
+        """Return ``{"found": n, "used": n, "left out": n, "ignored": n}``."""
+        counts = dict.fromkeys(VERDICTS, 0)
+        for row in self.rows:
+            counts[row.verdict] += 1
+        return {"found": len(self.rows), **counts}
+
+    @property
+    def table(self):
+        """The rows as a `~astropy.table.QTable`; what is not known is masked or empty."""
+        rows = self.rows
+        table = QTable()
+        table["path"] = _text(row.name for row in rows)
+        table["verdict"] = _text(row.verdict for row in rows)
+        table["kind"] = _text(row.kind or "unknown" for row in rows)
+        table["object"] = _text(row.object for row in rows)
+        table["filter"] = _text(row.filter if row.kind in ("light", "flat") else "" for row in rows)
+        for name, unit in (("exposure", u.s), ("temperature", u.deg_C)):
+            table[name] = np.array([getattr(row, name) for row in rows], float) * unit
+        table["binning"] = _text("x".join(map(str, row.binning or ())) for row in rows)
+        for axis, name in enumerate(("ny", "nx")):
+            sizes = [row.shape[axis] if row.shape else 0 for row in rows]
+            table[name] = MaskedColumn(sizes, dtype=int, mask=[not row.shape for row in rows])
+        table["window"] = _text(",".join(map(str, row.window or ())) for row in rows)
+        settings = ("gain", "offset", "readout", "camera", "row_order", "bayer", "changed")
+        for name in (*settings, "date"):
+            table[name] = _text(getattr(row, name) for row in rows)
+        table["reason"] = _text(row.reason for row in rows)
+        table.meta["files"] = self.counts
+        return table
+
+    def write(self, path):
+        """Write the table as ECSV, whole or not at all."""
+        from astro_narrowband._engine.files import write_table
+
+        write_table(path, self.table)
+
+    def lines(self):
+        """Return the table as lines of text, one a file, for a terminal."""
+        lines = []
+        for row in self.rows:
+            what = [row.kind or "-"]
+            if row.kind in ("light", "flat"):
+                what.append(row.filter)
+            if row.kind == "light":
+                what.append(row.object)
+            if not math.isnan(row.exposure):
+                what.append(f"{row.exposure:g} s")
+            if not math.isnan(row.temperature):
+                what.append(f"{row.temperature:.1f} C")
+            if row.shape:
+                what.append(f"{row.shape[1]}x{row.shape[0]}")
+            line = f"{row.verdict:8}  {' '.join(what)}  {row.name}"
+            lines.append(clean_text(line) + (f"  ({row.reason})" if row.reason else ""))
+        return lines
+
+    # ------------------------------------------------------------------ after reading
+
+    def _colours(self, bayer, saturation):
+        """Take the wanted colour of mosaics; leave out those of which none is wanted."""
+        rows = [row for row in self.rows if row.verdict == "used"]
+        mosaics = {(row.shape, row.camera) for row in rows if row.bayer}
+        for row in rows:
+            if row.bayer and bayer in COLOURS:
+                row.colour, row.saturation = bayer, saturation
+                row.bayer = f"{row.bayer} {bayer}"
+                try:
+                    row.shape = row.open().shape
+                except InputError as error:
+                    row.verdict = "left out"
+                    row.reason = clean_text(str(error).removeprefix(f"{row.path.name}: "))
+            elif row.bayer:
+                row.verdict = "left out"
+                row.reason = (
+                    f"BAYERPAT = {row.bayer}: is a colour mosaic: give --bayer red (Halpha, SII), "
+                    "green or blue (OIII), or mono if the sensor has no colour filters"
+                )
+            elif bayer in COLOURS and (
+                not mosaics or any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
+            ):
+                row.verdict = "left out"
+                row.reason = (
+                    f"BAYERPAT is missing: --bayer {bayer} needs it: give --set BAYERPAT=RGGB "
+                    "(or the pattern that the camera has)"
+                )
+
+    def _unify(self, spellings):
+        """Give one name to spellings of one object or unknown filter that differ in signs only."""
+        for name, key_of, skip in (
+            ("object", _object_key, lambda _: False),
+            ("filter", filter_key, lambda t: is_known_filter(t, spellings=spellings.filters)),
+        ):
+            names = {}
+            for row in self.rows:
+                text = getattr(row, name)
+                if text and not skip(text) and (key := key_of(text)):
+                    names.setdefault(key, set()).add(text)
+            for row in self.rows:
+                text = getattr(row, name)
+                if text and not skip(text) and (key := key_of(text)):
+                    setattr(row, name, min(names[key]))
+
+    def _drop_copies(self):
+        """Leave out frames whose pixels another file has, packed or not: no noise comes twice."""
+        alike = {}
+        for row in self.rows:
+            if row.verdict == "used":
+                alike.setdefault(row.shape, []).append(row)
+        for rows in alike.values():
+            seen = {}
+            for row in rows if len(rows) > 1 else ():
+                middle = row.shape[0] // 2
+                digest = _pixels(row, slice(middle, middle + 1))
+                whole = slice(0, row.shape[0])
+                for other in seen.setdefault(digest, []) if digest else ():
+                    if _pixels(other, whole) == _pixels(row, whole):
+                        _is_copy(row, other)
+                        break
+                else:
+                    seen.setdefault(digest, []).append(row)
+
+    def _collect(self):
+        """Turn what was noticed into problems."""
+        lost = [(row, f"left out: {row.reason}") for row in self.rows if row.verdict == "left out"]
+        noted = [
+            (row, str(note)) for row in self.rows if row.verdict == "used" for note in row.notes
+        ]
+        self.problems += problems_of(lost) + problems_of(noted)
+        for row in self.rows:
+            if row.verdict == "used":
+                row.reason = "; ".join(str(note) for note in row.notes)
+
+    def warn(self):
+        """Emit every problem as a `NarrowbandWarning`."""
+        for problem in self.problems:
+            warnings.warn(str(problem), NarrowbandWarning, stacklevel=2)
+
+
+def _text(values):
+    values = [clean_text(value) for value in values]
+    return np.array(values, dtype=str) if values else np.array([], dtype="U1")
+
+
+def _object_key(text):
+    """What two spellings of one object have in common; the sign of a coordinate is kept."""
+    spelt = re.sub(r"(?<=\d{4})([+-])(?=\d)", lambda m: {"+": "p", "-": "m"}[m[1]], text.lower())
+    # M 1 and M001 are one entry of one catalogue.
+    spelt = re.sub(r"^([a-z]+\W*)0+(?=\d+$)", r"\1", spelt)
+    return "".join(char for char in spelt if char.isalnum()) or text
+
+
+def _is_copy(row, other):
+    row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+    if row.kind != other.kind:
+        row.reason += f", which is a {other.kind}: nobody knows what it is: take one of them away"
+        other.verdict = "left out"
+        other.reason = f"has the pixels of {row.name}, which is a {row.kind}: take one of them away"
+
+
+def _pixels(row, section):
+    """Return a digest of some rows of pixels; ``""`` if all are one value, or unreadable."""
+    try:
+        pixels = row.open_raw().image.read(section)
+    except InputError:
+        return ""  # its verdict comes when it is read for good
+    if (pixels == pixels.flat[0]).all() or (pixels != pixels).all():  # or NaN
+        return ""
+    # Programs write the same numbers in other types.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return hashlib.sha256(np.ascontiguousarray(pixels, np.float32)).hexdigest()
+
+
+# ------------------------------------------------------------------ reading headers
+
+
+def _completed(header, exposure, fallback):
+    """Return the cards that a header needs to say what was found: the user's, the exposure time."""
+    cards = {keyword: _typed(value) for keyword, value in fallback.items() if keyword not in header}
+    try:
+        said = read_exposure(header)
+    except InputError:
+        said = math.nan
+    if not math.isnan(exposure) and said != exposure:
+        cards["EXPTIME"] = exposure
+    return cards
+
+
+def _typed(value):
+    """A value of the command line as the header would have it: a number if it is one."""
+    try:
+        return parse_number(value)
+    except (ValueError, TypeError):
+        return clean_text(value)
+
+
+def _compare(facts, header, primary, spellings):
+    """Note keywords that matter and differ between an extension and the primary header."""
+    for name in ("kind", "exposure", "filter", "gain", "object"):
+        for keyword in spellings.keywords[name]:
+            values = [{clean_text(v) for v, _ in raw_values(h, keyword)} for h in (header, primary)]
+            if all(values) and values[0].isdisjoint(values[1]):
+                facts.notes.append(
+                    Note(
+                        keyword,
+                        " and ".join(show(min(v)) for v in values),
+                        "differ between "
+                        "the image's header and the primary one: the image's is believed",
+                    )
+                )
+
+
+def _row(path, parts, why, fallback, spellings, max_pixels, *, mono):
+    row = FrameRow(path=path, parts=parts, max_pixels=max_pixels)
+    if why:
+        row.verdict = "left out" if why.startswith("!") else "ignored"
+        row.reason = clean_text(why.removeprefix("!"))
+        return row
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frame = row.open_raw()
+            header = frame.header
+            facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings, mono=mono)
+            is_tiled = frame.image.path != path
+            damage = (
+                wrong_sums(path, max_pixels=max_pixels) if is_tiled or "DATASUM" in header else ""
+            )
+            if damage:
+                raise InputError(f"{damage}: is damaged: copy it again")
+            if frame.primary is not None:
+                _compare(facts, header, frame.primary, spellings)
+    except InputError as error:
+        row.verdict = "left out"
+        row.reason = clean_text(str(error).removeprefix(f"{path}: "))
+        return row
+    for item in fields(Facts):
+        setattr(row, item.name, getattr(facts, item.name))
+    row.shape = frame.shape
+    row.cards = _completed(header, facts.exposure, fallback)
+    row.verdict, row.reason = "used", ""
+    if facts.kind == "other":
+        row.verdict, row.reason = "ignored", "a frame that no reduction needs (focus, lamp, test)"
+    elif facts.refusal:
+        row.verdict, row.reason = "left out", clean_text(facts.refusal)
+    return row

@@ -1,0 +1,366 @@
+"""
+The same sources measured in every filter, at matched apertures, with growth curves.
+
+Sources are found once, on the sum of all filters (or on one of them), and
+measured at those positions in every filter: a source that a filter does not
+show has a flux around zero with an error there, not a hole.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from astropy import units as u
+from astropy.nddata import CCDData
+from astropy.table import QTable
+
+from astro_narrowband._engine.detection import detect_stars, stamps
+from astro_narrowband._engine.frames import row_bands, usable_cores
+from astro_narrowband._engine.validate import positive, same_shape
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.photometry._annulus import Flag, annulus_photometry
+from astro_narrowband.photometry._growth import (
+    aperture_correction,
+    diagnose_background,
+    growth_curves,
+)
+from astro_narrowband.photometry._measure import read_image
+
+__all__ = ["Catalog", "make_catalog"]
+
+#: Radii in units of the widest filter's FWHM: aperture and annulus.
+R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
+#: A neighbour within the growth curve with more than this part of the flux spoils it.
+NEIGHBOUR_FLUX = 0.01
+#: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
+MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 40
+#: A source whose core more than this part of the frames lacks has a profile of its own.
+LACKING = 0.02
+#: Rows of a band: it stays in the cache.
+ROWS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """
+    Sources of one field in every filter.
+
+    Attributes
+    ----------
+    tables : dict of str to `~astropy.table.QTable`
+        For each filter one row per source, brightest first: ``id``, ``x_center``, ``y_center``,
+        (``ra``, ``dec``), ``flux``, ``flux_err`` (corrected to the whole light of
+        a point source), ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
+        ``flux_aperture_err``, ``area``, ``sky``, ``sky_err``, ``sky_std``,
+        ``n_sky``, ``fwhm`` (of the Gaussian that has the source's windowed moments;
+        that of a Moffat profile is about a tenth less), ``flags``.
+    merged : `~astropy.table.QTable`
+        One row per source: positions, ``flux_<filter>``, ``flux_err_<filter>``,
+        ``flags_<filter>``, and ``flags``, all of them together.
+    growth : dict of str to `~astro_narrowband.photometry.GrowthCurves`
+        Of bright isolated stars; their ``id`` is that of the catalogue.
+    corrections : dict of str to `~astro_narrowband.photometry.ApertureCorrection` or None
+        None where no star was good enough.
+    fwhm : dict of str to float
+        Of the stars in each filter [pix], measured likewise.
+    """
+
+    tables: dict
+    merged: QTable
+    growth: dict = field(default_factory=dict)
+    corrections: dict = field(default_factory=dict)
+    fwhm: dict = field(default_factory=dict)
+
+    @cached_property
+    def background(self):
+        """
+        What `~astro_narrowband.diagnose_background` says of the growth curves, by filter.
+
+        Every curve is fitted, when it is first asked for.
+        """
+        return {name: diagnose_background(curves) for name, curves in self.growth.items()}
+
+
+def make_catalog(
+    images,
+    *,
+    detect_on=None,
+    threshold=5.0,
+    n_brightest=20_000,
+    fwhm=None,
+    sky="clipped_mean",
+    saturation=None,
+    coverage=None,
+):
+    """
+    Find sources and measure them in every filter.
+
+    Parameters
+    ----------
+    images : dict of str to `~astro_narrowband.coaddition.Coadd` or `~astropy.nddata.CCDData`
+        By filter, on one grid of pixels.
+    detect_on : str, optional
+        Filter in which sources are looked for. Default is the sum of all, each
+        in units of its noise.
+    threshold : float, optional
+        As for `~astro_narrowband.detect_stars`.
+    n_brightest : int, optional
+        No more sources than this.
+    fwhm : float, optional
+        Width that apertures are scaled to [pix]. Default is that of the stars in
+        the widest filter.
+    sky : optional
+        As for `~astro_narrowband.photometry.annulus_photometry`.
+    saturation : dict of str to number, optional
+        Level in each image from which a pixel is saturated.
+    coverage : dict of str to `~numpy.ndarray`, optional
+        How many frames each pixel of an image was made of; a Coadd brings its own.
+
+    Returns
+    -------
+    `Catalog`
+
+    Raises
+    ------
+    InputError
+        If there are no images, or they are not on one grid.
+
+    Notes
+    -----
+    The aperture has a radius of 1.25 FWHM of the widest filter in all filters;
+    the annulus goes from 3 to 5: near enough for a nebula not to change much.
+    Each filter's own stars give the correction to the whole light
+    (`~astro_narrowband.photometry.aperture_correction`), the little that the annulus
+    takes off included, and its error is part of ``flux_err``. It holds for point
+    sources: wider ones are flagged EXTENDED, and their flux is the
+    corrected one all the same. Stars that some frames lack, such as those that
+    saturate in long exposures, have the seeing of the others: they are flagged
+    PARTIAL, and serve for the correction only where there are not enough others,
+    for it would be off by a percent. Where no star is good enough for a correction
+    the flux is that in the aperture, flagged UNCORRECTED.
+    """
+    if not images:
+        raise InputError("no images were given: a dict of filter to coadd is needed")
+    ccds = {name: getattr(image, "ccd", image) for name, image in images.items()}
+    counts = {name: getattr(image, "coverage", None) for name, image in images.items()}
+    counts |= coverage or {}
+    for name, ccd in ccds.items():
+        if not isinstance(ccd, CCDData):
+            raise InputError(f"{name}: {type(ccd).__name__} is neither Coadd nor CCDData")
+    if len({ccd.data.shape for ccd in ccds.values()}) > 1:
+        shapes = ", ".join(f"{name} {ccd.data.shape}" for name, ccd in ccds.items())
+        raise InputError(f"images of different shapes ({shapes}): resample them to one grid")
+    if detect_on is not None and detect_on not in ccds:
+        raise InputError(f"detect_on = {detect_on!r} is not among {', '.join(ccds)}")
+    searched = ccds[detect_on] if detect_on is not None else detection_image(list(ccds.values()))
+    stars = detect_stars(searched, threshold=threshold, n_brightest=n_brightest, fwhm=fwhm)
+    x, y = stars["x_center"].value, stars["y_center"].value
+    typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
+    if not np.isfinite(typical):
+        typical = 3.0
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        widths = list(pool.map(lambda ccd: _widths(ccd, x, y, typical), ccds.values()))
+        seeing = [_seeing(width, stars, typical) for width in widths]
+        scale = typical if fwhm is not None else max(seeing)
+
+        def measure(name, width, point):
+            options = {"sky": sky, "saturation": (saturation or {}).get(name)}
+            partial = _partial(counts[name], x, y)
+            return _measure(name, ccds[name], stars, partial, width, point, scale, options)
+
+        found = list(pool.map(measure, ccds, widths, seeing))
+    tables, growth, corrections = (
+        dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
+    )
+    fwhms = dict(zip(ccds, seeing, strict=True))
+    return Catalog(tables, _merge(tables), growth, corrections, fwhms)
+
+
+def detection_image(ccds):
+    """
+    Return the sum of images, each less its sky and in units of its noise, as `CCDData`.
+
+    Masked pixels do not count; where all are masked the sum is masked.
+    """
+    shape = same_shape([_Shape(ccd) for ccd in ccds])
+    total = np.zeros(shape, np.float32)
+    lost = np.zeros(shape, np.uint8)
+    scratch = np.empty((min(ROWS, shape[0]), shape[1]), np.float32)
+    for ccd in ccds:
+        mask = None if ccd.mask is None else np.asarray(ccd.mask)
+        sample = ccd.data[::4, ::4]
+        good = np.isfinite(sample)
+        if mask is not None:
+            good &= ~mask[::4, ::4]
+        values = sample[good]
+        if not values.size:
+            lost += 1
+            continue
+        low, middle = np.percentile(values, [15.8655, 50])
+        noise = middle - low if middle > low else 1.0
+        level, scale = np.float32(middle), np.float32(1 / noise)
+        for rows in row_bands(shape[0], ROWS):
+            part = scratch[: rows.stop - rows.start]
+            np.subtract(ccd.data[rows], level, out=part)
+            part *= scale
+            bad = ~np.isfinite(part)
+            if mask is not None:
+                bad |= mask[rows]
+            # Few pixels are bad: they are gone to one by one.
+            at = np.flatnonzero(bad)
+            part.reshape(-1)[at] = 0
+            lost[rows].reshape(-1)[at] += 1
+            total[rows] += part
+    mask = lost == len(ccds)
+    # A sum of noise grows as the root of what went into it.
+    total *= np.float32(len(ccds) ** -0.5)
+    at = np.flatnonzero((lost > 0) & ~mask)
+    part = lost.reshape(-1)[at].astype(np.float32)
+    total.reshape(-1)[at] *= np.sqrt(len(ccds) / (len(ccds) - part))
+    return CCDData(total, mask=mask if mask.any() else None, unit=u.dimensionless_unscaled)
+
+
+class _Shape:
+    """What `same_shape` needs of an image."""
+
+    def __init__(self, ccd):
+        self.name, self.shape = str(ccd.header.get("FILTER", "image")), ccd.data.shape
+
+
+def _widths(ccd, x, y, fwhm):
+    """FWHM of every source in one image [pix], NaN where it has none."""
+    width = np.full(len(x), np.nan)
+    if not len(x):
+        return width
+    pixels = read_image(ccd).pixels._replace(noise=None, gain=None)
+    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
+    half = max(4, int(np.ceil(2 * fwhm)))
+    offset = np.arange(-half, half + 1)
+    step = max(1, 400_000 // offset.size**2)
+    sigma = fwhm / stamps.FWHM
+    for start in range(0, len(x), step):
+        part = slice(start, start + step)
+        oy, ox = np.meshgrid(offset, offset, indexing="ij")
+        data, _, good, _, _ = pixels.around(iy[part], ix[part], oy, ox, narrow=True)
+        rim = np.maximum(np.abs(offset)[:, None], np.abs(offset)) == half
+        level = np.median(data[:, rim], axis=1)
+        data -= level[:, None, None]
+        weight = None if good is None else good.astype(np.float32)
+        moments = stamps.windowed(
+            data.astype(np.float32, copy=False), weight, sigma,
+            x=x[part] - ix[part], y=y[part] - iy[part],
+        )  # fmt: skip
+        found, _ = stamps._shape(moments, sigma)
+        width[part] = np.where(np.isfinite(found) & (found < 2 * half), found, np.nan)
+    return width
+
+
+def _seeing(width, stars, typical):
+    """Median width of the good bright stars."""
+    good = np.isfinite(width) & ~stars["saturated"]
+    bright = good & (stars["snr"] > 30)
+    use = bright if bright.sum() >= 5 else good
+    return float(np.median(width[use])) if use.any() else float(typical)
+
+
+def _partial(coverage, x, y):
+    """Sources whose core, of 3 x 3 pixels, some frames lack."""
+    if coverage is None:
+        return np.zeros(len(x), bool)
+    ny, nx = coverage.shape
+    step = np.arange(-1, 2)
+    at_y = np.clip(np.rint(y).astype(int)[:, None] + step, 0, ny - 1)
+    at_x = np.clip(np.rint(x).astype(int)[:, None] + step, 0, nx - 1)
+    core = coverage[at_y[:, :, None], at_x[:, None, :]].mean(axis=(1, 2))
+    return core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
+
+
+def _measure(name, ccd, stars, partial, width, point, scale, options):
+    """Measure one filter; return its table, growth curves and correction."""
+    positions = QTable([stars["x_center"], stars["y_center"]])
+    r = round(R_APERTURE * scale, 2)
+    r_in, r_out = round(R_IN * scale, 2), round(R_OUT * scale, 2)
+    options = {"r_in": r_in, "r_out": r_out, **options}
+    table = annulus_photometry(ccd, positions, r=r, **options)
+    flags = table["flags"]
+    flags[stars["saturated"]] |= Flag.SATURATED
+    flags[partial] |= Flag.PARTIAL
+    with np.errstate(invalid="ignore", divide="ignore"):
+        wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
+    flags[wide] |= Flag.EXTENDED
+    isolated = _isolated(stars, table, r_in, scale)
+    grid = np.linspace(r_in / 20, r_in, 20)
+    # Of two radii that are all but the same, the ring between them has no variance.
+    radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
+    curves = growth_curves(ccd, positions[isolated], radii, **options)
+    # Neighbours were looked for above, with their brightness.
+    curves = replace(
+        curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
+    )
+    clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
+    correction = aperture_correction(curves, r, use=clean) if clean.any() else None
+    table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
+    flux, err = table["flux_aperture"], table["flux_aperture_err"]
+    if correction is None:
+        flags |= Flag.UNCORRECTED
+    else:
+        flux, err = correction.apply(flux, err)
+    at = table.colnames.index("flux_aperture")
+    table.add_columns([flux.copy(), err.copy()], indexes=[at, at], names=["flux", "flux_err"])
+    bare = np.asarray(getattr(flux, "value", flux))
+    relative = np.asarray(err / flux)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        table["snr"] = 1 / relative
+        table["mag"] = np.where(bare > 0, -2.5 * np.log10(bare), np.nan) * u.mag
+        table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
+    table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
+    table.remove_column("aperture_sum")
+    table.meta.update(filter=name, fwhm=point)
+    if correction is not None:
+        table.meta.update(
+            correction=correction.factor, correction_err=correction.err,
+            correction_stars=correction.n_used,
+        )  # fmt: skip
+    return table, curves, correction
+
+
+def _isolated(stars, table, reach, scale):
+    """Indices of bright, clean stars with no neighbour that disturbs them, brightest first."""
+    flux = np.asarray(getattr(table["flux"], "value", table["flux"]))
+    bright = table["snr"] > MIN_SNR
+    # Neighbours are looked at here, with their brightness. In a nebula no annulus is even.
+    uneven = Flag.NEIGHBOUR | Flag.SKY_UNEVEN
+    for allowed in (Flag.NEIGHBOUR, uneven, uneven | Flag.PARTIAL):
+        good = ((table["flags"] & ~np.int32(allowed)) == 0) & bright
+        if good.sum() >= MIN_STARS:
+            break
+    if not good.any():
+        return np.zeros(0, int)
+    from scipy.spatial import cKDTree
+
+    xy = np.column_stack([stars["x_center"].value, stars["y_center"].value])
+    pairs = cKDTree(xy).query_pairs(reach + 2 * scale, output_type="ndarray")
+    for a, b in (pairs.T, pairs[:, ::-1].T) if len(pairs) else ():
+        # A neighbour that could not be measured may be bright.
+        disturbs = ~(flux[b] <= NEIGHBOUR_FLUX * flux[a])
+        good[a[disturbs]] = False
+    chosen = np.flatnonzero(good)
+    return chosen[np.argsort(-flux[chosen])][:MAX_STARS]
+
+
+def _merge(tables):
+    """One row per source with the fluxes of all filters."""
+    first = next(iter(tables.values()))
+    names = [name for name in ("id", "x_center", "y_center", "ra", "dec") if name in first.colnames]
+    merged = first[names].copy()
+    merged.meta.clear()
+    everything = np.zeros(len(first), np.int32)
+    for name, table in tables.items():
+        merged[f"flux_{name}"] = table["flux"]
+        merged[f"flux_err_{name}"] = table["flux_err"]
+        merged[f"flags_{name}"] = table["flags"]
+        everything |= table["flags"]
+    merged["flags"] = everything
+    merged.meta["filters"] = list(tables)
+    return merged

@@ -1,6 +1,0 @@
-"""Raw frames before they are used: overscan and trim, and what must be alike in two of them."""
-
-from astro_narrowband.raw.camera import master_header, refuse_other_camera
-from astro_narrowband.raw.overscan import OverscanFrame, prepared
-
-__all__ = ["OverscanFrame", "master_header", "prepared", "refuse_other_camera"]

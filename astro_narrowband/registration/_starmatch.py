@@ -1,0 +1,468 @@
+"""
+Two star lists: hypotheses, refinement, and the tests that an answer must stand.
+
+Private to `astro_narrowband.registration`.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from astropy.table import Table
+
+from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband.exceptions import AlignmentError, InputError
+from astro_narrowband.registration import _match
+from astro_narrowband.registration._alignment import Alignment
+
+__all__ = ["Stars", "match_stars", "name_of", "stars_of"]
+
+#: A rotation or scale that moves no corner by more than this is not worth resampling for [pix].
+NEGLIGIBLE = 0.02
+#: Largest departure of the scale from 1: same camera, same telescope.
+MAX_SCALE = 1e-3
+#: log10 of the chance that is accepted for a match of unrelated lists.
+MAX_CHANCE = -6.0
+#: Smallest part of the stars in the common area that must match, unless the chance is far
+#: smaller still: knots of nebula and noise on it may outnumber the stars.
+MIN_FRACTION = 0.25
+OVERWHELMING = -25.0
+#: Largest standard error of the transform in a corner, rotation and scale left free [pix].
+MAX_CORNER = 0.3
+#: Offsets are voted for by so many of the brightest stars.
+VOTERS = 80
+#: As many of them must match before lists that go on are not looked through further down: the
+#: brightest stars of a long exposure are those that just do not saturate.
+ENOUGH = 12
+#: Where so many of them match without a rotation, none is tried: no sky looks the same turned.
+CERTAIN = 30
+#: How far down the lists the voters of one frame and of the other are taken.
+DEPTHS = ((0, 0), (60, 0), (0, 60), (120, 0), (0, 120), (200, 0), (0, 200), (300, 0), (0, 300))
+
+
+def name_of(image):
+    if isinstance(image, Table):
+        return str(image.meta.get("name", "star list"))
+    return str(getattr(image, "name", None) or getattr(image, "meta", {}).get("name", "frame"))
+
+
+@dataclass(frozen=True, eq=False)
+class Stars:
+    """What matching needs of a star list."""
+
+    name: str
+    shape: tuple[int, int]
+    xy: np.ndarray
+    variance: np.ndarray
+    ring: np.ndarray
+    n_found: int
+    n_saturated: int
+    meta: dict
+
+    @property
+    def found(self):
+        text = f"{self.n_found} star{'s' * (self.n_found != 1)}"
+        if self.n_saturated:
+            text += f" ({self.n_saturated} of them saturated)"
+        rejected = self.meta.get("n_rejected") or {}
+        if rejected:
+            parts = ", ".join(f"{n} {reason}" for reason, n in rejected.items())
+            text += f", not counting {parts}"
+        return text
+
+
+def stars_of(image, keywords):
+    table = image if isinstance(image, Table) else detect_stars(image, **keywords)
+    for column in ("x_center", "y_center"):
+        if column not in table.colnames:
+            raise InputError(f"{name_of(table)}: the star list has no column {column}")
+    if "shape" not in table.meta:
+        raise InputError(
+            f"{name_of(table)}: the star list has no meta['shape'] (ny, nx): use detect_stars"
+        )
+    xy = np.column_stack([_plain(table["x_center"]), _plain(table["y_center"])])
+    if "x_err" in table.colnames:
+        variance = (_plain(table["x_err"]) ** 2 + _plain(table["y_err"]) ** 2) / 2
+    else:
+        variance = np.full(len(table), 0.05**2)
+    ring = _plain(table["sharpness"]) if "sharpness" in table.colnames else np.ones(len(table))
+    saturated = np.zeros(len(table), bool)
+    if "saturated" in table.colnames:
+        saturated = np.asarray(table["saturated"], bool)
+    good = ~saturated & np.isfinite(xy).all(axis=1) & np.isfinite(variance)
+    # Pixel response and undersampling set a floor that the photons do not.
+    return Stars(
+        name_of(table), tuple(table.meta["shape"]), xy[good], variance[good] + 0.003**2,
+        ring[good], len(table), int(saturated.sum()), dict(table.meta),
+    )  # fmt: skip
+
+
+def _plain(column):
+    return np.asarray(getattr(column, "value", column), float)
+
+
+@dataclass(eq=False)
+class _Solution:
+    """One hypothesis after refinement."""
+
+    matrix: np.ndarray
+    covariance: np.ndarray
+    i: np.ndarray
+    j: np.ndarray
+    rms: float
+    model: str
+    radius: float
+    log_chance: float
+    fraction: float
+    turned: bool
+    corner: float
+
+    @property
+    def n(self):
+        return len(self.i)
+
+
+def _corners(shape):
+    ny, nx = shape
+    return np.array([[0, 0], [nx - 1, 0], [0, ny - 1], [nx - 1, ny - 1]], float)
+
+
+def _quick(source, target, matrix, radius):
+    """Refine a hypothesis on bright stars: its matrix and number of matches."""
+    n, pairs = 0, None
+    for _ in range(6):
+        i, j = _match.mutual_matches(_match.apply(matrix, source.xy), target.xy, radius)
+        if len(i) < 2 or _same_pairs(pairs, (i, j)):
+            return matrix, len(i)
+        pairs = i, j
+        variance = source.variance[i] + target.variance[j] + 0.1**2
+        angle = math.atan2(matrix[1, 0], matrix[0, 0])
+        model = "similarity" if len(i) >= 4 else "translation"
+        new, *_ = _match.fit(source.xy[i], target.xy[j], variance, model=model, angle=angle)
+        # A handful of chance matches may ask for any rotation and scale.
+        if abs(math.sqrt(abs(np.linalg.det(new[:2, :2]))) - 1) > 0.01:
+            new, *_ = _match.fit(
+                source.xy[i], target.xy[j], variance, model="translation", angle=angle
+            )
+        matrix = new
+        if len(i) == n:
+            break
+        n = len(i)
+    return matrix, len(i)
+
+
+def _same_pairs(before, now):
+    """Whether the same stars match as before, so that a fit would say the same again."""
+    return before is not None and all(map(np.array_equal, before, now))
+
+
+def _voters(stars, first):
+    some = slice(first, first + VOTERS)
+    return Stars(
+        stars.name, stars.shape, stars.xy[some], stars.variance[some], stars.ring[some],
+        stars.n_found, stars.n_saturated, stars.meta,
+    )  # fmt: skip
+
+
+def _hypotheses(source, target, tolerance):
+    """Matrices worth refining, the better first: (matrix, n, turned), each a different answer."""
+    voters = [[_voters(s, d) for s, d in zip((source, target), depths, strict=True)]
+              for depths in DEPTHS]  # fmt: skip
+    voters = [(a, b) for a, b in voters if len(a.xy) and len(b.xy)]
+    usual = [(0.0, 4, False), (math.pi, 4, False)]
+    for a, b in voters:
+        found = _hypotheses_of(a, b, tolerance, usual)
+        if found and found[0][1] >= CERTAIN:
+            return found
+    first = None
+    for a, b in voters:
+        odd = [(angle, 2, True) for angle, _, _ in _match.rotations(a.xy, b.xy, tolerance)]
+        found = _hypotheses_of(a, b, tolerance, usual + odd)
+        if found and found[0][1] >= ENOUGH:
+            return found
+        first = found if first is None else first
+    return first
+
+
+def _hypotheses_of(a, b, tolerance, angles):
+    center = (np.array(a.shape[::-1]) - 1) / 2
+    tried = []
+    for angle, n_best, turned in angles:
+        turn = _match.rotation_about(center, angle)
+        for offset, _ in _match.vote(_match.apply(turn, a.xy), b.xy, tolerance, n_best=n_best):
+            start = turn.copy()
+            start[:2, 2] += offset
+            matrix, n = _quick(a, b, start, 1.5 * tolerance)
+            tried.append((matrix, n, turned))
+    tried.sort(key=lambda item: -item[1])
+    return _distinct(tried, [matrix for matrix, _, _ in tried], a.shape)
+
+
+def _distinct(items, matrices, shape):
+    """The items of whose matrices none before does nearly the same to a frame."""
+    corners = _corners(shape)
+    points = np.vstack([corners, corners.mean(axis=0)])
+    kept, places = [], []
+    for item, matrix in zip(items, matrices, strict=True):
+        place = _match.apply(matrix, points)
+        if places:
+            apart = np.abs(np.array(places) - place).max(axis=2)
+            same = (apart[:, 4] < 8) & (apart[:, :4].max(axis=1) < 0.05 * max(shape))
+            if same.any():
+                continue
+        kept.append(item)
+        places.append(place)
+    return kept
+
+
+def _refine(source, target, matrix, turned, tolerance):
+    """Match all stars under a hypothesis and fit: a _Solution, or None."""
+    radius = 1.5 * tolerance
+    last = i = j = None
+    for _ in range(12):
+        before = (i, j)
+        i, j = _match.mutual_matches(_match.apply(matrix, source.xy), target.xy, radius)
+        if len(i) < 2:
+            return None
+        if last is not None and _same_pairs(before, (i, j)):
+            break
+        variance = source.variance[i] + target.variance[j]
+        angle = math.atan2(matrix[1, 0], matrix[0, 0])
+        model = "similarity" if len(i) >= 4 else "translation"
+        fitted = _match.fit(source.xy[i], target.xy[j], variance, model=model, angle=angle)
+        matrix, _, used, excess, _ = fitted
+        scatter = math.sqrt(float(np.median(variance)) + excess)
+        radius = min(max(1.0, 5 * scatter), 1.5 * tolerance)
+        state = (len(i), int(used.sum()), round(radius, 3))
+        if state == last:
+            break
+        last = state
+    return _select_model(source, target, (i, j, variance), fitted, model, turned, radius)
+
+
+def _select_model(source, target, pairs, fitted, model, turned, radius):
+    """Take the plain shift (or half turn) where it does as well as the similarity."""
+    i, j, variance = pairs
+    matrix, covariance, used, excess, chi2 = fitted
+    open_turn = 0.0
+    if model == "similarity":
+        angle = math.atan2(matrix[1, 0], matrix[0, 0])
+        half = math.pi if abs(angle) > math.pi / 2 else 0.0
+        plain = _match.fit(
+            source.xy[i][used], target.xy[j][used], variance[used] + excess,
+            model="translation", angle=half, clip=1e6,
+        )  # fmt: skip
+        residual = target.xy[j][used] - _match.apply(plain[0], source.xy[i][used])
+        chi2_plain = float(((residual**2).sum(axis=1) / (variance[used] + excess)).sum())
+        corners = _corners(source.shape)
+        moved = np.abs(_match.apply(plain[0], corners) - _match.apply(matrix, corners)).max()
+        unit = max(1.0, chi2 / max(2 * int(used.sum()) - 4, 1))
+        if chi2_plain - chi2 < 12 * unit or moved < NEGLIGIBLE:
+            model, matrix, covariance = "translation", plain[0], plain[1]
+            turned = False
+            # The rotation is not significant; what it would do all the same must be small.
+            open_turn = moved / 2
+    i, j = i[used], j[used]
+    corner = max(_corner_error(source, target, (i, j), variance[used] + excess), open_turn)
+    residual = target.xy[j] - _match.apply(matrix, source.xy[i])
+    rms = float(np.sqrt((residual**2).mean()))
+    log_chance, fraction = _significance(source, target, matrix, len(i), radius, model, turned)
+    return _Solution(
+        matrix, covariance, i, j, rms, model, radius, log_chance, fraction, turned, corner
+    )  # fmt: skip
+
+
+def _corner_error(source, target, pairs, variance):
+    """
+    Error in the worst corner if the frames may be turned.
+
+    A few stars close together fit a shift well and say nothing about a
+    rotation: what they would allow is the error of the shift, too.
+    """
+    i, j = pairs
+    if len(i) < 3:
+        return math.inf
+    matrix, covariance, *_ = _match.fit(
+        source.xy[i], target.xy[j], variance, model="similarity", clip=1e6
+    )
+    corners = _corners(source.shape)
+    return float(Alignment(matrix, covariance).position_error(*corners.T).max())
+
+
+def _within(xy, shape):
+    ny, nx = shape
+    return (xy[:, 0] > 0) & (xy[:, 0] < nx - 1) & (xy[:, 1] > 0) & (xy[:, 1] < ny - 1)
+
+
+def _significance(source, target, matrix, n, radius, model, turned):
+    """log10 of the chance of such a match between unrelated lists, and the part matched."""
+    n_source = int(_within(_match.apply(matrix, source.xy), target.shape).sum())
+    n_target = int(_within(_match.apply(np.linalg.inv(matrix), target.xy), source.shape).sum())
+    n_source, n_target = max(n_source, n), max(n_target, n)
+    grid = np.stack(np.meshgrid(*(np.linspace(0, s - 1, 33) for s in source.shape[::-1])), -1)
+    part = _within(_match.apply(matrix, grid.reshape(-1, 2)), target.shape).mean()
+    area = max(part, 1e-3) * target.shape[0] * target.shape[1]
+    few, many = sorted((n_source, n_target))
+    probability = many * math.pi * radius**2 / area
+    voters = len(DEPTHS) * min(len(source.xy), VOTERS) * min(len(target.xy), VOTERS)
+    if model == "translation" and not turned:
+        free, hypotheses = 1, 2.0 * voters
+    else:
+        pairs = (min(len(source.xy), 40) * min(len(target.xy), 40)) ** 2 / 2
+        near = 6 * radius / math.sqrt(area)
+        free, hypotheses = 2, 2.0 * voters + pairs * near
+    # The lists are one sample: a star matched twice over is not possible.
+    log_chance = _match.chance(n, few, min(probability, 0.9), free=free, hypotheses=hypotheses)
+    return log_chance, n / few
+
+
+def _frozen(source, target, solution):
+    """Whether the matched sources stand on the same pixels: the sky may, the detector does."""
+    corners = _corners(source.shape)
+    if np.abs(_match.apply(solution.matrix, corners) - corners).max() > 1.0:
+        return False
+    i, j = solution.i, solution.j
+    shift = np.median(target.xy[j] - source.xy[i], axis=0)
+    error = 1.0 / math.sqrt((1 / (source.variance[i] + target.variance[j])).sum())
+    return bool(np.hypot(*shift) < max(6 * error, 0.1))
+
+
+def _pixels(target, solution):
+    """Why frozen sources are taken for hot pixels, or an empty text."""
+    j = solution.j
+    ring = float(np.median(target.ring[j]))
+    # Stars fall anywhere on a pixel, hot pixels on its centre: n |mean phase|^2 is chi2 / 2.
+    phase = np.abs(np.exp(2j * math.pi * target.xy[j]).mean(axis=0))
+    if (solution.n * phase**2 > 5).all() or (phase > 0.85).all():
+        return (
+            f"{solution.n} sources match that did not move and sit on the centres of pixels "
+            f"(phase coherence {phase[0]:.2f}, {phase[1]:.2f})"
+        )
+    if solution.n < 8 and ring < 0.25:
+        return (
+            f"{solution.n} sources match that did not move and are hardly wider than a pixel "
+            f"(neighbours at {ring:.2f} of the peak)"
+        )
+    return ""
+
+
+def _choose(label, source, target, solutions, max_rms, min_stars):
+    """
+    Return the first solution that stands every test, or raise for the best one.
+
+    What moved is sky; what stayed may be the detector. So a frozen solution is
+    taken only where no other one stands.
+    """
+    frozen = [s for s in solutions if _frozen(source, target, s)]
+    moving = [s for s in solutions if all(s is not f for f in frozen)]
+    first_error = None
+    for group in (moving, frozen):
+        for solution in group[:1]:
+            rivals = [s for s in group if s is not solution]
+            try:
+                _judge(label, source, target, solution, rivals, max_rms, min_stars)
+                if group is frozen:
+                    why = _pixels(target, solution)
+                    if why:
+                        raise AlignmentError(
+                            f"{label}: {why}: these are hot pixels, not stars: "
+                            "calibrate the frames or give a mask of hot pixels"
+                        )
+            except AlignmentError as error:
+                if first_error is None or solution is solutions[0]:
+                    first_error = error
+            else:
+                return solution
+    raise first_error
+
+
+def match_stars(source, target, *, tolerance, max_rms, starts=None, method="stars", min_stars=3):
+    """Align two Stars, or raise AlignmentError."""
+    label = f"{source.name} -> {target.name}"
+    if source.shape != target.shape:
+        raise AlignmentError(
+            f"{label}: shapes {source.shape} and {target.shape} differ: "
+            "frames of one camera, binning and window can be aligned"
+        )
+    for stars in (source, target):
+        if len(stars.xy) < min_stars:
+            raise AlignmentError(
+                f"{label}: {stars.name} has {stars.found}: {min_stars} unsaturated stars are needed"
+            )
+    if starts is None:
+        starts = _hypotheses(source, target, tolerance)
+    best = _best(label, source, target, starts, tolerance, max_rms, min_stars)
+    angle = math.degrees(math.atan2(best.matrix[1, 0], best.matrix[0, 0]))
+    return Alignment(
+        best.matrix, best.covariance, best.rms, best.n, method,
+        abs(angle) > 150, best.fraction, best.log_chance,
+    )  # fmt: skip
+
+
+def _best(label, source, target, starts, tolerance, max_rms, min_stars):
+    """Refine hypotheses and return the solution that stands every test, or raise."""
+    solutions = [_refine(source, target, m, turned, tolerance) for m, _, turned in starts[:6]]
+    solutions = [s for s in solutions if s is not None]
+    solutions = _distinct(solutions, [s.matrix for s in solutions], source.shape)
+    solutions.sort(key=lambda s: (s.log_chance, -s.n))
+    if not solutions:
+        raise AlignmentError(f"{label}: no two stars match ({source.found}; {target.found})")
+    return _choose(label, source, target, solutions, max_rms, min_stars)
+
+
+def _judge(label, source, target, best, rivals, max_rms, min_stars):
+    """Raise AlignmentError unless the solution stands every test."""
+    runner_up = max((s.n for s in rivals), default=0)
+    facts = (
+        f"{best.n} of {source.n_found} and {target.n_found} stars match, "
+        f"{best.fraction:.0%} of those in common, rms {best.rms:.2f} pix, "
+        f"runner-up {runner_up}, chance 1e{best.log_chance:.0f}"
+    )
+
+    def refuse(why):
+        raise AlignmentError(f"{label}: {why} ({facts}){_diagnose(source, target)}")
+
+    needed = min_stars if best.model == "translation" and not best.turned else min_stars + 1
+    if best.n < needed:
+        refuse(f"{best.n} stars match, {needed} are needed")
+    if best.log_chance > MAX_CHANCE:
+        refuse(f"the match may be chance, at most 1e{MAX_CHANCE:.0f} is accepted")
+    if best.fraction < MIN_FRACTION and best.log_chance > OVERWHELMING:
+        refuse(f"too few of the stars match, {MIN_FRACTION:.0%} are needed")
+    # Chance matches always turn up, and any pair of stars is its own partner after a half turn:
+    # a rival counts from three stars on, where it is not chance.
+    if any(2 * s.n > best.n and s.n > 2 and s.log_chance < MAX_CHANCE / 2 for s in rivals):
+        refuse("another transform matches more than half as many stars")
+    # Wide or trailed stars are measured less well, in proportion.
+    widths = [stars.meta.get("fwhm", 0.0) for stars in (source, target)]
+    most = max(max_rms, *(0.075 * w for w in widths if math.isfinite(w)), 0.0)
+    if best.rms > most:
+        refuse(f"the residuals are above {most:.2g} pix")
+    scale = math.sqrt(abs(np.linalg.det(best.matrix[:2, :2])))
+    if abs(scale - 1) > MAX_SCALE:
+        refuse(f"the pixel scales differ by a factor {scale:.4f}")
+    if best.corner > MAX_CORNER:
+        refuse(f"the stars leave the corners uncertain by {best.corner:.2f} pix")
+    spread = np.ptp(target.xy[best.j], axis=0)
+    if spread.min() < 8:
+        refuse("the matched stars lie on one line of pixels")
+
+
+def _diagnose(source, target):
+    """What else is the matter, for the message: a mirrored frame, another pixel scale."""
+    mirrored = source.xy * (-1, 1) + (source.shape[1] - 1, 0)
+    for xy, scale_free, text in (
+        (mirrored, False, "; the frame is mirrored: flip one axis of it"),
+        (source.xy, True, "; the frames have different pixel scales, by a factor {:.3f}"),
+    ):
+        votes = _match.rotations(xy, target.xy, 2.0, n_stars=25, scale_free=scale_free)
+        for angle, scale, _ in votes[:4]:
+            center = (np.array(source.shape[::-1]) - 1) / 2
+            turn = _match.rotation_about(center, angle, scale)
+            mapped = _match.apply(turn, xy)
+            for offset, _ in _match.vote(mapped, target.xy, 4.0, n_best=1):
+                i, _ = _match.mutual_matches(mapped + offset, target.xy, 6.0)
+                enough = max(5, 0.4 * min(len(xy), len(target.xy)))
+                if len(i) >= enough and (not scale_free or abs(scale - 1) > MAX_SCALE):
+                    return text.format(scale)
+    return ""

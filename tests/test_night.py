@@ -1,0 +1,232 @@
+"""A whole night through the pipeline, against its truth and against itself."""
+
+import json
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.table import QTable
+
+from astro_narrowband.demo import compare
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.night.pipeline import Settings, reduce_night
+from astro_narrowband.night.products import read_record
+from astro_narrowband.simulate import NightModel, read_truth, simulate_night
+
+pytestmark = pytest.mark.filterwarnings("ignore::astro_narrowband.exceptions.NarrowbandWarning")
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sky") / "night"
+    simulate_night(
+        folder, shape=(320, 320), filters=("H-alpha 7nm", "OIII"), n_bias=8, n_darks=5, n_flats=5,
+        light_exposures=(60.0, 60.0, 120.0, 120.0), seed=3,
+        model=NightModel(star_density=2000.0, nebula=0.3),
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reduced(night, tmp_path_factory):
+    output = tmp_path_factory.mktemp("products") / "reduced"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NarrowbandWarning)
+        record = reduce_night(night, output)
+    return record, output
+
+
+def test_products_are_those_of_the_contract(reduced):
+    record, output = reduced
+    names = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()}
+    base = "Crown_Nebula"
+    assert names - {".astro-narrowband.jsonl"} == {
+        "masters/bias.fits", "masters/dark.fits", "masters/flat-Halpha.fits",
+        "masters/flat-OIII.fits", "frames.ecsv", "night.json", "report.html",
+        f"catalog-{base}.ecsv",
+        *(f"{kind}-{base}-{name}.{suffix}" for name in ("Halpha", "OIII")
+          for kind, suffix in (("coadd", "fits"), ("catalog", "ecsv"), ("growth", "ecsv"))),
+    }  # fmt: skip
+    assert record["status"] == 0
+    assert read_record(output / "night.json")["status"] == 0
+
+
+def test_coadd_opens_as_ccddata_with_its_planes(reduced):
+    _, output = reduced
+    path = output / "coadd-Crown_Nebula-Halpha.fits"
+    ccd = CCDData.read(path)
+    assert ccd.unit == u.electron / u.s
+    assert ccd.uncertainty.uncertainty_type == "std"
+    assert ccd.header["NCOMBINE"] == 4
+    assert ccd.header["EXPTIME"] == 360
+    assert ccd.header["FILTER"] == "Halpha"  # whatever the lights call it
+    assert 0 < ccd.header["NOISECOR"] <= 1
+    with fits.open(path) as hdul:
+        assert {"UNCERT", "MASK", "NEXP", "TEXP"} <= {hdu.name for hdu in hdul}
+        assert hdul["NEXP"].data.max() == 4
+    assert ccd.mask is not None
+    assert np.isnan(ccd.data[ccd.mask]).all()
+
+
+def test_fluxes_and_alignments_are_true(night, reduced):
+    record, output = reduced
+    rows = compare(read_truth(night), record, output)
+    assert len(rows) == 2
+    for row in rows:
+        assert row["align_rms"] < 0.1
+        assert row["n_stars"] >= 20
+        # Most of the 50 are faint here, and crowd each other's annuli.
+        assert abs(row["flux_bias"]) < 0.03
+        assert 0.5 < row["pull_width"] < 1.6
+
+
+def test_used_left_out_and_ignored_add_up_to_the_files_found(night, reduced):
+    record, output = reduced
+    files = record["files"]
+    assert files["used"] + files["left out"] + files["ignored"] == files["found"]
+    assert files["found"] == sum(path.is_file() for path in night.rglob("*"))
+    table = QTable.read(output / "frames.ecsv")
+    assert len(table) == files["found"]
+    for verdict in ("used", "left out", "ignored"):
+        assert int((table["verdict"] == verdict).sum()) == files[verdict]
+
+
+def test_filters_share_one_grid(reduced):
+    record, _ = reduced
+    assert len({group["reference"] for group in record["groups"]}) == 1
+
+
+def digests(output):
+    record = json.loads((output / "night.json").read_text())
+    return {k: v for k, v in record["products"].items() if k.endswith((".fits", ".ecsv"))}
+
+
+def test_resume_makes_only_what_is_missing_and_the_same_bytes(night, reduced, tmp_path):
+    _, output = reduced
+    again = tmp_path / "again"
+    shutil.copytree(output, again)
+    before = digests(output)
+    (again / "coadd-Crown_Nebula-OIII.fits").unlink()
+    kept = (again / "coadd-Crown_Nebula-Halpha.fits").stat().st_mtime_ns
+    reduce_night(night, again)
+    assert digests(again) == before
+    assert (again / "coadd-Crown_Nebula-Halpha.fits").stat().st_mtime_ns == kept
+
+
+def test_workers_and_memory_change_no_byte(night, reduced, tmp_path):
+    _, output = reduced
+    reduce_night(night, tmp_path / "one", settings=Settings(workers=1, memory=30e6))
+    assert digests(tmp_path / "one") == digests(output)
+
+
+def test_a_filter_without_flat_fails_alone(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("OIII_flat*"))
+    shutil.rmtree(part / "flat" / "OIII")
+    record = reduce_night(part, tmp_path / "out")
+    assert record["status"] == 4
+    states = {group["filter"]: group["status"] for group in record["groups"]}
+    assert states == {"Halpha": "done", "OIII": "failed"}
+    (failed,) = (group for group in record["groups"] if group["status"] == "failed")
+    assert "flat" in failed["reason"]
+
+
+def test_a_truncated_light_is_left_out_by_name(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    victim = sorted((part / "light" / "Halpha").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:20000])
+    record = reduce_night(part, tmp_path / "out", settings=Settings(filters=("Halpha",)))
+    assert record["status"] == 0
+    (group,) = record["groups"]
+    assert group["n_used"] == 3
+    assert any(victim.name in m["text"] and "truncated" in m["text"] for m in record["messages"])
+
+
+def test_a_night_without_lights_is_refused(night, tmp_path):
+    with pytest.raises(InputError, match="no light"):
+        reduce_night(night / "bias", tmp_path / "out")
+
+
+def test_strict_turns_a_warning_into_status_3(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    (part / "light" / "broken.fits").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+    settings = Settings(filters=("Halpha",), strict=True)
+    assert reduce_night(part, tmp_path / "out", settings=settings)["status"] == 3
+
+
+def test_dark_beyond_the_limit_leaves_lights_out_by_name(night, tmp_path):
+    settings = Settings(max_extrapolation=0.5, filters=("Halpha",))
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    for path in (part / "dark").iterdir():
+        if "120s" in path.name:
+            path.unlink()
+    record = reduce_night(part, tmp_path / "out", settings=settings)
+    assert record["groups"][0]["n_used"] == 2  # those of 60 s
+    assert any("max_extrapolation" in m["text"] for m in record["messages"])
+
+
+def test_every_master_of_several_settings_is_in_the_record(night, tmp_path):
+    both = tmp_path / "night"
+    shutil.copytree(night, both / "one", ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    few = {"n_bias": 3, "n_darks": 3, "n_flats": 3, "light_exposures": (60.0,) * 3, "seed": 4}
+    model = NightModel(star_density=2000.0, nebula=0.3)
+    simulate_night(both / "two", shape=(320, 320), filters=("Ha",), model=model, **few)
+    shutil.rmtree(both / "two" / "truth")
+    shutil.copytree(both / "two" / "dark", both / "unused")
+    for path in (both / "two").rglob("*.fits"):
+        fits.setval(path, "OFFSET", value=20)
+    for path in (both / "unused").rglob("*.fits"):
+        with fits.open(path, mode="update") as hdul:
+            hdul[0].header["OFFSET"] = 30
+            hdul[0].data[0] += 1
+    record = reduce_night(both, tmp_path / "out")
+    kinds = [master["kind"] for master in record["masters"]]
+    assert sorted(kinds) == ["bias", "bias", "dark", "dark", "flat", "flat"]
+    labels = {group["label"] for group in record["groups"]}
+    assert len(labels) == 2
+    assert set(record["detector"]) == labels
+    for kind in set(kinds):
+        served = [label for m in record["masters"] if m["kind"] == kind for label in m["groups"]]
+        assert sorted(served) == sorted(labels)
+    made = {f"masters/{path.name}" for path in (tmp_path / "out" / "masters").iterdir()}
+    assert made == {master["path"] for master in record["masters"]}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"<dd>{label}</dd>" in page for label in labels)
+
+
+def test_spellings_are_part_of_what_a_product_is_made_of(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    mine = tmp_path / "mine.toml"
+    settings = Settings(spellings=str(mine))
+
+    def coadded():
+        reduce_night(part, tmp_path / "out", settings=settings)
+        (path,) = (tmp_path / "out").glob("coadd-*.fits")
+        return path.stat().st_mtime_ns
+
+    mine.write_text('[kinds]\nhimmelsfeld = "flat"\n')
+    first = coadded()
+    mine.write_text('# only a comment\n[kinds]\nhimmelsfeld = "flat"\n')
+    assert coadded() == first
+    mine.write_text('[keywords]\ndate = ["DATE-END"]\n')
+    assert coadded() != first
+
+
+def test_a_filter_of_the_user_is_reduced_under_the_name_that_is_wanted(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    for path in (*part.glob("light/**/*.fits"), *part.glob("flat/**/*.fits")):
+        fits.setval(path, "FILTER", value="schmal 2")
+    mine = tmp_path / "mine.toml"
+    mine.write_text('[filters]\n"schmal 2" = "S2"\n')
+    record = reduce_night(part, tmp_path / "out", settings=Settings(spellings=str(mine)))
+    assert record["status"] == 0
+    assert [group["filter"] for group in record["groups"]] == ["S2"]
