@@ -409,11 +409,14 @@ def test_a_plain_master_dark_scales_with_its_error(make_camera):
     assert np.mean(result.uncertainty.array / expected) == pytest.approx(1, abs=0.01)
 
 
-def test_the_public_name_stays_a_function():
+def test_modules_are_nouns_and_functions_verbs():
     import importlib
+    from types import ModuleType
 
     import astro_narrowband
 
-    for name in ("calibrate", "coadd", "resample"):
-        importlib.import_module(f"astro_narrowband.{name}")
+    homes = {"calibrate": "calibration", "coadd": "coaddition", "resample": "resampling"}
+    for name, home in homes.items():
+        importlib.import_module(f"astro_narrowband.{home}")
         assert callable(getattr(astro_narrowband, name))
+        assert isinstance(getattr(astro_narrowband, home), ModuleType)
