@@ -35,6 +35,7 @@ _HOME = {
     "detect_stars": "registration",
     "diagnose_background": "photometry",
     "growth_curves": "photometry",
+    "make_catalog": "photometry",
     "master_bias": "masters",
     "master_flat": "masters",
     "optimal_radius": "photometry",
