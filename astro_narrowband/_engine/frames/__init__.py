@@ -25,7 +25,7 @@ from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, read_structure
 from astro_narrowband._engine.headers import clean_text, raw_values
 from astro_narrowband._engine.validate import as_mask, as_unit
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, InputTypeError, MissingFileError
 
 __all__ = [
     "MAX_PIXELS",
@@ -124,8 +124,9 @@ class FitsFrame:
         self.path = Path(self.path)
         self.name = self.path.name
         if not self.path.is_file():
-            what = "is not a regular file" if self.path.exists() else "does not exist"
-            raise InputError(f"{self.path}: {what}: give the path of a FITS file")
+            if not self.path.exists():
+                raise MissingFileError(f"{self.path}: does not exist: give the path of a FITS file")
+            raise InputError(f"{self.path}: is not a regular file: give the path of a FITS file")
         found = read_structure(self.path, max_pixels=self.max_pixels)
         self.header, self.image, self.shape = found.header, found.image, found.image.shape
         self.primary = found.primary
@@ -367,7 +368,7 @@ def as_frame(image, *, unit=None):
         return FitsFrame(Path(image), unit=unit)
     if isinstance(image, Frame):
         return image
-    raise InputError(
+    raise InputTypeError(
         f"{type(image).__name__} is not an image: give a path, a CCDData or a Frame "
         "(a bare array has no unit: CCDData(array, unit='adu'))"
     )
