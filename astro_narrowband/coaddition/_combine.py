@@ -356,6 +356,8 @@ def _check_output(path, frames, overwrite):
 def _has_variance(frame):
     if isinstance(frame, FitsFrame):
         return frame._uncertainty is not None
+    if isinstance(frame, MemoryFrame):
+        return frame.ccd.uncertainty is not None
     return frame.read(slice(0, 1)).variance is not None
 
 
