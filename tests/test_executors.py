@@ -253,7 +253,7 @@ def test_dask_worker_killed_from_outside_during_a_coadd(cluster, frames):
     assert here == there
 
 
-class Slow:
+class Slow(Frame):
     """A frame that takes its time."""
 
     def __init__(self, path):

@@ -163,7 +163,7 @@ def run_pulls(options):
 # --------------------------------------------------------------------------- memory and time
 
 
-class Synthetic:
+class Synthetic(Frame):
     """A frame of any size whose rows cost little: noise that is rolled along."""
 
     pool = np.random.default_rng(1).normal(0.5, 0.1, (64, 1 << 13)).astype(np.float32)
