@@ -22,7 +22,6 @@ from astro_narrowband._engine.frames import (
     Band,
     FitsFrame,
     Frame,
-    Frame,
     HeldFrame,
     HeldRows,
     MemoryFrame,

@@ -27,6 +27,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.nddata import CCDData
 
+from astro_narrowband import Frame
+
 EXPOSURE = 60.0
 #: How the frames of a night are shifted.
 KINDS = ("undithered", "integer", "fractional")

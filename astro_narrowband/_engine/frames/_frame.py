@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
+from astro_narrowband.exceptions import InputTypeError
+
 __all__ = ["Band", "Frame"]
 
 
@@ -111,7 +113,7 @@ class Frame:
         if read is not None and not _takes_all(read):
             cls.read = _completed(read)
 
-    def read(self, rows, *, variance=True, out=None):
+    def read(self, rows, *, variance=True, out=None):  # noqa: ARG002
         """
         Return some rows.
 
@@ -130,7 +132,7 @@ class Frame:
             Of the arrays of ``out``, if it is given; None for a plane that there is not,
             even if ``out`` has one, which then holds nothing.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no method read(rows)")
+        raise InputTypeError(f"{type(self).__name__} has no method read(rows): a Frame needs one")
 
     @cached_property
     def header(self):
