@@ -149,7 +149,7 @@ class Frame:
         """Variance of single pixels over the variance plane, 1 where nothing was interpolated."""
         return float(self.header.get("NOISECOR", 1.0))
 
-    def master_noise(self, rows):
+    def master_noise(self, rows):  # noqa: ARG002
         """
         Return what the variance of this frame's masters is made of, whatever the exposure time t.
 
