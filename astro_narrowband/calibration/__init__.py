@@ -7,11 +7,12 @@ rounding) is kept apart from the noise of the masters, which all frames share.
 """
 
 import hashlib
+import math
 import os
 import warnings
 from copy import copy
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from astropy import units as u
@@ -32,7 +33,7 @@ from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
-from astro_narrowband.noise import signal_variance
+from astro_narrowband.noise import SharedNoise, sample_rows, signal_variance
 
 __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 
@@ -84,7 +85,7 @@ class Recipe:
     flat: Frame | None = None
     max_extrapolation: float = 3.0
     max_temperature_difference: float = 5.0
-    masters: tuple = ()
+    masters: str = ""
     _held: HeldRows = field(init=False, repr=False)
 
     def __post_init__(self):
@@ -102,11 +103,12 @@ class Recipe:
                     "take masters of one camera, binning and window"
                 )
         if not self.masters:
-            token = (
-                None if self.dark is None else self.dark.token,
-                None if self.flat is None else _token(self.flat),
-            )
-            object.__setattr__(self, "masters", token)
+            tokens = [
+                "" if self.dark is None else self.dark.token,
+                "" if self.flat is None else _token(self.flat),
+            ]
+            digest = hashlib.blake2b(" ".join(tokens).encode(), digest_size=TOKEN).hexdigest()
+            object.__setattr__(self, "masters", digest if any(tokens) else "none")
         object.__setattr__(self, "_held", HeldRows(self._read))
 
     def __reduce__(self):
@@ -129,6 +131,21 @@ class Recipe:
             Flagged by the dark, or dead in the flat.
         """
         return self._held.planes(rows)
+
+    def master_noise(self, rows):
+        """Return what the variance of the masters is made of, see `Frame.master_noise`."""
+        planes, var_flat = (None, None, None), None
+        square = self.planes(rows)[2]
+        square = np.float32(self.detector.gain) if square is None else square
+        square = square * square
+        if self.dark is not None:
+            planes = tuple(plane * square for plane in self.dark.covariance(rows))
+        if self.flat is not None:
+            var_flat = self.flat.read(rows).variance
+            if var_flat is not None:
+                var_flat = var_flat * square
+                var_flat *= np.float32(self.detector.gain**-2)
+        return *planes, var_flat
 
     def hold(self):
         """Return the same recipe with its masters in memory, for frames that are read whole."""
@@ -211,8 +228,8 @@ class CalibratedFrame(Frame):
         As of any frame; the unit is electron/s.
     exposure : float
         [s]
-    masters : tuple
-        What frames that share their masters have in common.
+    masters : str
+        What frames that share their masters have in common, "none" without masters.
     policy : str
         How the dark is had: "matched", "scaled", "extrapolated", "bias" or "none".
 
@@ -258,7 +275,46 @@ class CalibratedFrame(Frame):
                 )
             if master is not None:
                 refuse_other_camera(self.name, frame.header, master.header, what)
-        self.header = self._header()
+
+    @cached_property
+    def header(self):
+        """That of the raw frame, with what was done to it and what its masters' noise is."""
+        header = self._header()
+        self.shared_noise(included=False).to_header(header)
+        return header
+
+    def shared_noise(self, *, included):
+        """
+        Return the noise of the masters as parts of the variance of blank sky.
+
+        Parameters
+        ----------
+        included : bool
+            Whether that variance is meant with it or without.
+
+        Returns
+        -------
+        `~astro_narrowband.noise.SharedNoise`
+        """
+        if self.masters == "none":
+            return SharedNoise("none")
+        t, samples, flats = self.exposure, [], []
+        for rows in sample_rows(self.shape[0]):
+            band = self.read(rows)
+            good = ~band.mask
+            planes = [0.0 if plane is None else plane[good] for plane in self.master_noise(rows)]
+            var_offset, cov, var_rate, var_flat = planes
+            terms = (var_offset / t**2, 2 * cov / t, var_rate, var_flat * band.data[good] ** 2)
+            shape = band.variance[good].shape
+            samples.append([np.broadcast_to(v, shape) for v in (band.variance[good], *terms)])
+            flats.append(np.broadcast_to(var_flat, shape))
+        own, *terms = np.concatenate(samples, axis=1)
+        if not own.size:
+            return SharedNoise(self.masters, included=included)
+        blank = float(np.median(own + sum(terms) if included else own))
+        parts = [float(np.median(term)) / blank for term in terms]
+        flat_error = math.sqrt(float(np.median(np.concatenate(flats))))
+        return SharedNoise(self.masters, *parts, flat_error, included=included)
 
     def _check_temperature(self):
         """Warn from 0.5 K, raise from ``max_temperature_difference`` on."""
@@ -395,30 +451,8 @@ class CalibratedFrame(Frame):
         return out
 
     def master_noise(self, rows):
-        """
-        Return what the variance of this frame's masters is made of, whatever the exposure time t.
-
-        Returns
-        -------
-        var_offset, cov, var_rate : `~numpy.ndarray` of float32, (n_rows, nx), or None
-            Of the dark: its variance is ``var_offset / t**2 + 2 cov / t + var_rate``
-            [(electron/s)**2], but for pixels that do not follow the dark's straight line.
-        var_flat : `~numpy.ndarray` of float32, (n_rows, nx), or None
-            Relative variance of the flat.
-        """
-        recipe = self.recipe
-        planes, var_flat = (None, None, None), None
-        square = recipe.planes(rows)[2]
-        square = np.float32(recipe.detector.gain) if square is None else square
-        square = square * square
-        if recipe.dark is not None:
-            planes = tuple(plane * square for plane in recipe.dark.covariance(rows))
-        if recipe.flat is not None:
-            var_flat = recipe.flat.read(rows).variance
-            if var_flat is not None:
-                var_flat = var_flat * square
-                var_flat *= np.float32(recipe.detector.gain**-2)
-        return *planes, var_flat
+        """Return what the variance of this frame's masters is made of, see `Frame.master_noise`."""
+        return self.recipe.master_noise(rows)
 
     def common(self, rows, data):
         """Return the sum of squares of `shared`, [(electron/s)**2], without taking it apart."""
@@ -553,7 +587,8 @@ def calibrate(
 
     for _ in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
         pass
-    header = calibrated.header if add_keyword else frame.header.copy()
+    header = calibrated.header.copy() if add_keyword else frame.header.copy()
+    calibrated.shared_noise(included=True).to_header(header)
     header.pop("BUNIT", None)
     result = CCDData(
         data,
