@@ -38,6 +38,7 @@ WINGS = {
         "resampling",
         "coaddition",
         "photometry",
+        "lines",
         "simulate",
     ],
     "night": [
