@@ -206,8 +206,8 @@ def robust_mean(values, errors, colours=None, *, at=None):
     if colours is not None:
         used &= np.isfinite(colours)
     for _ in range(10):
-        mean, error, scatter, term = _fit(values[used], errors[used],
-                                          None if colours is None else colours[used], at)  # fmt: skip
+        of_used = None if colours is None else colours[used]
+        mean, error, scatter, term = _fit(values[used], errors[used], of_used, at)
         model = mean + (term[1] * (colours - term[0]) if term[1] else 0.0)
         deviation = np.abs(values - model) / np.sqrt(errors**2 + scatter**2)
         if scatter > 0:
