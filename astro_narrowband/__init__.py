@@ -13,7 +13,12 @@ from importlib.metadata import version as _version
 from importlib.resources import files as _files
 
 __version__ = _version("astro-narrowband")
-__citation__ = _files(__name__).joinpath("CITATION").read_text(encoding="utf-8")
+__citation__ = (
+    _files(__name__)
+    .joinpath("CITATION")
+    .read_text(encoding="utf-8")
+    .replace("VERSION", __version__)
+)
 
 _HOME = {
     "Alignment": "registration",

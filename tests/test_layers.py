@@ -30,6 +30,7 @@ WINGS = {
     ],
     "layers": [
         "noise",
+        "confront",
         "detector",
         "darks",
         "masters",

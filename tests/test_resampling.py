@@ -159,7 +159,7 @@ def test_bands_of_any_height_give_the_same_pixels(name, rng):
             assert np.array_equal(joined, plane, equal_nan=plane.dtype.kind == "f")
 
 
-class Recorder:
+class Recorder(Frame):
     """A frame that remembers which rows it was asked for."""
 
     def __init__(self, ccd):
