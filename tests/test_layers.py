@@ -39,6 +39,7 @@ WINGS = {
         "resampling",
         "coaddition",
         "photometry",
+        "lines",
         "simulate",
     ],
     "night": [
