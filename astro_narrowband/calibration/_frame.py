@@ -15,6 +15,7 @@ from astro_narrowband._engine.frames import (
 )
 from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive
+from astro_narrowband.calibration._recipe import divisor
 from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.noise import SharedNoise, sample_rows, signal_variance
