@@ -42,7 +42,9 @@ class Plan:
         """Return the plan as lines of text: what calibrates what, and every problem."""
         lines = []
         for group in self.groups:
-            lines.append(f"{group.label}: {_count(group.lights, 'light')}, {group.setup_label}")
+            pixels = f", {group.colour.replace('+', ' and ')} pixels" if group.colour else ""
+            count = _count(group.lights, "light")
+            lines.append(f"{group.label}: {count}, {group.setup_label}{pixels}")
             if group.failed:
                 lines.append(f"  cannot be reduced: {group.reason}")
             for name in ("bias", "darks", "flats"):

@@ -353,8 +353,8 @@ class FrameTable:
                     row.leave_out(str(error).removeprefix(f"{row.path.name}: "))
             elif row.bayer and row.kind in ("light", "flat") and not lines_of(row.filter):
                 row.leave_out(
-                    f"BAYERPAT = {row.bayer}: is a colour mosaic, and its filter ({row.filter}) has no "
-                    "line that is known: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
+                    f"BAYERPAT = {row.bayer}: is a colour mosaic, and no line is known of "
+                    f"{row.filter}: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
                     "if the sensor has no colour filters"
                 )
             elif bayer in COLOURS and (
