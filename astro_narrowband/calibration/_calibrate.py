@@ -11,6 +11,7 @@ from astro_narrowband._engine.frames import (
 )
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
+from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.calibration._frame import CalibratedFrame
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
@@ -126,6 +127,7 @@ def calibrate(
         mask=mask,
         header=header,
         unit=calibrated.unit,
+        wcs=calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name),
     )
     if cosmic_rays:
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)

@@ -77,7 +77,7 @@ class CalibratedFrame(Frame):
         frame = prepared(frame)
         self.frame, self.recipe = frame, recipe
         self.name, self.shape = frame.name, tuple(frame.shape)
-        self.unit = u.electron / u.s
+        self.unit, self.wcs = u.electron / u.s, frame.wcs
         self.masters = recipe.masters
         _refuse_twice(frame, recipe)
         if frame.unit not in (None, u.adu):
