@@ -245,9 +245,10 @@ def _add_reduce(commands):
     command.add_argument(
         "--max-extrapolation",
         type=_above_zero,
-        default=3.0,
+        default=None,
         metavar="X",
-        help="longest light, in units of the longest dark (default: 3)",
+        help="longest exposure in units of the longest dark (default: decided by what the dark "
+        "costs the frame)",
     )
     command.add_argument("--keep-calibrated", action="store_true", help="write calibrated/ as well")
     command.add_argument("--workers", type=_count, metavar="N", help="threads (default: all cores)")

@@ -32,8 +32,8 @@ __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 
 #: A flat pixel below this fraction of the median is dead, and never divides.
 MIN_FLAT = 0.05
-#: Rows that `calibrate` asks for at a time.
-ROWS = 64
+#: Rows that `calibrate` asks for at a time, and about how many tell a frame's level.
+ROWS, PRICED = 64, 16
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
@@ -66,7 +66,8 @@ class Recipe:
     flat : `~astro_narrowband.Frame`, optional
         Dimensionless, median 1.
     max_extrapolation : float, optional
-        Of the dark.
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K].
     """
@@ -74,7 +75,7 @@ class Recipe:
     detector: Detector
     dark: DarkModel | None = None
     flat: Frame | None = None
-    max_extrapolation: float = 3.0
+    max_extrapolation: float | None = None
     max_temperature_difference: float = 5.0
     masters: tuple = ()
     _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False)
@@ -211,7 +212,7 @@ class CalibratedFrame:
     masters : tuple
         What frames that share their masters have in common.
     policy : str
-        How the dark is had: "matched", "scaled", "extrapolated", "bias" or "none".
+        How the dark is had: "matched", "scaled", "extrapolated", "offset", "bias" or "none".
 
     Raises
     ------
@@ -240,11 +241,6 @@ class CalibratedFrame:
                 raise InputError(f"{self.name}: {error}") from None
         self.exposure = positive(exposure, f"{self.name}: exposure")
         self.policy = "none"
-        if recipe.dark is not None:
-            self.policy = recipe.dark.check(
-                self.exposure, max_extrapolation=recipe.max_extrapolation
-            )
-            self._check_temperature()
         for master, what in ((recipe.dark, "bias or dark"), (recipe.flat, "flat")):
             if master is not None and tuple(master.shape) != self.shape:
                 raise InputError(
@@ -253,7 +249,30 @@ class CalibratedFrame:
                 )
             if master is not None:
                 refuse_other_camera(self.name, frame.header, master.header, what)
+        if recipe.dark is not None:
+            self.policy = recipe.dark.check(
+                self.exposure,
+                noise=self._noise,
+                name=self.name,
+                what="lights",
+                max_extrapolation=recipe.max_extrapolation,
+            )
+            self._check_temperature()
         self.header = self._header()
+
+    def _noise(self):
+        """Error of a typical pixel, masters left out [adu]."""
+        dark, detector = self.recipe.dark, self.recipe.detector
+        step = max(1, self.shape[0] // PRICED)
+        levels = []
+        for y in range(step // 2, self.shape[0], step):
+            row = slice(y, y + 1)
+            band = self.frame.read(row)
+            good = np.isfinite(band.data) if band.mask is None else ~band.mask
+            levels.append((band.data - dark.lines(row)[0])[good])
+        levels = np.concatenate(levels)
+        level = max(float(np.median(levels)), 0.0) if levels.size else 0.0
+        return (detector.floor / detector.gain**2 + level / detector.gain) ** 0.5
 
     def _check_temperature(self):
         """Warn from 0.5 K, raise from ``max_temperature_difference`` on."""
@@ -467,7 +486,7 @@ def calibrate(
     saturation=None,
     exposure=None,
     detector=None,
-    max_extrapolation=3.0,
+    max_extrapolation=None,
     max_temperature_difference=5.0,
     cosmic_rays=False,
     add_keyword=True,
@@ -497,7 +516,8 @@ def calibrate(
     detector : `~astro_narrowband.detector.Detector`, optional
         In place of gain, read_noise and saturation.
     max_extrapolation : float, optional
-        How many times the longest dark is still allowed.
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K]; above 0.5 K there is a warning.
     cosmic_rays : bool or dict, optional

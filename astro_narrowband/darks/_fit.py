@@ -17,6 +17,7 @@ from astro_narrowband._engine.stacking.clipped import (
     sample_noise,
 )
 from astro_narrowband._engine.validate import same_shape
+from astro_narrowband.darks._price import PER_KELVIN, same_exposure
 from astro_narrowband.darks._shrink import shrink_plane
 from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
@@ -37,8 +38,6 @@ BAND = 32
 FAR = 4.0
 #: Scatter between frames, over what is expected, from which a pixel is not to be trusted.
 NOISY = 3.0
-#: Relative change of the dark current per kelvin (it doubles every 6.5 K).
-PER_KELVIN = 0.107
 
 
 class Averages(NamedTuple):
@@ -88,6 +87,8 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     shape = same_shape([*darks, *biases], "darks and biases")
     if detector is None:
         detector = decide_detector(darks[0].header)
+    if model is None:
+        model = "rate" if biases or len(groups) == 1 else "linear"
     if model == "linear":
         if len(groups) < 2:
             raise InputError(
@@ -95,9 +96,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
             )
         biases = []
     elif not biases and len(groups) > 1:
-        raise InputError(
-            "darks of several exposure times need bias=: give the biases, or use model='linear'"
-        )
+        raise InputError("model = 'rate' needs bias=: give the biases, or use model='linear'")
     groups = ([(0.0, biases, master)] if biases else []) + [
         (t, frames, False) for t, frames in groups.items()
     ]
@@ -123,7 +122,10 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     times = [p for p in points if p.time > 0]
     if len(points) == 1:
         model = "matched"
-        notes.append("one dark exposure time and no bias: it serves that exposure time only")
+        fit.prior_rate(detector)
+        notes.append(
+            "one dark exposure time and no bias: for other times it stands for the offset alone"
+        )
     elif len(times) == 1:
         notes.append("one dark exposure time: its linearity could not be tested")
     _say_flags(fit.planes["flags"], notes)
@@ -158,7 +160,7 @@ def _groups(darks):
                 f"{frame.name}: has an exposure time of {exposure:g} s and is no dark: give it as "
                 "a bias, or correct EXPTIME"
             )
-        match = next((t for t in groups if abs(exposure - t) <= max(0.005 * t, 0.05)), exposure)
+        match = next((t for t in groups if same_exposure(exposure, t)), exposure)
         groups.setdefault(match, []).append(frame)
     return dict(sorted(groups.items()))
 
@@ -410,6 +412,30 @@ class _Fit:
         self.planes["offset"][rows] = base
         self.planes["var_offset"][rows] = one * ratio / np.maximum(n, 1)
         self.planes["flags"][rows] = flags
+
+    def prior_rate(self, detector):
+        """
+        Give the dark of a single exposure time a rate, so that it can be priced for others.
+
+        What ordinary pixels collected is taken from their noise beyond that of the
+        read-out, and nothing said of it but that it may be twice that or nothing. What
+        stands out of the neighbourhood is dark current. At the exposure time itself the
+        dark stays what it was, with its error.
+        """
+        t, planes = self.times[0], self.planes
+        excess = max(float(self.noise) ** 2 - detector.noise_adu**2, 0.0) * detector.gain
+        # The read noise of a header is good to a tenth.
+        excess = max(excess, 0.2 * detector.noise_adu**2 * detector.gain)
+        variance = np.float32((excess / t) ** 2)
+        for rows in row_bands(self.shape[0], BAND):
+            offset, var_offset = (planes[name][rows] for name in ("offset", "var_offset"))
+            above = offset - _block_median(offset)
+            above[above < FAR * np.sqrt(var_offset)] = 0
+            planes["rate"][rows] = (above + np.float32(excess)) / t
+            offset -= t * planes["rate"][rows]
+            planes["var_rate"][rows] = variance
+            planes["cov"][rows] = -t * variance
+            var_offset += t * t * variance
 
     def finish_hot(self, temperatures, notes):
         """
