@@ -16,7 +16,7 @@ from astropy.table import QTable
 from astropy.wcs import WCS
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.frames import Band, HeldFrame, MemoryFrame, as_frame
+from astro_narrowband._engine.frames import Band, Frame, HeldFrame, MemoryFrame, as_frame
 from astro_narrowband.calibration import CalibratedFrame, Recipe
 from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.coaddition._band import smooth
@@ -317,7 +317,7 @@ def test_partly_overlapping_frames_against_monte_carlo(rng, shifts):
     """One detector's noise, seen through bilinear pixels: variance of the sum of a wide area."""
     weight = np.full(len(shifts), 1 / len(shifts))
 
-    class Shared:
+    class Shared(Frame):
         masters = ("one",)
 
         def master_noise(self, rows):
@@ -929,7 +929,7 @@ def test_one_frame_is_its_own_coadd(rng):
 # --------------------------------------------------------------------------- memory
 
 
-class Synthetic:
+class Synthetic(Frame):
     """A frame of any size that is made where it is read."""
 
     def __init__(self, k, shape):

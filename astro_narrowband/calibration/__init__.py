@@ -6,8 +6,8 @@ same code read by bands of rows. A frame's own noise (photons, read-out,
 rounding) is kept apart from the noise of the masters, which all frames share.
 """
 
+import hashlib
 import os
-import threading
 import warnings
 from copy import copy
 from dataclasses import dataclass, field, fields
@@ -18,8 +18,14 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import Band, Frame, as_frame, map_bands, row_bands
-from astro_narrowband._engine.frames.window import HeldRows, RowWindow
+from astro_narrowband._engine.frames import (
+    Band,
+    Frame,
+    HeldRows,
+    as_frame,
+    map_bands,
+    row_bands,
+)
 from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive, value_in
 from astro_narrowband.calibration._rows import calibrate_rows
@@ -34,6 +40,8 @@ __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 MIN_FLAT = 0.05
 #: Rows that `calibrate` asks for at a time, and about how many tell a frame's level.
 ROWS, PRICED = 64, 16
+#: Bytes of what masters are known by.
+TOKEN = 6
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
@@ -78,8 +86,7 @@ class Recipe:
     max_extrapolation: float | None = None
     max_temperature_difference: float = 5.0
     masters: tuple = ()
-    _of_thread: threading.local = field(default_factory=threading.local, init=False, repr=False)
-    _held: HeldRows | None = field(default=None, init=False, repr=False)
+    _held: HeldRows = field(init=False, repr=False)
 
     def __post_init__(self):
         if self.flat is not None:
@@ -101,9 +108,10 @@ class Recipe:
                 None if self.flat is None else _token(self.flat),
             )
             object.__setattr__(self, "masters", token)
+        object.__setattr__(self, "_held", HeldRows(self._read))
 
     def __reduce__(self):
-        # What a thread holds stays with it.
+        # What is held stays in this process.
         return partial(
             type(self), **{f.name: getattr(self, f.name) for f in fields(self) if f.init}
         ), ()
@@ -121,11 +129,7 @@ class Recipe:
         bad : `~numpy.ndarray` of bool, (n_rows, nx), or None
             Flagged by the dark, or dead in the flat.
         """
-        if self._held is not None:
-            return self._held.planes(rows)
-        if not hasattr(self._of_thread, "window"):
-            self._of_thread.window = RowWindow(self._read)
-        return self._of_thread.window.planes(rows)
+        return self._held.planes(rows)
 
     def hold(self):
         """Return the same recipe with its masters in memory, for frames that are read whole."""
@@ -142,8 +146,7 @@ class Recipe:
             bad = self.dark.mask(rows)
         if self.flat is not None:
             # The variance of a flat on disk is not needed here.
-            read = getattr(self.flat, "read_values", self.flat.read)
-            flat, dead = _divisor(read(rows))
+            flat, dead = _divisor(self.flat.read(rows, variance=False))
             weight = np.float32(self.detector.gain) / flat
             bad = dead if bad is None else bad | dead
         return offset, rate, weight, bad
@@ -184,14 +187,14 @@ def _is_model(path):
 
 
 def _token(frame):
-    path = getattr(frame, "path", None)
-    if path is not None:
-        stat = os.stat(path)
-        return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
-    return id(frame.ccd) if hasattr(frame, "ccd") else id(frame)
+    """What a flat is known by, in every process: its shape and some of its pixels."""
+    digest = hashlib.blake2b(repr(tuple(frame.shape)).encode(), digest_size=TOKEN)
+    for y in range(0, frame.shape[0], max(1, frame.shape[0] // 64)):
+        digest.update(np.ascontiguousarray(frame.read(slice(y, y + 1), variance=False).data))
+    return digest.hexdigest()
 
 
-class CalibratedFrame:
+class CalibratedFrame(Frame):
     """
     A raw frame that is calibrated while it is read.
 
@@ -221,6 +224,8 @@ class CalibratedFrame:
     InputError
         If a unit, shape or exposure time is wrong.
     """
+
+    follows_signal = True
 
     def __init__(self, frame, recipe, *, exposure=None):
         frame = prepared(frame)
@@ -313,9 +318,14 @@ class CalibratedFrame:
         header["BUNIT"] = "electron / s"
         return header
 
-    def read(self, rows):
+    def read(self, rows, *, variance=True, out=None):
         """
         Return calibrated rows.
+
+        Parameters
+        ----------
+        rows, variance, out
+            As of `~astro_narrowband.Frame`.
 
         Returns
         -------
@@ -325,21 +335,13 @@ class CalibratedFrame:
             are saturated pixels, NaN, dead flat pixels, and what the dark flags
             as SATURATED or UNCERTAIN.
         """
-        n_rows, nx = rows.stop - rows.start, self.shape[1]
-        data = np.empty((n_rows, nx), np.float32)
-        out = Band(data, np.empty_like(data), np.empty(data.shape, bool))
-        self.read_into(rows, out)
-        return out
-
-    def read_into(self, rows, out):
-        """As `read`, into the arrays of the `Band` ``out``, whose variance may be None."""
+        if out is None:
+            data = np.empty((rows.stop - rows.start, self.shape[1]), np.float32)
+            squared = np.empty_like(data) if variance else None
+            out = Band(data, squared, np.empty(data.shape, bool))
+        if not variance:
+            out = out._replace(variance=None)
         calibrate_rows(self, rows, out)
-
-    def read_values(self, rows):
-        """As `read`, without the variance."""
-        data = np.empty((rows.stop - rows.start, self.shape[1]), np.float32)
-        out = Band(data, None, np.empty(data.shape, bool))
-        self.read_into(rows, out)
         return out
 
     def noise_planes(self, rows):

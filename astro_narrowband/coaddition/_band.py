@@ -14,12 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from astro_narrowband._engine.frames import row_bands
-from astro_narrowband.coaddition._common_noise import (
-    CommonNoise,
-    calibrated,
-    nearest_planes,
-    pixel_area,
-)
+from astro_narrowband.coaddition._common_noise import CommonNoise
 from astro_narrowband.coaddition._reject import (
     PANEL,
     REACH,
@@ -199,7 +194,7 @@ class BandSum:
         Where the variance is ``expected``, it is left to `expect`.
         """
         frame = self.frames[i]
-        band = frame.read_values(rows) if expected else frame.read(rows)
+        band = frame.read(rows, variance=not expected)
         factor, offset = np.float32(1.0 / self.scale[i]), np.float32(self.offset[i])
         for start in range(0, data.size, TILE):
             tile = slice(start, min(start + TILE, data.size))
@@ -224,7 +219,7 @@ class BandSum:
         """
         if self.rules is None or len(self.frames) < 3:
             return False
-        return hasattr(calibrated(self.frames[i]), "variance_of")
+        return self.frames[i].calibrated.follows_signal
 
     def expect(self, i, rows, signal, variance):
         """
@@ -236,11 +231,11 @@ class BandSum:
         frame, nx = self.frames[i], self.shape[1]
         signal, variance = signal.reshape(-1, nx), variance.reshape(-1, nx)
         variance[...] = self.background[i]
-        source = calibrated(frame)
-        scale, offset = pixel_area(frame) / self.scale[i], self.offset[i]
+        source = frame.calibrated
+        scale, offset = frame.pixel_area / self.scale[i], self.offset[i]
         for part in row_bands(len(signal), max(1, TILE // nx)):
             here = slice(rows.start + part.start, rows.start + part.stop)
-            planes, (y, x) = nearest_planes(frame, source.noise_planes, here)
+            planes, (y, x) = frame.nearest(source.noise_planes, here)
             source.variance_of(
                 signal[part][y, x], planes, scale=scale, offset=offset, out=variance[part][y, x]
             )

@@ -19,17 +19,12 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
 from astro_narrowband._engine.executors import run_bands
-from astro_narrowband._engine.frames import Band, as_frame, row_bands, usable_cores
+from astro_narrowband._engine.frames import Band, Frame, as_frame, row_bands, usable_cores
 from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband._engine.validate import choice, finite, positive, same_shape
 from astro_narrowband.coaddition._band import BandSum, row_bytes
-from astro_narrowband.coaddition._common_noise import calibrated, overlap_factors, shared_clusters
-from astro_narrowband.coaddition._header import (
-    frame_table,
-    noise_correlation,
-    wcs_of,
-    write_header,
-)
+from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header
 from astro_narrowband.coaddition._reject import (
     PANEL,
     Rules,
@@ -262,7 +257,7 @@ def coadd(
         raise InputError(f"gradient_tolerance = {gradient_tolerance} must not be below zero")
     table = _measure(frames, stars, statistics, flux_scale)
     exposure = np.array([_exposure(frame) for frame in frames])
-    matrices = [np.eye(3) if _alignment(f) is None else _alignment(f).matrix for f in frames]
+    matrices = [np.eye(3) if f.alignment is None else f.alignment.matrix for f in frames]
     reference = _reference(frames, table)
     scale, scale_err = _flux_scales(flux_scale, table, matrices, reference)
     background = np.array([s.variance for s in table]) / scale**2
@@ -296,7 +291,7 @@ def coadd(
         offset=offset[order],
         weight=weight[order],
         background=background[order],
-        correlation=np.array([noise_correlation(frames[i]) for i in order]),
+        correlation=np.array([frames[i].noise_correlation for i in order]),
         scatter=(np.array([s.scatter for s in table]) / scale**2)[order],
         exposure=exposure[order],
         sky=(np.array([s.sky for s in table]) / scale - offset)[order],
@@ -332,10 +327,6 @@ def coadd(
 # --------------------------------------------------------------------------- the first pass
 
 
-def _alignment(frame):
-    return getattr(frame, "alignment", None)
-
-
 def _one_unit(frames):
     unit = frames[0].unit
     for frame in frames:
@@ -352,9 +343,8 @@ def _one_unit(frames):
 
 def _exposure(frame):
     """Exposure of a frame [s], NaN where nothing says it."""
-    exposure = getattr(frame, "exposure", None)
-    if exposure is not None:
-        return float(exposure)
+    if frame.exposure is not None:
+        return float(frame.exposure)
     if "NCOMBINE" in frame.header:  # a coadd of coadds: more than a day is possible
         return float(frame.header.get("EXPTIME", math.nan))
     return read_exposure(frame.header) if exposures_in(frame.header) else math.nan
@@ -382,17 +372,17 @@ def _measure(frames, stars, statistics, flux_scale):
     elif isinstance(flux_scale, str) and flux_scale == "stars" and len(frames) > 1:
         from astro_narrowband._engine.detection import detect_stars
 
-        stars = [detect_stars(calibrated(frame)) for frame in frames]
+        stars = [detect_stars(frame.calibrated) for frame in frames]
     else:
         stars = [None] * len(frames)
-    return [measure_frame(calibrated(f), stars=s) for f, s in zip(frames, stars, strict=True)]
+    return [measure_frame(f.calibrated, stars=s) for f, s in zip(frames, stars, strict=True)]
 
 
 def _reference(frames, table):
     """The frame that the others are aligned with, or the one with the least noise."""
 
     def rank(i):
-        alignment = _alignment(frames[i])
+        alignment = frames[i].alignment
         moved = alignment is not None and not np.array_equal(alignment.matrix, np.eye(3))
         noise = table[i].variance if table[i].variance > 0 else math.inf
         return (len(table[i].stars) < 3, moved, noise, frames[i].name, _identity(table[i]))
@@ -486,7 +476,7 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
 # --------------------------------------------------------------------------- the second pass
 
 
-class _WithDark:
+class _WithDark(Frame):
     """
     A frame whose variance includes the error of a dark model, with that error taken apart.
 
@@ -494,9 +484,9 @@ class _WithDark:
     """
 
     def __init__(self, frame, model, exposure):
-        if hasattr(calibrated(frame), "master_noise"):
+        if frame.masters:
             raise InputError(f"{frame.name}: knows the noise of its masters: leave out dark_model")
-        if _alignment(frame) is not None:
+        if frame.alignment is not None:
             raise InputError(
                 f"{frame.name}: is resampled: dark_model is for frames as the detector saw them"
             )
@@ -511,7 +501,7 @@ class _WithDark:
         self.name, self.shape, self.unit = frame.name, frame.shape, frame.unit
         self.header = frame.header
         self.masters = ("dark model", id(model))
-        self.noise_correlation = noise_correlation(frame)
+        self.noise_correlation = frame.noise_correlation
 
     def master_noise(self, rows):
         """As of a `~astro_narrowband.calibration.CalibratedFrame`."""

@@ -16,24 +16,17 @@ from astro_narrowband._engine.files import set_card
 from astro_narrowband.coaddition._common_noise import undithered_noise
 from astro_narrowband.exceptions import NarrowbandWarning
 
-__all__ = ["frame_table", "noise_correlation", "wcs_of", "write_header"]
+__all__ = ["frame_table", "wcs_of", "write_header"]
 
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
                 "EXPOSURE", "NEXTEND", "BUNIT")  # fmt: skip
 
 
-def noise_correlation(frame):
-    """Variance of single pixels over the variance plane, 1 where nothing was interpolated."""
-    value = getattr(frame, "noise_correlation", None)
-    return float(frame.header.get("NOISECOR", 1.0) if value is None else value)
-
-
 def wcs_of(frame):
     """The WCS of a frame, or None."""
-    ccd = getattr(frame, "ccd", None)
-    if ccd is not None and ccd.wcs is not None:
-        return copy.deepcopy(ccd.wcs)
+    if frame.wcs is not None:
+        return copy.deepcopy(frame.wcs)
     if not str(frame.header.get("CTYPE1", "")).strip():
         return None
     with warnings.catch_warnings():
@@ -83,7 +76,7 @@ def write_header(header, task, reference, weights, planes):
 def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):
     """One row for each frame, see `~astro_narrowband.coaddition.Coadd`."""
     unit = frames[0].unit
-    alignments = [getattr(frame, "alignment", None) for frame in frames]
+    alignments = [frame.alignment for frame in frames]
     shift = np.array([(0.0, 0.0) if a is None else a.shift for a in alignments])
     return QTable(
         {

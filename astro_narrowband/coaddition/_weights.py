@@ -163,7 +163,7 @@ def measure_frame(frame, *, stars=None, held=None):
     )
     centres = tuple((e[:-1] + e[1:] - 1) / 2 for e in (x_edges, y_edges))
     usual = float(np.median(variance)) if variance.size else math.nan
-    table, fwhm = _measure_stars(held, stars, getattr(frame, "exposure", None))
+    table, fwhm = _measure_stars(held, stars, frame.exposure)
     return FrameStatistics(
         name=frame.name,
         sky=middle,

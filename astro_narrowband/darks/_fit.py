@@ -18,7 +18,7 @@ from astro_narrowband._engine.stacking.clipped import (
 )
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.darks._price import PER_KELVIN, same_exposure
-from astro_narrowband.darks._shrink import shrink_plane
+from astro_narrowband.darks._shrink import shrink_fit
 from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
@@ -118,7 +118,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     if len(points) > 1:
         fit.finish_hot(temperatures, notes)
     if shrink:
-        notes.extend(_shrink(fit, workers))
+        notes.extend(shrink_fit(fit, ~np.uint8(FLAGS["NEGATIVE"]), workers=workers))
     times = [p for p in points if p.time > 0]
     if len(points) == 1:
         model = "matched"
@@ -553,48 +553,6 @@ def _block_median(plane):
     wide[:edge] = np.repeat(median, size)
     wide[edge:] = wide[edge - 1]
     return wide
-
-
-def _shrink(fit, workers):
-    """Shrink rate, then offset, towards their neighbourhoods; return notes."""
-    planes, notes = fit.planes, []
-    own = np.uint8(255 - FLAGS["NEGATIVE"])
-    names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
-
-    flagged = np.flatnonzero((planes["flags"] & own) != 0)
-
-    def lost(rows):
-        nx = fit.shape[1]
-        first, last = np.searchsorted(flagged, [rows.start * nx, rows.stop * nx])
-        return flagged[first:last] - rows.start * nx
-
-    for name in names:
-
-        def apply(rows, first, second, name=name):
-            rate, offset, var_rate, var_offset, cov = (
-                planes[key][rows] for key in ("rate", "offset", "var_rate", "var_offset", "cov")
-            )
-            c_rate, c_offset = (var_rate, cov) if name == "rate" else (cov, var_offset)
-            work = np.multiply(c_rate, first)
-            rate += work
-            offset += np.multiply(c_offset, first, out=work)
-            # Before one of them changes that the others need.
-            of_rate = np.multiply(c_rate, second, out=work)
-            of_offset = np.multiply(c_offset, second, out=second)
-            both = np.multiply(c_offset, of_rate, out=first)
-            of_rate *= c_rate
-            of_offset *= c_offset
-            var_rate += of_rate
-            var_offset += of_offset
-            cov += both
-
-        told = shrink_plane(planes[name], planes[f"var_{name}"], lost, apply, workers=workers)
-        notes.append(
-            f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
-            f"(true values spread by {told['spread']:.3g}); their variance is "
-            f"{told['gain']:.3g} times that of the fit"
-        )
-    return notes
 
 
 def _say_flags(flags, notes):

@@ -238,7 +238,7 @@ def _look(row, saturation):
     except InputError as error:
         return Look(np.nan, np.nan, str(error))
     if saturation is not None:
-        return look_at(frame, saturation * getattr(frame, "n_added", 1))
+        return look_at(frame, saturation * frame.n_added)
     try:
         level = read_saturation(frame.header)
     except InputError:

@@ -69,7 +69,7 @@ class Masters:
         if identity not in self.made:
             settings, frame = self.settings, group.lights[0].open()
             # What a user gives is of a pixel of the camera; a mosaic may add some of them.
-            n = getattr(frame, "n_added", 1)
+            n = frame.n_added
             self.made[identity] = decide_detector(
                 frame.header,
                 gain=_quantity(settings.gain, u.electron / u.adu),
