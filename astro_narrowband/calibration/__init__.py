@@ -38,10 +38,8 @@ __all__ = ["CalibratedFrame", "Recipe", "calibrate"]
 
 #: A flat pixel below this fraction of the median is dead, and never divides.
 MIN_FLAT = 0.05
-#: Rows that `calibrate` asks for at a time, and about how many tell a frame's level.
-ROWS, PRICED = 64, 16
-#: Bytes of what masters are known by.
-TOKEN = 6
+#: Rows `calibrate` asks for at a time, rows that tell a level, bytes of what masters are known by.
+ROWS, PRICED, TOKEN = 64, 16, 6
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
