@@ -199,7 +199,7 @@ def _check(frame, exposure, rows, good, dark, detector):
             if band.mask is not None:
                 own &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
-    saturated = np.count_nonzero((values >= detector.saturation) & good)
+    saturated = np.count_nonzero((values >= detector.saturation - frame.pedestal) & good)
     total = np.count_nonzero(good)
     values -= dark
     bad = None if total == good.size else ~good

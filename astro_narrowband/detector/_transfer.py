@@ -58,14 +58,14 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
             "give both values"
         )
     images = [_segments(f, sample) for f in flats]
-    limit = np.inf if saturation is None else saturation
+    limits = [np.inf if saturation is None else saturation - f.pedestal for f in flats]
     levels = [float(np.median(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
     found = []
     # Each flat in one pair only: the pairs are independent.
     for i, j in list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
-            full = (images[i] >= limit) | (images[j] >= limit)
+            full = (images[i] >= limits[i]) | (images[j] >= limits[j])
             found.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
     per_adu, error = _mean(found) if found else (0.0, 0.0)
     if not (per_adu > 0 and per_adu > 5 * error):

@@ -55,14 +55,20 @@ class Frame:
     n_added : int
         Pixels of the camera in one of the frame: 2 where the two greens of a colour
         mosaic were added.
+    pedestal : float
+        What was taken from its raw counts at the most, an overscan [adu]: levels of raw
+        counts, as that of saturation, are lower by it in the frame's values.
     noise_correlation : float
         Variance of single pixels over the variance plane: NOISECOR of the header, or 1.
-    masters : hashable or None
-        What it has in common with all frames that were calibrated with the same masters.
+    masters : str or None
+        What it has in common with all frames that were calibrated with the same masters:
+        "none" where there were none, None where that is not known.
     alignment : `~astro_narrowband.registration.Alignment` or None
         Of a frame that interpolates another one while it is read.
     calibrated : `Frame`
         The frame as it was before that: itself, as a rule.
+    placement : `~numpy.ndarray`, (3, 3)
+        From the pixels of the detector to those of the frame: a unit matrix, as a rule.
     pixel_area : float
         What values are multiplied by in that interpolation.
     follows_signal : bool
@@ -102,6 +108,7 @@ class Frame:
     wcs = None
     exposure = None
     n_added = 1
+    pedestal = 0.0
     masters = None
     alignment = None
     pixel_area = 1.0
@@ -138,6 +145,11 @@ class Frame:
     def header(self):
         """An empty header, until the frame has another one."""
         return fits.Header()
+
+    @property
+    def placement(self):
+        """A unit matrix, until the frame was moved."""
+        return np.eye(3)
 
     @property
     def calibrated(self):
