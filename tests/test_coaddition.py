@@ -353,16 +353,19 @@ def test_dark_model_takes_the_common_part_of_ccddata_apart(rng):
             CCDData(band.data, unit=RATE, header=light.header, mask=band.mask,
                     uncertainty=VarianceUncertainty(total))
         )  # fmt: skip
-    apart = coadd(ccds, dark_model=recipe.dark, flux_scale="none", weights="equal", reject=False)
+    apart = coadd(ccds, masters=recipe.dark, flux_scale="none", weights="equal", reject=False)
     known = coadd(lights, flux_scale="none", weights="equal", reject=False)
-    naive = coadd(ccds, flux_scale="none", weights="equal", reject=False)
+    told = [CCDData(ccd, header=ccd.header.copy()) for ccd in ccds]
+    for ccd in told:
+        del ccd.header["MASTERID"]
+    naive = coadd(told, flux_scale="none", weights="equal", reject=False)
     ratio = apart.ccd.uncertainty.array / known.ccd.uncertainty.array
     assert np.median(ratio) == pytest.approx(1.0, abs=2e-3)
     assert np.median(naive.ccd.uncertainty.array / known.ccd.uncertainty.array) < 0.99
-    with pytest.raises(InputError, match="leave out dark_model"):
-        coadd(lights, dark_model=recipe.dark)
+    with pytest.raises(InputError, match="leave out masters"):
+        coadd(lights, masters=recipe.dark)
     with pytest.raises(InputError, match="GAINUSED"):
-        coadd(exposures(rng, (60, 60)), dark_model=recipe.dark)
+        coadd(exposures(rng, (60, 60)), masters=recipe.dark)
 
 
 # --------------------------------------------------------------------------- outliers

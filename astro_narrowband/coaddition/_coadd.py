@@ -19,12 +19,12 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
 from astro_narrowband._engine.executors import run_bands
-from astro_narrowband._engine.frames import Band, Frame, as_frame, row_bands, usable_cores
-from astro_narrowband._engine.headers import exposures_in, read_exposure
+from astro_narrowband._engine.frames import as_frame, row_bands, usable_cores
 from astro_narrowband._engine.validate import choice, finite, positive, same_shape
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header
+from astro_narrowband.coaddition._own_noise import exposure_of, own_noise, warn_of_unknown
 from astro_narrowband.coaddition._reject import (
     PANEL,
     Rules,
@@ -32,6 +32,7 @@ from astro_narrowband.coaddition._reject import (
     structure_spacing,
     tolerances,
 )
+from astro_narrowband.coaddition._self_test import self_test
 from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
 from astro_narrowband.coaddition._weights import (
     FrameStatistics,
@@ -111,7 +112,7 @@ def coadd(
     gradient_tolerance=0.7,
     max_seeing=2.0,
     min_transparency=0.3,
-    dark_model=None,
+    masters=None,
     stars=None,
     statistics=None,
     executor=None,
@@ -150,11 +151,12 @@ def coadd(
         A frame with a seeing of more than so many times the median is left out.
     min_transparency : float, optional
         A frame with less than this part of the median transparency is left out.
-    dark_model : `~astro_narrowband.darks.DarkModel`, optional
-        Model with which *all* the frames were calibrated, for frames whose uncertainty
-        includes its error (from `~astro_narrowband.calibration.calibrate`) and that
-        were not dithered. That error is then taken as common to them and does not
-        average down. A `~astro_narrowband.calibration.CalibratedFrame` knows its own.
+    masters : `~astro_narrowband.calibration.Recipe` or `~astro_narrowband.DarkModel`, optional
+        What *all* the frames were calibrated with, for the noise of every pixel that they
+        share. Only for frames as the detector saw them. Without, it is known of a
+        `~astro_narrowband.calibration.CalibratedFrame`, and to a few percent in blank sky
+        from the header of what `~astro_narrowband.calibrate` made, also after
+        `~astro_narrowband.resample`, arithmetic, or a file.
     stars : sequence of `~astropy.table.Table`, optional
         The stars of each frame, in its own pixels before resampling, from
         `~astro_narrowband.detect_stars`. Default is to detect them where
@@ -184,6 +186,10 @@ def coadd(
     -----
     NarrowbandWarning
         For each frame that is left out.
+    SharedNoiseWarning
+        Once, if frames do not say which masters they were calibrated with: what noise they
+        share is then not known. A `~astro_narrowband.Frame` without masters says so by
+        ``masters = "none"``, a header by ``MASTERID = 'none'``.
 
     Notes
     -----
@@ -217,6 +223,12 @@ def coadd(
     The result does not depend on the order of the frames, the executor, the number
     of workers, or the memory, to the last bit.
 
+    Self-test: the scatter of blank sky over what the uncertainty predicts, of pixels
+    (NOISEPIX), blocks of 8 x 8 (NOISEBLK), squares of 12 x 12 (NOISEAPR) and rows or columns
+    (NOISELIN), see `~astro_narrowband.confront.compare_noise`. Where one is not 1 within its
+    error (a gain or read noise that is wrong, noise that pixels or rows share) there is a
+    warning, and the uncertainty is multiplied by ERRSCALE, so that it holds for sums.
+
     Header: that of the reference (the frame the others are aligned with, or that
     with the least noise), with NCOMBINE, EXPTIME (sum, [s]), TEFF (median effective
     exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
@@ -248,7 +260,8 @@ def coadd(
     >>> int(made.coverage[7, 9]), round(float(made.ccd.uncertainty.array[0, 0]), 3)
     (2, 0.667)
     """
-    frames = [as_frame(frame) for frame in frames]
+    frames = [own_noise(as_frame(frame), masters) for frame in frames]
+    warn_of_unknown(frames)
     shape = same_shape(frames)
     unit = _one_unit(frames)
     for value, name in ((n_sigma, "n_sigma"), (memory, "memory"), (max_seeing, "max_seeing")):
@@ -256,7 +269,7 @@ def coadd(
     if finite(gradient_tolerance, "gradient_tolerance") < 0:
         raise InputError(f"gradient_tolerance = {gradient_tolerance} must not be below zero")
     table = _measure(frames, stars, statistics, flux_scale)
-    exposure = np.array([_exposure(frame) for frame in frames])
+    exposure = np.array([exposure_of(frame) for frame in frames])
     matrices = [np.eye(3) if f.alignment is None else f.alignment.matrix for f in frames]
     reference = _reference(frames, table)
     scale, scale_err = _flux_scales(flux_scale, table, matrices, reference)
@@ -276,11 +289,7 @@ def coadd(
     weight /= weight.sum()
     offset = _sky_offsets(sky, table, matrices, scale, weight, reference)
 
-    if dark_model is not None:
-        frames = [
-            _WithDark(frame, dark_model, t) for frame, t in zip(frames, exposure, strict=True)
-        ]
-    cluster, correlations = shared_clusters(frames, matrices, shape)
+    cluster, correlations = shared_clusters(frames, [frame.placement for frame in frames], shape)
     overlap = overlap_factors(cluster, correlations, weight / scale)
     discs = spoiled_discs(table, matrices, weight)
     order = _canonical(frames, table, background, exposure, offset, cluster, used)
@@ -317,6 +326,7 @@ def coadd(
         wcs=wcs_of(frames[reference]),
     )
     write_header(ccd.header, task, frames[reference].name, weights, planes)
+    self_test(ccd)
     rows = frame_table(
         frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,
         scale_err=scale_err, offset=offset, rejected=rejected,
@@ -339,15 +349,6 @@ def _one_unit(frames):
                 f"{frame.name}: is in {frame.unit}, {frames[0].name} in {unit}: calibrate all alike"
             )
     return unit
-
-
-def _exposure(frame):
-    """Exposure of a frame [s], NaN where nothing says it."""
-    if frame.exposure is not None:
-        return float(frame.exposure)
-    if "NCOMBINE" in frame.header:  # a coadd of coadds: more than a day is possible
-        return float(frame.header.get("EXPTIME", math.nan))
-    return read_exposure(frame.header) if exposures_in(frame.header) else math.nan
 
 
 def _of_each(values, frames, what):
@@ -474,47 +475,6 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
 
 
 # --------------------------------------------------------------------------- the second pass
-
-
-class _WithDark(Frame):
-    """
-    A frame whose variance includes the error of a dark model, with that error taken apart.
-
-    The flat that the frame was divided by is not known here, and taken as 1.
-    """
-
-    def __init__(self, frame, model, exposure):
-        if frame.masters:
-            raise InputError(f"{frame.name}: knows the noise of its masters: leave out dark_model")
-        if frame.alignment is not None:
-            raise InputError(
-                f"{frame.name}: is resampled: dark_model is for frames as the detector saw them"
-            )
-        gain = frame.header.get("GAINUSED")
-        if gain is None or not exposure > 0:
-            raise InputError(
-                f"{frame.name}: dark_model needs GAINUSED [electron/adu] and EXPTIME in its "
-                "header, as calibrate writes them"
-            )
-        self.frame, self.model, self.exposure = frame, model, exposure
-        self.gain = np.float32(positive(gain, f"{frame.name}: GAINUSED"))
-        self.name, self.shape, self.unit = frame.name, frame.shape, frame.unit
-        self.header = frame.header
-        self.masters = ("dark model", id(model))
-        self.noise_correlation = frame.noise_correlation
-
-    def master_noise(self, rows):
-        """As of a `~astro_narrowband.calibration.CalibratedFrame`."""
-        return *(plane * self.gain**2 for plane in self.model.covariance(rows)), None
-
-    def read(self, rows):
-        """Rows of the frame, its own noise only."""
-        band = self.frame.read(rows)
-        if band.variance is None:
-            return band
-        common = self.model.variance(self.exposure, rows)
-        common *= np.float32((self.gain / self.exposure) ** 2)
-        return Band(band.data, np.maximum(band.variance - common, 0.0), band.mask)
 
 
 def _learn_shapes(task, found, matrix, workers):

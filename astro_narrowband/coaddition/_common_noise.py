@@ -66,7 +66,7 @@ def shared_clusters(frames, matrices, shape):
     """
     groups = {}
     for i, frame in enumerate(frames):
-        if frame.masters:
+        if frame.masters not in (None, "none"):
             groups.setdefault(frame.masters, []).append(i)
     cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
     for group in groups.values():

@@ -20,7 +20,8 @@ __all__ = ["frame_table", "wcs_of", "write_header"]
 
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
-                "EXPOSURE", "NEXTEND", "BUNIT")  # fmt: skip
+                "EXPOSURE", "NEXTEND", "BUNIT", "MASTERID",
+                "MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNINCL")  # fmt: skip
 
 
 def wcs_of(frame):

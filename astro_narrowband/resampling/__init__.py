@@ -16,6 +16,7 @@ from astro_narrowband._engine import lanczos as _lanczos
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling._wcs import move_wcs, wcs_of
 
 __all__ = ["ResampledFrame", "noise_factor", "resample"]
@@ -146,6 +147,11 @@ class ResampledFrame(Frame):
         return self.frame
 
     @property
+    def placement(self):
+        """From the pixels of the detector to those of the new grid."""
+        return self.alignment.matrix @ self.frame.placement
+
+    @property
     def pixel_area(self):
         """Area of a pixel of the new grid on the source [pix], which values are multiplied by."""
         return abs(float(np.linalg.det(self._matrix[:2, :2])))
@@ -199,7 +205,8 @@ class ResampledFrame(Frame):
             # CCDData.read takes the WCS out of the header.
             header.update(wcs.to_header(relax=True))
         move_wcs(header, self.alignment.matrix, target)
-        self.alignment.to_header(header)
+        before = Alignment.from_header(header)
+        (self.alignment if before is None else before.then(self.alignment)).to_header(header)
         header["RESAMPLE"] = (self.kernel, "interpolation kernel")
         header["NOISECOR"] = (
             round(self.noise_correlation, 6), "pixel variance over the variance plane",

@@ -57,12 +57,15 @@ class Frame:
         mosaic were added.
     noise_correlation : float
         Variance of single pixels over the variance plane: NOISECOR of the header, or 1.
-    masters : hashable or None
-        What it has in common with all frames that were calibrated with the same masters.
+    masters : str or None
+        What it has in common with all frames that were calibrated with the same masters:
+        "none" where there were none, None where that is not known.
     alignment : `~astro_narrowband.registration.Alignment` or None
         Of a frame that interpolates another one while it is read.
     calibrated : `Frame`
         The frame as it was before that: itself, as a rule.
+    placement : `~numpy.ndarray`, (3, 3)
+        From the pixels of the detector to those of the frame: a unit matrix, as a rule.
     pixel_area : float
         What values are multiplied by in that interpolation.
     follows_signal : bool
@@ -138,6 +141,11 @@ class Frame:
     def header(self):
         """An empty header, until the frame has another one."""
         return fits.Header()
+
+    @property
+    def placement(self):
+        """A unit matrix, until the frame was moved."""
+        return np.eye(3)
 
     @property
     def calibrated(self):
