@@ -250,6 +250,9 @@ def _add_reduce(commands):
         metavar="X",
         help="longest light, in units of the longest dark (default: 3)",
     )
+    command.add_argument(
+        "--catalogue", type=_path, metavar="FILE", help="stars of known places, for the WCS"
+    )
     command.add_argument("--keep-calibrated", action="store_true", help="write calibrated/ as well")
     command.add_argument("--workers", type=_count, metavar="N", help="threads (default: all cores)")
     command.add_argument(

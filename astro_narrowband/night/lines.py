@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from astropy import units as u
-from astropy.coordinates import SkyCoord
 from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
@@ -31,16 +30,19 @@ from astro_narrowband.lines import (
     flux_from_magnitudes,
     flux_from_spectra,
     flux_scale,
+    line_in_continuum,
     line_ratio,
     match_catalogue,
     read_catalogue,
     read_regions,
     region_fluxes,
+    restore_lines,
     separate_lines,
     subtract_continuum,
 )
 from astro_narrowband.night.lines_page import render_lines
 from astro_narrowband.night.products import Products
+from astro_narrowband.photometry import Flag
 
 __all__ = ["LineSettings", "make_lines"]
 
@@ -178,8 +180,9 @@ def _make(each, folder, settings):
     for name in names:
         each.curves[name].checked_response(name, velocity=settings.velocity)
         each.maps[name] = _subtract(each, name, settings)
-        if settings.references:
-            _calibrate(each, name, folder, settings)
+    _restore(each, settings)
+    for name in names if settings.references else ():
+        _calibrate(each, name, folder, settings)
     _unblend(each, settings)
     calibrated = [name for name in names if name in each.scales]
     for a, b in RATIOS:
@@ -244,12 +247,36 @@ def _subtract(each, name, settings):
     if not usable:
         each.notes.append(f"{name}: no continuum filter: the map holds the continuum as well")
         return LineMap(each.images[name])
-    result = subtract_continuum(
-        each.images[name], each.images[usable[0]], name=name, velocity=settings.velocity,
-        curves=(each.curves[name], each.curves[usable[0]]),
-    )  # fmt: skip
+    result = subtract_continuum(each.images[name], each.images[usable[0]])
     result.meta["KFILTER"] = (usable[0], "continuum filter")
     return result
+
+
+def _restore(each, settings):
+    """Give back what all lines in a continuum filter took from each map."""
+    for broad in {str(m.meta["KFILTER"]) for m in each.maps.values() if "KFILTER" in m.meta}:
+        maps = {n: m for n, m in each.maps.items() if m.meta.get("KFILTER") == broad}
+        parts = {n: _part(each, n, broad, settings) for n in maps}
+        halpha = each.curves.get("Halpha")
+        if "NII" in parts and "Halpha" in parts and halpha.response("NII") > 300:
+            del parts["NII"]  # what it took is in the part of Halpha's filter
+        each.maps |= restore_lines(maps, parts)
+
+
+def _part(each, name, broad, settings):
+    """Part of a line, and of [NII] with Halpha, that the continuum filter takes."""
+    own, other = each.curves[name], each.curves[broad]
+    part = line_in_continuum(own, other, name, velocity=settings.velocity)
+    if name != "Halpha" or settings.nii is None:
+        return part
+    seen = [
+        curve.response("Halpha", velocity=settings.velocity)
+        + settings.nii[0] * curve.response("NII", velocity=settings.velocity)
+        for curve in (own, other)
+    ]
+    alone = [curve.response("Halpha", velocity=settings.velocity) for curve in (own, other)]
+    # Where the broad filter does not see Halpha, it sees next to nothing of [NII].
+    return part * seen[1] / seen[0] * alone[0] / alone[1] if alone[1] > 0 else part
 
 
 def _calibrate(each, name, folder, settings):
@@ -258,8 +285,10 @@ def _calibrate(each, name, folder, settings):
     if not path.is_file():
         raise InputError(f"{path}: is missing: reference stars are measured there by reduce")
     measured = QTable.read(path)
+    # A sky that is not even makes an error larger, which it is; the rest makes a flux wrong.
+    wrong = sum(int(flag) for flag in Flag if not flag.name.startswith("SKY"))
     flags = np.asarray(measured["flags"])
-    measured = measured[(flags == 0) & (measured["flux"] > MIN_SNR * measured["flux_err"])]
+    measured = measured[(flags & wrong == 0) & (measured["flux"] > MIN_SNR * measured["flux_err"])]
     if len(measured) < 3:
         raise InputError(
             f"{path}: {len(measured)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed"
@@ -278,27 +307,12 @@ def _calibrate(each, name, folder, settings):
 
 def _matched(ccd, measured, references):
     """Match measured stars with the references; ``star_flux`` is what reduce measured."""
-    center = scale = None
-    if ccd.wcs is None:
-        header = ccd.meta
-        try:
-            center = SkyCoord(header["OBJCTRA"], header["OBJCTDEC"], unit=("hourangle", "deg"))
-            scale = 206.265 * float(header["XPIXSZ"]) / float(header["FOCALLEN"]) * u.arcsec
-        except (KeyError, ValueError):
-            raise InputError(
-                "the coadd has no WCS and no OBJCTRA, OBJCTDEC, XPIXSZ and FOCALLEN to start "
-                "from: reduce with --catalogue"
-            ) from None
-    stars = measured["x_center", "y_center", "flux", "flux_err"]
     table, _ = read_catalogue(references)
-    for column in ("flux", "flux_err", "x_center", "y_center"):
-        if column in table.colnames and column == "flux" and table[column].ndim == 2:
-            table.rename_column("flux", "spectrum")
-    if "spectrum" in table.colnames and not {"mag", "flux"} & set(table.colnames):
-        table["mag"] = -2.5 * np.log10(
-            np.maximum(np.nanmedian(np.asarray(table["spectrum"]), axis=1), 1e-300)
-        )
-    match = match_catalogue(ccd, table, center=center, scale=scale, stars=stars)
+    if "flux" in table.colnames and table["flux"].ndim == 2:  # as GaiaXPy names its spectra
+        table.rename_column("flux", "spectrum")
+    stars = measured["x_center", "y_center", "flux", "flux_err"]
+    table.remove_columns([c for c in stars.colnames if c in table.colnames])
+    match = match_catalogue(ccd, table, stars=stars)
     for column in ("flux", "flux_err"):
         match.stars.rename_column(column, f"star_{column}")
     return match
