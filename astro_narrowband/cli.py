@@ -246,9 +246,10 @@ def _add_reduce(commands):
     command.add_argument(
         "--max-extrapolation",
         type=_above_zero,
-        default=3.0,
+        default=None,
         metavar="X",
-        help="longest light, in units of the longest dark (default: 3)",
+        help="longest exposure in units of the longest dark (default: decided by what the dark "
+        "costs the frame)",
     )
     command.add_argument(
         "--catalogue", type=_path, metavar="FILE", help="stars of known places, for the WCS"

@@ -51,8 +51,8 @@ class Settings:
         Reject outliers.
     set_keywords : sequence of (keyword, value)
         For frames that lack them.
-    max_extrapolation : float
-        Longest light over the longest dark.
+    max_extrapolation : float or None
+        Longest exposure over the longest dark; default is what the dark costs the frame.
     max_pixels : int or None
         The largest image that is opened.
     bayer : {None, "red", "green", "blue", "superpixel", "mono"}
@@ -83,7 +83,7 @@ class Settings:
     weights: str = "background"
     reject: bool = True
     set_keywords: tuple = ()
-    max_extrapolation: float = 3.0
+    max_extrapolation: float | None = None
     max_pixels: int | None = None
     bayer: str | None = None
     spellings: str | None = None

@@ -63,6 +63,7 @@ class Light:
     measuring: Future | None = None
     statistics: FrameStatistics | None = None
     alignment: Alignment | None = None
+    grid: fits.Header | None = None
 
 
 class Night:
@@ -249,6 +250,9 @@ class Night:
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
+        grid = _grid([lights[found.reference], *kept])
+        for light in kept:
+            light.grid = grid
         return kept, lights[found.reference].row.name
 
     def make_coadd(self, group, lights, reference):
@@ -257,7 +261,7 @@ class Night:
             raise InputError("none of its lights can be aligned")
         settings = self.settings
         made = coadd(
-            [ResampledFrame(light.frame, light.alignment) for light in lights],
+            [ResampledFrame(light.frame, light.alignment, target=light.grid) for light in lights],
             weights=settings.weights,
             reject=settings.reject,
             statistics=[light.statistics for light in lights],
@@ -367,6 +371,15 @@ class Night:
 
 
 # --------------------------------------------------------------------------- helpers
+
+
+def _grid(lights):
+    """The header of the grid that all are on: the WCS of the first that has one, moved there."""
+    for light in lights:
+        header = ResampledFrame(light.frame, light.alignment).header
+        if "CTYPE1" in header:
+            return header
+    return None
 
 
 def _short(text, longest):
