@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from astropy.io import fits
+from astropy.nddata import CCDData, StdDevUncertainty
 from scipy.ndimage import gaussian_filter, uniform_filter
 
+from astro_narrowband import coadd
 from astro_narrowband.confront import compare_noise
+from astro_narrowband.exceptions import NarrowbandWarning
 
 SHAPE = (640, 700)
 
@@ -94,3 +98,46 @@ def test_a_small_image_tells_nothing(shape):
     test = compare_noise(np.zeros(shape), np.ones(shape))
     assert test.ratios == {}
     assert test.failures == []
+
+
+# ------------------------------------------------------------------ in every coadd
+
+
+def lights(seed, *, noise, stated, n=6, shape=(400, 420)):
+    """Frames of sky in electron/s whose noise is not what is stated of it."""
+    rng = np.random.default_rng(seed)
+    return [
+        CCDData(
+            5.0 + noise(rng, shape),
+            unit="electron/s",
+            uncertainty=StdDevUncertainty(np.full(shape, stated)),
+            header=fits.Header({"EXPTIME": 60.0, "MASTERID": "none"}),
+        )
+        for _ in range(n)
+    ]
+
+
+def test_a_coadd_is_scaled_to_what_its_sky_shows():
+    wrong = lights(1, noise=lambda r, s: r.normal(0, 0.6, s), stated=0.3)
+    with pytest.warns(NarrowbandWarning, match="the errors were multiplied by 2") as caught:
+        made = coadd(wrong, flux_scale="none", reject=False)
+    assert len(caught) == 1
+    assert made.ccd.header["NOISEPIX"] == pytest.approx(2.0, rel=0.02)
+    assert np.std((made.ccd.data - 5) / made.ccd.uncertainty.array) == pytest.approx(1, rel=0.02)
+
+
+def test_rows_that_share_noise_are_in_the_error_of_apertures():
+    def noise(rng, shape):
+        return rng.normal(0, 0.3, shape) + rng.normal(0, 0.15, (shape[0], 1))
+
+    with pytest.warns(NarrowbandWarning, match="rows or columns share noise"):
+        made = coadd(lights(2, noise=noise, stated=0.3), flux_scale="none", reject=False)
+    squares = made.ccd.data[:396, :420].reshape(33, 12, 35, 12).mean(axis=(1, 3)) - 5
+    predicted = made.ccd.uncertainty.array[0, 0] / 12
+    assert np.std(squares) / predicted == pytest.approx(1, abs=0.2)
+
+
+def test_a_right_error_is_left_alone():
+    made = coadd(lights(3, noise=lambda r, s: r.normal(0, 0.3, s), stated=0.3), flux_scale="none")
+    assert made.ccd.header["ERRSCALE"] == 1
+    assert made.ccd.header["NOISEBLK"] == pytest.approx(1, abs=0.15)

@@ -16,6 +16,7 @@ WINGS = {
         f"_engine.{name}"
         for name in (
             "validate",
+            "wcs",
             "headers",
             "files",
             "frames",
@@ -56,6 +57,8 @@ WINGS = {
                 "record",
                 "run",
                 "pipeline",
+                "lines_page",
+                "lines",
             )
         ),
         "demo",

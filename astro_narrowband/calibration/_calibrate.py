@@ -11,6 +11,7 @@ from astro_narrowband._engine.frames import (
 )
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
+from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.calibration._frame import CalibratedFrame
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
@@ -33,7 +34,7 @@ def calibrate(
     saturation=None,
     exposure=None,
     detector=None,
-    max_extrapolation=3.0,
+    max_extrapolation=None,
     max_temperature_difference=5.0,
     cosmic_rays=False,
     add_keyword=True,
@@ -63,7 +64,8 @@ def calibrate(
     detector : `~astro_narrowband.detector.Detector`, optional
         In place of gain, read_noise and saturation.
     max_extrapolation : float, optional
-        How many times the longest dark is still allowed.
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K]; above 0.5 K there is a warning.
     cosmic_rays : bool or dict, optional
@@ -126,6 +128,7 @@ def calibrate(
         mask=mask,
         header=header,
         unit=calibrated.unit,
+        wcs=calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name),
     )
     if cosmic_rays:
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)

@@ -21,6 +21,7 @@ from astropy.table import QTable
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frame, row_bands, usable_cores
 from astro_narrowband._engine.validate import choice, finite, positive, same_shape
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header
@@ -32,6 +33,7 @@ from astro_narrowband.coaddition._reject import (
     structure_spacing,
     tolerances,
 )
+from astro_narrowband.coaddition._self_test import self_test
 from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
 from astro_narrowband.coaddition._weights import (
     FrameStatistics,
@@ -222,6 +224,12 @@ def coadd(
     The result does not depend on the order of the frames, the executor, the number
     of workers, or the memory, to the last bit.
 
+    Self-test: the scatter of blank sky over what the uncertainty predicts, of pixels
+    (NOISEPIX), blocks of 8 x 8 (NOISEBLK), squares of 12 x 12 (NOISEAPR) and rows or columns
+    (NOISELIN), see `~astro_narrowband.confront.compare_noise`. Where one is not 1 within its
+    error (a gain or read noise that is wrong, noise that pixels or rows share) there is a
+    warning, and the uncertainty is multiplied by ERRSCALE, so that it holds for sums.
+
     Header: that of the reference (the frame the others are aligned with, or that
     with the least noise), with NCOMBINE, EXPTIME (sum, [s]), TEFF (median effective
     exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
@@ -318,7 +326,9 @@ def coadd(
         header=fits.Header(frames[reference].header, copy=True),
         wcs=wcs_of(frames[reference]),
     )
+    put_wcs(ccd.header, ccd.wcs)
     write_header(ccd.header, task, frames[reference].name, weights, planes)
+    self_test(ccd)
     rows = frame_table(
         frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,
         scale_err=scale_err, offset=offset, rejected=rejected,

@@ -5,16 +5,14 @@ Private to `astro_narrowband.coaddition._coadd`.
 """
 
 import copy
-import warnings
 
 import numpy as np
 from astropy import units as u
 from astropy.table import QTable
-from astropy.wcs import WCS, FITSFixedWarning
 
 from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import undithered_noise
-from astro_narrowband.exceptions import NarrowbandWarning
 
 __all__ = ["frame_table", "wcs_of", "write_header"]
 
@@ -28,20 +26,7 @@ def wcs_of(frame):
     """The WCS of a frame, or None."""
     if frame.wcs is not None:
         return copy.deepcopy(frame.wcs)
-    if not str(frame.header.get("CTYPE1", "")).strip():
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        try:
-            return WCS(frame.header)
-        except ValueError as error:
-            reason = str(error).strip().splitlines()[-1]
-    warnings.warn(
-        f"{frame.name}: its WCS cannot be read ({reason}): the coadd has none",
-        NarrowbandWarning,
-        stacklevel=3,
-    )
-    return None
+    return read_wcs(frame.header, frame.name)
 
 
 def write_header(header, task, reference, weights, planes):
