@@ -57,6 +57,8 @@ WINGS = {
                 "record",
                 "run",
                 "pipeline",
+                "lines_page",
+                "lines",
             )
         ),
         "demo",

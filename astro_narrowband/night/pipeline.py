@@ -60,6 +60,8 @@ class Settings:
         are.
     spellings : path-like or None
         TOML file of the user's own keywords, kinds and filters.
+    catalogue : path-like or None
+        Stars of known places: the coadds get the WCS that they say.
     keep_calibrated : bool
     workers : int or None
     memory : float or None
@@ -85,6 +87,7 @@ class Settings:
     max_pixels: int | None = None
     bayer: str | None = None
     spellings: str | None = None
+    catalogue: str | None = None
     keep_calibrated: bool = False
     workers: int | None = None
     memory: float | None = None
