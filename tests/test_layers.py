@@ -58,6 +58,8 @@ WINGS = {
                 "record",
                 "run",
                 "pipeline",
+                "lines_page",
+                "lines",
             )
         ),
         "demo",

@@ -34,7 +34,7 @@ def calibrate(
     saturation=None,
     exposure=None,
     detector=None,
-    max_extrapolation=3.0,
+    max_extrapolation=None,
     max_temperature_difference=5.0,
     cosmic_rays=False,
     add_keyword=True,
@@ -64,7 +64,8 @@ def calibrate(
     detector : `~astro_narrowband.detector.Detector`, optional
         In place of gain, read_noise and saturation.
     max_extrapolation : float, optional
-        How many times the longest dark is still allowed.
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K]; above 0.5 K there is a warning.
     cosmic_rays : bool or dict, optional

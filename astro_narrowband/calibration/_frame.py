@@ -40,6 +40,9 @@ CCDPROC_STEPS = {
     "EXPNORM": "EXPNORM",
 }
 
+#: About how many rows tell the level of a frame.
+PRICED = 16
+
 
 class CalibratedFrame(Frame):
     """
@@ -62,7 +65,7 @@ class CalibratedFrame(Frame):
     masters : str
         What frames that share their masters have in common, "none" without masters.
     policy : str
-        How the dark is had: "matched", "scaled", "extrapolated", "bias" or "none".
+        How the dark is had: "matched", "scaled", "extrapolated", "offset", "bias" or "none".
 
     Raises
     ------
@@ -99,11 +102,6 @@ class CalibratedFrame(Frame):
                 raise InputError(f"{self.name}: {error}") from None
         self.exposure = positive(exposure, f"{self.name}: exposure")
         self.policy = "none"
-        if recipe.dark is not None:
-            self.policy = recipe.dark.check(
-                self.exposure, max_extrapolation=recipe.max_extrapolation
-            )
-            self._check_temperature()
         for master, what in ((recipe.dark, "bias or dark"), (recipe.flat, "flat")):
             if master is not None and tuple(master.shape) != self.shape:
                 raise InputError(
@@ -112,6 +110,15 @@ class CalibratedFrame(Frame):
                 )
             if master is not None:
                 refuse_other_camera(self.name, frame.header, master.header, what)
+        if recipe.dark is not None:
+            self.policy = recipe.dark.check(
+                self.exposure,
+                noise=self._noise,
+                name=self.name,
+                what="lights",
+                max_extrapolation=recipe.max_extrapolation,
+            )
+            self._check_temperature()
 
     @cached_property
     def header(self):
@@ -152,6 +159,20 @@ class CalibratedFrame(Frame):
         parts = [float(np.median(term)) / blank for term in terms]
         flat_error = math.sqrt(float(np.median(np.concatenate(flats))))
         return SharedNoise(self.masters, *parts, flat_error, included=included)
+
+    def _noise(self):
+        """Error of a typical pixel, masters left out [adu]."""
+        dark, detector = self.recipe.dark, self.recipe.detector
+        step = max(1, self.shape[0] // PRICED)
+        levels = []
+        for y in range(step // 2, self.shape[0], step):
+            row = slice(y, y + 1)
+            band = self.frame.read(row)
+            good = np.isfinite(band.data) if band.mask is None else ~band.mask
+            levels.append((band.data - dark.lines(row)[0])[good])
+        levels = np.concatenate(levels)
+        level = max(float(np.median(levels)), 0.0) if levels.size else 0.0
+        return (detector.floor / detector.gain**2 + level / detector.gain) ** 0.5
 
     def _check_temperature(self):
         """Warn from 0.5 K, raise from ``max_temperature_difference`` on."""

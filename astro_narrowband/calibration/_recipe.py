@@ -47,7 +47,8 @@ class Recipe:
     flat : `~astro_narrowband.Frame`, optional
         Dimensionless, median 1.
     max_extrapolation : float, optional
-        Of the dark.
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K].
     """
@@ -55,7 +56,7 @@ class Recipe:
     detector: Detector
     dark: DarkModel | None = None
     flat: Frame | None = None
-    max_extrapolation: float = 3.0
+    max_extrapolation: float | None = None
     max_temperature_difference: float = 5.0
     masters: str = ""
     _held: HeldRows = field(init=False, repr=False)

@@ -6,6 +6,7 @@ same inputs in the same way.
 """
 
 import threading
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from astro_narrowband._engine.files import safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
+from astro_narrowband.exceptions import (
+    AlignmentError,
+    InputError,
+    NarrowbandError,
+    NarrowbandWarning,
+    ProductError,
+)
+from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import (
@@ -267,6 +275,8 @@ class Night:
             ("REFFRAME", Path(reference).name),
         ):
             set_card(made.ccd.header, keyword, text)
+        if settings.catalogue is not None:
+            _place(made.ccd, settings.catalogue, group)
         if settings.keep_calibrated:
             for light in lights:
                 product = f"calibrated/{self.name(light.row.path.stem)}.fits"
@@ -386,3 +396,24 @@ def _times(dates):
         return list(Time(list(dates), format="isot").mjd)
     except ValueError:
         return None
+
+
+#: Cards of an old WCS that a new one does not overwrite.
+_LINEAR = ("CD1_", "CD2_", "PC1_", "PC2_", "CROTA", "CDELT", "A_", "B_", "AP_", "BP_")
+
+
+def _place(ccd, catalogue, group):
+    """Give a new coadd the WCS of its stars in a catalogue, or say that it has none."""
+    try:
+        match = match_catalogue(ccd, catalogue)
+    except AlignmentError as error:
+        warnings.warn(
+            f"{group.label}: {catalogue}: {error}: its WCS is left as it was",
+            NarrowbandWarning,
+            stacklevel=2,
+        )
+        return
+    for keyword in [name for name in ccd.header if name.startswith(_LINEAR)]:
+        del ccd.header[keyword]
+    ccd.wcs = match.wcs
+    match.to_header(ccd.header)
