@@ -21,6 +21,7 @@ from astropy.table import QTable
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frame, row_bands, usable_cores
 from astro_narrowband._engine.validate import choice, finite, positive, same_shape
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header
@@ -325,7 +326,8 @@ def coadd(
         header=fits.Header(frames[reference].header, copy=True),
         wcs=wcs_of(frames[reference]),
     )
-    write_header(ccd.header, task, frames[reference].name, weights, planes)
+    put_wcs(ccd.header, ccd.wcs)
+    write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     rows = frame_table(
         frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,

@@ -51,8 +51,8 @@ class Settings:
         Reject outliers.
     set_keywords : sequence of (keyword, value)
         For frames that lack them.
-    max_extrapolation : float
-        Longest light over the longest dark.
+    max_extrapolation : float or None
+        Longest exposure over the longest dark; default is what the dark costs the frame.
     max_pixels : int or None
         The largest image that is opened.
     bayer : {None, "red", "green", "blue", "superpixel", "mono"}
@@ -66,6 +66,8 @@ class Settings:
         The lights are calibrated.
     spellings : path-like or None
         TOML file of the user's own keywords, kinds and filters.
+    catalogue : path-like or None
+        Stars of known places: the coadds get the WCS that they say.
     keep_calibrated : bool
     workers : int or None
     memory : float or None
@@ -87,13 +89,14 @@ class Settings:
     weights: str = "background"
     reject: bool = True
     set_keywords: tuple = ()
-    max_extrapolation: float = 3.0
+    max_extrapolation: float | None = None
     max_pixels: int | None = None
     bayer: str | None = None
     calibration: tuple = ()
     without: tuple = ()
     calibrated: bool = False
     spellings: str | None = None
+    catalogue: str | None = None
     keep_calibrated: bool = False
     workers: int | None = None
     memory: float | None = None

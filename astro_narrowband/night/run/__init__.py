@@ -6,6 +6,7 @@ same inputs in the same way.
 """
 
 import threading
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from astro_narrowband._engine.files import safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
+from astro_narrowband.exceptions import (
+    AlignmentError,
+    InputError,
+    NarrowbandError,
+    NarrowbandWarning,
+    ProductError,
+)
+from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import (
@@ -56,6 +64,7 @@ class Light:
     measuring: Future | None = None
     statistics: FrameStatistics | None = None
     alignment: Alignment | None = None
+    grid: fits.Header | None = None
 
 
 class Night:
@@ -249,6 +258,9 @@ class Night:
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
+        grid = _grid([lights[found.reference], *kept])
+        for light in kept:
+            light.grid = grid
         return kept, lights[found.reference].row.name
 
     def make_coadd(self, group, lights, reference):
@@ -257,7 +269,7 @@ class Night:
             raise InputError("none of its lights can be aligned")
         settings = self.settings
         made = coadd(
-            [ResampledFrame(light.frame, light.alignment) for light in lights],
+            [ResampledFrame(light.frame, light.alignment, target=light.grid) for light in lights],
             weights=settings.weights,
             reject=settings.reject,
             statistics=[light.statistics for light in lights],
@@ -273,6 +285,8 @@ class Night:
             set_card(made.ccd.header, keyword, text)
         if group.without:
             set_card(made.ccd.header, "WITHOUT", " ".join(group.without), "not calibrated with")
+        if settings.catalogue is not None:
+            _place(made.ccd, settings.catalogue, group)
         if settings.keep_calibrated:
             for light in lights:
                 product = f"calibrated/{self.name(light.row.path.stem)}.fits"
@@ -369,6 +383,15 @@ class Night:
 # --------------------------------------------------------------------------- helpers
 
 
+def _grid(lights):
+    """The header of the grid that all are on: the WCS of the first that has one, moved there."""
+    for light in lights:
+        header = ResampledFrame(light.frame, light.alignment).header
+        if "CTYPE1" in header:
+            return header
+    return None
+
+
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
 
@@ -383,3 +406,24 @@ def _times(dates):
         return list(Time(list(dates), format="isot").mjd)
     except ValueError:
         return None
+
+
+#: Cards of an old WCS that a new one does not overwrite.
+_LINEAR = ("CD1_", "CD2_", "PC1_", "PC2_", "CROTA", "CDELT", "A_", "B_", "AP_", "BP_")
+
+
+def _place(ccd, catalogue, group):
+    """Give a new coadd the WCS of its stars in a catalogue, or say that it has none."""
+    try:
+        match = match_catalogue(ccd, catalogue)
+    except AlignmentError as error:
+        warnings.warn(
+            f"{group.label}: {catalogue}: {error}: its WCS is left as it was",
+            NarrowbandWarning,
+            stacklevel=2,
+        )
+        return
+    for keyword in [name for name in ccd.header if name.startswith(_LINEAR)]:
+        del ccd.header[keyword]
+    ccd.wcs = match.wcs
+    match.to_header(ccd.header)
