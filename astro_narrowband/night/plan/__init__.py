@@ -230,10 +230,6 @@ def _check(group, night, tolerance):
         for kind, rows in (("bias", group.bias), ("dark", group.darks), ("flat", group.flats))
         if any(row.master for row in rows)
     ]
-    if group.colour:
-        group.notes.append(
-            f"the {group.colour.replace('+', ' and ')} pixels of each cell are taken"
-        )
 
 
 #: What is wrong with frames that were calibrated without.

@@ -1,6 +1,5 @@
 """The masters of a run: made once for all groups that they serve, or read again."""
 
-import math
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -11,14 +10,12 @@ from astropy.nddata import CCDData
 from astro_narrowband._engine.files import safe_name, set_card
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
-from astro_narrowband._engine.stacking.clipped import sample_frames, sample_noise
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.night.run._ready import (
-    ScaledFrame,
     offset_of_darks,
     pixel_noise,
     ready_bias,
@@ -71,14 +68,14 @@ class Masters:
             flat = self.flat(group, detector, dark)
         value = None if flat is None else flat.value
         n_added = group.lights[0].open(group.colour).n_added if group.colour else 1
-        if n_added > 1:
-            # Lines compare if each is per pixel of the camera.
-            value = ScaledFrame(value or _ones(dark or flat), n_added)
+        if n_added > 1 and value is None:
+            value = _ones(dark)
         recipe = Recipe(
             detector,
             dark=None if dark is None else dark.value,
             flat=value,
             max_extrapolation=self.settings.max_extrapolation,
+            n_mean=n_added,  # lines compare if each is per pixel of the camera
         )
         masters = [master for master in (bias, dark, flat) if master is not None]
         return recipe, [(master.name, master.key) for master in masters]
@@ -200,7 +197,11 @@ class Masters:
                 "its flats have neither bias nor dark to lose: give one, or --without flat as well"
             )
         model = self.flat_dark(group, detector, dark.value)
-        limits = {"dark": model, "detector": detector, "max_extrapolation": math.inf}
+        limits = {
+            "dark": model,
+            "detector": detector,
+            "max_extrapolation": self.settings.max_extrapolation,
+        }
         rows, checks, left_out = [row for row in group.flats if row.master], [], []
         raw = [row for row in group.flats if not row.master]
         frames = [row.open(group.colour) for row in raw]
@@ -247,18 +248,19 @@ class Masters:
         return master
 
     def flat_dark(self, group, detector, model):
-        """Return the model that flats lose: without a bias, what the darks may have of it."""
-        if model.model != "matched" or all(
-            abs(row.exposure - model.exposures[0]) <= 0.02 * model.exposures[0]
-            for row in group.flats
-        ):
+        """Return the model that flats lose; a lone master dark gives what it may have of offset."""
+        same = (
+            all(
+                abs(row.exposure - model.exposures[0]) <= 0.02 * model.exposures[0]
+                for row in group.flats
+            )
+            if model.exposures
+            else True
+        )
+        if model.model != "matched" or same or not group.darks[0].master:
             return model
-        frames = [row.open(group.colour) for row in group.darks]
-        noise = pixel_noise(as_ccd(frames[0]).data)
-        if len(frames) > 1:
-            noise = sample_noise(sample_frames(frames))
-        elif group.darks[0].master:
-            noise *= max(group.darks[0].n_combined, 1) ** 0.5
+        image = as_ccd(group.darks[0].open(group.colour))
+        noise = pixel_noise(image.data) * max(group.darks[0].n_combined, 1) ** 0.5
         return offset_of_darks(model, noise, detector.gain)
 
     def flat_price(self, model, check):

@@ -234,21 +234,6 @@ def offset_of_darks(model, noise, gain):
     return replace(model, planes=planes, model="rate", token="")
 
 
-class ScaledFrame(Frame):
-    """A flat times a number: what is divided by it is per pixel of the camera, not the sum."""
-
-    def __init__(self, frame, factor):
-        self.frame, self.factor = frame, np.float32(factor)
-        self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
-        self.header = frame.header
-
-    def read(self, rows, *, variance=True):
-        """Return a `~astro_narrowband.Band`."""
-        data, var, mask = self.frame.read(rows, variance=variance)
-        var = None if var is None else var * self.factor**2
-        return Band(data * self.factor, var, mask)
-
-
 class MeasuredFrame(Frame):
     """
     A light in electron/s that comes without an error: that of its sky, measured, and photons.
