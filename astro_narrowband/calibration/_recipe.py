@@ -74,8 +74,9 @@ class Recipe:
                     f"flat: its unit is {flat.unit}: it must be dimensionless with median 1; "
                     "make it with master_flat"
                 )
-            flat = _normalised(flat)
-            flat = flat if self.n_mean == 1 else _ScaledFlat(flat, 1 / self.n_mean)
+            if not isinstance(flat, _ScaledFlat):  # a recipe that is copied has scaled it
+                flat = _normalised(flat)
+                flat = flat if self.n_mean == 1 else _ScaledFlat(flat, 1 / self.n_mean)
             object.__setattr__(self, "flat", flat)
             if self.dark is not None and tuple(flat.shape) != tuple(self.dark.shape):
                 raise InputError(

@@ -16,7 +16,7 @@ from astro_narrowband._engine.frames import Band, Frame, as_ccd
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import CalibrationError, InputError
 
-__all__ = ["MeasuredFrame", "ScaledFrame", "offset_of_darks", "pixel_noise", "ready_bias",
+__all__ = ["MeasuredFrame", "offset_of_darks", "pixel_noise", "ready_bias",
            "ready_dark", "ready_flat"]  # fmt: skip
 
 #: Full scale of 16 bits: that of images which were normalised to 1.
