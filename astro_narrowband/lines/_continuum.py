@@ -95,9 +95,9 @@ def subtract_continuum(
     stars, measured in three ways; see `~astro_narrowband.lines.Scale`. The
     variance is (V_N + k^2 V_C + sigma_k^2 C^2) / (1 - lost)^2, and what stars leave whose
     spectra are not the mean one (KSCATTER), so that it holds for sums over them; the sigma_k term
-    is one error of the whole map. C here is the continuum above its median, so that what is common is the scale
-    of what the continuum image shows, not its sky: the level of the result's sky is free, and is
-    to be measured where there is no line (`region_fluxes` does).
+    is one error of the whole map. C here is the continuum above its median, so that what is
+    common is the scale of what the continuum image shows, not its sky: the level of the result's
+    sky is free, and is to be measured where there is no line (`region_fluxes` does).
 
     Emission lines of stars, and nebular continuum of another colour than the stars', are not
     known to the scale: give ``colour``, or ``k`` and its error.
