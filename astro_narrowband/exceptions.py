@@ -11,9 +11,12 @@ __all__ = [
     "AlignmentError",
     "CalibrationError",
     "InputError",
+    "InputTypeError",
+    "MissingFileError",
     "NarrowbandError",
     "NarrowbandWarning",
     "ProductError",
+    "SharedNoiseWarning",
 ]
 
 
@@ -25,6 +28,14 @@ class InputError(NarrowbandError, ValueError):
     """A file, header value, unit, shape or argument that cannot be used."""
 
 
+class MissingFileError(InputError, FileNotFoundError):
+    """A file that is not there."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument of a type that cannot be used."""
+
+
 class CalibrationError(NarrowbandError):
     """A calibration that would give a wrong answer (applied twice, out of range, ...)."""
 
@@ -33,9 +44,13 @@ class AlignmentError(NarrowbandError):
     """No alignment that can be trusted was found."""
 
 
-class ProductError(NarrowbandError):
+class ProductError(NarrowbandError, OSError):
     """A product could not be written, or what is on disk is not what was written."""
 
 
 class NarrowbandWarning(AstropyUserWarning):
     """Base of every warning of this package."""
+
+
+class SharedNoiseWarning(NarrowbandWarning):
+    """Frames do not say what noise they share, so that a coadd's error may be too small."""

@@ -30,6 +30,7 @@ WINGS = {
     ],
     "layers": [
         "noise",
+        "confront",
         "detector",
         "darks",
         "masters",
@@ -38,6 +39,7 @@ WINGS = {
         "resampling",
         "coaddition",
         "photometry",
+        "lines",
         "simulate",
     ],
     "night": [

@@ -13,7 +13,7 @@ import re
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._engine.frames import Band
+from astro_narrowband._engine.frames import Band, Frame, handed
 from astro_narrowband._engine.headers import (
     read_bayer,
     read_bayer_shift,
@@ -37,7 +37,7 @@ _LENGTHS = ("XPIXSZ", "YPIXSZ", "PIXSIZE", "PIXSCAL", "SECPIX", "SCALE", "CDELT"
 _POWERS = re.compile(r"(?:A|B|AP|BP)_(\d)_(\d)")
 
 
-class MosaicFrame:
+class MosaicFrame(Frame):
     """
     The pixels of one colour of a Bayer mosaic.
 
@@ -103,14 +103,14 @@ class MosaicFrame:
         y, x = np.mean(self._pixels, axis=0)
         self.header = _header(frame.header, colour, n, self._full, float(x), float(y))
 
-    def read(self, rows):
+    def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of float32 rows."""
-        band = self.frame.read(slice(2 * rows.start, 2 * rows.stop))
+        band = self.frame.read(slice(2 * rows.start, 2 * rows.stop), variance=variance)
         ny, nx = 2 * (rows.stop - rows.start), 2 * self.shape[1]
         parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self._pixels]
-        data, variance, mask = band.data[parts[0]].copy(), None, None
+        data, summed, mask = band.data[parts[0]].copy(), None, None
         if band.variance is not None:
-            variance = sum(band.variance[part] for part in parts)
+            summed = sum(band.variance[part] for part in parts)
         if band.mask is not None:
             mask = np.logical_or.reduce([band.mask[part] for part in parts])
         if len(parts) > 1:
@@ -119,7 +119,7 @@ class MosaicFrame:
                 full |= band.data[part] >= self._full
                 data += band.data[part]
             data[full] = len(parts) * self._full
-        return Band(data, variance, mask)
+        return handed(Band(data, summed, mask), out=out)
 
 
 def _first_cell(frame):

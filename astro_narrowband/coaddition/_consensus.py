@@ -203,6 +203,12 @@ def _pattern(flux, error, common, common_err, near, model=None):
         return math.nan, math.nan
     off = np.where(good, ratio, np.nan) / np.median(ratio[good]) - 1.0
     around, k = off[near][good], near.shape[1]
+    # The median of two is not safe from the one that is off.
+    enough = np.isfinite(around).sum(axis=1) >= min(k, 3)
+    if enough.sum() < 3:
+        return math.nan, math.nan
+    good[good] = enough
+    around = around[enough]
     local = np.nanmedian(around, axis=1)
     variance = np.nanmean(np.where(np.isfinite(around), relative[near][good] ** 2, np.nan), axis=1)
     if k > 1:

@@ -160,7 +160,9 @@ def _solve(levels, good, basis, weight, sky):
     coefficients -= weight @ coefficients
     for _ in range(ROUNDS):
         free = levels - coefficients @ basis.T
-        common = np.divide((share * free).sum(axis=0), total, where=total > 0, out=np.zeros_like(total))
+        common = np.divide(
+            (share * free).sum(axis=0), total, where=total > 0, out=np.zeros_like(total)
+        )
         rest = np.where(good, free - common, 0.0)
         step = np.linalg.solve(normal, (rest @ basis)[:, :, None])[:, :, 0]
         step -= weight @ step
@@ -195,7 +197,9 @@ def _degree(fits, basis, pixel):
         change[:, : low.shape[1]] -= low
         change = np.sqrt(np.mean((change[:, 1:] @ basis[:, 1 : high.shape[1]].T) ** 2, axis=1))
         with np.errstate(invalid="ignore"):
-            clear = (fall > price + EVIDENCE + 2 * math.log(len(fall))) & (change > MATERIAL * pixel)
+            clear = (fall > price + EVIDENCE + 2 * math.log(len(fall))) & (
+                change > MATERIAL * pixel
+            )
         if clear.any():
             degree = other
     return degree

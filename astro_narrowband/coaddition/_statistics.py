@@ -159,7 +159,7 @@ def measure_frame(frame, *, stars=None, held=None):
         part[np.isfinite(part)] for part in np.concatenate(noise, axis=1, dtype=float)
     )
     usual = float(np.median(variance)) if variance.size else math.nan
-    table, fwhm = _measure_stars(held, stars, getattr(frame, "exposure", None))
+    table, fwhm = _measure_stars(held, stars, frame.exposure)
     return FrameStatistics(
         name=frame.name,
         sky=middle,
@@ -332,8 +332,7 @@ def forced_fluxes(frame, x, y, fwhm):
     inside = (x >= half) & (x <= nx - 1 - half) & (y >= half) & (y <= ny - 1 - half)
     out = np.full((len(x), 2), np.nan)
     if inside.any():
-        exposure = getattr(frame, "exposure", None)
-        flux, error, good = _apertures(frame, exposure, x[inside], y[inside], fwhm, half)
+        flux, error, good = _apertures(frame, frame.exposure, x[inside], y[inside], fwhm, half)
         out[inside] = np.where(good[:, None], np.column_stack([flux, error]), np.nan)
     return out
 
@@ -343,13 +342,13 @@ def _apertures(frame, exposure, x, y, fwhm, half):
     cx, cy = np.rint(x).astype(int), np.rint(y).astype(int)
     side = 2 * half + 1
     data = np.empty((len(x), side, side), np.float32)
-    noise, bad = np.zeros_like(data), np.zeros(data.shape, bool)
+    noise, bad, plane = np.zeros_like(data), np.zeros(data.shape, bool), False
     for k in range(len(x)):
         columns = slice(cx[k] - half, cx[k] + half + 1)
         band = frame.read(slice(int(cy[k]) - half, int(cy[k]) + half + 1))
         data[k] = band.data[:, columns]
         if band.variance is not None:
-            noise[k] = band.variance[:, columns]
+            noise[k], plane = band.variance[:, columns], True
         if band.mask is not None:
             bad[k] = band.mask[:, columns]
     step = np.arange(-half, half + 1)
@@ -371,7 +370,7 @@ def _apertures(frame, exposure, x, y, fwhm, half):
     flux = (data.astype(float) * weight).sum(axis=(1, 2)) - sky * area
     variance = (noise.astype(float) * weight**2).sum(axis=(1, 2))
     variance = np.maximum(variance, area * spread**2)
-    if frame.variance is None and exposure is not None:
+    if not plane and exposure is not None:
         variance += np.maximum(flux, 0.0) / exposure
     variance += area**2 * (np.pi / 2) * spread**2 / np.maximum(n, 1)
     return flux, np.sqrt(variance), ~holes & (n > 20)

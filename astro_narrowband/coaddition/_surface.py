@@ -4,6 +4,7 @@ Positions on the grid of a coadd, and smooth surfaces on it.
 Private to `astro_narrowband.coaddition`.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -92,7 +93,7 @@ class Surface:
     degree: int = field(init=False)
 
     def __post_init__(self):
-        degree = int(round((np.sqrt(8 * len(self.coefficients) + 1) - 3) / 2))
+        degree = math.isqrt(2 * len(self.coefficients)) - 1
         object.__setattr__(self, "degree", degree)
 
     def __call__(self, x, y):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from astro_narrowband.coaddition._common_noise import calibrated
 from astro_narrowband.coaddition._consensus import star_consensus
 from astro_narrowband.coaddition._statistics import MAD, cell_centres, forced_fluxes
 from astro_narrowband.coaddition._surface import interpolate, terms, transform
@@ -109,7 +108,7 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     found = star_consensus(xy, flux, error, reference, shape)
     scale, scale_err, base = found.scale.copy(), found.error.copy(), found.reference
     method = ["faint stars" if i else "stars" for i in few]
-    for i in np.flatnonzero(few | np.isnan(scale)):
+    for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
         told = [(scale[i], scale_err[i], method[i]), (*nebula_scale(*pair, shape), "nebula")]
         scale[i], scale_err[i], method[i] = _agreed(told)
@@ -164,7 +163,7 @@ def _forced(frames, statistics, matrices, xy, which):
         if len(xy):
             width = widths[i] if np.isfinite(widths[i]) else usual
             place = transform(np.linalg.inv(matrices[i]), xy[:, 0], xy[:, 1])
-            out[:, k] = forced_fluxes(calibrated(frames[i]), *place, width).T
+            out[:, k] = forced_fluxes(frames[i].calibrated, *place, width).T
     return out
 
 

@@ -428,7 +428,7 @@ class DarkModel:
                 header = hdul[0].header.copy()
                 for name in PLANES:
                     hdu = hdul[0] if name == "offset" else hdul[name.upper()]
-                    planes[name] = FilePlane(path, hdu)
+                    planes[name] = _plane(path, hdu)
                 measured = {}
                 if "MEASURED" in hdul:
                     table = hdul["MEASURED"].data
@@ -529,15 +529,7 @@ def _check_levels(data, without_bias):
         )
 
 
-class FilePlane:
-    """A plane of a FITS file that is read by rows: ``plane[slice]``."""
-
-    def __init__(self, path, hdu):
-        stored = {8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]]
-        self.image = FitsImage(
-            path=path, offset=hdu.fileinfo()["datLoc"], stored=np.dtype(stored), shape=hdu.shape
-        )
-
-    def __getitem__(self, rows):
-        start, stop, _ = rows.indices(self.image.shape[0])
-        return self.image.read(slice(start, stop))
+def _plane(path, hdu):
+    """A plane of a file, which is read by rows."""
+    stored = np.dtype({8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]])
+    return FitsImage(path, offset=hdu.fileinfo()["datLoc"], stored=stored, shape=hdu.shape)

@@ -31,6 +31,7 @@ from astro_narrowband.photometry._measure import (
     split_variance,
     warn_of_errors,
 )
+from astro_narrowband.photometry._structure import structure_variance
 
 __all__ = [
     "FLAGS",
@@ -268,7 +269,11 @@ def annulus_photometry(
     flags[~known] |= Flag.CENTROID_FAILED
     x_in, y_in = x[reached], y[reached]
     sums = apertures.circle_sums(image.pixels, x_in, y_in, [r])
-    level = measure_sky(image, x_in, y_in, r_in=r_in, r_out=r_out, sky=sky, clip=clip)
+    annulus = {"r_in": r_in, "r_out": r_out, "sky": sky, "clip": clip}
+    level = measure_sky(image, x_in, y_in, **annulus)
+    if isinstance(sky, str):
+        structure = structure_variance(image, x_in, y_in, level, radii=[r], **annulus)[:, 0]
+        level = level._replace(err=np.sqrt(level.err**2 + structure))
     flags[reached] |= _flags(sums, level, measured=isinstance(sky, str))
     flags[~reached] |= Flag.NO_DATA
     flags[known & ~reached] |= Flag.EDGE

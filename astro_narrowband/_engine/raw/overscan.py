@@ -5,7 +5,7 @@ from astropy import units as u
 from astropy.nddata import CCDData
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import Band, as_frame
+from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["OverscanFrame", "prepared"]
@@ -31,7 +31,7 @@ def prepared(image, *, unit=u.adu):
     return OverscanFrame(frame, overscan=overscan, trim=trim)
 
 
-class OverscanFrame:
+class OverscanFrame(Frame):
     """
     A frame with its overscan subtracted and trimmed off.
 
@@ -70,11 +70,11 @@ class OverscanFrame:
             )
         self._strip = np.median(frame.read(rows).data[:, self._columns], axis=0)
 
-    def read(self, rows):
+    def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of trimmed float32 rows."""
         first = self._rows.start
-        raw = self.frame.read(slice(first + rows.start, first + rows.stop))
-        variance, mask = (
+        raw = self.frame.read(slice(first + rows.start, first + rows.stop), variance=variance)
+        squared, mask = (
             None if plane is None else plane[:, self._columns] for plane in (raw.variance, raw.mask)
         )
         data = raw.data[:, self._columns]
@@ -82,7 +82,7 @@ class OverscanFrame:
             data = data - self._strip
         elif self._overscan is not None:
             data = _subtract(data, raw.data[:, self._overscan[1]])
-        return Band(np.ascontiguousarray(data, np.float32), variance, mask)
+        return handed(Band(np.ascontiguousarray(data, np.float32), squared, mask), out=out)
 
 
 def _subtract(data, strip):

@@ -1,0 +1,87 @@
+"""A CCDData as a frame, and a frame as a CCDData."""
+
+import numpy as np
+from astropy.nddata import CCDData, StdDevUncertainty
+
+from astro_narrowband._engine.frames._frame import Band, Frame, handed
+from astro_narrowband._engine.validate import as_mask
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["MemoryFrame", "as_ccd", "to_variance"]
+
+
+def to_variance(kind, values):
+    """Return the variance that an uncertainty of this kind stands for, in words of astropy."""
+    if kind in ("StdDevUncertainty", "std"):
+        return values * values
+    if kind in ("InverseVariance", "ivar"):
+        with np.errstate(divide="ignore"):
+            return np.float32(1.0) / values
+    return values
+
+
+class MemoryFrame(Frame):
+    """
+    A `~astropy.nddata.CCDData` that is read by bands; the CCDData is not changed.
+
+    Parameters
+    ----------
+    ccd : `~astropy.nddata.CCDData`
+        Its uncertainty may be of any class that represents a variance.
+    name : str, optional
+        What the frame is called in messages.
+    """
+
+    def __init__(self, ccd, name="CCDData"):
+        if np.ndim(ccd.data) != 2:
+            raise InputError(f"{name}: has shape {np.shape(ccd.data)}: a 2-D image is needed")
+        self.name = name
+        self.ccd = ccd
+        self.shape = ccd.data.shape
+        self.unit = ccd.unit
+        self.header = ccd.header
+        self.wcs = ccd.wcs
+        self._kind = ccd.uncertainty.uncertainty_type if ccd.uncertainty is not None else None
+        if self._kind not in (None, "std", "var", "ivar"):
+            raise InputError(
+                f"{name}: its uncertainty is of type {self._kind!r}: "
+                "use StdDevUncertainty, VarianceUncertainty or InverseVariance"
+            )
+
+    def read(self, rows, *, variance=True, out=None):
+        """Return a `Band` of float32 rows."""
+        ccd = self.ccd
+        data = np.ascontiguousarray(ccd.data[rows], np.float32)
+        mask = as_mask(ccd.mask, self.shape)
+        mask = None if mask is None else mask[rows]
+        if ccd.data.dtype.kind == "f":
+            bad = ~np.isfinite(data)
+            if bad.any():
+                mask = bad if mask is None else mask | bad
+        squared = None
+        if variance and self._kind is not None:
+            values = np.ascontiguousarray(ccd.uncertainty.array[rows], np.float32)
+            squared = to_variance(self._kind, values)
+        return handed(Band(data, squared, mask), out=out)
+
+
+def as_ccd(frame):
+    """
+    Read a whole frame into a new `~astropy.nddata.CCDData`.
+
+    Its uncertainty is a `~astropy.nddata.StdDevUncertainty` if the frame has a
+    variance; its header is a copy.
+    """
+    if frame.unit is None:
+        raise InputError(f"{frame.name}: has no unit (BUNIT): give unit=, such as unit='adu'")
+    band = frame.read(slice(0, frame.shape[0]))
+    uncertainty = None
+    if band.variance is not None:
+        uncertainty = StdDevUncertainty(np.sqrt(band.variance))
+    return CCDData(
+        band.data.copy(),
+        uncertainty=uncertainty,
+        mask=None if band.mask is None else band.mask.copy(),
+        header=frame.header.copy(),
+        unit=frame.unit,
+    )
