@@ -130,7 +130,7 @@ class FlatCheck(NamedTuple):
     reason: str
 
 
-def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolation=3.0):
+def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolation=None):
     """
     Say which flats can be used, and why the others cannot.
 
@@ -178,8 +178,16 @@ def _checks(frames, model, detector, max_extrapolation):
     checks = []
     for frame in frames:
         exposure = _exposure(frame, model)
-        model.policy(exposure, max_extrapolation=max_extrapolation)
-        checks.append(_check(frame, exposure, rows, good, dark(exposure), detector))
+        check = _check(frame, exposure, rows, good, dark(exposure), detector)
+        if not check.reason:
+            noise = (detector.floor + check.level * detector.gain) ** 0.5 / detector.gain
+            try:
+                model.check(
+                    exposure, noise=noise, what="flats", max_extrapolation=max_extrapolation
+                )
+            except CalibrationError as error:
+                check = check._replace(reason=f"has no dark: {error}")
+        checks.append(check)
     return checks
 
 
@@ -191,7 +199,7 @@ def _check(frame, exposure, rows, good, dark, detector):
             if band.mask is not None:
                 own &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
-    saturated = np.count_nonzero((values >= detector.saturation) & good)
+    saturated = np.count_nonzero((values >= detector.saturation - frame.pedestal) & good)
     total = np.count_nonzero(good)
     values -= dark
     bad = None if total == good.size else ~good
@@ -228,7 +236,7 @@ def master_flat(
     checks=None,
     min_value=MIN_FLAT,
     n_sigma=5.0,
-    max_extrapolation=3.0,
+    max_extrapolation=None,
     workers=None,
 ):
     """
@@ -255,7 +263,8 @@ def master_flat(
         Pixels below it are masked.
     n_sigma : float, optional
     max_extrapolation : float, optional
-        Of the dark.
+        Longest flat in units of the longest dark. Default is no limit but the price: what
+        the dark costs a flat in units of its own error.
     workers : int, optional
 
     Returns

@@ -339,7 +339,7 @@ def test_aperture_correction_and_its_error(rng):
     flux, err = correction.apply(1000.0, 10.0)
     assert flux == 1000 * correction.factor
     assert err == pytest.approx(
-        math.hypot(10 * correction.factor, 1000 * correction.err)
+        math.hypot(10 * correction.factor, 1000 * correction.err, 1000 * correction.scatter)
     )  # fmt: skip
 
 

@@ -16,8 +16,10 @@ WINGS = {
         f"_engine.{name}"
         for name in (
             "validate",
+            "wcs",
             "headers",
             "files",
+            "provenance",
             "frames",
             "bayer",
             "executors",
@@ -56,6 +58,8 @@ WINGS = {
                 "record",
                 "run",
                 "pipeline",
+                "lines_page",
+                "lines",
             )
         ),
         "demo",

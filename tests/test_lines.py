@@ -444,3 +444,88 @@ def test_simulated_filters_see_the_lines_that_are_in_them(tmp_path):
     known = flux.value * curve.response("Halpha") * 200 / 1.98644586e-9
     assert star["flux_Halpha"].value == pytest.approx(known, rel=2e-3)
     assert truth.spectra == spectra
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """A reduced night of four filters, its references and its truth."""
+    from astro_narrowband.cli import main
+    from astro_narrowband.simulate import NightModel
+
+    folder = tmp_path_factory.mktemp("lines")
+    truth = simulate_night(
+        folder / "raw", shape=(256, 256), filters=("Halpha", "SII", "r"), n_bias=4, n_darks=3,
+        n_flats=3, dark_exposures=(60.0,), light_exposures=(60.0,) * 3, write_wcs=True,
+        write_read_noise=True, spectra=SpectralModel(), seed=4,
+        model=NightModel(star_density=1500, brightest=1000.0, sky=0.3, fwhm_scatter=0.05),
+    )  # fmt: skip
+    stars = truth.stars[truth.stars["flux_Halpha"].value > 8]
+    wavelength = np.linspace(400, 950, 276)
+    table = QTable({"ra": stars["ra"], "dec": stars["dec"]})
+    power = (wavelength / 600) ** stars["slope"][:, None]
+    table["spectrum"] = stars["density"][:, None] * power
+    table.meta["sampling"] = wavelength.tolist()
+    table.write(folder / "references.ecsv")
+    (folder / "r.reg").write_text("image\ncircle(128,128,30)\nbox(20,128,24,160,0) # text={sky}\n")
+    assert main(["reduce", str(folder / "raw"), "-o", str(folder / "red"), "--quiet"]) == 0
+    return folder, truth
+
+
+def test_command_makes_maps_ratios_regions_and_a_page(reduced, capsys):
+    from astropy.io import fits
+
+    from astro_narrowband.cli import main
+
+    folder, truth = reduced
+    out = folder / "out"
+    references = str(folder / "references.ecsv")
+    status = main([
+        "lines", str(folder / "red"), "-o", str(out), "--references", references,
+        "--regions", str(folder / "r.reg"), "--nii", "0.35,0.02", "--curve", "r=622,138",
+        "--curve", "Halpha=656.3,7", "--curve", "SII=672.4,7",
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "what limits it is" in said.out
+    assert {p.name for p in out.glob("*.fits")} == {
+        "line-Crown_Nebula-Halpha.fits", "line-Crown_Nebula-SII.fits",
+        "ratio-Crown_Nebula-SII-Halpha.fits",
+    }  # fmt: skip
+    page = (out / "lines.html").read_text()
+    assert "SII/Halpha" in page
+    assert "<script" not in page
+    row = QTable.read(out / "regions-Crown_Nebula.ecsv")[0]
+    plane = truth.line_flux("Halpha")
+    y, x = np.mgrid[:256, :256]
+    zero = plane[48:208, 8:31].mean()
+    expected = (plane - zero)[np.hypot(x - 127, y - 127) < 30].sum()
+    assert row["flux"].to_value("erg / (s cm2)") == pytest.approx(expected, rel=0.15)
+    with fits.open(out / "line-Crown_Nebula-Halpha.fits") as hdul:
+        assert hdul[0].header["KFILTER"] == "r"
+        assert hdul["COMMON1"].header["BUNIT"] == "erg / (s cm2)"
+
+
+def test_command_says_what_it_does_not_know(reduced, capsys, tmp_path):
+    from astro_narrowband.cli import main
+
+    folder, _ = reduced
+    red = str(folder / "red")
+    assert main(["lines", red, "-o", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().err
+    assert "no curve given" in said
+    assert "holds [NII]" in said
+    assert "no flux scale" in said
+    for arguments, reason in (
+        (["--continuum", "V"], "has no coadd"),
+        (["--continuum", "Halpha"], "the line's own"),
+        (["--curve", "Halpha=500,7"], "does not contain Halpha"),
+        (["--curve", "Halpha=nothing.txt"], "neither a file"),
+        (["--regions", "nothing.reg"], "no such file"),
+        (["--references", "nothing.ecsv"], "no such file"),
+    ):
+        assert main(["lines", red, "-o", str(tmp_path / "b"), *arguments]) == 3, arguments
+        assert reason in capsys.readouterr().err
+    assert main(["lines", str(tmp_path), "-o", str(tmp_path / "c")]) == 3

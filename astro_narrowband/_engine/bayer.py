@@ -8,7 +8,6 @@ stays its own. Bias, darks and flats of the camera are taken apart the same way.
 """
 
 import math
-import re
 
 import numpy as np
 from astropy.io import fits
@@ -24,17 +23,17 @@ from astro_narrowband._engine.headers import (
 )
 from astro_narrowband._engine.headers.spellings import KEYWORDS, parse_number
 from astro_narrowband._engine.validate import choice, positive
+from astro_narrowband._engine.wcs import move_header
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["COLOURS", "MosaicFrame"]
 
 #: What may be made of a mosaic, and the letters of the pixels that are added.
-COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB"}
+COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB", "green+blue": "GB"}
 #: Level [adu] from which a pixel is not believed, where the header does not tell.
 _FULL = 65504.0
 #: Lengths that double where pixels are taken out, by the start of their keyword.
-_LENGTHS = ("XPIXSZ", "YPIXSZ", "PIXSIZE", "PIXSCAL", "SECPIX", "SCALE", "CDELT", "CD1_", "CD2_")
-_POWERS = re.compile(r"(?:A|B|AP|BP)_(\d)_(\d)")
+_LENGTHS = ("XPIXSZ", "YPIXSZ", "PIXSIZE", "PIXSCAL", "SECPIX", "SCALE")
 
 
 class MosaicFrame(Frame):
@@ -149,18 +148,9 @@ def _header(raw, colour, n, full, x, y):
             header[noise[1]] = noise[0] * math.sqrt(n)
         header["SATURATE"] = n * full
     for keyword in list(dict.fromkeys(header)):
-        power = _POWERS.fullmatch(keyword)
-        if keyword.startswith("CRPIX"):
-            at = x if keyword[5:6] == "1" else y
-            _change(header, keyword, lambda value, at=at: (value - 1 - at) / 2 + 1)
-        elif power:
-            factor = 2.0 ** (int(power[1]) + int(power[2]) - 1)
-            _change(header, keyword, lambda value, factor=factor: value * factor)
-        elif keyword.startswith(_LENGTHS):
+        if keyword.startswith(_LENGTHS):
             _change(header, keyword, lambda value: value * 2)
-    if "PC1_1" in header:
-        for keyword in ("CDELT1", "CDELT2"):
-            header.set(keyword, header.get(keyword, 2.0))
+    move_header(header, np.array([[0.5, 0, -x / 2], [0, 0.5, -y / 2], [0, 0, 1]]))
     return header
 
 

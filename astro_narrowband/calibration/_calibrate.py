@@ -11,7 +11,8 @@ from astro_narrowband._engine.frames import (
 )
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
-from astro_narrowband.calibration._frame import CalibratedFrame
+from astro_narrowband._engine.wcs import read_wcs
+from astro_narrowband.calibration._frame import CalibratedFrame, refuse_twice
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.detector import decide_detector
@@ -33,7 +34,7 @@ def calibrate(
     saturation=None,
     exposure=None,
     detector=None,
-    max_extrapolation=3.0,
+    max_extrapolation=None,
     max_temperature_difference=5.0,
     cosmic_rays=False,
     add_keyword=True,
@@ -63,7 +64,8 @@ def calibrate(
     detector : `~astro_narrowband.detector.Detector`, optional
         In place of gain, read_noise and saturation.
     max_extrapolation : float, optional
-        How many times the longest dark is still allowed.
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K]; above 0.5 K there is a warning.
     cosmic_rays : bool or dict, optional
@@ -87,6 +89,12 @@ def calibrate(
         If a step was done before, or the dark would be extrapolated too far.
     """
     frame = prepared(ccd)
+    refuse_twice(
+        frame,
+        bias=bias is not None or dark is not None,
+        dark=dark is not None,
+        flat=flat is not None,
+    )
     if detector is None:
         detector = decide_detector(
             frame.header, gain=gain, read_noise=read_noise, saturation=saturation
@@ -126,6 +134,7 @@ def calibrate(
         mask=mask,
         header=header,
         unit=calibrated.unit,
+        wcs=calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name),
     )
     if cosmic_rays:
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)

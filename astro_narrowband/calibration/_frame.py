@@ -13,6 +13,7 @@ from astro_narrowband._engine.frames import (
     Band,
     Frame,
 )
+from astro_narrowband._engine.provenance import drop_camera, write_creator
 from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.calibration._recipe import divisor
@@ -20,7 +21,7 @@ from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.noise import SharedNoise, sample_rows, signal_variance
 
-__all__ = ["CalibratedFrame"]
+__all__ = ["CalibratedFrame", "refuse_twice"]
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
@@ -38,6 +39,9 @@ CCDPROC_STEPS = {
     "GAINCOR": "GAINCOR",
     "EXPNORM": "EXPNORM",
 }
+
+#: About how many rows tell the level of a frame.
+PRICED = 16
 
 
 class CalibratedFrame(Frame):
@@ -61,7 +65,7 @@ class CalibratedFrame(Frame):
     masters : str
         What frames that share their masters have in common, "none" without masters.
     policy : str
-        How the dark is had: "matched", "scaled", "extrapolated", "bias" or "none".
+        How the dark is had: "matched", "scaled", "extrapolated", "offset", "bias" or "none".
 
     Raises
     ------
@@ -77,9 +81,15 @@ class CalibratedFrame(Frame):
         frame = prepared(frame)
         self.frame, self.recipe = frame, recipe
         self.name, self.shape = frame.name, tuple(frame.shape)
-        self.unit = u.electron / u.s
+        self.unit, self.wcs = u.electron / u.s, frame.wcs
         self.masters = recipe.masters
-        _refuse_twice(frame, recipe)
+        dark = recipe.dark
+        refuse_twice(
+            frame,
+            bias=dark is not None,
+            dark=dark is not None and dark.model != "bias",
+            flat=recipe.flat is not None,
+        )
         if frame.unit not in (None, u.adu):
             raise InputError(
                 f"{self.name}: its unit is {frame.unit}, a raw frame must be in adu: "
@@ -92,11 +102,6 @@ class CalibratedFrame(Frame):
                 raise InputError(f"{self.name}: {error}") from None
         self.exposure = positive(exposure, f"{self.name}: exposure")
         self.policy = "none"
-        if recipe.dark is not None:
-            self.policy = recipe.dark.check(
-                self.exposure, max_extrapolation=recipe.max_extrapolation
-            )
-            self._check_temperature()
         for master, what in ((recipe.dark, "bias or dark"), (recipe.flat, "flat")):
             if master is not None and tuple(master.shape) != self.shape:
                 raise InputError(
@@ -105,6 +110,15 @@ class CalibratedFrame(Frame):
                 )
             if master is not None:
                 refuse_other_camera(self.name, frame.header, master.header, what)
+        if recipe.dark is not None:
+            self.policy = recipe.dark.check(
+                self.exposure,
+                noise=self._noise,
+                name=self.name,
+                what="lights",
+                max_extrapolation=recipe.max_extrapolation,
+            )
+            self._check_temperature()
 
     @cached_property
     def header(self):
@@ -146,6 +160,20 @@ class CalibratedFrame(Frame):
         flat_error = math.sqrt(float(np.median(np.concatenate(flats))))
         return SharedNoise(self.masters, *parts, flat_error, included=included)
 
+    def _noise(self):
+        """Error of a typical pixel, masters left out [adu]."""
+        dark, detector = self.recipe.dark, self.recipe.detector
+        step = max(1, self.shape[0] // PRICED)
+        levels = []
+        for y in range(step // 2, self.shape[0], step):
+            row = slice(y, y + 1)
+            band = self.frame.read(row)
+            good = np.isfinite(band.data) if band.mask is None else ~band.mask
+            levels.append((band.data - dark.lines(row)[0])[good])
+        levels = np.concatenate(levels)
+        level = max(float(np.median(levels)), 0.0) if levels.size else 0.0
+        return (detector.floor / detector.gain**2 + level / detector.gain) ** 0.5
+
     def _check_temperature(self):
         """Warn from 0.5 K, raise from ``max_temperature_difference`` on."""
         darks = self.recipe.dark.temperatures
@@ -180,6 +208,9 @@ class CalibratedFrame(Frame):
             header[key] = (value, STEPS[key])
         header["DARKPOL"] = (self.policy, "how the dark was had")
         header["EXPTIME"] = (self.exposure, "[s] exposure time")
+        drop_camera(header)
+        header["GAIN"] = (self.exposure, "effective: electron for one electron/s")
+        write_creator(header)
         header["GAINUSED"] = (recipe.detector.gain, "[electron/adu]")
         header["RNUSED"] = (recipe.detector.read_noise, "[electron] read noise")
         header["BUNIT"] = "electron / s"
@@ -304,14 +335,9 @@ class CalibratedFrame(Frame):
         return total
 
 
-def _refuse_twice(frame, recipe):
-    wanted = {
-        "BIASSUB": recipe.dark is not None,
-        "DARKSUB": recipe.dark is not None and recipe.dark.model != "bias",
-        "FLATCOR": recipe.flat is not None,
-        "GAINCOR": True,
-        "EXPNORM": True,
-    }
+def refuse_twice(frame, *, bias, dark, flat):
+    """Refuse a frame that lost its bias, dark or flat before, if it is to lose it now."""
+    wanted = {"BIASSUB": bias, "DARKSUB": dark, "FLATCOR": flat, "GAINCOR": True, "EXPNORM": True}
     for key, step in wanted.items():
         for name in (key, CCDPROC_STEPS[key]):
             value = frame.header.get(name)

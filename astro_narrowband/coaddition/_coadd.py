@@ -20,6 +20,7 @@ from astropy.table import QTable
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frame, row_bands, usable_cores
 from astro_narrowband._engine.validate import finite, positive, same_shape
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header, write_matching
@@ -354,7 +355,8 @@ def coadd(
         header=fits.Header(frames[reference].header, copy=True),
         wcs=wcs_of(frames[reference]),
     )
-    write_header(ccd.header, task, frames[reference].name, weights, planes)
+    put_wcs(ccd.header, ccd.wcs)
+    write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     write_matching(ccd.header, frames, seen, skies, weight)
     rows = frame_table(

@@ -1,6 +1,6 @@
 """From counts to emission lines: continuum, flux and ratios, each with its error."""
 
-from astro_narrowband.lines._blend import correct_blend, separate_lines
+from astro_narrowband.lines._blend import correct_blend, restore_lines, separate_lines
 from astro_narrowband.lines._catalogue import CatalogueMatch, match_catalogue, read_catalogue
 from astro_narrowband.lines._continuum import RESIDUAL_STAR, subtract_continuum
 from astro_narrowband.lines._filters import (
@@ -47,6 +47,7 @@ __all__ = [
     "read_catalogue",
     "read_regions",
     "region_fluxes",
+    "restore_lines",
     "separate_lines",
     "subtract_continuum",
     "surface_brightness",

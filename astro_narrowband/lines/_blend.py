@@ -6,7 +6,7 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
 from astro_narrowband.lines._map import LineMap, _with_errors, on_grid_of, random_variance
 
-__all__ = ["correct_blend", "separate_lines"]
+__all__ = ["correct_blend", "restore_lines", "separate_lines"]
 
 
 def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NII", velocity=0.0):
@@ -129,3 +129,72 @@ def separate_lines(a, b, *, curves, lines=("Halpha", "NII"), velocity=0.0):
 
 def _patterns(line_map):
     return line_map.patterns() if isinstance(line_map, LineMap) else {}
+
+
+def restore_lines(maps, parts):
+    """
+    Give back what the lines in a continuum filter took from every map.
+
+    A broad filter may hold several lines: Halpha in it is subtracted from [SII] as well.
+
+    Parameters
+    ----------
+    maps : dict of str to LineMap
+        Of `subtract_continuum` without ``curves``, all with one continuum image; in electron/s.
+    parts : dict of str to float
+        What `line_in_continuum` says of each line that the continuum filter holds.
+
+    Returns
+    -------
+    dict of str to LineMap
+        KLOST of the headers is the sum of the parts.
+
+    Raises
+    ------
+    InputError
+        If most of the continuum's light may be lines: the parts add up to more than a half.
+
+    Notes
+    -----
+    With D = N - k C of each line and b its part, the lines in C are
+    ``sum(b D / k) / (1 - sum(b))``; k times that goes back into each map. No flux scale is needed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband.lines import restore_lines, subtract_continuum
+    >>> def image(level):
+    ...     noise = StdDevUncertainty(np.full((4, 4), 0.1))
+    ...     return CCDData(np.full((4, 4), level), unit="electron/s", uncertainty=noise)
+    >>> continuum = image(100.0 + 10.0)  # of which 10 is Halpha
+    >>> maps = {name: subtract_continuum(image(rate), continuum, k=0.05)
+    ...         for name, rate in (("Halpha", 10.0 + 5.0), ("SII", 1.0 + 5.0))}
+    >>> restored = restore_lines(maps, {"Halpha": 0.05 * 10 / 10})
+    >>> print(f"{restored['Halpha'].data[0, 0]:.2f} {restored['SII'].data[0, 0]:.2f}")
+    10.00 1.00
+    """
+    total = sum(parts.values())
+    if total > 0.5:
+        raise InputError(
+            f"the lines {', '.join(parts)} are {total:.0%} of what the continuum filter would take "
+            "away: use a broader continuum filter, or one without lines"
+        )
+    scales = {name: float(line_map.meta["KCONT"]) for name, line_map in maps.items()}
+    restored = {}
+    for name, line_map in maps.items():
+        data, variance, common = 0.0, 0.0, {}
+        for other, source in maps.items():
+            share = parts.get(other, 0.0) / (1 - total) * scales[name] / scales[other]
+            share = np.float32(share + (other == name))
+            if share == 0:
+                continue
+            data = data + share * source.data
+            variance = variance + share**2 * random_variance(source)
+            for what, value in source.patterns().items():
+                common[what if other == name else f"{what} of {other}"] = share * value
+        result = _with_errors(line_map, data, variance, common, line_map.unit)
+        result.mask = ~np.isfinite(data)
+        result.meta["KLOST"] = (round(total, 6), "part of the lines in the continuum filter")
+        restored[name] = result
+    return restored

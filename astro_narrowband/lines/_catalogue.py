@@ -74,7 +74,7 @@ def read_catalogue(table):
     ----------
     table : `~astropy.table.Table` or path-like
         ECSV, FITS or VOTable; right ascension and declination under a usual name (in degree
-        where a column has no unit), and a magnitude or ``flux``.
+        where a column has no unit), and a magnitude, ``flux``, or spectra in ``spectrum``.
 
     Returns
     -------
@@ -92,12 +92,16 @@ def read_catalogue(table):
             f"{', '.join(table.colnames[:12])}: name them ra and dec"
         )
     bright = next((lower[n] for n in _BRIGHT if n in lower), None)
-    if bright is None and "flux" not in lower:
+    light = next((lower[n] for n in ("flux", "spectrum") if n in lower), None)
+    if bright is None and light is None:
         raise InputError(f"{name}: has neither a magnitude nor a flux: name a column mag or flux")
     angles = [
-        u.Quantity(_filled(table[c]), getattr(table[c], "unit", None) or u.deg) for c in (ra, dec)
+        u.Quantity(_filled(table[column]), getattr(table[column], "unit", None) or u.deg)
+        for column in (ra, dec)
     ]
-    order = _filled(table[bright]) if bright else -_filled(table[lower["flux"]])
+    order = _filled(table[bright or light])
+    if bright is None:
+        order = -(np.nanmedian(order, axis=1) if order.ndim == 2 else order)
     good = np.isfinite(angles[0]) & np.isfinite(angles[1]) & np.isfinite(order)
     if not good.any():
         raise InputError(f"{name}: no row has a position and a brightness")
@@ -121,9 +125,10 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     catalogue : `~astropy.table.Table` or path-like
         As for `read_catalogue`; it should cover the field and be about as deep.
     center : `~astropy.coordinates.SkyCoord`, optional
-        Of the field, to half of its size. Default is that of the WCS.
+        Of the field, to half of its size. Default is that of the WCS, or OBJCTRA and OBJCTDEC.
     scale : `~astropy.units.Quantity`, optional
-        Angle that a pixel sees, to 5 %. Default is that of the WCS.
+        Angle that a pixel sees, to 5 %. Default is that of the WCS, or of XPIXSZ [um] and
+        FOCALLEN [mm].
     stars : `~astropy.table.Table`, optional
         As `~astro_narrowband.detect_stars` gives it. Default is to detect them.
 
@@ -167,7 +172,8 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     # Gnomonic, in pixels.
     x, y = offset.lon.wrap_at(180 * u.deg).radian, offset.lat.radian
     plane = np.column_stack([np.tan(x), np.tan(y) / np.cos(x)]) / math.radians(scale / 3600)
-    best = _best(xy[good], plane, shape)
+    known = _known(ccd, center, scale) if ccd.wcs is not None else []
+    best = _best(xy[good], plane, shape, known)
     pairs = np.flatnonzero(good)[best.i], index[best.j]
     wcs, residual, kept = _fitted(xy[pairs[0]], sky[pairs[1]])
     matched = QTable(table[pairs[1][kept]])
@@ -180,22 +186,37 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
 
 
 def _start(ccd, center, scale):
-    """Centre and scale [arcsec] as given, or of the WCS."""
+    """Centre and scale [arcsec]: as given, or of the WCS, or of what camera programs write."""
     ny, nx = ccd.data.shape
-    if (center is None or scale is None) and ccd.wcs is None:
-        raise InputError(
-            "the image has no WCS: give center (a SkyCoord, to half a field) and scale (arcsec "
-            "per pixel, to 5 %)"
-        )
     if center is None:
-        center = ccd.wcs.celestial.pixel_to_world((nx - 1) / 2, (ny - 1) / 2)
+        center = _center(ccd, nx, ny)
     if scale is None:
-        scale = float(np.mean(proj_plane_pixel_scales(ccd.wcs.celestial))) * 3600
+        if ccd.wcs is not None:
+            scale = float(np.mean(proj_plane_pixel_scales(ccd.wcs.celestial))) * 3600
+        else:
+            try:
+                scale = 206.265 * float(ccd.meta["XPIXSZ"]) / float(ccd.meta["FOCALLEN"])
+            except (KeyError, ValueError, ZeroDivisionError):
+                raise InputError(
+                    "the image has no WCS, and no XPIXSZ and FOCALLEN: give scale (arcsec per "
+                    "pixel, to 5 %)"
+                ) from None
     elif isinstance(scale, u.Quantity):
-        scale = scale.to_value(
-            u.arcsec / u.pix if scale.unit.is_equivalent(u.arcsec / u.pix) else u.arcsec
-        )
+        per_pixel = scale.unit.is_equivalent(u.arcsec / u.pix)
+        scale = scale.to_value(u.arcsec / u.pix if per_pixel else u.arcsec)
     return SkyCoord(center).icrs, positive(scale, "scale")
+
+
+def _center(ccd, nx, ny):
+    if ccd.wcs is not None:
+        return ccd.wcs.celestial.pixel_to_world((nx - 1) / 2, (ny - 1) / 2)
+    try:
+        return SkyCoord(ccd.meta["OBJCTRA"], ccd.meta["OBJCTDEC"], unit=("hourangle", "deg"))
+    except (KeyError, ValueError):
+        raise InputError(
+            "the image has no WCS, and no OBJCTRA and OBJCTDEC: give center (a SkyCoord, to half "
+            "a field)"
+        ) from None
 
 
 @dataclass(eq=False)
@@ -208,11 +229,33 @@ class _Candidate:
     fraction: float
 
 
-def _best(xy, plane, shape):
+def _known(ccd, center, scale):
+    """Matrix and parity that the image's own WCS means, to begin with."""
+    ny, nx = ccd.data.shape
+    corner = np.array([[0, 0], [nx - 1, 0], [0, ny - 1]], float)
+    sky = ccd.wcs.celestial.pixel_to_world(*corner.T)
+    if sky.separation(center).max() > 60 * u.deg:
+        return []
+    offset = sky.transform_to(center.skyoffset_frame())
+    x, y = offset.lon.wrap_at(180 * u.deg).radian, offset.lat.radian
+    place = np.column_stack([np.tan(x), np.tan(y) / np.cos(x)]) / math.radians(scale / 3600)
+    linear = np.column_stack([(place[1] - place[0]) / (nx - 1), (place[2] - place[0]) / (ny - 1)])
+    parity = 1 if np.linalg.det(linear) > 0 else -1
+    matrix = np.eye(3)
+    matrix[:2, :2], matrix[:2, 2] = linear, place[0]
+    matrix[0] *= parity
+    return [(matrix, parity)]
+
+
+def _best(xy, plane, shape, known):
     """The candidate that stands every test, or AlignmentError."""
     if len(xy) < 4:
         raise AlignmentError(f"the image has {len(xy)} unsaturated stars: four are needed at least")
-    candidates, tried = [], 0.0
+    # A WCS that is right is one hypothesis, not one of many.
+    candidates = [
+        _refine(xy, plane * (parity, 1), matrix, shape, parity, 10.0) for matrix, parity in known
+    ]
+    candidates, tried = [c for c in candidates if c is not None], 0.0
     for n_image, n_sky in DEPTHS:
         for parity in (-1, 1):
             target = plane * (parity, 1)

@@ -38,7 +38,7 @@ def read_regions(path):
     if not Path(path).is_file():
         raise InputError(f"{path}: there is no such file")
     try:
-        every = list(Regions.read(path))
+        every = list(Regions.read(str(path)))
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: cannot be read as regions ({reason})") from None

@@ -63,6 +63,7 @@ class Flag(enum.IntFlag):
     UNCORRECTED = 2048
     SKY_UNEVEN = 4096
     PARTIAL = 8192
+    BLENDED = 16384
 
 
 #: What each flag says.
@@ -78,9 +79,10 @@ FLAGS = {
     Flag.NEGATIVE: "the flux is below zero",
     Flag.NO_DATA: "no usable pixel in the aperture; there is no flux",
     Flag.EXTENDED: "wider than the stars of this image; the aperture correction does not apply",
-    Flag.UNCORRECTED: "no star was good enough for an aperture correction; the flux is without it",
+    Flag.UNCORRECTED: "no star was good enough for a correction: another filter's, or none at all",
     Flag.SKY_UNEVEN: "the sky differs around the annulus; its error has that as well",
     Flag.PARTIAL: "some frames lack it (saturated, or at the edge): its profile may be another",
+    Flag.BLENDED: "not the shape of the stars around it: two or more, and the flux is of them all",
 }
 
 

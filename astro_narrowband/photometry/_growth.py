@@ -17,12 +17,8 @@ from astropy.table import QTable
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
-from astro_narrowband.photometry._curves import (
-    ApertureCorrection,
-    aperture_correction,
-    diagnose_background,
-    optimal_radius,
-)
+from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._curves import diagnose_background, optimal_radius
 from astro_narrowband.photometry._draw import draw_growth, draw_stack
 from astro_narrowband.photometry._measure import (
     check_annulus,

@@ -15,9 +15,9 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband._engine import lanczos as _lanczos
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
 from astro_narrowband._engine.validate import choice
+from astro_narrowband._engine.wcs import move_header, move_wcs, put_wcs, read_wcs
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.registration import Alignment
-from astro_narrowband.resampling._wcs import move_wcs, wcs_of
 
 __all__ = ["ResampledFrame", "noise_factor", "resample"]
 
@@ -200,11 +200,13 @@ class ResampledFrame(Frame):
 
     def _header(self, target):
         header = fits.Header(self.frame.header, copy=True)
-        wcs = self.frame.wcs
-        if wcs is not None and "CTYPE1" not in header:
+        if target is not None:
+            put_wcs(header, _wcs_of(target))
+        elif self.frame.wcs is not None:
             # CCDData.read takes the WCS out of the header.
-            header.update(wcs.to_header(relax=True))
-        move_wcs(header, self.alignment.matrix, target)
+            put_wcs(header, move_wcs(self.frame.wcs, self.alignment.matrix))
+        else:
+            move_header(header, self.alignment.matrix, self.name)
         before = Alignment.from_header(header)
         (self.alignment if before is None else before.then(self.alignment)).to_header(header)
         header["RESAMPLE"] = (self.kernel, "interpolation kernel")
@@ -421,6 +423,14 @@ class ResampledFrame(Frame):
         )
 
 
+def _wcs_of(target):
+    """The WCS of a header, or of an image."""
+    if isinstance(target, fits.Header):
+        return read_wcs(target)
+    frame = as_frame(target)
+    return frame.wcs if frame.wcs is not None else read_wcs(frame.header, frame.name)
+
+
 def _outside(matrix, rows, nx, shape, margin):
     """Mask the output pixels whose position is nearer than ``margin`` to the source's edge."""
     y = np.arange(rows.start, rows.stop)
@@ -559,5 +569,5 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
         mask=band.mask,
         header=frame.header,
         unit=frame.unit,
-        wcs=wcs_of(frame.header),
+        wcs=read_wcs(frame.header, frame.name),
     )

@@ -55,6 +55,9 @@ class Frame:
     n_added : int
         Pixels of the camera in one of the frame: 2 where the two greens of a colour
         mosaic were added.
+    pedestal : float
+        What was taken from its raw counts at the most, an overscan [adu]: levels of raw
+        counts, as that of saturation, are lower by it in the frame's values.
     noise_correlation : float
         Variance of single pixels over the variance plane: NOISECOR of the header, or 1.
     masters : str or None
@@ -105,6 +108,7 @@ class Frame:
     wcs = None
     exposure = None
     n_added = 1
+    pedestal = 0.0
     masters = None
     alignment = None
     pixel_area = 1.0

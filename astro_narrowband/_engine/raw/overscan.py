@@ -1,14 +1,20 @@
 """Overscan and trim, where BIASSEC and TRIMSEC stand in the header; through ccdproc."""
 
+from functools import cached_property
+
 import numpy as np
 from astropy import units as u
 from astropy.nddata import CCDData
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
+from astro_narrowband._engine.wcs import move_header, move_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["OverscanFrame", "prepared"]
+
+#: Rows of an overscan that its level is told by.
+SAMPLED = 64
 
 
 def prepared(image, *, unit=u.adu):
@@ -55,6 +61,11 @@ class OverscanFrame(Frame):
         self.header = frame.header.copy()
         for key in ("BIASSEC", "TRIMSEC", "DATASEC", "CCDSEC"):
             self.header.remove(key, ignore_missing=True)
+        moved = np.eye(3)
+        moved[:2, 2] = -self._columns.start, -self._rows.start
+        move_header(self.header, moved, self.name)
+        if frame.wcs is not None:
+            self.wcs = move_wcs(frame.wcs, moved)
         self.header["OVERSCAN"] = (True, "overscan subtracted and trimmed")
         self._overscan, self._strip = overscan, None
         if overscan is None:
@@ -69,6 +80,19 @@ class OverscanFrame(Frame):
                 "correct or delete one of them"
             )
         self._strip = np.median(frame.read(rows).data[:, self._columns], axis=0)
+
+    @cached_property
+    def pedestal(self):
+        """The highest level of the overscan, by some of its rows."""
+        if self._strip is not None:
+            return float(np.max(self._strip))
+        if self._overscan is None:
+            return 0.0
+        first, last = self._rows.start, self._rows.stop
+        rows = range(first, last, max(1, (last - first) // SAMPLED))
+        strips = [self.frame.read(slice(y, y + 1), variance=False).data for y in rows]
+        levels = np.median([strip[0, self._overscan[1]] for strip in strips], axis=1)
+        return float(levels.max() + 3 * levels.std())
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of trimmed float32 rows."""
