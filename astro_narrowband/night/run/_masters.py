@@ -28,6 +28,9 @@ __all__ = ["Masters"]
 #: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
 MOST_OF_FLAT = 0.01
 
+#: Lights that tell where pixels are full.
+FULL_FROM = 3
+
 #: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
 GAIN_CHECK = 1 << 17
 
@@ -105,13 +108,20 @@ class Masters:
                 saturation=_quantity(settings.saturation, n * u.adu),
                 flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
                 biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
+                lights=[row.open(group.colour) for row in _longest(group.lights)],
             )
             self.check_detector(self.made[identity], group, frame.header)
         self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
 
     def check_detector(self, detector, group, header):
-        """Say what the header has wrong, and where flats and biases show another gain."""
+        """Say what was measured instead, and where flats and biases show another gain."""
+        if "measured" in detector.sources["saturation"]:
+            self.night.messages.say(
+                f"{group.label}: pixels are full at {detector.saturation:.0f} adu (SATURATE is not "
+                "given; full pixels pile up there): it is taken for the saturation: give "
+                "--saturation if it is another"
+            )
         for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
             if "measured" in detector.sources[what]:
                 try:
@@ -178,6 +188,9 @@ class Masters:
             "dark", rows, make, DarkModel.read, group, needs=[bias], depends=asdict(detector)
         )
         model = master.value
+        for note in model.notes:
+            if "disagree" in note:
+                self.night.messages.say(f"{group.label}: {note}")
         self.note_master(
             "dark",
             master,
@@ -301,6 +314,11 @@ class Masters:
             entry = {"kind": kind, "path": master.name, "groups": [], **facts}
             masters.append(entry)
         entry["groups"].append(group.label)
+
+
+def _longest(rows):
+    """Return the lights that tell most of full pixels."""
+    return sorted(rows, key=lambda row: -(row.exposure or 0))[:FULL_FROM]
 
 
 def _quantity(value, unit):
