@@ -534,9 +534,7 @@ class FilePlane:
 
     def __init__(self, path, hdu):
         stored = {8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]]
-        self.image = FitsImage(
-            path=path, offset=hdu.fileinfo()["datLoc"], stored=np.dtype(stored), shape=hdu.shape
-        )
+        self.image = FitsImage.of_file(path, hdu.fileinfo()["datLoc"], np.dtype(stored), hdu.shape)
 
     def __getitem__(self, rows):
         start, stop, _ = rows.indices(self.image.shape[0])

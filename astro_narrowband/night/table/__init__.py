@@ -20,7 +20,6 @@ from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS, MosaicFrame
 from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
-from astro_narrowband._engine.frames.fits_reader import wrong_sums
 from astro_narrowband._engine.headers import (
     SPELLINGS,
     Spellings,
@@ -446,11 +445,7 @@ def _row(path, parts, why, fallback, spellings, max_pixels, *, mono):
             frame = row.open_raw()
             header = frame.header
             facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings, mono=mono)
-            is_tiled = frame.image.path != path
-            damage = (
-                wrong_sums(path, max_pixels=max_pixels) if is_tiled or "DATASUM" in header else ""
-            )
-            if damage:
+            if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
             if frame.primary is not None:
                 _compare(facts, header, frame.primary, spellings)
