@@ -11,6 +11,8 @@ __all__ = [
     "AlignmentError",
     "CalibrationError",
     "InputError",
+    "InputTypeError",
+    "MissingFileError",
     "NarrowbandError",
     "NarrowbandWarning",
     "ProductError",
@@ -25,6 +27,14 @@ class InputError(NarrowbandError, ValueError):
     """A file, header value, unit, shape or argument that cannot be used."""
 
 
+class MissingFileError(InputError, FileNotFoundError):
+    """A file that is not there."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument of a type that cannot be used."""
+
+
 class CalibrationError(NarrowbandError):
     """A calibration that would give a wrong answer (applied twice, out of range, ...)."""
 
@@ -33,7 +43,7 @@ class AlignmentError(NarrowbandError):
     """No alignment that can be trusted was found."""
 
 
-class ProductError(NarrowbandError):
+class ProductError(NarrowbandError, OSError):
     """A product could not be written, or what is on disk is not what was written."""
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import astro_narrowband._engine.stacking.network as network
-import astro_narrowband.coaddition._combine as stack
+import astro_narrowband.coaddition._combine_bands as stack
 from astro_narrowband import combine
 from astro_narrowband._engine.frames import Band, FitsFrame
 from astro_narrowband.coaddition import Rejection, reduce_tile
@@ -358,7 +358,7 @@ def test_nan_in_one_frame_masks_nothing():
     result = combine(
         frames, sigma_clip=True, sigma_clip_func=np.ma.mean, sigma_clip_dev_func=np.ma.std
     )
-    assert result.mask is None
+    assert not result.mask.any()
     assert result.data[0, 0] == 4
     assert result.data[1, 1] == 3
 
@@ -524,7 +524,7 @@ def test_output_file(files, tmp_path):
     np.testing.assert_array_equal(again.data, result.data)
     np.testing.assert_array_equal(again.uncertainty.array, result.uncertainty.array)
     np.testing.assert_array_equal(fits.getdata(out, "NEXP"), count)
-    with pytest.raises(ProductError, match="exists already"):
+    with pytest.raises(ProductError, match="already exists"):
         combine(files, out)
     combine(files, out, overwrite_output=True)
     with pytest.raises(ProductError, match="is one of the frames"):
@@ -657,9 +657,83 @@ def test_uncertainty_that_comes_and_goes():
         ({"clip_extrema": True, "nlow": 4, "nhigh": 3}, "leave nothing of 7"),
         ({"clip_extrema": True, "nlow": -1}, "must not be negative"),
         ({"maxiters": 0}, "maxiters"),
-        ({"dtype": int}, "dtype"),
+        ({"dtype": complex}, "dtype"),
     ],
 )
 def test_arguments_that_cannot_be_used(files, kwargs, message):
     with pytest.raises(InputError, match=message):
         combine(files, **kwargs)
+
+
+# ------------------------------------------------------------------ a script written for ccdproc
+
+
+def test_the_arguments_of_ccdproc(files, tmp_path):
+    plain = combine(files)
+    np.testing.assert_array_equal(combine(img_list=files).data, plain.data)
+    median = combine(files, None, "median")
+    np.testing.assert_array_equal(median.data, combine(files, method="median").data)
+    collection = ccdproc.ImageFileCollection(files[0].parent, glob_include="f*.fits")
+    np.testing.assert_array_equal(combine(collection).data, plain.data)
+    assert isinstance(plain.mask, np.ndarray)
+    assert combine(files, dtype=int).data.dtype == int
+
+
+def test_an_extension_is_asked_for_by_name(tmp_path):
+    paths = []
+    for i in range(3):
+        ccd = CCDData(np.full((4, 5), float(i)), unit="adu", mask=np.zeros((4, 5), bool))
+        ccd.mask[0, i] = True
+        hdul = ccd.to_hdu(hdu_mask="BAD")
+        hdul.insert(1, fits.ImageHDU(np.full((4, 5), 10.0 * i), name="SCI"))
+        paths.append(tmp_path / f"{i}.fits")
+        hdul.writeto(paths[-1])
+    result, count = combine(
+        paths, hdu="SCI", hdu_mask="BAD", unit="adu", return_count=True, method="average"
+    )
+    assert result.data[2, 2] == 10
+    assert count[0].tolist() == [2, 2, 2, 3, 3]
+
+
+def test_functions_of_the_users_own(rng):
+    frames = [CCDData(rng.normal(10, 1, (20, 30)), unit="adu") for _ in range(9)]
+    frames[2].data[3, 4] = 1e3
+    frames[5].mask = rng.random((20, 30)) < 0.1
+
+    def spread(stack, axis):
+        return np.nanmax(stack, axis=axis) - np.nanmin(stack, axis=axis)
+
+    def middle(stack, axis):
+        return np.nanpercentile(stack, 50, axis=axis)
+
+    result, count = combine(
+        frames, sigma_clip=True, sigma_clip_low_thresh=0.7, sigma_clip_high_thresh=0.7,
+        sigma_clip_func=middle, sigma_clip_dev_func=spread, return_count=True,
+        combine_uncertainty_function=spread,
+    )  # fmt: skip
+    stack = np.ma.array([f.data for f in frames], mask=np.zeros((9, 20, 30), bool))
+    stack.mask[5] = frames[5].mask
+    filled = stack.filled(np.nan)
+    stack.mask |= abs(filled - middle(filled, 0)) > 0.7 * spread(filled, 0)
+    np.testing.assert_array_equal(count, stack.count(axis=0))
+    np.testing.assert_allclose(result.data, stack.mean(axis=0))
+    expected = spread(stack.filled(np.nan), 0) / np.sqrt(count)
+    np.testing.assert_allclose(result.uncertainty.array, expected)
+
+
+def test_errors_are_those_that_scripts_catch(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        combine([tmp_path / "none.fits"])
+    with pytest.raises(TypeError, match="is one image"):
+        combine(3)
+    with pytest.raises(ValueError, match="method"):
+        combine(files, method="mode")
+    combine(files, tmp_path / "out.fits")
+    with pytest.raises(OSError, match="already exists"):
+        combine(files, tmp_path / "out.fits")
+
+
+def test_a_unit_that_contradicts_the_frames_is_refused():
+    frames = [CCDData(np.ones((2, 2)), unit="electron")] * 2
+    with pytest.raises(InputError, match="is in electron, and unit = adu"):
+        combine(frames, unit="adu")

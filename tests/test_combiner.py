@@ -3,10 +3,11 @@
 import ccdproc
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty, VarianceUncertainty
 from astropy.stats import median_absolute_deviation
 
-from astro_narrowband import InverseVarianceCombiner
+from astro_narrowband import InverseVarianceCombiner, combine
 from astro_narrowband.exceptions import InputError
 
 
@@ -128,6 +129,52 @@ def test_image_without_uncertainty_is_named(images):
 
 
 def test_image_without_any_variance_is_named(images):
-    images[3].mask = np.ones((6, 7), bool)
+    images[3].uncertainty.array[:] = np.nan
     with pytest.raises(InputError, match="image 3: has no pixel"):
         InverseVarianceCombiner(images).average_combine()
+
+
+def test_an_image_that_is_masked_everywhere_does_not_count(images):
+    without = InverseVarianceCombiner(images[:3] + images[4:]).average_combine()
+    images[3].mask = np.ones((6, 7), bool)
+    result = InverseVarianceCombiner(images).average_combine()
+    np.testing.assert_allclose(result.data, without.data)
+    np.testing.assert_allclose(result.uncertainty.array, without.uncertainty.array)
+
+
+def test_weights_follow_the_scaled_variance():
+    combiner = InverseVarianceCombiner([image([[100.0]], 5), image([[10.0]], 5)])
+    combiner.scaling = [1, 10]
+    result = combiner.average_combine()
+    # The second image has a sigma of 50 where it is scaled: 1 / sqrt(1/25 + 1/2500).
+    np.testing.assert_allclose(result.uncertainty.array, 4.975, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 8, 9)])
+def test_images_of_any_number_of_dimensions(shape):
+    images = [image(np.full(shape, value), sigma) for value, sigma in ((10.0, 1), (20.0, 2))]
+    result = InverseVarianceCombiner(images).average_combine()
+    np.testing.assert_allclose(result.data, np.full(shape, 12.0))
+    np.testing.assert_allclose(result.uncertainty.array, np.full(shape, 0.8**0.5))
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_units_of_any_size(size):
+    images = [image(np.full((4, 5), 10 * size), s * size) for s in (1.0, 2.0)]
+    weighted, mean = InverseVarianceCombiner(images).average_combine(), combine(images)
+    np.testing.assert_allclose(weighted.uncertainty.array / size, 0.8**0.5, rtol=1e-6)
+    np.testing.assert_allclose(mean.uncertainty.array / size, 5**0.5 / 2, rtol=1e-6)
+
+
+def test_without_uncertainties_it_is_the_scatter(rng):
+    images = [CCDData(rng.normal(10, 3, (50, 60)), unit="adu") for _ in range(5)]
+    result = InverseVarianceCombiner(images).average_combine()
+    assert np.mean(result.uncertainty.array**2) == pytest.approx(9 / 5, rel=0.05)
+
+
+def test_the_own_unit_of_an_uncertainty_is_converted(images):
+    for one in images:
+        one.unit, one.uncertainty = u.electron / u.s, StdDevUncertainty(np.full((6, 7), 60.0))
+        one.uncertainty.unit = u.electron / u.min
+    result = InverseVarianceCombiner(images).average_combine()
+    np.testing.assert_allclose(result.uncertainty.array, 0.2**0.5)

@@ -11,6 +11,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
+from astro_narrowband.cli import main
 from astro_narrowband.demo import compare
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.night.pipeline import Settings, reduce_night
@@ -145,6 +146,35 @@ def test_a_truncated_light_is_left_out_by_name(night, tmp_path):
     (group,) = record["groups"]
     assert group["n_used"] == 3
     assert any(victim.name in m["text"] and "truncated" in m["text"] for m in record["messages"])
+
+
+def test_a_frame_left_out_of_the_coadd_is_left_out_everywhere(night, tmp_path, capsys):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    victim = sorted((part / "light").rglob("*.fits"))[0]
+    with fits.open(victim, mode="update") as hdul:
+        data = hdul[0].data.astype(float)
+        dim = np.median(data) + (data - np.median(data)) * np.where(data > 1500, 0.05, 1)
+        hdul[0].data = dim.round().astype("u2")
+    arguments = ["reduce", str(part), "-o", str(tmp_path / "out")]
+    for _ in ("made", "read again"):
+        main(arguments)
+        record = read_record(tmp_path / "out" / "night.json")
+        (group,) = record["groups"]
+        lost = [frame for frame in group["frames"] if frame["verdict"] == "left out"]
+        assert [frame["path"] for frame in lost] == [str(victim)]
+        assert lost[0]["reason"]
+        assert (group["n_used"], len(group["frames"])) == (3, 4)
+        assert "3 of 4 frames" in capsys.readouterr().out
+        header = fits.getheader(tmp_path / "out" / group["products"]["coadd"])
+        assert header["NCOMBINE"] == 3
+        assert header["EXPTIME"] == group["exposure_total"]
+        table = QTable.read(tmp_path / "out" / "frames.ecsv")
+        (row,) = table[table["path"] == str(victim)]
+        assert (row["verdict"], row["reason"]) == ("left out", lost[0]["reason"])
+        assert record["files"]["left out"] == 1
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert "3 of 4" in page
 
 
 def test_a_night_without_lights_is_refused(night, tmp_path):

@@ -18,8 +18,9 @@ from astro_narrowband._engine.headers import Spellings, read_exposure
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.night import table as frames_module
 from astro_narrowband.night.table import VERDICTS, FrameTable
-from astro_narrowband.night.table._facts import facts_of, words_of
+from astro_narrowband.night.table._facts import FactReader
 from astro_narrowband.night.table._find import printable
+from astro_narrowband.night.table._path_words import words_of
 
 
 def put(path, kind=None, *, shape=(6, 8), seed=None, **cards):
@@ -131,13 +132,13 @@ def test_empty_folder(tmp_path):
     assert len(table.table) == 0
 
 
-def test_verdict_can_be_changed(night):
-    table = FrameTable.from_paths(night)
-    table.leave_out(night / "l1.fits", "no stars\nat all")
-    assert by_name(table)["l1.fits"].verdict == "left out"
-    assert by_name(table)["l1.fits"].reason == "no stars at all"
-    with pytest.raises(InputError, match="not in the table"):
-        table.leave_out(night / "x.fits", "")
+def test_a_frame_is_left_out_when_no_group_is_left_that_it_serves(night):
+    row = by_name(FrameTable.from_paths(night))["l1.fits"]
+    row.serves = {"M 31 Halpha": "", "M 31 OIII": ""}
+    row.leave_out_of("M 31 OIII", "no stars\nat all")
+    assert (row.verdict, row.reason) == ("used", "not in M 31 OIII: no stars at all")
+    row.leave_out_of("M 31 Halpha", "no stars at all")
+    assert (row.verdict, row.reason) == ("left out", "no stars at all")
 
 
 @pytest.mark.parametrize("name", ["gone", "a\0b"])
@@ -266,7 +267,7 @@ def test_names_that_are_no_text(night):
 
 
 def facts(header, path="x", **options):
-    return facts_of(header, path.split("/"), **options)
+    return FactReader(**options).facts(header, path.split("/"))
 
 
 @pytest.mark.parametrize(
@@ -435,7 +436,7 @@ VALUES = st.one_of(
     st.dictionaries(KEYS, VALUES, max_size=8), st.text(max_size=20).filter(lambda t: "/" not in t)
 )
 def test_any_header_gives_facts(head, name):
-    found = facts_of(head, ("folder", name))
+    found = FactReader().facts(head, ("folder", name))
     assert found.kind in ("", "bias", "dark", "flat", "light", "flat-dark", "other")
     assert found.kind or found.refusal
     assert math.isnan(found.exposure) or 0 <= found.exposure <= 86400

@@ -12,7 +12,16 @@ from astropy import units as u
 
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["as_mask", "as_unit", "choice", "finite", "positive", "same_shape", "value_in"]
+__all__ = [
+    "as_mask",
+    "as_unit",
+    "as_variance",
+    "choice",
+    "finite",
+    "positive",
+    "same_shape",
+    "value_in",
+]
 
 
 def value_in(quantity, unit, name, *, hint=""):
@@ -117,6 +126,63 @@ def same_shape(frames, what="frames"):
                 f"{frames[0].name} is {shape}"
             )
     return shape
+
+
+def as_variance(uncertainty, shape, unit, name="image"):
+    """
+    Return the variance that an uncertainty means, in the image's unit squared.
+
+    Parameters
+    ----------
+    uncertainty : `~astropy.nddata.NDUncertainty` or None
+        Standard deviation, variance or inverse variance. A unit of its own is converted.
+    shape : tuple of int
+        Of the image.
+    unit : `~astropy.units.UnitBase` or None
+        Of the image.
+    name : str, optional
+        What the image is called in messages.
+
+    Returns
+    -------
+    `~numpy.ndarray` of float, in the precision of the uncertainty, or None
+
+    Raises
+    ------
+    InputError
+        If it is of another kind or shape, or its unit does not fit.
+    """
+    if uncertainty is None:
+        return None
+    kind = uncertainty.uncertainty_type
+    if kind not in ("std", "var", "ivar"):
+        raise InputError(
+            f"{name}: its uncertainty is of type {kind!r}: "
+            "use StdDevUncertainty, VarianceUncertainty or InverseVariance"
+        )
+    values = np.asarray(uncertainty.array)
+    if values.shape != tuple(shape):
+        raise InputError(f"{name}: its uncertainty has shape {values.shape}, its data {shape}")
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"{name}: its uncertainty is of {values.dtype}: numbers are needed")
+    values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
+    if kind == "std":
+        variance = values * values
+    else:
+        with np.errstate(divide="ignore"):
+            variance = values if kind == "var" else 1 / values
+    if unit is None or uncertainty.unit is None:
+        return variance
+    power = {"std": 1, "var": 2, "ivar": -2}[kind]
+    own = uncertainty.unit ** (2 / power)
+    try:
+        factor = own.to(unit**2)
+    except u.UnitConversionError:
+        raise InputError(
+            f"{name}: its uncertainty is in {uncertainty.unit}, its data in {unit}: "
+            "give both in units that convert into each other"
+        ) from None
+    return variance if factor == 1 else variance * variance.dtype.type(factor)
 
 
 def as_mask(mask, shape, name="mask"):

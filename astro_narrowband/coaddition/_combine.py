@@ -11,37 +11,23 @@ last bit.
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
+from ccdproc import ImageFileCollection
 
 from astro_narrowband._engine.files import clean_header, write_fits
-from astro_narrowband._engine.frames import (
-    FitsFrame,
-    MemoryFrame,
-    as_frame,
-    map_bands,
-    row_bands,
-    usable_cores,
-)
+from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame
 from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband._engine.stacking.tile import Reduced, Rejection, reduce_tile
 from astro_narrowband._engine.validate import choice, finite, same_shape
-from astro_narrowband.exceptions import InputError, ProductError
+from astro_narrowband.coaddition._combine_bands import BandReducer, native_type, reduce_bands
+from astro_narrowband.exceptions import InputError, InputTypeError, ProductError
 
 __all__ = ["Reduced", "Rejection", "combine", "reduce_tile"]
-
-#: A row of a tile: large enough that threads rarely wait for each other, small enough for caches.
-ROW_BYTES = 1 << 18
-#: All rows of a tile, and the least number of pixels in one.
-TILE_BYTES = 6 << 20
-LEAST_PIXELS = 1 << 13
-#: Just below the largest threshold of glibc.
-KEEP_BYTES = 31 << 20
 
 #: What clipping functions may be called: by name, or by the functions themselves.
 _FUNCTIONS = {
@@ -58,10 +44,10 @@ _FUNCTIONS = {
 
 
 def combine(
-    frames,
+    img_list,
     output_file=None,
-    *,
     method="average",
+    *,
     weights=None,
     scale=None,
     mem_limit=16e9,
@@ -79,20 +65,23 @@ def combine(
     sigma_clip_dev_func="mad_std",
     maxiters=1,
     uncertainty="auto",
+    combine_uncertainty_function=None,
     return_count=False,
     unit=None,
     dtype=None,
     overwrite_output=False,
     executor=None,
     workers=None,
+    **ccdkwargs,
 ):
     """
     Combine frames of one shape and unit into one `~astropy.nddata.CCDData`.
 
     Parameters
     ----------
-    frames : sequence of path-like, `~astropy.nddata.CCDData` or `Frame`
-        Or one text of paths with commas between them.
+    img_list : sequence of path-like, `~astropy.nddata.CCDData` or `~astro_narrowband.Frame`
+        Or one text of paths with commas between them, or a
+        `ccdproc.ImageFileCollection`.
     output_file : path-like, optional
         Where the result is written as well (and the count, as extension NEXP).
     method : {"average", "median", "sum"}
@@ -121,34 +110,43 @@ def combine(
         Leave out values further than ``sigma_clip_low_thresh`` deviations below or
         ``sigma_clip_high_thresh`` above the centre, after scaling.
     sigma_clip_low_thresh, sigma_clip_high_thresh : float or None
-    sigma_clip_func : {"median", "mean"}
-        The centre. The functions themselves (`numpy.ma.median`) are understood.
-    sigma_clip_dev_func : {"mad_std", "std", "winsorized"}
-        The deviation, see `Rejection`.
+    sigma_clip_func : {"median", "mean"} or callable
+        The centre. The functions themselves (`numpy.ma.median`) are understood; another
+        one gets the stack with NaN where values are masked, and ``axis=0``.
+    sigma_clip_dev_func : {"mad_std", "std", "winsorized"} or callable
+        The deviation, see `Rejection`; a function as above.
     maxiters : int or None
         How often is clipped; ``None`` is until nothing more is left out.
     uncertainty : {"auto", "propagated", "scatter", None}
         Where the uncertainty comes from: those of the frames, or the scatter of
         the values; "auto" is the first if every frame has one. ``None`` makes none.
         Both are for the values really used, see `reduce_tile`.
+    combine_uncertainty_function : callable, optional
+        In place of ``uncertainty``, as in ccdproc: gets the stack of the values used, NaN
+        elsewhere, and ``axis=0``; what it gives is divided by the root of their number
+        (multiplied, for a sum).
     return_count : bool
         Whether to return also how many values were used for every pixel.
     unit : unit-like, optional
         For files without BUNIT.
-    dtype : float32 or float64, optional
+    dtype : dtype-like, optional
         Type of the result. Default is float32, or float64 if a frame has
-        more digits than that (float64, or integers of 32 bit).
+        more digits than that (float64, or integers of 32 bit). Integers are cut off as
+        by `numpy.ndarray.astype`, and 0 where nothing is left.
     overwrite_output : bool
     executor : `~concurrent.futures.Executor`, optional
         Where bands are reduced. Default is a pool of ``workers`` threads.
     workers : int, optional
         Default is the number of usable cores.
+    **ccdkwargs
+        Of `astropy.nddata.CCDData.read` (``hdu``, ``hdu_mask`` and others): files are
+        then read whole, by that.
 
     Returns
     -------
     result : `~astropy.nddata.CCDData`
         With a `~astropy.nddata.StdDevUncertainty`. Pixels without a value are
-        NaN and masked; the mask is ``None`` if there are none. The header is
+        NaN and masked. The header is
         the first frame's, with NCOMBINE, and TEXPTIME (the total exposure time
         [s]) if every frame has one; EXPTIME becomes the total for a sum, and
         the mean where exposure times differ.
@@ -158,8 +156,9 @@ def combine(
     Raises
     ------
     InputError
-        If there are no frames, or they differ in shape or unit, cannot be read
-        (also half-way), or an argument cannot be used.
+        If there are no frames, or they differ in shape or unit, cannot be read (also
+        half-way), or an argument cannot be used. It is a ValueError, and also a
+        FileNotFoundError or TypeError where that is the reason.
     ProductError
         If ``output_file`` exists, or could not be written.
 
@@ -188,7 +187,7 @@ def combine(
     """
     choice(method, ("average", "median", "sum"), "method")
     choice(uncertainty, ("auto", "propagated", "scatter", None), "uncertainty")
-    frames = _frames(frames, unit)
+    frames = _frames(img_list, unit, ccdkwargs)
     shape, unit = same_shape(frames), _same_unit(frames)
     rejection = Rejection(
         limits=(minmax_clip_min, minmax_clip_max) if minmax_clip else (None, None),
@@ -206,11 +205,10 @@ def combine(
     if output_file is not None:
         _check_output(output_file, frames, overwrite_output)
 
-    propagate = _propagate(uncertainty, frames)
-    native = np.result_type(*(_native(frame) for frame in frames))
-    if dtype is None:
-        dtype = np.float64 if native.itemsize > 4 or native in (np.int32, np.uint32) else np.float32
-    reducer = _BandReducer(
+    propagate = combine_uncertainty_function is None and _propagate(uncertainty, frames)
+    native = np.result_type(*(native_type(frame) for frame in frames))
+    work, dtype = _types(native, dtype)
+    reducer = BandReducer(
         frames=frames,
         native=native,
         method=method,
@@ -219,9 +217,12 @@ def combine(
         scale=scale,
         propagate=propagate,
         error=uncertainty is not None and (propagate or len(frames) > 1),
-        dtype=np.dtype(choice(np.dtype(dtype).name, ("float32", "float64"), "dtype")),
+        dtype=work,
+        deviation=combine_uncertainty_function,
     )
-    planes = _run(reducer, shape, mem_limit, executor, workers, return_count)
+    planes = reduce_bands(reducer, shape, mem_limit, executor, workers, return_count)
+    if dtype != work:
+        planes.data = np.where(planes.mask, 0, planes.data).astype(dtype)
     result = CCDData(
         planes.data,
         uncertainty=None if planes.sigma is None else StdDevUncertainty(planes.sigma, copy=False),
@@ -239,19 +240,28 @@ def combine(
 # ------------------------------------------------------------------ arguments
 
 
-def _frames(images, unit):
+def _frames(images, unit, ccdkwargs):
     if isinstance(images, str):
         images = [images] if os.path.exists(images) else images.split(",")
+    elif isinstance(images, ImageFileCollection):
+        images = images.files_filtered(include_path=True)
     elif isinstance(images, os.PathLike | CCDData) or not isinstance(images, Iterable):
-        raise InputError(
+        raise InputTypeError(
             f"{type(images).__name__} is one image: give a list of paths, CCDData or Frames"
         )
     frames = []
     for i, image in enumerate(images):
+        if ccdkwargs and isinstance(image, str | os.PathLike):
+            image = CCDData.read(image, unit=unit, **ccdkwargs)
         if isinstance(image, CCDData):
             frames.append(MemoryFrame(image, name=f"frame {i}"))
         else:
             frames.append(as_frame(image, unit=unit))
+        if unit is not None and frames[-1].unit != u.Unit(unit):
+            raise InputError(
+                f"{frames[-1].name}: is in {frames[-1].unit}, and unit = {unit}: leave out unit, "
+                "or convert the frame"
+            )
     if not frames:
         raise InputError("no frames were given: at least one is needed")
     return frames
@@ -270,8 +280,22 @@ def _same_unit(frames):
     return first.unit
 
 
+def _types(native, dtype):
+    """The type to work in, and that of the result."""
+    fine = native.itemsize > 4 or native in (np.int32, np.uint32)
+    if dtype is None:
+        dtype = np.float64 if fine else np.float32
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "iuf":
+        raise InputTypeError(f"dtype = {dtype}: a type of real numbers is needed")
+    return dtype if dtype in (np.float32, np.float64) else np.dtype(np.float64), dtype
+
+
 def _function(function, name):
+    """The name of a clipping function that is known, or the function itself."""
     text = function if isinstance(function, str) else getattr(function, "__name__", repr(function))
+    if callable(function) and text not in _FUNCTIONS:
+        return function
     if text not in _FUNCTIONS:
         raise InputError(
             f"{name} = {function!r} is not known: use "
@@ -321,7 +345,7 @@ def _image(frame):
 
 def _check_output(path, frames, overwrite):
     if os.path.lexists(path) and not overwrite:
-        raise ProductError(f"{path}: exists already: give another name, or overwrite_output=True")
+        raise ProductError(f"{path} already exists: give another name, or overwrite_output=True")
     for frame in frames:
         if not isinstance(frame, FitsFrame) or not os.path.exists(path):
             continue
@@ -332,6 +356,8 @@ def _check_output(path, frames, overwrite):
 def _has_variance(frame):
     if isinstance(frame, FitsFrame):
         return frame._uncertainty is not None
+    if isinstance(frame, MemoryFrame):
+        return frame.ccd.uncertainty is not None
     return frame.read(slice(0, 1)).variance is not None
 
 
@@ -344,180 +370,6 @@ def _propagate(uncertainty, frames):
             f"{lacking[0]}: has no uncertainty to propagate: use uncertainty='scatter'"
         )
     return not lacking
-
-
-# ------------------------------------------------------------------ bands
-
-
-def _is_plain(frame):
-    """Whether it is a file without mask and uncertainty, whose pixels may be read directly."""
-    return isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None
-
-
-def _native(frame):
-    """The type that holds the pixels of a frame exactly, of 16 bit at least."""
-    if isinstance(frame, FitsFrame):
-        native = frame.image.native
-    elif isinstance(frame, MemoryFrame):
-        native = frame.ccd.data.dtype.newbyteorder("=")
-    else:
-        native = np.dtype(np.float32)
-    if native.kind not in "iuf":
-        native = np.dtype(np.float32)
-    if native.itemsize < 2 or native == np.float16:
-        return np.dtype(np.float32 if native.kind == "f" else np.int16)
-    return native
-
-
-@dataclass
-class _BandReducer:
-    """Reads a band of all frames and reduces it; can be sent to another process."""
-
-    frames: list
-    native: np.dtype
-    method: str
-    rejection: Rejection
-    weights: Any
-    scale: Any
-    propagate: bool
-    error: bool
-    dtype: np.dtype
-
-    def __call__(self, rows):
-        n, nx = len(self.frames), self.frames[0].shape[1]
-        pixels = (rows.stop - rows.start) * nx
-        tile = np.empty((n, pixels), self.native)
-        variance = np.empty((n, pixels), np.float32) if self.propagate else None
-        bad = None
-        for i, frame in enumerate(self.frames):
-            band = self._read(frame, rows, tile[i].reshape(-1, nx))
-            if band.mask is not None:
-                if bad is None:
-                    bad = np.zeros((n, pixels), bool)
-                bad[i] = band.mask.reshape(-1)
-            if self.propagate:
-                if band.variance is None:
-                    raise InputError(f"{frame.name}: has an uncertainty in some rows only")
-                variance[i] = band.variance.reshape(-1)
-        rejection = self.rejection
-        if self.scale is not None:
-            tile, bad, variance = self._scaled(tile, bad, variance)
-            rejection = Rejection(**{**rejection.__dict__, "limits": (None, None)})
-        weights = self.weights
-        if weights is not None and weights.ndim == 3:
-            weights = weights[:, rows].reshape(n, -1)
-        return reduce_tile(
-            tile,
-            bad,
-            method=self.method,
-            rejection=rejection,
-            variance=variance,
-            weights=weights,
-            error=self.error,
-            dtype=self.dtype,
-            overwrite=True,
-        )
-
-    def _read(self, frame, rows, out):
-        """Read rows into ``out``, exactly; return a band for their mask and variance."""
-        if _is_plain(frame):
-            image = frame.image
-            stored = image.read_stored(rows)
-            if image.native == out.dtype:
-                image.to_native(stored, out=out)
-            else:
-                np.copyto(out, image.to_native(stored), casting="same_kind")
-            return _NO_BAND
-        band = frame.read(rows)
-        data = band.data
-        if out.dtype != np.float32:
-            if isinstance(frame, FitsFrame):
-                data = frame.image.read(rows)
-            elif isinstance(frame, MemoryFrame):
-                data = frame.ccd.data[rows]
-        np.copyto(out, data, casting="unsafe")
-        return band
-
-    def _scaled(self, tile, bad, variance):
-        low, high = self.rejection.limits
-        for outside in (
-            None if low is None else tile < low,
-            None if high is None else tile > high,
-        ):
-            if outside is not None and outside.any():
-                bad = outside if bad is None else bad | outside
-        fine = np.float64 if tile.dtype.itemsize > 4 or self.dtype == np.float64 else np.float32
-        if tile.dtype.kind != "f" and tile.dtype.itemsize > 2:
-            fine = np.float64
-        factor = self.scale.astype(fine)[:, None]
-        if variance is not None:
-            variance *= (self.scale**2).astype(np.float32)[:, None]
-        return tile * factor, bad, variance
-
-
-class _NoBand:
-    mask = variance = None
-
-
-_NO_BAND = _NoBand()
-
-
-@dataclass
-class _Planes:
-    data: np.ndarray
-    sigma: np.ndarray | None
-    count: np.ndarray | None
-    mask: np.ndarray | None = None
-
-
-def _run(reducer, shape, mem_limit, executor, workers, want_count):
-    nx = shape[1]
-    workers = usable_cores() if workers is None else workers
-    planes = _Planes(
-        np.empty(shape, reducer.dtype),
-        np.empty(shape, reducer.dtype) if reducer.error else None,
-        np.empty(shape, np.int16) if want_count else None,
-    )
-    empty = np.zeros(shape[0], bool)
-
-    def store(rows, reduced):
-        planes.data[rows] = reduced.value.reshape(-1, nx)
-        if planes.sigma is not None:
-            sigma = planes.sigma[rows].reshape(-1)
-            np.sqrt(reduced.variance, out=sigma)
-        if planes.count is not None:
-            planes.count[rows] = reduced.count.reshape(-1, nx)
-        empty[rows] = (reduced.count.reshape(-1, nx) == 0).any(axis=1)
-
-    # What is freed goes back to the system above a threshold that malloc learns from the largest
-    # block freed so far. A block that is never touched teaches it to keep what bands work in.
-    np.empty(KEEP_BYTES, np.uint8)
-    bands = row_bands(shape[0], _band_rows(reducer, nx, mem_limit, workers))
-    if executor is None:
-        # The threads put their results in place themselves.
-        for _ in map_bands(lambda rows: store(rows, reducer(rows)), bands, workers=workers):
-            pass
-    else:
-        for rows, reduced in map_bands(reducer, bands, executor=executor, workers=workers):
-            store(rows, reduced)
-    rows = np.flatnonzero(empty)
-    if rows.size:
-        planes.mask = np.zeros(shape, bool)
-        planes.mask[rows] = np.isnan(planes.data[rows])
-    return planes
-
-
-def _band_rows(reducer, nx, mem_limit, workers):
-    n, size = len(reducer.frames), reducer.native.itemsize
-    pixels = max(LEAST_PIXELS, min(ROW_BYTES // size, TILE_BYTES // (n * size)))
-    # What a value takes on its way: as read, as sorted, deviations, and floats if it is weighted.
-    value = 3 * size + 2
-    if reducer.weights is not None or reducer.propagate:
-        value += 4 + 5 * 8
-    if reducer.scale is not None:
-        value += 8
-    most = mem_limit / (max(1, workers) + 2) / (n * value + 64)
-    return max(1, int(min(pixels, most) // nx))
 
 
 # ------------------------------------------------------------------ the result

@@ -9,9 +9,8 @@ import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import Combiner
 
-from astro_narrowband._engine.frames import MemoryFrame
 from astro_narrowband._engine.stacking.tile import reduce_tile
-from astro_narrowband._engine.validate import choice
+from astro_narrowband._engine.validate import as_variance, choice
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["InverseVarianceCombiner"]
@@ -26,28 +25,31 @@ class InverseVarianceCombiner(Combiner):
     * `average_combine` and `sum_combine` leave masked and NaN pixels out of the sum of
       the weights too, and do not ignore ``scaling`` where there are weights;
     * their uncertainty, and that of `median_combine`, is propagated from the
-      images' (all must have one) for the pixels that were really used; pass
-      ``uncertainty_func`` to get ccdproc's, from the scatter;
+      images' for the pixels that were really used; where the images have none it
+      comes from the scatter, with n - 1; pass ``uncertainty_func`` to get ccdproc's;
     * without ``weights``, `average_combine` weights each image by its inverse
-      background variance: the inverse of the median of its variance over the
+      background variance: the inverse of the median of its (scaled) variance over the
       pixels that are not masked. One number an image, because weights that
-      follow each pixel's own photon noise make faint sources fainter;
+      follow each pixel's own photon noise make faint sources fainter. An image that is
+      masked everywhere does not count;
     * a pixel without any value is masked and NaN.
 
     Parameters
     ----------
     ccd_iter : iterable of `~astropy.nddata.CCDData`
-        Of one shape and unit, each with an uncertainty.
+        Of one shape and unit, each with an uncertainty, or all without.
     dtype : dtype-like, optional
         As for `ccdproc.Combiner`; default is float64.
     weighting : {"background", "pixel", None}
         What weights are used where none are set: see above; ``"pixel"`` is the
-        inverse variance of every pixel, ``None`` is equal weights.
+        inverse variance of every pixel, ``None`` is equal weights. Images without an
+        uncertainty have equal weights.
 
     Raises
     ------
     InputError
-        If an image has no uncertainty, or no pixel with a finite variance.
+        If some images have an uncertainty and some do not, or an image that is not all
+        masked has no pixel with a finite variance.
 
     Examples
     --------
@@ -71,15 +73,24 @@ class InverseVarianceCombiner(Combiner):
 
     def __init__(self, ccd_iter, dtype=None, *, weighting="background"):
         choice(weighting, ("background", "pixel", None), "weighting")
-        images = list(ccd_iter)
+        images = ccd_iter if ccd_iter is None else list(ccd_iter)
         super().__init__(images, dtype=dtype)
         self._weighting = weighting
-        self._variance = np.empty((len(images), *images[0].shape), np.float64)
-        for i, image in enumerate(images):
-            if image.uncertainty is None:
-                raise InputError(f"image {i}: has no uncertainty: Combiner can do without")
-            band = MemoryFrame(image, name=f"image {i}").read(slice(0, image.shape[0]))
-            self._variance[i] = band.variance
+        with_error = [image.uncertainty is not None for image in images]
+        if any(with_error) and not all(with_error):
+            raise InputError(
+                f"image {with_error.index(False)}: has no uncertainty, others have: give it one, "
+                "or take those of the others away"
+            )
+        self._variance = None
+        if all(with_error):
+            self._variance = np.array(
+                [
+                    as_variance(image.uncertainty, image.shape, image.unit, f"image {i}")
+                    for i, image in enumerate(images)
+                ],
+                np.float64,
+            )
 
     def _stack(self):
         """Data and mask of all images: the one place that knows where ccdproc keeps them."""
@@ -90,25 +101,24 @@ class InverseVarianceCombiner(Combiner):
             data, mask = np.asarray(self.data), np.asarray(self.mask)
         return data, mask
 
-    def _weights_of(self, bad):
+    def _weights_of(self, variance, bad):
+        """The weights that are set, or those of the images' (scaled) variances."""
         if self.weights is not None:
             return np.asarray(self.weights, np.float64)
-        if self._weighting is None:
+        if self._weighting is None or variance is None:
             return None
+        usable = ~bad & np.isfinite(variance) & (variance > 0)
         if self._weighting == "pixel":
-            with np.errstate(divide="ignore"):
-                weights = 1.0 / self._variance
-            weights[~np.isfinite(weights)] = 0.0
-            return weights
-        weights = []
-        for i, (variance, out) in enumerate(zip(self._variance, bad, strict=True)):
-            good = variance[~out & np.isfinite(variance) & (variance > 0)]
-            if not good.size:
+            return np.where(usable, 1.0 / np.where(usable, variance, 1.0), 0.0)
+        weights = np.zeros(len(variance))
+        for i, (plane, good) in enumerate(zip(variance, usable, strict=True)):
+            if good.any():
+                weights[i] = 1.0 / np.median(plane[good])
+            elif not bad[i].all():
                 raise InputError(
                     f"image {i}: has no pixel with a variance: take it out, or mask it"
                 )
-            weights.append(1.0 / np.median(good))
-        return np.array(weights)
+        return weights
 
     def _combined(self, method, scale_to):
         data, bad = self._stack()
@@ -116,20 +126,19 @@ class InverseVarianceCombiner(Combiner):
         variance = self._variance
         if scale is not None:
             scale = np.asarray(scale, np.float64)
-            data, variance = data * scale, variance * scale**2
+            data = data * scale
+            variance = None if variance is None else variance * scale**2
         n, shape = len(data), data.shape[1:]
-        weights = (
-            self._weights_of(bad | ~np.isfinite(data)) if method == "average" else self.weights
-        )
-        if method == "median":
-            weights = None
+        bad = bad | ~np.isfinite(data)
+        weights = {"average": self._weights_of, "sum": lambda *_: self.weights}.get(method)
+        weights = None if weights is None else weights(variance, bad)
         if weights is not None and np.ndim(weights) > 1:
             weights = np.reshape(weights, (n, -1))
         reduced = reduce_tile(
             data.reshape(n, -1),
             bad.reshape(n, -1),
             method=method,
-            variance=variance.reshape(n, -1),
+            variance=None if variance is None else variance.reshape(n, -1),
             weights=weights,
             dtype=np.float64,
         )
@@ -154,19 +163,23 @@ class InverseVarianceCombiner(Combiner):
         return self._dispatch("sum", sum_func, "sum_func", scale_to, uncertainty_func, {})
 
     def _dispatch(self, method, function, name, scale_to, uncertainty_func, kwargs):
-        if function is not None or uncertainty_func is not None or kwargs:
-            if function is not None:
-                kwargs[name] = function
-            if uncertainty_func is not None:
-                kwargs["uncertainty_func"] = uncertainty_func
-            parent = getattr(super(), f"{method}_combine")
-            return parent(scale_to=scale_to, **kwargs)
+        if function is not None or kwargs:
+            kwargs[name] = function if function is not None else kwargs.get(name)
+        if uncertainty_func is not None:
+            kwargs["uncertainty_func"] = uncertainty_func
+        theirs = None
+        if kwargs:
+            kwargs = {key: value for key, value in kwargs.items() if value is not None}
+            theirs = getattr(super(), f"{method}_combine")(scale_to=scale_to, **kwargs)
+            if set(kwargs) != {"uncertainty_func"}:
+                return theirs
         value, variance, count = self._combined(method, scale_to)
+        uncertainty = StdDevUncertainty(np.sqrt(variance)) if theirs is None else theirs.uncertainty
         combined = CCDData(
             value.astype(self.dtype, copy=False),
             mask=count == 0,
             unit=self.unit,
-            uncertainty=StdDevUncertainty(np.sqrt(variance)),
+            uncertainty=uncertainty,
         )
-        combined.meta["NCOMBINE"] = len(self._variance)
+        combined.meta["NCOMBINE"] = len(self.ccd_list)
         return combined

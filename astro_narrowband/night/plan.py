@@ -46,6 +46,8 @@ class Group:
     lights, bias, darks, flats : list of `~astro_narrowband.night.table.FrameRow`
         ``darks`` holds flat-darks too: frames of any exposure time that are used
         to model the dark current.
+    lost : list of `~astro_narrowband.night.table.FrameRow`
+        Lights that it had to do without.
     reason : str
         Why the group cannot be reduced; ``""`` if it can.
     notes : list of str
@@ -60,6 +62,7 @@ class Group:
     bias: list = field(default_factory=list)
     darks: list = field(default_factory=list)
     flats: list = field(default_factory=list)
+    lost: list = field(default_factory=list)
     reason: str = ""
     notes: list = field(default_factory=list)
 
@@ -68,12 +71,25 @@ class Group:
         """Whether the group cannot be reduced."""
         return bool(self.reason)
 
+    @property
+    def rows(self):
+        """All frames of the group."""
+        return [*self.lights, *self.bias, *self.darks, *self.flats]
+
+    def drop(self, row, reason):
+        """Go on without one frame, for ``reason``."""
+        for rows in (self.lights, self.bias, self.darks, self.flats):
+            if row in rows:
+                rows.remove(row)
+        if row.kind == "light":
+            self.lost.append(row)
+        row.leave_out_of(self.label, reason)
+
     def fail(self, reason):
-        """Give up the group for ``reason``; its lights are left out."""
+        """Give up the group for ``reason``; what serves no other one is left out."""
         self.reason = reason
-        for row in self.lights:
-            if row.verdict == "used":
-                row.verdict, row.reason = "left out", f"its group is not reduced: {reason}"
+        for row in self.rows:
+            row.leave_out_of(self.label, f"its group is not reduced: {reason}")
 
     @property
     def setup_label(self):
@@ -166,11 +182,11 @@ def make_plan(
     problems = list(table.problems)
     for row in table.of_kind("light"):
         if filters is not None and row.filter not in filters:
-            row.verdict, row.reason = "ignored", f"filter {row.filter} is not asked for"
+            row.ignore(f"filter {row.filter} is not asked for")
     groups = night.groups()
     for group in groups:
-        _serve(group, night, limits)
         _label(group, groups)
+        _serve(group, night, limits)
     for group in groups:
         problems += [Problem("warning", group.label, note) for note in group.notes]
         if group.failed:
@@ -183,12 +199,14 @@ class _Night:
     """The used rows of a table, and which values every setting has among them."""
 
     def __init__(self, table):
-        self.rows = [row for row in table if row.verdict == "used"]
+        self.rows = [row for row in table if row.used]
+        for row in self.rows:
+            row.serves = {}
         self.refused = {}
         self._values = {}
 
     def of_kind(self, *kinds):
-        return [row for row in self.rows if row.kind in kinds and row.verdict == "used"]
+        return [row for row in self.rows if row.kind in kinds and row.used]
 
     def refuse(self, row, why):
         self.refused.setdefault(row.path, why)
@@ -294,9 +312,7 @@ def _of_temperature(group, darks, night, limits):
         return []
     for row in list(group.lights):
         if abs(row.temperature - middle) > limit:
-            group.lights.remove(row)
-            row.verdict = "left out"
-            row.reason = f"CCD-TEMP = {row.temperature:.1f}, the darks {middle:.1f}"
+            group.drop(row, f"CCD-TEMP = {row.temperature:.1f}, the darks {middle:.1f}")
             group.notes.append(f"{row.name}: left out: {row.reason} (limit {limit:g} K)")
     known = [row.temperature for row in group.lights if not math.isnan(row.temperature)]
     off = max(abs(temperature - middle) for temperature in known)
@@ -389,21 +405,17 @@ def _label(group, groups):
 
 def _settle(groups, night):
     """Leave out what serves no group; return what does not fit, with the reason."""
-    used = set()
     for group in groups:
-        rows = (*group.lights, *group.bias, *group.darks, *group.flats)
+        for row in group.rows:
+            row.serves.setdefault(group.label, "")
+    for group in groups:
         if group.failed:
             group.fail(group.reason)
-        else:
-            used.update(id(row) for row in rows)
     unfit = []
     for row in night.rows:
-        if row.verdict == "used" and id(row) not in used:
-            row.verdict = "left out"
+        if row.used and not row.serves:
             why = night.refused.get(row.path, "")
-            row.reason = why or (
-                "its group is not reduced" if groups else "no light is there that it could serve"
-            )
+            row.leave_out(why or "no light is there that it could serve")
             if why and not why.endswith("has no light"):
                 unfit.append((row, f"left out: {why}"))
     return unfit

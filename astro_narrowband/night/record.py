@@ -24,7 +24,7 @@ _READABLE = "".join(chr(code) for code in range(32, 127) if chr(code) != "%")
 
 def frames_table(lights, coadd, reference):
     """
-    Return what is known of the lights of a coadd, one row each.
+    Return what is known of the lights that a coadd is made of, one row each.
 
     Parameters
     ----------
@@ -39,10 +39,10 @@ def frames_table(lights, coadd, reference):
     -------
     `~astropy.table.QTable`
     """
-    table = QTable(coadd.frames)
-    for name in ("name", "exposure", "dx", "dy", "shift"):
-        if name in table.colnames:
-            table.remove_column(name)
+    used = np.asarray(coadd.frames["used"])
+    table = QTable(coadd.frames[used])
+    table.remove_columns(["name", "used", "reason", "exposure", "dx", "dy"])
+    lights = [light for light, is_used in zip(lights, used, strict=True) if is_used]
     alignments = [light.alignment for light in lights]
     table["path"] = [light.row.name for light in lights]
     table["exposure"] = [light.frame.exposure for light in lights]
@@ -54,11 +54,12 @@ def frames_table(lights, coadd, reference):
     return table
 
 
-def with_frames(hdul, table):
+def with_frames(hdul, table, lost):
     """
     Append ``table`` to a coadd's HDUs, as FRAMES; its numbers are in pix, s and electron/s.
 
-    Paths are percent-encoded, for FITS has no letters but those of ASCII.
+    ``lost`` has the path and the reason of each light that it had to do without, for LEFTOUT.
+    Text is percent-encoded, for FITS has no letters but those of ASCII.
     """
     plain = Table(table)
     for name in _PATHS:
@@ -66,12 +67,15 @@ def with_frames(hdul, table):
     for column in plain.itercols():
         column.unit = None  # electron/s is no unit of the FITS standard
     hdul.append(fits.BinTableHDU(plain, name="FRAMES"))
+    if lost:
+        rows = [[quote(text, safe=_READABLE) for text in row] for row in lost]
+        hdul.append(fits.BinTableHDU(Table(rows=rows, names=("path", "reason")), name="LEFTOUT"))
     return hdul
 
 
 def read_frames(path):
     """
-    Return the table of frames in a coadd's file.
+    Return the table of frames in a coadd's file, and the path and reason of those left out.
 
     Raises
     ------
@@ -84,10 +88,12 @@ def read_frames(path):
         raise InputError(f"{path}: has no table of frames ({error}): run reduce again") from None
     for name in _PATHS:
         table[name] = [unquote(path) for path in table[name]]
-    return table
+    with fits.open(path) as hdul:
+        rows = hdul["LEFTOUT"].data if "LEFTOUT" in hdul else ()
+        return table, [(unquote(row["path"]), unquote(row["reason"])) for row in rows]
 
 
-def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):
+def group_record(group, *, frames=None, ccd=None, products=None):
     """
     Return a group of lights as ``night.json`` has it.
 
@@ -100,7 +106,6 @@ def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):
         The coadd.
     products : dict, optional
         Names of the products.
-    left_out : sequence of `~astro_narrowband.night.table.FrameRow`, optional
 
     Returns
     -------
@@ -119,11 +124,15 @@ def group_record(group, *, frames=None, ccd=None, products=None, left_out=()):
     if ccd is not None:
         record.update(_of_frames(frames_record(frames)), **_of_pixels(ccd))
         record["reference"] = str(frames["reference"][0])
-    used = {frame["path"] for frame in record["frames"]}
+    lost = group.lost if ccd is not None else [*group.lights, *group.lost]
     record["frames"] += [
-        {"path": row.name, "verdict": row.verdict, "reason": row.reason, "exposure": row.exposure}
-        for row in left_out
-        if row.name not in used
+        {
+            "path": row.name,
+            "verdict": "left out",
+            "reason": row.serves[group.label],
+            "exposure": row.exposure,
+        }
+        for row in lost
     ]
     return record
 

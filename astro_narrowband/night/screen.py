@@ -187,7 +187,7 @@ def screen_plan(plan, *, saturation=None):
     saturation : float, optional
         Level of a pixel of the camera [adu]; default is that of the headers.
     """
-    seen, lost, failed = {}, {}, []
+    seen, lost, before = {}, {}, [group for group in plan.groups if not group.failed]
 
     def looks(rows):
         for row in rows:
@@ -195,48 +195,41 @@ def screen_plan(plan, *, saturation=None):
                 seen[row.path] = _look(row, saturation)
         return [seen[row.path] for row in rows]
 
-    for group in plan.groups:
+    for group in before:
+        for rows, reasons in _checks(group, looks):
+            pairs = [(row, why) for row, why in zip(rows, reasons, strict=True) if why]
+            lost.update((id(pair[0]), pair) for pair in pairs)
+    for group in before:
+        kinds = (("lights", "lights"), ("bias", "biases"), ("darks", "darks"), ("flats", "flats"))
+        for name, what in kinds:
+            rows = list(getattr(group, name))
+            unfit = [lost[id(row)] for row in rows if id(row) in lost]
+            for row, why in unfit:
+                group.drop(row, why)
+            if unfit and len(unfit) == len(rows):
+                group.reason = f"none of its {what} can be used: {unfit[0][1]}"
+    for group in before:
         if group.failed:
-            continue
-        bias, times = looks(group.bias), {}
-        for row in group.darks:
-            times.setdefault(round(row.exposure, 2), []).append(row)
-        like = "darks of its exposure time"
-        checks = [(group.bias, misfits(bias, what="biases"))]
-        checks += [(rows, misfits(looks(rows), what=like)) for rows in times.values()]
-        checks.append((group.flats, misfits(looks(group.flats), what="flats", relative=True)))
-        lights = []
-        for row, look in zip(group.lights, looks(group.lights), strict=True):
-            darks = looks(times.get(round(row.exposure, 2), ()))
-            below = why_below(look, bias) or why_below(look, darks, what="darks")
-            lights.append(look.reason or below)
-        checks.append((group.lights, lights))
-        for rows, reasons in checks:
-            pairs = zip(rows, reasons, strict=True)
-            lost.update((id(row), (row, why)) for row, why in pairs if why)
-        for name, what in (("bias", "biases"), ("darks", "darks"), ("flats", "flats")):
-            rows = getattr(group, name)
-            setattr(group, name, [row for row in rows if id(row) not in lost])
-            if rows and not getattr(group, name):
-                group.reason = f"none of its {what} can be used: {lost[id(rows[0])][1]}"
-        if all(id(row) in lost for row in group.lights):
-            group.reason = f"none of its lights can be used: {lost[id(group.lights[0])][1]}"
-        if group.failed:
-            failed.append(group)
-    for row, why in lost.values():
-        row.verdict, row.reason = "left out", why
-    serving = set()
-    for group in plan.groups:
-        if not group.failed:
-            group.lights = [row for row in group.lights if id(row) not in lost]
-            serving |= {id(r) for r in (*group.lights, *group.bias, *group.darks, *group.flats)}
-    for group in failed:
-        group.fail(group.reason)
-    for row in plan.table:
-        if row.verdict == "used" and id(row) not in serving:
-            row.verdict, row.reason = "left out", "its group is not reduced"
+            group.fail(group.reason)
+            plan.problems.append(Problem("error", group.label, f"not reduced: {group.reason}"))
     plan.problems += problems_of([(row, f"left out: {why}") for row, why in lost.values()])
-    plan.problems += [Problem("error", g.label, f"not reduced: {g.reason}") for g in failed]
+
+
+def _checks(group, looks):
+    """Yield rows of a group, and the reason for each why it cannot be used, or ``""``."""
+    bias, times = looks(group.bias), {}
+    for row in group.darks:
+        times.setdefault(round(row.exposure, 2), []).append(row)
+    yield group.bias, misfits(bias, what="biases")
+    for rows in times.values():
+        yield rows, misfits(looks(rows), what="darks of its exposure time")
+    yield group.flats, misfits(looks(group.flats), what="flats", relative=True)
+    lights = []
+    for row, look in zip(group.lights, looks(group.lights), strict=True):
+        darks = looks(times.get(round(row.exposure, 2), ()))
+        below = why_below(look, bias) or why_below(look, darks, what="darks")
+        lights.append(look.reason or below)
+    yield group.lights, lights
 
 
 def _look(row, saturation):
@@ -247,7 +240,7 @@ def _look(row, saturation):
     if saturation is not None:
         return look_at(frame, saturation * getattr(frame, "n_added", 1))
     try:
-        found = read_saturation(frame.header)
+        level = read_saturation(frame.header)
     except InputError:
-        found = None  # said where it is decided
-    return look_at(frame, found[0] if found else FULL_SCALE)
+        level = None  # said where it is decided
+    return look_at(frame, level[0] if level else FULL_SCALE)

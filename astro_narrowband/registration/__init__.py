@@ -111,7 +111,7 @@ def align(
     below 1e-25; (d) no other
     transform that is not chance matches more than half as many; (e) residuals
     are below ``max_rms``, and the error in the corners, rotation and scale
-    left free, below 0.3 pix; (f) the scale is within 1e-3 of 1;
+    left free, below 0.3 pix; (f) the scale is within 1e-3 of 1, or 4 of its errors beyond;
     (g) the matched sources do not stand on one line; (h) sources that stand on
     the same pixels in both frames are not hot pixels by their width and pixel
     phase; a transform that moves them is preferred to one that does not.

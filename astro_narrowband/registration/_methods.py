@@ -20,7 +20,14 @@ from astro_narrowband._engine.frames import as_frame
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import _match
 from astro_narrowband.registration._alignment import Alignment
-from astro_narrowband.registration._starmatch import Stars, match_stars, name_of
+from astro_narrowband.registration._starmatch import (
+    MAX_SCALE,
+    SCALE_ERRORS,
+    Stars,
+    match_stars,
+    name_of,
+    scale_of,
+)
 
 __all__ = ["align_astroalign", "align_centroid", "align_wcs", "check_against_stars"]
 
@@ -39,7 +46,7 @@ def align_astroalign(source: Stars, target: Stars, *, tolerance, max_rms):
         )
     except (astroalign.MaxIterError, ValueError, TypeError) as error:
         raise AlignmentError(
-            f"{label}: astroalign finds no transform ({str(error).splitlines()[0]}; "
+            f"astroalign finds no transform: {label} ({str(error).splitlines()[0]}; "
             f"{source.found}; {target.found}): try method='stars'"
         ) from error
     start = np.array(transform.params, float)
@@ -57,7 +64,9 @@ def align_centroid(source, target, positions, *, centroid_func, box_size, search
     source, target = as_frame(source), as_frame(target)
     label = f"{source.name} -> {target.name}"
     if source.shape != target.shape:
-        raise AlignmentError(f"{label}: shapes {source.shape} and {target.shape} differ")
+        raise AlignmentError(
+            f"the frames' shapes differ: {label}: {source.shape} and {target.shape}"
+        )
     positions = np.atleast_2d(np.asarray(positions, float))
     if positions.ndim != 2 or positions.shape[1] != 2 or not np.isfinite(positions).all():
         raise InputError(f"positions = {positions.tolist()}: give a list of (x, y) in pixels")
@@ -78,12 +87,14 @@ def align_centroid(source, target, positions, *, centroid_func, box_size, search
     rms = float(np.sqrt((residual**2).mean()))
     if rms > max_rms:
         raise AlignmentError(
-            f"{label}: the {len(positions)} named stars disagree by {rms:.2f} pix rms, "
+            f"the named stars disagree: {label}: {len(positions)} stars by {rms:.2f} pix rms, "
             f"{max_rms:g} is accepted: try a smaller search radius (now {search})"
         )
-    scale = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    if abs(scale - 1) > 1e-3:
-        raise AlignmentError(f"{label}: the named stars ask for a scale of {scale:.4f}")
+    scale, scale_err = scale_of(matrix, covariance)
+    if abs(scale - 1) > MAX_SCALE + SCALE_ERRORS * scale_err:
+        raise AlignmentError(
+            f"the pixel scales differ: {label}: by a factor {scale:.4f} +- {scale_err:.4f}"
+        )
     return Alignment(matrix, covariance, rms, len(positions), "centroid")
 
 
@@ -187,7 +198,9 @@ def _wcs_of(image, label):
             header = as_frame(image).header
             wcs = WCS(header) if header.get("CTYPE1") else None
     if wcs is None or not getattr(wcs, "has_celestial", False):
-        raise AlignmentError(f"{label}: {name_of(image)} has no celestial WCS: solve it first")
+        raise AlignmentError(
+            f"no celestial WCS: {label}: {name_of(image)} has none: solve it first"
+        )
     return wcs.celestial
 
 

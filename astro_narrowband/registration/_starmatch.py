@@ -15,12 +15,16 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import _match
 from astro_narrowband.registration._alignment import Alignment
 
-__all__ = ["Stars", "match_stars", "name_of", "stars_of"]
+__all__ = ["MAX_SCALE", "SCALE_ERRORS", "Stars", "match_stars", "name_of", "scale_of", "stars_of"]
 
 #: A rotation or scale that moves no corner by more than this is not worth resampling for [pix].
 NEGLIGIBLE = 0.02
-#: Largest departure of the scale from 1: same camera, same telescope.
-MAX_SCALE = 1e-3
+#: Largest departure of the scale from 1, beyond so many of its own errors: same camera, same
+#: telescope. In a small field few stars know the scale to no better than that.
+MAX_SCALE, SCALE_ERRORS = 1e-3, 4.0
+#: Neighbours of a peak that are higher than this part of it are those of a star, not of a hot
+#: pixel (0.64 for a FWHM of 3 pixels, 0.91 for 6).
+STAR_RING = 0.6
 #: log10 of the chance that is accepted for a match of unrelated lists.
 MAX_CHANCE = -6.0
 #: Smallest part of the stars in the common area that must match, unless the chance is far
@@ -331,18 +335,14 @@ def _pixels(target, solution):
     """Why frozen sources are taken for hot pixels, or an empty text."""
     j = solution.j
     ring = float(np.median(target.ring[j]))
+    if ring > STAR_RING:
+        return ""
     # Stars fall anywhere on a pixel, hot pixels on its centre: n |mean phase|^2 is chi2 / 2.
     phase = np.abs(np.exp(2j * math.pi * target.xy[j]).mean(axis=0))
     if (solution.n * phase**2 > 5).all() or (phase > 0.85).all():
-        return (
-            f"{solution.n} sources match that did not move and sit on the centres of pixels "
-            f"(phase coherence {phase[0]:.2f}, {phase[1]:.2f})"
-        )
+        return f"sit on the centres of pixels (phase coherence {phase[0]:.2f}, {phase[1]:.2f})"
     if solution.n < 8 and ring < 0.25:
-        return (
-            f"{solution.n} sources match that did not move and are hardly wider than a pixel "
-            f"(neighbours at {ring:.2f} of the peak)"
-        )
+        return f"are hardly wider than a pixel (neighbours at {ring:.2f} of the peak)"
     return ""
 
 
@@ -365,8 +365,8 @@ def _choose(label, source, target, solutions, max_rms, min_stars):
                     why = _pixels(target, solution)
                     if why:
                         raise AlignmentError(
-                            f"{label}: {why}: these are hot pixels, not stars: "
-                            "calibrate the frames or give a mask of hot pixels"
+                            f"these are hot pixels: {label}: {solution.n} sources match that did "
+                            f"not move and {why}: calibrate the frames or give a mask of hot pixels"
                         )
             except AlignmentError as error:
                 if first_error is None or solution is solutions[0]:
@@ -381,13 +381,14 @@ def match_stars(source, target, *, tolerance, max_rms, starts=None, method="star
     label = f"{source.name} -> {target.name}"
     if source.shape != target.shape:
         raise AlignmentError(
-            f"{label}: shapes {source.shape} and {target.shape} differ: "
+            f"the frames' shapes differ: {label}: {source.shape} and {target.shape}: "
             "frames of one camera, binning and window can be aligned"
         )
     for stars in (source, target):
         if len(stars.xy) < min_stars:
             raise AlignmentError(
-                f"{label}: {stars.name} has {stars.found}: {min_stars} unsaturated stars are needed"
+                f"too few stars: {label}: {stars.name} has {stars.found}: {min_stars} unsaturated "
+                "stars are needed"
             )
     if starts is None:
         starts = _hypotheses(source, target, tolerance)
@@ -406,7 +407,7 @@ def _best(label, source, target, starts, tolerance, max_rms, min_stars):
     solutions = _distinct(solutions, [s.matrix for s in solutions], source.shape)
     solutions.sort(key=lambda s: (s.log_chance, -s.n))
     if not solutions:
-        raise AlignmentError(f"{label}: no two stars match ({source.found}; {target.found})")
+        raise AlignmentError(f"no two stars match: {label}: {source.found}; {target.found}")
     return _choose(label, source, target, solutions, max_rms, min_stars)
 
 
@@ -419,33 +420,41 @@ def _judge(label, source, target, best, rivals, max_rms, min_stars):
         f"runner-up {runner_up}, chance 1e{best.log_chance:.0f}"
     )
 
-    def refuse(why):
-        raise AlignmentError(f"{label}: {why} ({facts}){_diagnose(source, target)}")
+    def refuse(cause, limit, *, odd=False):
+        clue = _diagnose(source, target) if odd else ""
+        raise AlignmentError(f"{cause}: {label}: {limit} ({facts}){clue}")
 
     needed = min_stars if best.model == "translation" and not best.turned else min_stars + 1
     if best.n < needed:
-        refuse(f"{best.n} stars match, {needed} are needed")
+        refuse("too few stars match", f"{needed} are needed", odd=True)
     if best.log_chance > MAX_CHANCE:
-        refuse(f"the match may be chance, at most 1e{MAX_CHANCE:.0f} is accepted")
+        refuse("the match may be chance", f"at most 1e{MAX_CHANCE:.0f} is accepted", odd=True)
     if best.fraction < MIN_FRACTION and best.log_chance > OVERWHELMING:
-        refuse(f"too few of the stars match, {MIN_FRACTION:.0%} are needed")
+        refuse("too few stars match", f"{MIN_FRACTION:.0%} are needed", odd=True)
     # Chance matches always turn up, and any pair of stars is its own partner after a half turn:
     # a rival counts from three stars on, where it is not chance.
     if any(2 * s.n > best.n and s.n > 2 and s.log_chance < MAX_CHANCE / 2 for s in rivals):
-        refuse("another transform matches more than half as many stars")
+        refuse("two transforms match", "the other one matches more than half as many stars")
     # Wide or trailed stars are measured less well, in proportion.
     widths = [stars.meta.get("fwhm", 0.0) for stars in (source, target)]
     most = max(max_rms, *(0.075 * w for w in widths if math.isfinite(w)), 0.0)
     if best.rms > most:
-        refuse(f"the residuals are above {most:.2g} pix")
-    scale = math.sqrt(abs(np.linalg.det(best.matrix[:2, :2])))
-    if abs(scale - 1) > MAX_SCALE:
-        refuse(f"the pixel scales differ by a factor {scale:.4f}")
+        refuse("the stars do not fit", f"residuals of {most:.2g} pix are accepted", odd=True)
+    scale, scale_err = scale_of(best.matrix, best.covariance)
+    if abs(scale - 1) > MAX_SCALE + SCALE_ERRORS * scale_err:
+        refuse("the pixel scales differ", f"by a factor {scale:.4f} +- {scale_err:.4f}")
     if best.corner > MAX_CORNER:
-        refuse(f"the stars leave the corners uncertain by {best.corner:.2f} pix")
-    spread = np.ptp(target.xy[best.j], axis=0)
-    if spread.min() < 8:
-        refuse("the matched stars lie on one line of pixels")
+        refuse("the corners are uncertain", f"by {best.corner:.2f} pix, {MAX_CORNER:g} is accepted")
+    if np.ptp(target.xy[best.j], axis=0).min() < 8:
+        refuse("the stars lie in line", "all on less than 8 rows or columns of pixels")
+
+
+def scale_of(matrix, covariance):
+    """Scale of a similarity and its standard error."""
+    a, b = matrix[0, 0], matrix[1, 0]
+    scale = math.hypot(a, b)
+    gradient = np.array([a, b]) / scale
+    return scale, math.sqrt(max(float(gradient @ covariance[:2, :2] @ gradient), 0.0))
 
 
 def _diagnose(source, target):
@@ -455,14 +464,18 @@ def _diagnose(source, target):
         (mirrored, False, "; the frame is mirrored: flip one axis of it"),
         (source.xy, True, "; the frames have different pixel scales, by a factor {:.3f}"),
     ):
+        few = min(len(xy), len(target.xy))
+        probability = len(target.xy) * math.pi * 6.0**2 / math.prod(source.shape)
         votes = _match.rotations(xy, target.xy, 2.0, n_stars=25, scale_free=scale_free)
         for angle, scale, _ in votes[:4]:
             center = (np.array(source.shape[::-1]) - 1) / 2
-            turn = _match.rotation_about(center, angle, scale)
-            mapped = _match.apply(turn, xy)
+            mapped = _match.apply(_match.rotation_about(center, angle, scale), xy)
             for offset, _ in _match.vote(mapped, target.xy, 4.0, n_best=1):
                 i, _ = _match.mutual_matches(mapped + offset, target.xy, 6.0)
-                enough = max(5, 0.4 * min(len(xy), len(target.xy)))
-                if len(i) >= enough and (not scale_free or abs(scale - 1) > MAX_SCALE):
+                # As sure as a match must be that is taken: a guess would send people astray.
+                log_chance = _match.chance(
+                    len(i), few, min(probability, 0.9), free=3, hypotheses=25.0**3
+                )
+                if log_chance < MAX_CHANCE and (not scale_free or abs(scale - 1) > MAX_SCALE):
                     return text.format(scale)
     return ""

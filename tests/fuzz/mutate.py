@@ -28,7 +28,7 @@ from astro_narrowband._engine.frames import FitsFrame
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.table import FrameTable
-from astro_narrowband.night.table._facts import facts_of
+from astro_narrowband.night.table._facts import FactReader
 
 #: No case may take longer [s].
 SLOW = 2.0
@@ -172,7 +172,7 @@ def try_header(raw, name):
         header = fits.Header.fromstring(raw)
     except Exception:
         return "no header"
-    facts = facts_of(header, name.split("/"), set_keywords={})
+    facts = FactReader().facts(header, name.split("/"))
     for text in (facts.object, facts.refusal, facts.filter, *map(str, facts.notes)):
         if not text.isprintable():
             raise AssertionError(f"not printable: {text!r}")

@@ -25,7 +25,7 @@ from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, damage_of, read_structure
 from astro_narrowband._engine.headers import clean_text, raw_values
 from astro_narrowband._engine.validate import as_mask, as_unit
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
     "MAX_PIXELS",
@@ -88,10 +88,10 @@ class FitsFrame:
 
     Plain files are read where they lie, and so are tile-compressed ones, of which the
     tiles in question are decompressed; packed ones (gzip, bzip2, xz, by their first
-    bytes) are expanded once into a temporary file without a name. The image is the primary one, or the only one in
-    the extensions; cubes of one plane count as images. ``UNCERT`` and ``MASK``
-    extensions, as `~astropy.nddata.CCDData` writes them, become the band's
-    variance and mask. NaN and BLANK pixels are masked.
+    bytes) are expanded once into a temporary file without a name. The image is the
+    primary one, or the only one in the extensions; cubes of one plane count as images.
+    ``UNCERT`` and ``MASK`` extensions, as `~astropy.nddata.CCDData` writes them, become
+    the band's variance and mask. NaN and BLANK pixels are masked.
 
     Parameters
     ----------
@@ -384,7 +384,7 @@ def as_frame(image, *, unit=None):
         return FitsFrame(Path(image), unit=unit)
     if isinstance(image, Frame):
         return image
-    raise InputError(
+    raise InputTypeError(
         f"{type(image).__name__} is not an image: give a path, a CCDData or a Frame "
         "(a bare array has no unit: CCDData(array, unit='adu'))"
     )

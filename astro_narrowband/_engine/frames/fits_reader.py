@@ -26,7 +26,7 @@ from astro_narrowband._engine.frames._fits_image import (
 )
 from astro_narrowband._engine.frames._packed import opener_of
 from astro_narrowband._engine.frames._tiles import TileError, tiled_headers
-from astro_narrowband.exceptions import InputError, ProductError
+from astro_narrowband.exceptions import InputError, MissingFileError, ProductError
 
 __all__ = ["MAX_PIXELS", "Hdu", "Structure", "damage_of", "read_structure"]
 
@@ -157,7 +157,7 @@ def read_structure(path, *, max_pixels=MAX_PIXELS, identity=None):
     except (InputError, ProductError):
         raise
     except FileNotFoundError:
-        raise InputError(f"{path}: does not exist: give the path of a FITS file") from None
+        raise MissingFileError(f"{path}: does not exist: give the path of a FITS file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}): copy it again") from None
     except Exception as error:  # astropy raises almost any type on damaged headers

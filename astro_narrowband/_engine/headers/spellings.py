@@ -136,9 +136,9 @@ class Spellings:
 
     Examples
     --------
-    >>> from astro_narrowband._engine.headers import Spellings, read_kind
+    >>> from astro_narrowband._engine.headers import HeaderReader, Spellings
     >>> mine = Spellings(kinds={"himmelsfeld": "flat"})
-    >>> read_kind({"IMAGETYP": "Himmels-Feld"}, spellings=mine)
+    >>> HeaderReader(mine).read_kind({"IMAGETYP": "Himmels-Feld"})
     ('flat', 'IMAGETYP')
     """
 

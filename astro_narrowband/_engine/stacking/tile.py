@@ -32,7 +32,7 @@ from astro_narrowband._engine.stacking.network import select_rows
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Reduced", "Rejection", "reduce_tile"]
+__all__ = ["Reduced", "Rejection", "kept_values", "reduce_tile"]
 
 #: Variance of a median over that of a mean, for many normal values (1.2533 squared).
 MEDIAN_VARIANCE = np.pi / 2
@@ -59,6 +59,7 @@ class Rejection:
     sigma : (float or None, float or None) or None
         Values further than so many ``deviation`` below or above ``center``.
     center : {"median", "mean"}
+        `combine` takes functions as well, here and in ``deviation``.
     deviation : {"mad_std", "std", "winsorized"}
         ``std`` divides by n, as `numpy.std` does. ``winsorized`` is the standard
         deviation times 1.134 after values beyond 1.5 of it from the median were
@@ -77,8 +78,12 @@ class Rejection:
     maxiters: int | None = 1
 
     def __post_init__(self):
-        choice(self.center, ("median", "mean"), "center")
-        choice(self.deviation, ("mad_std", "std", "winsorized"), "deviation")
+        for value, name, known in (
+            (self.center, "center", ("median", "mean")),
+            (self.deviation, "deviation", ("mad_std", "std", "winsorized")),
+        ):
+            if not callable(value):
+                choice(value, known, name)
         if min(self.extrema) < 0:
             raise InputError(f"extrema = {self.extrema}: must not be negative")
         if self.maxiters is not None and self.maxiters < 1:
@@ -210,6 +215,30 @@ def reduce_tile(
             return _reduce_frames(tile, bad, method, rejection, variance, weights, error, dtype, n)
         stack = tile if overwrite else tile.copy()
         return _reduce_values(stack, bad, method, rejection, error, dtype)
+
+
+def kept_values(tile, bad, rejection):
+    """
+    Return the values of a tile that are used, sorted along the stack, NaN where they are not.
+
+    For functions of the user's own that take a stack and ``axis=0``.
+
+    Parameters
+    ----------
+    tile, bad, rejection
+        As of `reduce_tile`.
+
+    Returns
+    -------
+    `~numpy.ndarray` of float64, (n, pixels)
+    """
+    n, pixels = tile.shape
+    rows, low, high, _ = kept(tile.copy(), _all_bad(tile, bad, None), rejection)
+    low, high = as_arrays(low, high, pixels, np.intp)
+    stack = np.stack(rows).astype(np.float64)
+    rank = np.arange(n)[:, None]
+    stack[(rank < low) | (rank >= high)] = np.nan
+    return stack
 
 
 def _all_bad(tile, bad, weights):

@@ -21,18 +21,17 @@ from astropy.table import MaskedColumn, QTable
 from astro_narrowband._engine.bayer import COLOURS, MosaicFrame
 from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
 from astro_narrowband._engine.headers import (
-    SPELLINGS,
     Spellings,
     clean_text,
     parse_number,
     raw_values,
     read_exposure,
 )
-from astro_narrowband._engine.headers.spellings import show
+from astro_narrowband._engine.headers.spellings import SPELLINGS, show
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import filter_key, is_known_filter
-from astro_narrowband.night.table._facts import Facts, Note, facts_of, header_from
+from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files, printable
 
 __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
@@ -66,7 +65,10 @@ class Problem:
 @dataclass(eq=False)
 class FrameRow(Facts):
     """
-    One file found: what it is, and whether it is used.
+    One file found: what it is, and its fate, which nothing else keeps.
+
+    A frame may serve several groups of lights. Where one of them does without it,
+    `leave_out_of` says why; when none is left the frame is left out.
 
     Attributes
     ----------
@@ -78,12 +80,16 @@ class FrameRow(Facts):
         ``"used"``, ``"left out"`` or ``"ignored"``.
     reason : str
         Why it is not used, or what was noticed; one line.
+    serves : dict
+        Label of each group that it was meant for, and why that does without it, ``""``
+        while it does not.
     """
 
     path: Path = Path()
     shape: tuple | None = None
     verdict: str = "ignored"
     reason: str = ""
+    serves: dict = field(default_factory=dict)
     parts: tuple = ()
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
     cards: dict = field(default_factory=dict, repr=False)
@@ -94,6 +100,30 @@ class FrameRow(Facts):
     def name(self):
         """The path as text that can be shown."""
         return printable(self.path)
+
+    @property
+    def used(self):
+        """Whether the verdict is ``used``."""
+        return self.verdict == "used"
+
+    def ignore(self, reason):
+        """Say that it is no frame of this reduction, for ``reason``."""
+        self.verdict, self.reason = "ignored", clean_text(reason)
+
+    def leave_out(self, reason):
+        """Leave the frame out of everything, for ``reason``."""
+        self.verdict, self.reason = "left out", clean_text(reason)
+        self.serves = dict.fromkeys(self.serves, self.reason)
+
+    def leave_out_of(self, label, reason):
+        """Leave the frame out of one group; of everything, if there is no other."""
+        self.serves[label] = clean_text(reason)
+        if all(self.serves.values()):
+            self.verdict, self.reason = "left out", self.serves[label]
+        else:
+            self.reason = "; ".join(
+                filter(None, (self.reason, f"not in {label}: {self.serves[label]}"))
+            )
 
     def open_raw(self, unit="adu"):
         """Return the frame of this file; its header has what was found: EXPTIME, FILTUSED."""
@@ -190,10 +220,10 @@ class FrameTable:
             spellings = SPELLINGS
         elif not isinstance(spellings, Spellings):
             spellings = Spellings.read(spellings)
-        fallback = header_from(set_keywords)
+        reader = FactReader(set_keywords=set_keywords, spellings=spellings, mono=bayer == "mono")
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _row(path, parts, why, fallback, spellings, max_pixels, mono=bayer == "mono")
+            _row(path, parts, why, reader, max_pixels)
             for path, parts, why in find_files(paths, ignore)
         ]
         table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
@@ -211,15 +241,7 @@ class FrameTable:
 
     def of_kind(self, kind):
         """Return the rows of a kind that are used."""
-        return [row for row in self.rows if row.kind == kind and row.verdict == "used"]
-
-    def leave_out(self, path, reason):
-        """Change the verdict on a file to ``left out``, for ``reason``."""
-        for row in self.rows:
-            if row.path == Path(path):
-                row.verdict, row.reason = "left out", clean_text(reason)
-                return
-        raise InputError(f"{path}: is not in the table of frames")
+        return [row for row in self.rows if row.kind == kind and row.used]
 
     @property
     def counts(self):
@@ -282,7 +304,7 @@ class FrameTable:
 
     def _colours(self, bayer, saturation):
         """Take the wanted colour of mosaics; leave out those of which none is wanted."""
-        rows = [row for row in self.rows if row.verdict == "used"]
+        rows = [row for row in self.rows if row.used]
         mosaics = {(row.shape, row.camera) for row in rows if row.bayer}
         for row in rows:
             if row.bayer and bayer in COLOURS:
@@ -291,19 +313,16 @@ class FrameTable:
                 try:
                     row.shape = row.open().shape
                 except InputError as error:
-                    row.verdict = "left out"
-                    row.reason = clean_text(str(error).removeprefix(f"{row.path.name}: "))
+                    row.leave_out(str(error).removeprefix(f"{row.path.name}: "))
             elif row.bayer:
-                row.verdict = "left out"
-                row.reason = (
+                row.leave_out(
                     f"BAYERPAT = {row.bayer}: is a colour mosaic: give --bayer red (Halpha, SII), "
                     "green or blue (OIII), or mono if the sensor has no colour filters"
                 )
             elif bayer in COLOURS and (
                 not mosaics or any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
             ):
-                row.verdict = "left out"
-                row.reason = (
+                row.leave_out(
                     f"BAYERPAT is missing: --bayer {bayer} needs it: give --set BAYERPAT=RGGB "
                     "(or the pattern that the camera has)"
                 )
@@ -328,7 +347,7 @@ class FrameTable:
         """Leave out frames whose pixels another file has, packed or not: no noise comes twice."""
         alike = {}
         for row in self.rows:
-            if row.verdict == "used":
+            if row.used:
                 alike.setdefault(row.shape, []).append(row)
         for rows in alike.values():
             seen = {}
@@ -346,13 +365,11 @@ class FrameTable:
     def _collect(self):
         """Turn what was noticed into problems."""
         lost = [(row, f"left out: {row.reason}") for row in self.rows if row.verdict == "left out"]
-        noted = [
-            (row, str(note)) for row in self.rows if row.verdict == "used" for note in row.notes
-        ]
+        noted = [(row, note) for row in self.rows if row.used for note in row.notes]
         self.problems += problems_of(lost) + problems_of(noted)
         for row in self.rows:
-            if row.verdict == "used":
-                row.reason = "; ".join(str(note) for note in row.notes)
+            if row.used:
+                row.reason = "; ".join(row.notes)
 
     def warn(self):
         """Emit every problem as a `NarrowbandWarning`."""
@@ -374,11 +391,13 @@ def _object_key(text):
 
 
 def _is_copy(row, other):
-    row.verdict, row.reason = "left out", f"is a copy of {other.name}"
+    reason = f"is a copy of {other.name}"
     if row.kind != other.kind:
-        row.reason += f", which is a {other.kind}: nobody knows what it is: take one of them away"
-        other.verdict = "left out"
-        other.reason = f"has the pixels of {row.name}, which is a {row.kind}: take one of them away"
+        reason += f", which is a {other.kind}: nobody knows what it is: take one of them away"
+        other.leave_out(
+            f"has the pixels of {row.name}, which is a {row.kind}: take one of them away"
+        )
+    row.leave_out(reason)
 
 
 def _pixels(row, section):
@@ -423,43 +442,40 @@ def _compare(facts, header, primary, spellings):
         for keyword in spellings.keywords[name]:
             values = [{clean_text(v) for v, _ in raw_values(h, keyword)} for h in (header, primary)]
             if all(values) and values[0].isdisjoint(values[1]):
+                both = " and ".join(show(min(v)) for v in values)
                 facts.notes.append(
-                    Note(
-                        keyword,
-                        " and ".join(show(min(v)) for v in values),
-                        "differ between "
-                        "the image's header and the primary one: the image's is believed",
-                    )
+                    f"{keyword} = {both}: differ between the image's header and the primary one: "
+                    "the image's is believed"
                 )
 
 
-def _row(path, parts, why, fallback, spellings, max_pixels, *, mono):
+def _row(path, parts, why, reader, max_pixels):
     row = FrameRow(path=path, parts=parts, max_pixels=max_pixels)
     if why:
-        row.verdict = "left out" if why.startswith("!") else "ignored"
-        row.reason = clean_text(why.removeprefix("!"))
+        (row.leave_out if why.startswith("!") else row.ignore)(why.removeprefix("!"))
         return row
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             frame = row.open_raw()
             header = frame.header
-            facts = facts_of(header, parts, set_keywords=fallback, spellings=spellings, mono=mono)
+            facts = reader.facts(header, parts)
             if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
             if frame.primary is not None:
-                _compare(facts, header, frame.primary, spellings)
+                _compare(facts, header, frame.primary, reader.spellings)
     except InputError as error:
-        row.verdict = "left out"
-        row.reason = clean_text(str(error).removeprefix(f"{path}: "))
+        row.leave_out(str(error).removeprefix(f"{path}: "))
         return row
     for item in fields(Facts):
         setattr(row, item.name, getattr(facts, item.name))
     row.shape = frame.shape
-    row.cards = _completed(header, facts.exposure, fallback)
+    row.cards = _completed(header, facts.exposure, reader.fallback)
     row.verdict, row.reason = "used", ""
     if facts.kind == "other":
-        row.verdict, row.reason = "ignored", "a frame that no reduction needs (focus, lamp, test)"
+        row.ignore("a frame that no reduction needs (focus, lamp, test)")
     elif facts.refusal:
-        row.verdict, row.reason = "left out", clean_text(facts.refusal)
+        row.leave_out(facts.refusal)
+    elif facts.reduced:
+        row.leave_out(f"{facts.reduced}: is not a raw frame: give the raw ones")
     return row

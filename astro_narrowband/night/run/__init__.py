@@ -9,9 +9,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from astropy import units as u
 from astropy.io import fits
 from astropy.table import QTable
 from astropy.time import Time
@@ -19,13 +17,9 @@ from astropy.time import Time
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
-from astro_narrowband._engine.headers import read_egain, read_noise
-from astro_narrowband.calibration import CalibratedFrame, Recipe
+from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.darks import DarkModel
-from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
-from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import (
@@ -36,6 +30,7 @@ from astro_narrowband.night.record import (
     with_frames,
 )
 from astro_narrowband.night.report import Pictures, can_render, render_report
+from astro_narrowband.night.run._masters import Masters
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.photometry import make_catalog
 from astro_narrowband.registration import Alignment, align_group
@@ -45,18 +40,8 @@ __all__ = ["Night"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
-#: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
-GAIN_CHECK = 1 << 17
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
-
-
-class Master(NamedTuple):
-    """A master, the name of its product, and what that was made of."""
-
-    value: object
-    name: str
-    key: object
 
 
 @dataclass(eq=False)
@@ -79,7 +64,6 @@ class Night:
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
-        self.made = {}
         self.names = set()
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
@@ -91,6 +75,7 @@ class Night:
             "masters": [],
             "groups": [],
         }
+        self.masters = Masters(self)
 
     def reduce(self, target):
         """Reduce one target: every filter of one object on one detector, on one grid."""
@@ -112,7 +97,7 @@ class Night:
                 coadds, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
                     if there[group]:
-                        coadds[group] = self.attempt([group], self.read_coadd, names[group])
+                        coadds[group] = self.attempt([group], self.read_coadd, group, names[group])
                         continue
                     mine = [light for light in lights if light.group is group]
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
@@ -121,7 +106,8 @@ class Night:
                         writing.result()  # no more than one waits to be written
                     if made:
                         name = f"coadd-{names[group]}.fits"
-                        writing = writer.submit(self.write_coadd, name, *made, key)
+                        lost = [(row.name, row.serves[group.label]) for row in group.lost]
+                        writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
                         self.draw(writer, Pictures.night, frames_record(made[1]), group.filter)
                     del made  # its planes go when they are written
@@ -175,202 +161,18 @@ class Night:
                 self.messages.say(f"{group.label}: not reduced: {error}", "error")
             return None
 
-    # ------------------------------------------------------------------ masters
-
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        recipe, keys = self.recipe(group)
+        recipe, keys = self.masters.recipe(group)
         lights = []
-        for row in group.lights:
+        for row in list(group.lights):
             try:
                 lights.append(Light(row, group, CalibratedFrame(row.open(), recipe)))
             except NarrowbandError as error:
-                self.leave_out(row, str(error))
+                self.leave_out(row, str(error), group)
         if not lights:
             raise InputError("none of its lights can be calibrated")
         return lights, keys
-
-    def recipe(self, group):
-        """Return what calibrates a group, and the keys of its masters."""
-        detector = self.detector(group)
-        bias = self.bias(group, detector) if group.bias else None
-        dark = flat = None
-        if group.darks:
-            dark = self.dark(group, detector, bias)
-        elif bias is not None:
-            dark = bias._replace(value=DarkModel.from_masters(bias=as_ccd(bias.value)))
-        if group.flats:
-            flat = self.flat(group, detector, dark)
-        recipe = Recipe(
-            detector,
-            dark=None if dark is None else dark.value,
-            flat=None if flat is None else flat.value,
-            max_extrapolation=self.settings.max_extrapolation,
-        )
-        masters = [master for master in (bias, dark, flat) if master is not None]
-        return recipe, [(master.name, master.key) for master in masters]
-
-    def detector(self, group):
-        """Return gain, read noise and saturation of a group's camera."""
-        identity = ("detector", *(row.path for row in (*group.bias, *group.flats)))
-        if identity not in self.made:
-            settings, frame = self.settings, group.lights[0].open()
-            # What a user gives is of a pixel of the camera; a mosaic may add some of them.
-            n = getattr(frame, "n_added", 1)
-            self.made[identity] = decide_detector(
-                frame.header,
-                gain=_quantity(settings.gain, u.electron / u.adu),
-                read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
-                saturation=_quantity(settings.saturation, n * u.adu),
-                flats=[row.open() for row in group.flats],
-                biases=[row.open() for row in group.bias],
-            )
-            self.check_detector(self.made[identity], group, frame.header)
-        self.record["detector"][group.label] = asdict(self.made[identity])
-        return self.made[identity]
-
-    def check_detector(self, detector, group, header):
-        """Say what the header has wrong, and where flats and biases show another gain."""
-        for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
-            if "measured" in detector.sources[what]:
-                try:
-                    read(header)
-                except InputError as error:
-                    self.messages.say(f"{group.label}: {error}: it was measured instead")
-        pairs = group.flats[:2], group.bias[:2]
-        if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
-            return
-        try:
-            flats, biases = ([row.open() for row in rows] for rows in pairs)
-            found = Detector.measure(
-                flats, biases, saturation=detector.saturation, sample=GAIN_CHECK
-            )
-        except InputError:
-            return  # frames that cannot tell
-        if not 1 / 1.5 < detector.gain / found.gain < 1.5:
-            self.messages.say(
-                f"{group.label}: the gain is {detector.gain:.4g} electron/adu "
-                f"({detector.sources['gain']}), but flats and biases show {found.gain:.3g}: "
-                "counts and errors follow it: check it, or give --gain"
-            )
-
-    def bias(self, group, detector):
-        """Return the master bias of a group."""
-
-        def make(frames):
-            return master_bias(frames, detector=detector, workers=self.workers)
-
-        master = self.master("bias", group.bias, make, FitsFrame)
-        header = master.value.header
-        self.note_master(
-            "bias",
-            master,
-            group,
-            n_frames=header["NCOMBINE"],
-            level=header["BIASLEV"],
-            noise=header["RDNOISEA"],
-        )
-        return master
-
-    def dark(self, group, detector, bias):
-        """Return the dark model of a group."""
-
-        def make(frames):
-            return DarkModel.fit(
-                frames,
-                bias=bias and bias.value,
-                detector=detector,
-                workers=self.workers,
-            )
-
-        master = self.master(
-            "dark", group.darks, make, DarkModel.read, needs=[bias], depends=asdict(detector)
-        )
-        model = master.value
-        self.note_master(
-            "dark",
-            master,
-            group,
-            model=model.model,
-            exposures=model.exposures,
-            n_frames=model.n_frames,
-            temperatures=model.temperatures,
-            notes=list(model.notes),
-        )
-        return master
-
-    def flat(self, group, detector, dark):
-        """Return the master flat of a group; flats that are of no use are left out by name."""
-        if dark is None:
-            raise InputError("its flats have neither bias nor dark to lose: add bias frames")
-        limits = {
-            "dark": dark.value,
-            "detector": detector,
-            "max_extrapolation": self.settings.max_extrapolation,
-        }
-        rows, checks, left_out = [], [], []
-        for row, check in zip(
-            group.flats, check_flats([row.open() for row in group.flats], **limits), strict=True
-        ):
-            if check.reason:
-                self.leave_out(row, check.reason)
-                left_out.append(row.name)
-            else:
-                rows.append(row)
-                checks.append(check)
-        if not rows:
-            raise InputError("none of its flats can be used")
-
-        def make(frames):
-            ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
-            for keyword in ("FILTER", "FILTUSED"):
-                set_card(ccd.header, keyword, group.filter)
-            return ccd
-
-        master = self.master(
-            f"flat-{safe_name(group.filter)}",
-            rows,
-            make,
-            _read_flat,
-            needs=[dark],
-            depends=asdict(detector),
-        )
-        self.note_master(
-            "flat",
-            master,
-            group,
-            filter=group.filter,
-            n_frames=len(rows),
-            left_out=left_out,
-            exposure=[row.exposure for row in rows],
-        )
-        return master
-
-    def master(self, title, rows, make, read, *, needs=(), depends=None):
-        """Return a `Master`: one that was made for another group, read again, or made now."""
-        identity = (title, *(row.path for row in rows))
-        if identity not in self.made:
-            name = f"masters/{self.name(title)}.fits"
-            needed = [(master.name, master.key) for master in needs if master is not None]
-            key = self.products.key(
-                [row.path for row in rows] + needed, product=title, depends=depends
-            )
-            if not self.products.have(name, key):
-                made = make([row.open() for row in rows])
-                image = made.to_hdul() if hasattr(made, "to_hdul") else made
-                self.products.write_fits(name, image, key)
-            # Masters stay on disk and are read by bands: memory does not grow with the filters.
-            self.made[identity] = Master(read(self.products.path(name)), name, key)
-        return self.made[identity]
-
-    def note_master(self, kind, master, group, **facts):
-        """Put a master into the record, with the groups that it serves."""
-        masters = self.record["masters"]
-        entry = next((entry for entry in masters if entry["path"] == master.name), None)
-        if entry is None:
-            entry = {"kind": kind, "path": master.name, "groups": [], **facts}
-            masters.append(entry)
-        entry["groups"].append(group.label)
 
     def name(self, title):
         """Return a name for a product that no other one of this run has."""
@@ -408,7 +210,7 @@ class Night:
         for light in self.progress(lights, total=len(lights), description="stars"):
             reason = light.measuring.result()
             if reason:
-                self.leave_out(light.row, reason)
+                self.leave_out(light.row, reason, light.group)
         pool.shutdown()  # and what its threads hold is free
         return [light for light in lights if light.statistics is not None]
 
@@ -435,7 +237,7 @@ class Night:
                 light.alignment = result
                 kept.append(light)
             else:
-                self.leave_out(light.row, str(result))
+                self.leave_out(light.row, str(result), light.group)
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
@@ -465,16 +267,23 @@ class Night:
             for light in lights:
                 product = f"calibrated/{self.name(light.row.path.stem)}.fits"
                 self.products.write_fits(product, as_ccd(light.frame))
+        for light, reason in zip(lights, made.frames["reason"], strict=True):
+            if reason:  # `coadd` has said so
+                group.drop(light.row, str(reason))
         return made, frames_table(lights, made, reference)
 
-    def write_coadd(self, name, made, frames, key):
+    def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
-        self.products.write_fits(name, with_frames(made.to_hdul(), frames), key)
+        self.products.write_fits(name, with_frames(made.to_hdul(), frames, lost), key)
 
-    def read_coadd(self, name):
-        """Read the coadd that an earlier run made of the same things."""
+    def read_coadd(self, group, name):
+        """Read the coadd that an earlier run made of the same things, of the same lights."""
         path = self.products.path(f"coadd-{name}.fits")
-        return _read_ccd(path), fits.getdata(path, "NEXP"), read_frames(path)
+        frames, lost = read_frames(path)
+        reasons = dict(lost)
+        for row in [row for row in group.lights if row.name in reasons]:
+            self.leave_out(row, reasons[row.name], group)
+        return _read_ccd(path), fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
         """Measure the sources of a target in every filter, on the grid that they share."""
@@ -503,7 +312,7 @@ class Night:
     def describe(self, group, name, made):
         """Put a group into the record."""
         if made is None:
-            self.record["groups"].append(group_record(group, left_out=group.lights))
+            self.record["groups"].append(group_record(group))
             return
         ccd, _, frames = made
         products = {
@@ -515,14 +324,12 @@ class Night:
             }.items()
             if file in self.products.digests
         }
-        self.record["groups"].append(
-            group_record(group, frames=frames, ccd=ccd, products=products, left_out=group.lights)
-        )
+        self.record["groups"].append(group_record(group, frames=frames, ccd=ccd, products=products))
 
-    def leave_out(self, row, reason):
-        """Leave a file out of the rest of the run, and say so."""
+    def leave_out(self, row, reason, group):
+        """Go on without a frame of a group, and say so."""
         reason = reason.removeprefix(f"{row.path.name}: ")
-        self.table.leave_out(row.path, reason)
+        group.drop(row, reason)
         self.messages.say(f"{row.name}: left out: {reason}")
 
     # ------------------------------------------------------------------ the end
@@ -552,21 +359,12 @@ class Night:
 # --------------------------------------------------------------------------- helpers
 
 
-def _quantity(value, unit):
-    return None if value is None else value * unit
-
-
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
 
 
 def _read_ccd(path):
     return as_ccd(FitsFrame(path))
-
-
-def _read_flat(path):
-    # A dimensionless BUNIT is an empty one.
-    return FitsFrame(path, unit=u.dimensionless_unscaled)
 
 
 def _times(dates):

@@ -1,0 +1,428 @@
+"""Header values by one table of spellings, bound once."""
+
+import datetime
+import math
+import re
+
+from astro_narrowband._engine.headers.spellings import (
+    SPELLINGS,
+    clean_text,
+    key_of,
+    kind_of,
+    one_value,
+    parse_number,
+    raw_values,
+    show,
+)
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.filters import filter_key
+
+__all__ = ["OFF", "HeaderReader"]
+
+OFF = {
+    "",
+    "f",
+    "n",
+    "0",
+    "no",
+    "none",
+    "false",
+    "off",
+    "omit",
+    "omitted",
+    "skipped",
+    "raw",
+    "not",
+    "perform",
+}
+_NO_OBJECT = re.compile("unknown|none|noname|undefined|na|nan|null|true|false|object")
+_EMPTY = re.compile("((clear|open|none|empty|air|nofilter|blank|hole|nan|clr|free)[0-9]{0,2})?")
+_WITH_UNIT = re.compile(r"(.*?[\d.])\s*([a-zµμ°\"]+\.?)?", re.IGNORECASE | re.ASCII)
+_SECONDS = {
+    1.0: {"s", "sec", "secs", "second", "seconds", '"'},
+    1e-3: {"ms", "msec", "millisecond", "milliseconds"},
+    1e-6: {"us", "usec", "µs", "μs", "microsecond", "microseconds"},
+    60.0: {"min", "mins", "minute", "minutes"},
+}
+_TIME_UNIT = {word: factor for factor, words in _SECONDS.items() for word in words}
+_UNIT_IN_COMMENT = re.compile(
+    r"\b(ms|msec|milliseconds?|us|usec|µs|microseconds?|minutes?|(?<=\[)mins?(?=\]))\b",
+    re.IGNORECASE,
+)
+#: No single exposure lasts longer than a day [s]: it was written in another unit.
+LONGEST = 86400.0
+#: A GAIN above this is a camera setting, not electron/adu.
+LARGEST_GAIN = 20.0
+
+
+def _seconds(value, keyword, comment):
+    """An exposure time [s] from a value, its unit in the text, the keyword or the comment."""
+    factor = {"EXPOINUS": 1e-6, "EXPOINMS": 1e-3}.get(keyword, 1.0)
+    if isinstance(value, str):
+        match = _WITH_UNIT.fullmatch(clean_text(value))
+        unit = match and match[2] and match[2].rstrip(".").lower()
+        if unit in _TIME_UNIT:
+            return parse_number(match[1]) * _TIME_UNIT[unit]
+    if factor == 1.0 and (match := _UNIT_IN_COMMENT.search(comment)):
+        factor = _TIME_UNIT[match[1].lower()]
+    return parse_number(value) * factor
+
+
+class HeaderReader:
+    """
+    Read headers by a table of keywords and frame types.
+
+    Parameters
+    ----------
+    spellings : `~astro_narrowband._engine.headers.Spellings`, optional
+        Those of a user; default are those of this package.
+    """
+
+    def __init__(self, spellings=SPELLINGS):
+        self.spellings = spellings
+
+    def _numbers(self, header, name, *, low=-math.inf, high=math.inf, say="is out of range"):
+        """Yield ``(keyword, number or InputError, comment)`` for every keyword that has a value."""
+        for keyword in self.spellings.keywords[name]:
+            try:
+                found = one_value(header, keyword)
+                if found is None or (isinstance(found[0], str) and not found[0].strip()):
+                    continue
+                number = parse_number(found[0])
+            except InputError as error:
+                yield keyword, error, ""
+                continue
+            except (ValueError, TypeError, OverflowError) as error:
+                yield keyword, InputError(f"{keyword} = {show(found[0])} {error}"), found[1]
+                continue
+            if not low <= number <= high:
+                yield keyword, InputError(f"{keyword} = {show(found[0])} {say}"), found[1]
+                continue
+            yield keyword, number, found[1]
+
+    def _first_number(self, header, name, **limits):
+        """First believable number as ``(value, keyword, comment)``; else raise the first error."""
+        first = None
+        for keyword, number, comment in self._numbers(header, name, **limits):
+            if not isinstance(number, InputError):
+                return number, keyword, comment
+            first = first or number
+        if first is not None:
+            raise first
+        return None
+
+    def _first_text(self, header, name):
+        for keyword in self.spellings.keywords[name]:
+            found = one_value(header, keyword)
+            if found is not None and (text := clean_text(found[0])):
+                return text, keyword
+        return None
+
+    def exposures_in(self, header):
+        """
+        Return what every exposure keyword says: a list of ``(keyword, seconds or InputError)``.
+
+        Times below zero (``-1``) mean that the camera did not know, times above a
+        day that the unit was another one: both are errors here.
+        """
+        found = []
+        for keyword in self.spellings.keywords["exposure"]:
+            try:
+                one = one_value(header, keyword)
+                if one is None or (isinstance(one[0], str) and not clean_text(one[0])):
+                    if keyword in header:
+                        found.append((keyword, InputError(f"{keyword} is there and has no value")))
+                    continue
+                seconds = _seconds(one[0], keyword, one[1])
+            except InputError as error:
+                found.append((keyword, error))
+                continue
+            except (ValueError, TypeError, OverflowError) as error:
+                found.append((keyword, InputError(f"{keyword} = {show(one[0])} {error}")))
+                continue
+            if seconds < 0:
+                seconds = InputError(f"{keyword} = {show(one[0])} is below zero")
+            elif seconds > LONGEST:
+                seconds = InputError(
+                    f"{keyword} = {show(one[0])} is longer than a day: it is not in seconds"
+                )
+            found.append((keyword, seconds))
+        return found
+
+    def read_exposure(self, header):
+        """
+        Return the exposure time [s].
+
+        Parameters
+        ----------
+        header : `~astropy.io.fits.Header` or mapping
+
+        Returns
+        -------
+        float
+            In seconds; 0 is possible (a bias has it, a light with it is of no use).
+            The first keyword of `KEYWORDS` ``["exposure"]`` that can be believed; if
+            that is 0 and a later one above 0, the later one.
+
+        Raises
+        ------
+        InputError
+            If there is none, or all are undefined, text, below zero or longer than a
+            day, or a keyword stands twice with different values.
+
+        Examples
+        --------
+        >>> from astro_narrowband._engine.headers import read_exposure
+        >>> read_exposure({"EXPTIME": "0,5"}), read_exposure({"EXPTIME": -1, "EXPOSURE": 60})
+        (0.5, 60.0)
+        """
+        found = self.exposures_in(header)
+        good = [seconds for _, seconds in found if not isinstance(seconds, InputError)]
+        for _, error in found:
+            if isinstance(error, InputError) and "different values" in str(error):
+                raise error
+        if good:
+            return next((seconds for seconds in good if seconds > 0), good[0])
+        if found:
+            raise found[0][1]
+        raise InputError(
+            "EXPTIME is missing (and so is EXPOSURE): there is no exposure time: "
+            "give it with --set EXPTIME=SECONDS"
+        )
+
+    def read_temperature(self, header):
+        """
+        Return the temperature of the detector [deg C], or ``None`` where it is not known.
+
+        The measured one before the set point. Values of 100 to 350 are kelvin; text and
+        what is left outside -200 to 100 deg C (-999, 0 K) is no temperature: see
+        `temperature_trouble`.
+        """
+        return self._temperature(header)[0]
+
+    def temperature_trouble(self, header):
+        """Return what is wrong with the temperature in a header that gives none, or ``""``."""
+        celsius, trouble = self._temperature(header)
+        return trouble if celsius is None else ""
+
+    def _temperature(self, header):
+        trouble = ""
+        for keyword, number, _ in self._numbers(header, "temperature"):
+            if isinstance(number, InputError):
+                trouble = trouble or str(number)
+                continue
+            celsius = number - 273.15 if 100 < number <= 350 else number
+            if -200 < celsius <= 100:
+                return round(celsius, 6), ""
+            trouble = trouble or f"{keyword} = {number:g} is not a temperature in deg C or K"
+        return None, trouble
+
+    def read_egain(self, header):
+        """Return ``(gain [electron/adu], keyword)`` from EGAIN and its kin, or ``None``."""
+        found = self._first_number(
+            header, "egain", low=1e-4, high=1e4, say="is not a gain in electron/adu"
+        )
+        return found and found[:2]
+
+    def read_gain(self, header):
+        """
+        Return ``(gain [electron/adu], keyword)``, or ``None`` where no keyword speaks of it.
+
+        EGAIN is believed before GAIN. A whole-numbered GAIN, or one above 20, is a
+        setting of the camera and not electron/adu, unless its comment names that unit.
+
+        Raises
+        ------
+        InputError
+            If what is there is a camera setting, zero, negative or text.
+
+        Examples
+        --------
+        >>> from astro_narrowband._engine.headers import read_gain
+        >>> read_gain({"GAIN": "1.22", "EGAIN": 0.25}), read_gain({"GAIN": "1.22"})
+        ((0.25, 'EGAIN'), (1.22, 'GAIN'))
+        """
+        refused = None
+        try:
+            if (found := self.read_egain(header)) is not None:
+                return found
+        except InputError as error:
+            refused = error
+        settings = ("ISO", "ISOSPEED", "GAINSET", "CAMGAIN", "GAINRAW")
+        for keyword, number, comment in self._numbers(header, "gain"):
+            if isinstance(number, InputError):
+                refused = refused or number
+                continue
+            unit = re.sub(r"[\s()\[\]]", "", comment.lower())
+            named = re.search(r"e(lectrons?|-)?[-.]?(/|per)(adu|dn|count)", unit)
+            if re.search(r"(adu|dn|counts?)(/|per)(e|electrons?|photo)", unit):
+                refused = refused or InputError(
+                    f"{keyword} = {number:g} is in adu/electron by its comment: "
+                    f"give --gain {1 / number if number else 0:.4g} (electron/adu)"
+                )
+            elif number <= 0 or (
+                not named
+                and (keyword in settings or number == int(number) or number > LARGEST_GAIN)
+            ):
+                what = "is not a gain" if number < 0 else "is a camera setting and not electron/adu"
+                refused = refused or InputError(
+                    f"{keyword} = {number:g} {what}: give the gain with --gain"
+                )
+            else:
+                return number, keyword
+        if refused is not None:
+            raise refused
+        return None
+
+    def read_noise(self, header):
+        """
+        Return ``(read noise [electron], keyword)``, or ``None``.
+
+        Raises
+        ------
+        InputError
+            If it is not above zero, above 1000, text, or in adu by its comment.
+        """
+        found = self._first_number(
+            header, "noise", low=1e-3, high=1e3, say="is not a read noise in electron"
+        )
+        if found is None:
+            return None
+        number, keyword, comment = found
+        if re.search(r"\b(adu|dn|counts?)\b", comment.lower()) and "e" not in re.findall(
+            r"[a-z]+", comment.lower()
+        ):
+            raise InputError(
+                f"{keyword} = {number:g} is in adu by its comment: give --read-noise in electron"
+            )
+        return number, keyword
+
+    def read_saturation(self, header):
+        """Return ``(saturation level [adu], keyword)``, or ``None``; text or <= 0 raises."""
+        found = self._first_number(
+            header, "saturation", low=1e-3, say="is not a level in adu above zero"
+        )
+        return found and found[:2]
+
+    def read_gain_setting(self, header):
+        """Return what tells the amplification of two frames apart (GAIN, EGAIN), or ''."""
+        parts = []
+        for name in ("gain", "egain"):
+            for keyword in self.spellings.keywords[name]:
+                found = one_value(header, keyword)
+                if found is None or not clean_text(found[0]):
+                    continue
+                try:
+                    parts.append(f"{'e' if name == 'egain' else ''}{parse_number(found[0]):.4g}")
+                except (ValueError, TypeError, OverflowError):
+                    parts.append(clean_text(found[0]).lower())
+                break
+        return " ".join(parts)
+
+    def read_offset(self, header):
+        """Return the offset (black level) setting of the camera as text, or ''."""
+        for keyword in self.spellings.keywords["offset"]:
+            found = one_value(header, keyword)
+            if found is not None and clean_text(found[0]):
+                try:
+                    return f"{parse_number(found[0]):.6g}"
+                except (ValueError, TypeError, OverflowError):
+                    return clean_text(found[0]).lower()
+        return ""
+
+    def read_readout(self, header):
+        """Return the read mode, lower case, or ''."""
+        found = self._first_text(header, "readout")
+        return found[0].lower() if found else ""
+
+    def read_camera(self, header):
+        """Return the camera's name, lower case without punctuation, or ''."""
+        found = self._first_text(header, "camera")
+        # Drivers of one camera agree on its name but for these words.
+        text = re.sub(r"\b(ccd|camera)\b", " ", found[0], flags=re.IGNORECASE) if found else ""
+        return (key_of(text) or found[0].lower()) if found else ""
+
+    def read_bayer(self, header):
+        """
+        Return the Bayer pattern (``"RGGB"``, ...) of a colour mosaic, or ``""`` for none.
+
+        Raises
+        ------
+        InputError
+            If a keyword names a pattern that is not one of the four.
+        """
+        found = self._first_text(header, "bayer")
+        if found is None or found[0].lower() in OFF | {"mono", "monochrome", "null", "nan"}:
+            return ""
+        pattern = found[0].upper().replace("TRUE", "").strip()
+        if pattern in {"RGGB", "BGGR", "GRBG", "GBRG"}:
+            return pattern
+        raise InputError(f"{found[1]} = {show(found[0])} is not a Bayer pattern (RGGB, BGGR, ...)")
+
+    def read_kind(self, header):
+        """
+        Return ``(kind, keyword)``, or ``None`` where no keyword tells it.
+
+        ``kind`` is ``bias``, ``dark``, ``flat``, ``light``, ``flat-dark``, ``other``,
+        with ``master `` in front for a combined frame, or ``""`` for a value that is
+        not in the table.
+        """
+        unknown = None
+        for keyword in self.spellings.keywords["kind"]:
+            found = one_value(header, keyword)
+            if found is None or not (text := clean_text(found[0])):
+                continue
+            kind, master = kind_of(text, spellings=self.spellings)
+            if kind:
+                return ("master " if master else "") + kind, keyword
+            unknown = unknown or ("", keyword)
+        return unknown
+
+    def read_filter(self, header):
+        """
+        Return the filter as the header spells it, or ``""``.
+
+        With two wheels (FILTER1, FILTER2, or FILTER and FILTER2) what is open or clear
+        in one gives way to the other; two filters in the beam are joined by ``+``.
+        """
+        names = []
+        for keyword in self.spellings.keywords["filter"]:
+            found = one_value(header, keyword)
+            if found is not None and (text := clean_text(found[0])):
+                key = filter_key(text)
+                if all(filter_key(other) != key for other in names):
+                    names.append(text)
+        real = [name for name in names if not _EMPTY.fullmatch(filter_key(name))]
+        return "+".join(real) if real else (names[0] if names else "")
+
+    def read_object(self, header):
+        """Return the object's name as one clean line, or ``""``."""
+        found = self._first_text(header, "object")
+        text = found[0] if found else ""
+        return "" if _NO_OBJECT.fullmatch(key_of(text)) else text
+
+    def read_date(self, header):
+        """
+        Return the start of the exposure as ISO text (``2025-06-03T10:22:06.179``), or ``""``.
+
+        A blank for or before the T is forgiven, a zone is turned into UTC, a date
+        without a time is completed from TIME-OBS, UTSTART or UT. What is no date
+        (``26/10/92``) gives ``""``: it is never used to sort.
+        """
+        for keyword in self.spellings.keywords["date"]:
+            for value, _ in raw_values(header, keyword)[:1]:
+                text = re.sub(r"\s*T\s*|\s+", "T", clean_text(value), count=1)
+                if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text, re.ASCII):
+                    for clock in ("TIME-OBS", "UTSTART", "UTC-OBS", "UT", "TIME"):
+                        times = [clean_text(v) for v, _ in raw_values(header, clock)[:1]]
+                        if times and re.fullmatch(r"\d{2}:\d{2}:\d{2}(\.\d*)?", times[0], re.ASCII):
+                            text += "T" + times[0].rstrip(".")
+                            break
+                try:
+                    moment = datetime.datetime.fromisoformat(text)
+                    if moment.tzinfo is not None:
+                        moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
+                except (ValueError, OverflowError):
+                    continue
+                return moment.isoformat()
+        return ""

@@ -1,0 +1,58 @@
+"""Whether a frame is raw, or what a program did to it."""
+
+import re
+
+from astro_narrowband._engine.headers._reader import OFF
+from astro_narrowband._engine.headers.spellings import (
+    COUNTS,
+    REDUCED,
+    clean_text,
+    key_of,
+    parse_number,
+    raw_values,
+    show,
+)
+
+__all__ = ["reduced_by"]
+
+
+def reduced_by(header):
+    """
+    Return why a frame is not raw, such as ``"BIASSUB = True"``, or ``""`` if it is.
+
+    Flags of calibration, counts of combined frames and units that are not those
+    of a detector (BUNIT electron) are looked at; history is not.
+    """
+    for keyword in REDUCED:
+        for value, _ in raw_values(header, keyword):
+            text = clean_text("" if value is None else value)
+            words = re.findall(r"[a-z0-9]+", text.lower())
+            if keyword == "CALSTAT":
+                applied = re.fullmatch("[BDFMCSPT]*[BDF][BDFMCSPT]*", text.upper()) is not None
+            elif isinstance(value, bool):
+                applied = value
+            else:
+                applied = bool(words) and words[0] not in OFF
+            if applied:
+                return f"{keyword} = {show(value)}"
+    for keyword in COUNTS:
+        for value, _ in raw_values(header, keyword):
+            try:
+                if parse_number(value) > 1:
+                    return f"{keyword} = {show(value)}"
+            except (ValueError, TypeError, OverflowError):
+                continue
+    for value, _ in raw_values(header, "BUNIT"):
+        unit = key_of("" if value is None else value)
+        if re.match(r"(elec|photoelec|photon|jy|mjy|erg|nmgy|nanomagg|flux)", unit) or unit in {
+            "e",
+            "es",
+            "normalized",
+            "dimensionless",
+        }:
+            return f"BUNIT = {show(value)}"
+        if re.match(r"(adu|dn|counts?)(s|sec|second)?(s|sec|second|persec|persecond)$", unit) and (
+            unit not in {"adus", "dns", "counts"} or "/" in str(value)
+        ):
+            return f"BUNIT = {show(value)}"
+    return ""
