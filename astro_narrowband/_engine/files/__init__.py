@@ -36,6 +36,7 @@ __all__ = [
     "FileError",
     "FitsWriter",
     "Identity",
+    "check_absent",
     "clean_header",
     "is_full",
     "open_regular",
@@ -83,6 +84,23 @@ def sha256(path, identity=None):
             os.close(descriptor)
     except OSError as error:
         raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from error
+
+
+def check_absent(path, *, overwrite=False):
+    """
+    Raise `ProductError` if there is a file that was not to be overwritten.
+
+    Parameters
+    ----------
+    path : path-like
+    overwrite : bool, optional
+        It was.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise ProductError(
+            f"{safe_text(path)}: is there already, and is not overwritten: give another name, or "
+            "overwrite=True (--overwrite)"
+        )
 
 
 def write_bytes(path, data, *, commit=None):

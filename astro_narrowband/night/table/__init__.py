@@ -19,6 +19,7 @@ from astropy import units as u
 from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS, MosaicFrame
+from astro_narrowband._engine.files import Identity
 from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
 from astro_narrowband._engine.headers import (
     Spellings,
@@ -95,6 +96,7 @@ class FrameRow(Facts):
     cards: dict = field(default_factory=dict, repr=False)
     colour: str = field(default="", repr=False)
     saturation: float | None = field(default=None, repr=False)
+    identity: Identity | None = field(default=None, repr=False)
 
     @property
     def name(self):
@@ -130,7 +132,13 @@ class FrameRow(Facts):
         cards = dict(self.cards)
         if self.kind in ("light", "flat"):
             cards["FILTUSED"] = self.filter
-        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=cards)
+        return FitsFrame(
+            self.path,
+            unit=unit,
+            max_pixels=self.max_pixels,
+            cards=cards,
+            identity=self.identity,
+        )
 
     def open(self):
         """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
@@ -275,10 +283,18 @@ class FrameTable:
         table.meta["files"] = self.counts
         return table
 
-    def write(self, path):
-        """Write the table as ECSV, whole or not at all."""
-        from astro_narrowband._engine.files import write_table
+    def write(self, path, *, overwrite=False):
+        """
+        Write the table as ECSV, whole or not at all.
 
+        Raises
+        ------
+        ProductError
+            If it cannot be written, or a file is there and ``overwrite`` is False.
+        """
+        from astro_narrowband._engine.files import check_absent, write_table
+
+        check_absent(path, overwrite=overwrite)
         write_table(path, self.table)
 
     def lines(self):
@@ -459,6 +475,7 @@ def _row(path, parts, why, reader, max_pixels):
             warnings.simplefilter("ignore")
             frame = row.open_raw()
             header = frame.header
+            row.identity = frame.identity
             facts = reader.facts(header, parts)
             if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
