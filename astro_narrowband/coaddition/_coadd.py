@@ -234,7 +234,8 @@ def coadd(
     with the least noise), with NCOMBINE, EXPTIME (sum, [s]), TEFF (median effective
     exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
     `~astro_narrowband.resampling.noise_factor`), SYSNOISE, SKYLEVEL, WEIGHTS,
-    COADDREF and REJECTED.
+    COADDREF and REJECTED. FLUXERR is the relative error that all fluxes share: that of a
+    measured gain (GAINERR) and that of the frames' flux scales (SCALEERR).
 
     References
     ----------
@@ -327,7 +328,7 @@ def coadd(
         wcs=wcs_of(frames[reference]),
     )
     put_wcs(ccd.header, ccd.wcs)
-    write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
+    write_header(ccd.header, task, frames[reference].name, weights, planes, unit, scale_err[order])
     self_test(ccd)
     rows = frame_table(
         frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,

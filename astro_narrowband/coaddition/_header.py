@@ -30,7 +30,7 @@ def wcs_of(frame):
     return read_wcs(frame.header, frame.name)
 
 
-def write_header(header, task, reference, weights, planes, unit):
+def write_header(header, task, reference, weights, planes, unit, scale_err):
     """Write what `~astro_narrowband.coaddition.coadd` promises into the header of its reference."""
     for keyword in list(header):
         if keyword.startswith(NOT_OF_COADD):
@@ -57,12 +57,32 @@ def write_header(header, task, reference, weights, planes, unit):
     header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
+    _write_common_error(header, task, scale_err / task.scale)
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
     set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
     header["REJECTED"] = (
         round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
         "outliers over pixels that count",
     )
+
+
+def _write_common_error(header, task, scale_err):
+    """Write what all fluxes of the coadd are wrong by together: GAINERR, SCALEERR and FLUXERR."""
+    gains = np.array([frame.header.get("GAINERR", 0.0) for frame in task.frames], float)
+    # One camera, one gain: its error does not average down.
+    gain = float(task.weight @ gains)
+    each = task.weight * np.nan_to_num(scale_err)
+    # A ratio of fluxes has the noise of the frame's stars, and as much of the reference's, which
+    # all ratios share.
+    scales = float(np.sqrt((np.sum(each) ** 2 + np.sum(each**2)) / 2))
+    for keyword, value, comment in (
+        ("GAINERR", gain, "relative error of the gain"),
+        ("SCALEERR", scales, "relative error by the frames' flux scales"),
+        ("FLUXERR", np.hypot(gain, scales), "relative error common to all fluxes"),
+    ):
+        header.remove(keyword, ignore_missing=True)
+        if value > 0:
+            header[keyword] = (round(float(value), 6), comment)
 
 
 def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):
