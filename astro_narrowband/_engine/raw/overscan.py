@@ -25,6 +25,11 @@ def prepared(image, *, unit=u.adu):
     returned as they are.
     """
     frame = as_frame(image, unit=unit)
+    if frame.unit not in (None, u.adu):
+        raise InputError(
+            f"{frame.name}: is in {frame.unit}, a raw frame must be in adu: give the raw frame, "
+            "or convert it (CCDData.convert_unit_to)"
+        )
     if isinstance(frame, OverscanFrame) or frame.header.get("OVERSCAN") is True:
         return frame
     try:
