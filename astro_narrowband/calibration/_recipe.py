@@ -51,6 +51,9 @@ class Recipe:
         what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K].
+    n_mean : int, optional
+        Pixels of the camera that were added in one of the frame and whose mean is wanted;
+        it takes a flat.
     """
 
     detector: Detector
@@ -58,6 +61,7 @@ class Recipe:
     flat: Frame | None = None
     max_extrapolation: float | None = None
     max_temperature_difference: float = 5.0
+    n_mean: int = 1
     masters: str = ""
     _held: HeldRows = field(init=False, repr=False)
 
@@ -70,7 +74,10 @@ class Recipe:
                     f"flat: its unit is {flat.unit}: it must be dimensionless with median 1; "
                     "make it with master_flat"
                 )
-            object.__setattr__(self, "flat", _normalised(flat))
+            if not isinstance(flat, _ScaledFlat):  # a recipe that is copied has scaled it
+                flat = _normalised(flat)
+                flat = flat if self.n_mean == 1 else _ScaledFlat(flat, 1 / self.n_mean)
+            object.__setattr__(self, "flat", flat)
             if self.dark is not None and tuple(flat.shape) != tuple(self.dark.shape):
                 raise InputError(
                     f"flat is {tuple(flat.shape)}, bias or dark {tuple(self.dark.shape)}: "

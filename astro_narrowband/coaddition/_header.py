@@ -15,7 +15,7 @@ from astro_narrowband._engine.provenance import drop_camera, write_creator, writ
 from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import undithered_noise
 
-__all__ = ["frame_table", "wcs_of", "write_header"]
+__all__ = ["frame_table", "wcs_of", "write_header", "write_matching"]
 
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
@@ -30,7 +30,7 @@ def wcs_of(frame):
     return read_wcs(frame.header, frame.name)
 
 
-def write_header(header, task, reference, weights, planes, unit, scale_err):
+def write_header(header, task, reference, weights, planes, unit):
     """Write what `~astro_narrowband.coaddition.coadd` promises into the header of its reference."""
     for keyword in list(header):
         if keyword.startswith(NOT_OF_COADD):
@@ -57,39 +57,62 @@ def write_header(header, task, reference, weights, planes, unit, scale_err):
     header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
-    _write_common_error(header, task, scale_err / task.scale)
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
-    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
+    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid")
     header["REJECTED"] = (
         round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
         "outliers over pixels that count",
     )
 
 
-def _write_common_error(header, task, scale_err):
-    """Write what all fluxes of the coadd are wrong by together: GAINERR, SCALEERR and FLUXERR."""
-    gains = np.array([frame.header.get("GAINERR", 0.0) for frame in task.frames], float)
+def write_matching(header, frames, transparency, skies, weight):
+    """Write how the frames were brought to one flux scale and one sky."""
+    set_card(header, "FLUXREF", str(frames[transparency.reference].name)[:60],
+             "frame of the flux scale")  # fmt: skip
+    header["SCALEERR"] = (
+        round(_half_shared(weight, transparency.error / transparency.scale), 6),
+        "relative error of fluxes by the scales",
+    )
     # One camera, one gain: its error does not average down.
-    gain = float(task.weight @ gains)
-    each = task.weight * np.nan_to_num(scale_err)
-    # A ratio of fluxes has the noise of the frame's stars, and as much of the reference's, which
-    # all ratios share.
-    scales = float(np.sqrt((np.sum(each) ** 2 + np.sum(each**2)) / 2))
-    for keyword, value, comment in (
-        ("GAINERR", gain, "relative error of the gain"),
-        ("SCALEERR", scales, "relative error by the frames' flux scales"),
-        ("FLUXERR", np.hypot(gain, scales), "relative error common to all fluxes"),
-    ):
-        header.remove(keyword, ignore_missing=True)
-        if value > 0:
-            header[keyword] = (round(float(value), 6), comment)
+    gain = float(weight @ np.array([frame.header.get("GAINERR", 0.0) for frame in frames], float))
+    header["GAINERR"] = (round(gain, 6), "relative error of the gain; 0: not known")
+    header["FLUXERR"] = (
+        round(float(np.hypot(gain, header["SCALEERR"])), 6),
+        "relative error common to all fluxes",
+    )
+    header["SCALESYS"] = (
+        round(_summed(weight, transparency.uneven), 6),
+        "relative error by uneven transparency",
+    )
+    if skies.degree >= 0:
+        header["SKYDEG"] = (skies.degree, "degree of sky surfaces; weighted mean kept")
+        header["SKYSURFE"] = (
+            _summed(weight, skies.error),
+            "error of the sky where a frame lacks",
+        )
 
 
-def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):
+def _summed(weight, error):
+    """Error of a weighted mean by errors that frames do not share; what is not known is nil."""
+    return float(np.sqrt(np.nansum((weight * error) ** 2)))
+
+
+def _half_shared(weight, error):
+    """
+    Error of a weighted mean by errors of ratios to one reference.
+
+    A ratio has the noise of the frame's stars and, in about equal parts, that of the
+    reference's, which all ratios share.
+    """
+    return float(np.hypot(_summed(weight, error), np.nansum(weight * error)) / np.sqrt(2))
+
+
+def frame_table(frames, found, *, reasons, exposure, weight, transparency, skies, rejected):
     """One row for each frame, see `~astro_narrowband.coaddition.Coadd`."""
     unit = frames[0].unit
     alignments = [frame.alignment for frame in frames]
     shift = np.array([(0.0, 0.0) if a is None else a.shift for a in alignments])
+    ranges = [np.zeros(1) if m is None else m.samples() for m in transparency.maps]
     return QTable(
         {
             "name": [frame.name for frame in frames],
@@ -100,11 +123,18 @@ def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, o
             "dy": shift[:, 1] * u.pix,
             "rotation": [0.0 if a is None else a.rotation for a in alignments] * u.deg,
             "weight": weight,
-            "scale": scale,
-            "scale_err": scale_err,
+            "scale": transparency.scale,
+            "scale_err": transparency.error,
+            "scale_method": np.array(transparency.method, dtype=str),
+            "scale_range": [float(np.ptp(values)) for values in ranges],
+            "scale_chi2": transparency.chi2,
+            "scale_uneven": transparency.uneven,
             "sky": [s.sky for s in found] * unit,
             "noise": np.sqrt([s.variance for s in found]) * unit,
-            "sky_offset": offset * unit,
+            "sky_offset": skies.offset * unit,
+            "sky_err": skies.error * unit,
+            "sky_gradient": skies.gradient * unit,
+            "sky_chi2": skies.chi2,
             "fwhm": [s.fwhm for s in found] * u.pix,
             "n_stars": [len(s.stars) for s in found],
             "rejected": rejected,
