@@ -195,6 +195,24 @@ def _add_night(command):
         "SII, green or blue for OIII; all four of a superpixel); mono: there are no colours",
     )
     command.add_argument(
+        "--calibration",
+        type=_path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="bias, darks, flats or masters for what the night lacks (repeatable)",
+    )
+    command.add_argument(
+        "--without",
+        choices=("flat", "dark", "bias"),
+        action="append",
+        default=[],
+        help="go on without these frames, and say so (repeatable)",
+    )
+    command.add_argument(
+        "--calibrated", action="store_true", help="the lights are calibrated: only combine them"
+    )
+    command.add_argument(
         "--spellings", metavar="FILE", help="TOML file of your own keywords, kinds and filters"
     )
     command.add_argument(
@@ -395,6 +413,7 @@ def _summary(record, output):
             f"{title}: {group['n_used']} of {len(group['frames'])} frames, "
             f"{group['exposure_total']:g} s, noise {group['noise']:.3g} electron/s, "
             f"FWHM {group['fwhm']:.2f} px"
+            + "".join(f", without {kind}" for kind in group["without"])
         )
     counts = record["files"]
     lines.append(
@@ -415,8 +434,12 @@ def _inspect(options):
         max_pixels=options.max_pixels,
         bayer=options.bayer,
         spellings=options.spellings,
+        calibration=options.calibration,
+        calibrated=options.calibrated,
     )
-    lines, status = inspection(table, filters=options.filters)
+    lines, status = inspection(
+        table, filters=options.filters, without=options.without, calibrated=options.calibrated
+    )
     print("\n".join(_one_line_kept(line) for line in lines))
     return status
 

@@ -19,6 +19,7 @@ WINGS = {
             "wcs",
             "headers",
             "files",
+            "provenance",
             "frames",
             "bayer",
             "executors",

@@ -29,7 +29,7 @@ from astro_narrowband.exceptions import InputError
 __all__ = ["COLOURS", "MosaicFrame"]
 
 #: What may be made of a mosaic, and the letters of the pixels that are added.
-COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB"}
+COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB", "green+blue": "GB"}
 #: Level [adu] from which a pixel is not believed, where the header does not tell.
 _FULL = 65504.0
 #: Lengths that double where pixels are taken out, by the start of their keyword.

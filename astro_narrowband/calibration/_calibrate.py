@@ -12,7 +12,7 @@ from astro_narrowband._engine.frames import (
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
 from astro_narrowband._engine.wcs import put_wcs, read_wcs
-from astro_narrowband.calibration._frame import CalibratedFrame
+from astro_narrowband.calibration._frame import CalibratedFrame, refuse_twice
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.detector import decide_detector
@@ -89,6 +89,12 @@ def calibrate(
         If a step was done before, or the dark would be extrapolated too far.
     """
     frame = prepared(ccd)
+    refuse_twice(
+        frame,
+        bias=bias is not None or dark is not None,
+        dark=dark is not None,
+        flat=flat is not None,
+    )
     if detector is None:
         detector = decide_detector(
             frame.header, gain=gain, read_noise=read_noise, saturation=saturation

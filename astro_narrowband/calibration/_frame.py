@@ -13,6 +13,7 @@ from astro_narrowband._engine.frames import (
     Band,
     Frame,
 )
+from astro_narrowband._engine.provenance import drop_camera, write_creator
 from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.calibration._recipe import divisor
@@ -20,7 +21,7 @@ from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.noise import SharedNoise, sample_rows, signal_variance
 
-__all__ = ["CalibratedFrame"]
+__all__ = ["CalibratedFrame", "refuse_twice"]
 
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
@@ -82,7 +83,13 @@ class CalibratedFrame(Frame):
         self.name, self.shape = frame.name, tuple(frame.shape)
         self.unit, self.wcs = u.electron / u.s, frame.wcs
         self.masters = recipe.masters
-        _refuse_twice(frame, recipe)
+        dark = recipe.dark
+        refuse_twice(
+            frame,
+            bias=dark is not None,
+            dark=dark is not None and dark.model != "bias",
+            flat=recipe.flat is not None,
+        )
         if frame.unit not in (None, u.adu):
             raise InputError(
                 f"{self.name}: its unit is {frame.unit}, a raw frame must be in adu: "
@@ -201,6 +208,9 @@ class CalibratedFrame(Frame):
             header[key] = (value, STEPS[key])
         header["DARKPOL"] = (self.policy, "how the dark was had")
         header["EXPTIME"] = (self.exposure, "[s] exposure time")
+        drop_camera(header)
+        header["GAIN"] = (self.exposure, "effective: electron for one electron/s")
+        write_creator(header)
         header["GAINUSED"] = (recipe.detector.gain, "[electron/adu]")
         header["RNUSED"] = (recipe.detector.read_noise, "[electron] read noise")
         header["BUNIT"] = "electron / s"
@@ -325,14 +335,9 @@ class CalibratedFrame(Frame):
         return total
 
 
-def _refuse_twice(frame, recipe):
-    wanted = {
-        "BIASSUB": recipe.dark is not None,
-        "DARKSUB": recipe.dark is not None and recipe.dark.model != "bias",
-        "FLATCOR": recipe.flat is not None,
-        "GAINCOR": True,
-        "EXPNORM": True,
-    }
+def refuse_twice(frame, *, bias, dark, flat):
+    """Refuse a frame that lost its bias, dark or flat before, if it is to lose it now."""
+    wanted = {"BIASSUB": bias, "DARKSUB": dark, "FLATCOR": flat, "GAINCOR": True, "EXPNORM": True}
     for key, step in wanted.items():
         for name in (key, CCDPROC_STEPS[key]):
             value = frame.header.get(name)

@@ -1,7 +1,9 @@
 """What lights are calibrated with."""
 
 import hashlib
+import math
 import os
+import warnings
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -10,15 +12,21 @@ import numpy as np
 from astropy import units as u
 
 from astro_narrowband._engine.frames import (
+    Band,
     Frame,
     HeldRows,
     as_frame,
+    handed,
 )
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.noise import sample_rows
 
 __all__ = ["Recipe", "divisor"]
+
+#: A flat whose median over some rows is further from 1 was not normalised.
+FAR_FROM_ONE = 0.15
 
 #: A flat pixel below this fraction of the median is dead, and never divides.
 MIN_FLAT = 0.05
@@ -43,6 +51,9 @@ class Recipe:
         what the dark costs the frame in units of its own error.
     max_temperature_difference : float, optional
         Between light and darks [K].
+    n_mean : int, optional
+        Pixels of the camera that were added in one of the frame and whose mean is wanted;
+        it takes a flat.
     """
 
     detector: Detector
@@ -50,6 +61,7 @@ class Recipe:
     flat: Frame | None = None
     max_extrapolation: float | None = None
     max_temperature_difference: float = 5.0
+    n_mean: int = 1
     masters: str = ""
     _held: HeldRows = field(init=False, repr=False)
 
@@ -62,6 +74,10 @@ class Recipe:
                     f"flat: its unit is {flat.unit}: it must be dimensionless with median 1; "
                     "make it with master_flat"
                 )
+            if not isinstance(flat, _ScaledFlat):  # a recipe that is copied has scaled it
+                flat = _normalised(flat)
+                flat = flat if self.n_mean == 1 else _ScaledFlat(flat, 1 / self.n_mean)
+            object.__setattr__(self, "flat", flat)
             if self.dark is not None and tuple(flat.shape) != tuple(self.dark.shape):
                 raise InputError(
                     f"flat is {tuple(flat.shape)}, bias or dark {tuple(self.dark.shape)}: "
@@ -161,6 +177,50 @@ def divisor(flat):
     if flat.mask is not None:
         dead |= flat.mask
     return np.where(dead, np.float32(1), flat.data) if dead.any() else flat.data, dead
+
+
+class _ScaledFlat(Frame):
+    """A flat divided by its own median."""
+
+    def __init__(self, flat, level):
+        self.flat, self.level = flat, np.float32(level)
+        self.name, self.shape, self.unit = flat.name, flat.shape, u.dimensionless_unscaled
+        self.header = flat.header
+
+    def read(self, rows, *, variance=True, out=None):
+        """Rows of the flat, of median 1."""
+        band = self.flat.read(rows, variance=variance)
+        squared = None if band.variance is None else band.variance / self.level**2
+        return handed(Band(band.data / self.level, squared, band.mask), out=out)
+
+
+def _normalised(flat):
+    """A flat of median 1: as it is, or, aloud, divided by its median."""
+    level = _median(flat, sample_rows(flat.shape[0]))
+    if abs(level - 1) < FAR_FROM_ONE:
+        return flat
+    level = _median(flat, [slice(0, flat.shape[0])])
+    if not level > 0:
+        raise InputError(f"{flat.name}: the flat's median is {level:.3g}: a flat is around 1")
+    warnings.warn(
+        f"{flat.name}: the flat's median is {level:.4g}, not 1: it was divided by that",
+        NarrowbandWarning,
+        stacklevel=4,
+    )
+    return _ScaledFlat(flat, level)
+
+
+def _median(flat, parts):
+    """Median of the good pixels of some rows, NaN where there are none."""
+    values = []
+    for rows in parts:
+        band = flat.read(rows, variance=False)
+        good = np.isfinite(band.data)
+        if band.mask is not None:
+            good &= ~band.mask
+        values.append(band.data[good])
+    values = np.concatenate(values)
+    return float(np.median(values)) if values.size else math.nan
 
 
 def _is_model(path):

@@ -327,7 +327,7 @@ def coadd(
         header=header,
         wcs=put_wcs(header, wcs_of(frames[reference])),
     )
-    write_header(ccd.header, task, frames[reference].name, weights, planes)
+    write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     rows = frame_table(
         frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,

@@ -11,6 +11,7 @@ from astropy import units as u
 from astropy.table import QTable
 
 from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.provenance import drop_camera, write_creator, write_dates
 from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import undithered_noise
 
@@ -29,7 +30,7 @@ def wcs_of(frame):
     return read_wcs(frame.header, frame.name)
 
 
-def write_header(header, task, reference, weights, planes):
+def write_header(header, task, reference, weights, planes, unit):
     """Write what `~astro_narrowband.coaddition.coadd` promises into the header of its reference."""
     for keyword in list(header):
         if keyword.startswith(NOT_OF_COADD):
@@ -44,6 +45,11 @@ def write_header(header, task, reference, weights, planes):
             header["TEFF"] = (float(np.median(texp[texp > 0])), "[s] median effective exposure")
     else:
         header.remove("EXPTIME", ignore_missing=True)
+    drop_camera(header)
+    if "TEFF" in header and unit == u.electron / u.s:
+        header["GAIN"] = (header["TEFF"], "effective: electron for one electron/s")
+    write_dates(header, [frame.header for frame in task.frames])
+    write_creator(header)
     header["NOISECOR"] = (
         round(float(np.sum(w2v * task.correlation) / w2v.sum()), 6),
         "pixel variance over the variance plane",

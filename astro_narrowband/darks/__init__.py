@@ -256,7 +256,7 @@ class DarkModel:
         >>> model = DarkModel.from_masters(bias=bias, dark=dark, exposure=10.0)
         >>> flat, light = (model.price(300.0, noise=noise) for noise in (140.0, 13.0))
         >>> print(f"{flat.total:.2f} {flat.too_high} {light.total:.2f} {light.too_high}")
-        0.08 False 0.87 True
+        0.08 False 0.88 True
         """
         noise = positive(noise, "noise")
         policy = self.policy(exposure)

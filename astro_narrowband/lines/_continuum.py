@@ -1,6 +1,7 @@
 """A line image less its continuum, by a scale that stars say, with the error of that scale."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from astropy.io import fits
@@ -195,7 +196,10 @@ def _level(ccd, bad):
 
 def _common_stars(line, continuum, stars):
     """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
-    tables = [detect_stars(ccd, mask=unusable(ccd)) for ccd in (line, continuum)]
+    with ThreadPoolExecutor(2) as threads:
+        tables = list(
+            threads.map(lambda ccd: detect_stars(ccd, mask=unusable(ccd)), (line, continuum))
+        )
     widths = [t.meta["fwhm"] for t in tables]
     if not np.isfinite(widths).all():
         which = "line" if not math.isfinite(widths[0]) else "continuum"

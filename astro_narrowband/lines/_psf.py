@@ -1,6 +1,7 @@
 """The stars of two images brought to one shape: the broader wins."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from astropy.io import fits
@@ -9,6 +10,7 @@ from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
 from scipy.signal import oaconvolve
 
+from astro_narrowband._engine.frames import usable_cores
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import noise_correlation, random_variance, unusable
 
@@ -149,11 +151,15 @@ def _convolved(ccd, bad, kernel):
     data = np.where(bad, np.float32(0), np.float32(ccd.data))
     variance = np.where(bad, np.float32(0), random_variance(ccd))
     # Outside the image there is nothing: its rim is cut like a hole.
-    share = oaconvolve(np.float32(good), kernel32, mode="same")
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        share, data, variance = threads.map(
+            lambda plane: oaconvolve(plane, kernel32, mode="same"),
+            (np.float32(good), data, variance),
+        )
     mask = (share < 1 - MAX_BAD) | bad
     share = np.where(mask, np.float32(1), share)
-    data = oaconvolve(data, kernel32, mode="same") / share
-    variance = np.maximum(oaconvolve(variance, kernel32, mode="same") / share, 0)
+    data /= share
+    variance = np.maximum(variance / share, 0)
     data[mask] = np.nan
     header = fits.Header(ccd.header)
     header["NOISECOR"] = (

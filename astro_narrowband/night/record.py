@@ -117,6 +117,7 @@ def group_record(group, *, frames=None, ccd=None, products=None):
         "object": group.object,
         "filter": group.filter,
         "label": group.label,
+        "without": list(group.without),
         "reference": "",
         "status": "failed" if ccd is None else "done",
         "reason": group.reason,

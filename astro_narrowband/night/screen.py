@@ -189,13 +189,14 @@ def screen_plan(plan, *, saturation=None):
     """
     seen, lost, before = {}, {}, [group for group in plan.groups if not group.failed]
 
-    def looks(rows):
-        for row in rows:
-            if row.path not in seen:
-                seen[row.path] = _look(row, saturation)
-        return [seen[row.path] for row in rows]
-
     for group in before:
+
+        def looks(rows, colour=group.colour):
+            for row in rows:
+                if (row.path, colour) not in seen:
+                    seen[row.path, colour] = _look(row, colour, saturation)
+            return [seen[row.path, colour] for row in rows]
+
         for rows, reasons in _checks(group, looks):
             pairs = [(row, why) for row, why in zip(rows, reasons, strict=True) if why]
             lost.update((id(pair[0]), pair) for pair in pairs)
@@ -232,9 +233,9 @@ def _checks(group, looks):
     yield group.lights, lights
 
 
-def _look(row, saturation):
+def _look(row, colour, saturation):
     try:
-        frame = row.open()
+        frame = row.open(colour)
     except InputError as error:
         return Look(np.nan, np.nan, str(error))
     if saturation is not None:

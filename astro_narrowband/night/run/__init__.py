@@ -39,6 +39,7 @@ from astro_narrowband.night.record import (
 )
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters
+from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.photometry import make_catalog
 from astro_narrowband.registration import Alignment, align_group
@@ -58,7 +59,7 @@ class Light:
 
     row: FrameRow
     group: Group
-    frame: CalibratedFrame
+    frame: CalibratedFrame | MeasuredFrame
     stars: QTable | None = None
     measuring: Future | None = None
     statistics: FrameStatistics | None = None
@@ -172,11 +173,17 @@ class Night:
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        recipe, keys = self.masters.recipe(group)
+        measured = group.calibrated or not (group.bias or group.darks or group.flats)
+        recipe, keys = (None, []) if measured else self.masters.recipe(group)
         lights = []
         for row in list(group.lights):
             try:
-                lights.append(Light(row, group, CalibratedFrame(row.open(), recipe)))
+                frame = row.open(group.colour)
+                if measured:
+                    frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
+                else:
+                    frame = CalibratedFrame(frame, recipe)
+                lights.append(Light(row, group, frame))
             except NarrowbandError as error:
                 self.leave_out(row, str(error), group)
         if not lights:
@@ -208,7 +215,8 @@ class Night:
 
     def start_measuring(self, lights, pool):
         """Measure the lights of a group in other threads; their masters go with the last one."""
-        recipe = lights[0].frame.recipe.hold()
+        first = lights[0].frame
+        recipe = first.recipe.hold() if isinstance(first, CalibratedFrame) else None
         for light in lights:
             light.measuring = pool.submit(self.measure, light, recipe)
 
@@ -275,6 +283,8 @@ class Night:
             ("REFFRAME", Path(reference).name),
         ):
             set_card(made.ccd.header, keyword, text)
+        if group.without:
+            set_card(made.ccd.header, "WITHOUT", " ".join(group.without), "not calibrated with")
         if settings.catalogue is not None:
             _place(made.ccd, settings.catalogue, group)
         if settings.keep_calibrated:
