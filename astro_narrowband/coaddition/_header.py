@@ -15,7 +15,7 @@ from astro_narrowband._engine.provenance import drop_camera, write_creator, writ
 from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import undithered_noise
 
-__all__ = ["frame_table", "wcs_of", "write_header"]
+__all__ = ["frame_table", "wcs_of", "write_header", "write_matching"]
 
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
@@ -58,18 +58,44 @@ def write_header(header, task, reference, weights, planes, unit):
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
-    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
+    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid")
     header["REJECTED"] = (
         round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
         "outliers over pixels that count",
     )
 
 
-def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):
+def write_matching(header, frames, transparency, skies, weight):
+    """Write how the frames were brought to one flux scale and one sky."""
+    set_card(header, "FLUXREF", str(frames[transparency.reference].name)[:60],
+             "frame of the flux scale")  # fmt: skip
+    header["SCALEERR"] = (
+        round(_summed(weight, transparency.error / transparency.scale), 6),
+        "relative error of fluxes by the scales",
+    )
+    header["SCALESYS"] = (
+        round(_summed(weight, transparency.uneven), 6),
+        "relative error by uneven transparency",
+    )
+    if skies.degree >= 0:
+        header["SKYDEG"] = (skies.degree, "degree of sky surfaces; weighted mean kept")
+        header["SKYSURFE"] = (
+            _summed(weight, skies.error),
+            "error of the sky where a frame lacks",
+        )
+
+
+def _summed(weight, error):
+    """Error of a weighted mean by errors that frames do not share; what is not known is nil."""
+    return float(np.sqrt(np.nansum((weight * error) ** 2)))
+
+
+def frame_table(frames, found, *, reasons, exposure, weight, transparency, skies, rejected):
     """One row for each frame, see `~astro_narrowband.coaddition.Coadd`."""
     unit = frames[0].unit
     alignments = [frame.alignment for frame in frames]
     shift = np.array([(0.0, 0.0) if a is None else a.shift for a in alignments])
+    ranges = [np.zeros(1) if m is None else m.samples() for m in transparency.maps]
     return QTable(
         {
             "name": [frame.name for frame in frames],
@@ -80,11 +106,18 @@ def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, o
             "dy": shift[:, 1] * u.pix,
             "rotation": [0.0 if a is None else a.rotation for a in alignments] * u.deg,
             "weight": weight,
-            "scale": scale,
-            "scale_err": scale_err,
+            "scale": transparency.scale,
+            "scale_err": transparency.error,
+            "scale_method": np.array(transparency.method, dtype=str),
+            "scale_range": [float(np.ptp(values)) for values in ranges],
+            "scale_chi2": transparency.chi2,
+            "scale_uneven": transparency.uneven,
             "sky": [s.sky for s in found] * unit,
             "noise": np.sqrt([s.variance for s in found]) * unit,
-            "sky_offset": offset * unit,
+            "sky_offset": skies.offset * unit,
+            "sky_err": skies.error * unit,
+            "sky_gradient": skies.gradient * unit,
+            "sky_chi2": skies.chi2,
             "fwhm": [s.fwhm for s in found] * u.pix,
             "n_stars": [len(s.stars) for s in found],
             "rejected": rejected,
