@@ -61,7 +61,8 @@ class Catalog:
     tables : dict of str to `~astropy.table.QTable`
         For each filter one row per source, brightest first: ``id``, ``x_center``, ``y_center``,
         (``ra``, ``dec``), ``flux``, ``flux_err`` (corrected to the whole light of
-        a point source), (``flux_err_common``, what all share besides), ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
+        a point source), (``flux_err_common``, what all share besides),
+        ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
         ``flux_aperture_err``, ``area``, ``sky``, ``sky_err``, ``sky_std``,
         ``n_sky``, ``fwhm`` (of the Gaussian that has the source's windowed moments;
         that of a Moffat profile is about a tenth less), ``flags``.
