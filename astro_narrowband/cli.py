@@ -168,6 +168,7 @@ def _parser():
     _add_simulate(commands)
     _add_demo(commands)
     _add_photometry(commands)
+    _add_lines(commands)
     return parser
 
 
@@ -192,6 +193,24 @@ def _add_night(command):
         choices=("red", "green", "blue", "superpixel", "mono"),
         help="of a one-shot-colour camera, take the pixels of this colour (red for Halpha and "
         "SII, green or blue for OIII; all four of a superpixel); mono: there are no colours",
+    )
+    command.add_argument(
+        "--calibration",
+        type=_path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="bias, darks, flats or masters for what the night lacks (repeatable)",
+    )
+    command.add_argument(
+        "--without",
+        choices=("flat", "dark", "bias"),
+        action="append",
+        default=[],
+        help="go on without these frames, and say so (repeatable)",
+    )
+    command.add_argument(
+        "--calibrated", action="store_true", help="the lights are calibrated: only combine them"
     )
     command.add_argument(
         "--spellings", metavar="FILE", help="TOML file of your own keywords, kinds and filters"
@@ -245,9 +264,13 @@ def _add_reduce(commands):
     command.add_argument(
         "--max-extrapolation",
         type=_above_zero,
-        default=3.0,
+        default=None,
         metavar="X",
-        help="longest light, in units of the longest dark (default: 3)",
+        help="longest exposure in units of the longest dark (default: decided by what the dark "
+        "costs the frame)",
+    )
+    command.add_argument(
+        "--catalogue", type=_path, metavar="FILE", help="stars of known places, for the WCS"
     )
     command.add_argument("--keep-calibrated", action="store_true", help="write calibrated/ as well")
     command.add_argument("--workers", type=_count, metavar="N", help="threads (default: all cores)")
@@ -328,6 +351,41 @@ def _add_photometry(commands):
     command.set_defaults(run=_photometry)
 
 
+def _curve(text):
+    name, equals, curve = text.partition("=")
+    if not (name.strip() and equals and curve.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not FILTER=FILE or FILTER=CENTRE,WIDTH")
+    return name.strip(), curve.strip()
+
+
+def _add_lines(commands):
+    command = commands.add_parser(
+        "lines",
+        help="line fluxes and ratios of the products of reduce",
+        description="Subtract the continuum, calibrate, divide: line maps, ratios, regions.",
+    )
+    command.add_argument("reduced", type=_path, metavar="REDUCED", help="products of reduce")
+    command.add_argument("-o", "--output", required=True, type=_path, metavar="OUT")
+    for name, kind, metavar, text in (
+        ("--continuum", str, "FILTER", "continuum filter (default: the broad one nearest)"),
+        ("--beam", _pair, "F,OBSTRUCTION", "f-ratio and obstruction of the beam"),
+        ("--references", _path, "FILE", "stars with spectra or AB magnitudes"),
+        ("--nii", _pair, "RATIO,ERROR", "[NII] 6583 over Halpha"),
+        ("--regions", _path, "FILE", "regions to be measured; one named sky is the zero"),
+    ):
+        command.add_argument(name, type=kind, metavar=metavar, help=text)
+    command.add_argument(
+        "--curve", dest="curves", type=_curve, action="append", default=[], metavar="FILTER=CURVE",
+        help="curve of a filter: a file, or CENTRE,WIDTH[,PEAK] in nm (repeatable)",
+    )  # fmt: skip
+    command.add_argument("--velocity", type=float, default=0.0, help="of the source [km/s]")
+    command.add_argument(
+        "--min-snr", type=_above_zero, default=3.0, help="a line is seen from here"
+    )
+    command.add_argument("--floor", type=_above_zero, default=0.03, help="error of all references")
+    command.set_defaults(run=_lines)
+
+
 # --------------------------------------------------------------------------- commands
 
 
@@ -355,6 +413,7 @@ def _summary(record, output):
             f"{title}: {group['n_used']} of {len(group['frames'])} frames, "
             f"{group['exposure_total']:g} s, noise {group['noise']:.3g} electron/s, "
             f"FWHM {group['fwhm']:.2f} px"
+            + "".join(f", without {kind}" for kind in group["without"])
         )
     counts = record["files"]
     lines.append(
@@ -375,8 +434,12 @@ def _inspect(options):
         max_pixels=options.max_pixels,
         bayer=options.bayer,
         spellings=options.spellings,
+        calibration=options.calibration,
+        calibrated=options.calibrated,
     )
-    lines, status = inspection(table, filters=options.filters)
+    lines, status = inspection(
+        table, filters=options.filters, without=options.without, calibrated=options.calibrated
+    )
     print("\n".join(_one_line_kept(line) for line in lines))
     return status
 
@@ -430,6 +493,19 @@ def _photometry(options):
         write_table(options.output, table)
     else:
         print("\n".join(table.pformat(max_lines=-1, max_width=-1)))
+    return DONE
+
+
+def _lines(options):
+    from astro_narrowband.night.lines import LineSettings, make_lines
+
+    values = {name: getattr(options, name) for name in LineSettings.__dataclass_fields__}
+    values["curves"] = tuple(values["curves"])
+    record = make_lines(options.reduced, options.output, settings=LineSettings(**values))
+    for each in record["objects"]:
+        for facts in each["lines"].values():
+            print(_one_line(f"{each['name']}: {facts['sentence']}"))
+    print(os.path.join(options.output, "lines.html"))
     return DONE
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "NarrowbandError",
     "NarrowbandWarning",
     "ProductError",
+    "SharedNoiseWarning",
 ]
 
 
@@ -49,3 +50,7 @@ class ProductError(NarrowbandError, OSError):
 
 class NarrowbandWarning(AstropyUserWarning):
     """Base of every warning of this package."""
+
+
+class SharedNoiseWarning(NarrowbandWarning):
+    """Frames do not say what noise they share, so that a coadd's error may be too small."""

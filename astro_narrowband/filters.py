@@ -12,6 +12,8 @@ __all__ = [
     "canonical_filter",
     "filter_key",
     "is_known_filter",
+    "lines_of",
+    "pixels_of",
 ]
 
 
@@ -49,6 +51,24 @@ _BROAD = {
 _LETTERS = set("UBVRIGLugrizyw")
 _SLOAN = re.compile(r"(?:sdss|sloan)([ugrizyw])p?|([ugrizyw])(?:sdss|sloan|p|prime)")
 _BESSELL = re.compile(r"(?:johnson|bessell?|cousins)([ubvri])|([ubvri])(?:johnson|bessell?)")
+
+#: Filters that let two lines through, for one-shot-colour cameras: the lines, and what of a
+#: `filter_key` tells them. Those of sulphur first, for makers have one name for both.
+_DUAL = {
+    "SII+OIII": re.compile(
+        r"lsynergy|(?:sii|s2|sulfurii|sulphurii)(?:oiii|o3)|colou?rmagicd2|^soo?$"
+        r"|(?:alpt|duoband|dualband).*so$|^so(?:duo|dual)band"
+    ),
+    "Halpha+OIII": re.compile(
+        r"l(?:extreme|ultimate|enhance|para)|alpt|nb[zx]|(?:duo|dual|tri|quad)(?:narrow)?band"
+        r"|(?:duo|dual)nb|triad|colou?rmagicd1|sv220|^hoo?$|h(?:alph)?a(?:oiii|o3)"
+    ),
+}
+#: Pixels of a one-shot-colour camera that see a line.
+_PIXELS = {
+    **dict.fromkeys(("Halpha", "SII", "NII"), "red"),
+    **dict.fromkeys(("OIII", "Hbeta"), "green+blue"),
+}
 
 _LENGTHS = {"nm": 1.0, "a": 0.1, "ang": 0.1, "angstrom": 0.1, "angstroms": 0.1, "å": 0.1}
 #: Words around a filter's name that do not make it another filter.
@@ -136,7 +156,8 @@ def canonical_filter(name, *, spellings=None):
     -------
     str
         ``"Halpha"``, ``"OIII"``, ``"SII"``, ``"NII"`` or ``"Hbeta"`` for a known
-        spelling; ``"none"`` for an open beam; ``"Luminance"``, ``"Red"``, ... and
+        spelling; ``"Halpha+OIII"`` or ``"SII+OIII"`` for a dual-band filter; ``"none"`` for
+        an open beam; ``"Luminance"``, ``"Red"``, ... and
         single letters for broadband filters; any other name as it was, on one
         line and stripped of outer blanks. A name with the wavelength of another
         line (``"Ha 6649"``) is another filter.
@@ -158,6 +179,9 @@ def canonical_filter(name, *, spellings=None):
                 around = f"{spelt[: match.start()]} {spelt[match.end() :]}"
                 if _is_harmless(around, known.wavelength):
                     return known.name
+    for dual, pattern in _DUAL.items():
+        if len(key) <= 100 and pattern.search(key):
+            return dual
     letter = text.strip("'\"` ")
     if letter in _LETTERS:
         return "Luminance" if letter == "L" else letter
@@ -169,7 +193,26 @@ def canonical_filter(name, *, spellings=None):
     return text
 
 
+def lines_of(name):
+    """
+    Return the lines that a filter lets through, of those that are known.
+
+    Examples
+    --------
+    >>> from astro_narrowband.filters import canonical_filter, lines_of
+    >>> lines_of("Halpha"), lines_of(canonical_filter("Optolong L-eXtreme 2in")), lines_of("Red")
+    (('Halpha',), ('Halpha', 'OIII'), ())
+    """
+    lines = tuple(canonical_filter(line) for line in name.split("+"))
+    return lines if all(line in _PIXELS for line in lines) else ()
+
+
+def pixels_of(line):
+    """Return the pixels of a one-shot-colour camera that see a line: red, or green and blue."""
+    return _PIXELS[line]
+
+
 def is_known_filter(name, *, spellings=None):
     """Return whether a canonical name is in the tables of this package (or in ``spellings``)."""
     known = {f.name for f in FILTERS} | set(_BROAD.values()) | _LETTERS | {UNKNOWN_FILTER}
-    return name in known or name in (spellings or {}).values()
+    return name in {*known, *_DUAL, *(spellings or {}).values()}

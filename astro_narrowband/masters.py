@@ -9,7 +9,7 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
     READ,
@@ -64,7 +64,7 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     InputError
         If there are no frames, or their shapes differ.
     """
-    frames = [prepared(f) for f in frames]
+    frames = as_frames(frames, "biases", convert=prepared)
     shape = same_shape(frames, "biases")
     keep_memory()
     samples = sample_frames(frames)
@@ -130,7 +130,7 @@ class FlatCheck(NamedTuple):
     reason: str
 
 
-def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolation=3.0):
+def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolation=None):
     """
     Say which flats can be used, and why the others cannot.
 
@@ -150,7 +150,7 @@ def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolatio
     list of FlatCheck
         In the order of ``frames``.
     """
-    frames = [prepared(f) for f in frames]
+    frames = as_frames(frames, "flats", convert=prepared)
     detector = detector or decide_detector(frames[0].header)
     model = _model(bias, dark)
     return _checks(frames, model, detector, max_extrapolation)
@@ -178,8 +178,16 @@ def _checks(frames, model, detector, max_extrapolation):
     checks = []
     for frame in frames:
         exposure = _exposure(frame, model)
-        model.policy(exposure, max_extrapolation=max_extrapolation)
-        checks.append(_check(frame, exposure, rows, good, dark(exposure), detector))
+        check = _check(frame, exposure, rows, good, dark(exposure), detector)
+        if not check.reason:
+            noise = (detector.floor + check.level * detector.gain) ** 0.5 / detector.gain
+            try:
+                model.check(
+                    exposure, noise=noise, what="flats", max_extrapolation=max_extrapolation
+                )
+            except CalibrationError as error:
+                check = check._replace(reason=f"has no dark: {error}")
+        checks.append(check)
     return checks
 
 
@@ -191,7 +199,7 @@ def _check(frame, exposure, rows, good, dark, detector):
             if band.mask is not None:
                 own &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
-    saturated = np.count_nonzero((values >= detector.saturation) & good)
+    saturated = np.count_nonzero((values >= detector.saturation - frame.pedestal) & good)
     total = np.count_nonzero(good)
     values -= dark
     bad = None if total == good.size else ~good
@@ -228,7 +236,7 @@ def master_flat(
     checks=None,
     min_value=MIN_FLAT,
     n_sigma=5.0,
-    max_extrapolation=3.0,
+    max_extrapolation=None,
     workers=None,
 ):
     """
@@ -255,7 +263,8 @@ def master_flat(
         Pixels below it are masked.
     n_sigma : float, optional
     max_extrapolation : float, optional
-        Of the dark.
+        Longest flat in units of the longest dark. Default is no limit but the price: what
+        the dark costs a flat in units of its own error.
     workers : int, optional
 
     Returns
@@ -270,7 +279,7 @@ def master_flat(
     InputError
         If shapes differ, or neither bias nor dark is given.
     """
-    frames = [prepared(f) for f in frames]
+    frames = as_frames(frames, convert=prepared)
     shape = same_shape(frames, "flats")
     detector = detector or decide_detector(frames[0].header)
     model = _model(bias, dark)

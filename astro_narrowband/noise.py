@@ -15,14 +15,19 @@ takes the signal from the eight neighbours, and from the pixel itself only
 where it stands out from them (star cores, cosmic rays).
 """
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
 
 __all__ = [
+    "SharedNoise",
     "common_variance",
     "expected_variance",
     "mirror_border",
     "neighbour_mean",
     "pixel_variance",
+    "sample_rows",
     "signal_variance",
 ]
 
@@ -312,3 +317,66 @@ def common_variance(shared, weights):
     weights = np.asarray(weights, float)
     mean = sum(w * np.asarray(s, float) for w, s in zip(weights, shared, strict=True))
     return np.sum((mean / weights.sum()) ** 2, axis=0)
+
+
+def sample_rows(n_rows):
+    """Return slices of a few rows in four places of an image: its blank sky is judged by them."""
+    return [slice(y, min(y + 8, n_rows)) for y in (np.arange(1, 8, 2) * n_rows // 8).tolist()]
+
+
+@dataclass(frozen=True)
+class SharedNoise:
+    """
+    What the header of a calibrated frame says of the noise that its masters left in it.
+
+    As parts of the variance of its blank sky, so that it stays true when the frame is
+    multiplied by a number: the blank sky's is the median over `sample_rows`.
+
+    Attributes
+    ----------
+    masters : str
+        What the masters are known by; ``"none"`` for a frame that had none.
+    offset, covariance, rate : float
+        Of the dark: of its offset, of twice the covariance with its rate, of its rate.
+    flat : float
+        Of the flat.
+    flat_error : float
+        Relative standard deviation of the flat.
+    included : bool
+        Whether the frame's uncertainty has that noise in it.
+    """
+
+    masters: str
+    offset: float = 0.0
+    covariance: float = 0.0
+    rate: float = 0.0
+    flat: float = 0.0
+    flat_error: float = 0.0
+    included: bool = True
+
+    def to_header(self, header):
+        """Write MASTERID, MNOFFSET, MNCOV, MNRATE, MNFLAT, MNFLATER and MNINCL."""
+        header["MASTERID"] = (self.masters, "masters it was calibrated with")
+        if self.masters == "none":
+            return
+        for keyword, value, comment in (
+            ("MNOFFSET", self.offset, "dark offset's part of blank sky's variance"),
+            ("MNCOV", self.covariance, "part of its covariance with the rate, twice"),
+            ("MNRATE", self.rate, "dark rate's part"),
+            ("MNFLAT", self.flat, "flat's part"),
+            ("MNFLATER", self.flat_error, "relative error of the flat"),
+        ):
+            header[keyword] = (float(f"{value:.6g}"), comment)
+        header["MNINCL"] = (self.included, "the uncertainty has these parts in it")
+
+    @classmethod
+    def from_header(cls, header):
+        """Read what `to_header` wrote, or return None where nothing is said."""
+        masters = header.get("MASTERID")
+        if not isinstance(masters, str) or not masters:
+            return None
+        keywords = ("MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNFLATER")
+        parts = [float(header.get(keyword, 0.0)) for keyword in keywords]
+        if not all(map(math.isfinite, parts)):
+            return None
+        return cls(masters, *parts, included=bool(header.get("MNINCL", True)))

@@ -273,13 +273,19 @@ case(
     {PLAIN: OUT},
     says="mystery",
 )
-case("kind", "master", lambda n: n.set(F1, IMAGETYP="Master Flat"), {F1: OUT}, says="master")
+case(
+    "kind",
+    "master-beside-raw",
+    lambda n: n.set(F1, IMAGETYP="Master Flat"),
+    {F1: OUT, F2: USED},
+    says="taken before it",
+)
 case(
     "kind",
     "master-by-name",
     lambda n: n.move(F1, "flat/Halpha/master_flat.fits"),
     {"flat/Halpha/master_flat.fits": OUT},
-    says="master",
+    says="taken before it",
 )
 case("kind", "focus", lambda n: n.set(L1, IMAGETYP="focus"), {L1: IGNORED})
 case(
@@ -376,10 +382,25 @@ case("header", "calstat", lambda n: n.set(L1, CALSTAT="BDF"), {L1: OUT}, says="C
 case("header", "electron", lambda n: n.set(L1, BUNIT="electron"), {L1: OUT}, says="BUNIT")
 case("header", "counts", lambda n: n.set(L1, BUNIT="counts"), {L1: USED})
 case("header", "bunit", lambda n: n.set(L1, BUNIT="furlong per"), {L1: OUT}, says="BUNIT")
-case("header", "ncombine", lambda n: n.set(D1, NCOMBINE=20), {D1: OUT}, says="NCOMBINE")
+case("header", "ncombine", lambda n: n.set(D1, NCOMBINE=20), {D1: OUT}, says="taken before")
 case("header", "bzero", lambda n: n.card(L1, "BZERO", "'much'"), {L1: OUT}, says="BZERO")
 case("header", "bscale", lambda n: n.card(L1, "BSCALE", "0.0"), {L1: OUT}, says="BSCALE")
-case("header", "bayer", lambda n: n.set(n.all("."), BAYERPAT="RGGB"), {L1: OUT}, 3, says="BAYERPAT")
+case(
+    "header",
+    "bayer-no-line",
+    lambda n: (n.set(n.all("."), BAYERPAT="RGGB"), n.set(n.all("light"), FILTER="UV/IR")),
+    {L1: OUT},
+    3,
+    says="BAYERPAT",
+)
+case(
+    "header",
+    "bayer-of-darks",
+    lambda n: (n.set(n.all("."), BAYERPAT="RGGB"), n.set(n.all("dark"), BAYERPAT=None)),
+    {L1: OUT, D1: OUT},
+    3,
+    says="BAYERPAT is missing",
+)
 case(
     "header",
     "lower-case",
@@ -458,7 +479,79 @@ case(
 )
 case("match", "one-dark-warm", lambda n: n.set(D1, CCD_TEMP=5.0), {D1: OUT}, says="CCD-TEMP")
 case("match", "light-warm", lambda n: n.set(L1, CCD_TEMP=5.0), {L1: OUT}, says="CCD-TEMP")
-case("match", "no-bias", lambda n: shutil.rmtree(n / "bias"), {L1: OUT}, 3, says="bias")
+case("match", "no-bias", lambda n: shutil.rmtree(n / "bias"), {L1: USED}, says="no flat-darks")
+case(
+    "match",
+    "no-bias-other-darks",
+    lambda n: (shutil.rmtree(n / "bias"), n.set(n.all("dark"), EXPTIME=30.0, EXPOSURE=30.0)),
+    {L1: OUT},
+    3,
+    says="add bias",
+)
+case(
+    "match",
+    "no-flats-without",
+    lambda n: shutil.rmtree(n / "flat"),
+    {L1: USED},
+    says="vignetting",
+    arguments=("--without", "flat"),
+)
+case(
+    "match",
+    "no-flats-without-darks-only",
+    lambda n: shutil.rmtree(n / "flat"),
+    {L1: OUT},
+    3,
+    says="no flat",
+    arguments=("--without", "dark"),
+)
+case(
+    "match",
+    "lights-alone",
+    lambda n: [shutil.rmtree(n / f) for f in ("bias", "dark", "flat")],
+    {L1: USED},
+    says="--without bias",
+    arguments=("--without", "flat", "--without", "dark", "--without", "bias", "--gain", "0.6"),
+)
+case(
+    "match",
+    "calibrated",
+    lambda n: n.set(n.all("light"), CALSTAT="BDF", BUNIT="adu"),
+    {L1: USED, D1: IGNORED},
+    says="--calibrated",
+    arguments=("--calibrated", "", "--gain", "0.6"),
+)
+case(
+    "match",
+    "calibrated-not-said",
+    lambda n: n.set(n.all("light"), CALSTAT="BDF"),
+    {L1: OUT},
+    3,
+    says="CALSTAT",
+)
+case(
+    "match",
+    "calibrated-and-one-raw",
+    lambda n: n.set([x for x in n.all("light") if x != n / L1 and x != L1], CALSTAT="BDF"),
+    {L1: OUT, L2: USED},
+    says="nothing in its header",
+    arguments=("--calibrated", "", "--gain", "0.6"),
+)
+case(
+    "match",
+    "masters-of-another-setting",
+    lambda n: n.set(n.all("dark"), IMAGETYP="Master Dark", NCOMBINE=9, GAIN=200),
+    {L1: OUT, D1: OUT},
+    3,
+    says="gain",
+)
+case(
+    "match",
+    "angles-of-the-rotator",
+    lambda n: (n.set(n.all("."), ROTATANG=10.0), n.set(F1, ROTATANG=100.0)),
+    {F1: OUT, F2: USED},
+    says="ROTATANG",
+)
 case("match", "no-darks", lambda n: shutil.rmtree(n / "dark"), {L1: USED}, says="no darks")
 case("match", "no-flats", lambda n: shutil.rmtree(n / "flat"), {L1: OUT}, 3, says="no flat")
 case("match", "no-lights", lambda n: shutil.rmtree(n / "light"), {B1: OUT}, 3)
@@ -914,7 +1007,15 @@ case(
     ),
     {D1: USED},
 )
-case("camera", "pedestal", lambda n: n.set(D1, PEDESTAL=-100), {D1: OUT}, says="PEDESTAL -100")
+case("camera", "pedestal-of-no-pixel", lambda n: n.set(D1, PEDESTAL=-300), {D1: OUT}, says="level")
+for _name, _sign in (("sbig", -1), ("pixinsight", 1)):
+    case(
+        "camera",
+        f"pedestal-{_name}",
+        lambda n, s=_sign: (n.pixels(D1, lambda d: d + 300), n.set(D1, PEDESTAL=300 * s)),
+        {D1: USED},
+    )
+case("camera", "pedestal-word", lambda n: n.set(D1, PEDESTAL="high"), {D1: OUT}, says="PEDESTAL")
 case("camera", "flipped", lambda n: n.set(F1, FLIPSTAT="Flip"), {F1: OUT}, says="FLIPSTAT flip")
 case("camera", "pedestal-none", lambda n: n.set(D1, PEDESTAL=0.0, FLIPSTAT=" "), {D1: USED})
 case(

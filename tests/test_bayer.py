@@ -20,7 +20,7 @@ from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.table import FrameTable
 
 LEVELS = {"R": 100.0, "G": 20.0, "B": 3.0}
-SUMS = {"red": 100.0, "green": 40.0, "blue": 3.0, "superpixel": 143.0}
+SUMS = {"red": 100.0, "green": 40.0, "blue": 3.0, "superpixel": 143.0, "green+blue": 43.0}
 
 
 def mosaic(colours, *, shape=(6, 8), **cards):
@@ -53,7 +53,7 @@ def test_pattern_offset_and_row_order_find_the_colour(colour, first, cards):
     frame = MosaicFrame(mosaic(first, **cards), colour)
     assert frame.shape == (3, 4)
     assert np.all(pixels(frame) == SUMS[colour])
-    assert frame.n_added == {"green": 2, "superpixel": 4}.get(colour, 1)
+    assert frame.n_added == {"green": 2, "green+blue": 3, "superpixel": 4}.get(colour, 1)
     assert "BAYERPAT" not in frame.header
     assert "XBAYROFF" not in frame.header
 
@@ -121,7 +121,13 @@ def test_the_sky_stays_where_it_is(colour, form):
     header.update({"A_ORDER": 2, "A_2_0": 1e-5, "A_1_1": 2e-5, "B_ORDER": 2, "B_0_2": -3e-5})
     ccd = CCDData(np.zeros((60, 80), "f4"), unit="adu", meta=header)
     frame = MosaicFrame(MemoryFrame(ccd), colour)
-    place = {"red": (1, 0), "blue": (0, 1), "green": (0.5, 0.5), "superpixel": (0.5, 0.5)}[colour]
+    place = {
+        "red": (1, 0),
+        "blue": (0, 1),
+        "green": (0.5, 0.5),
+        "superpixel": (0.5, 0.5),
+        "green+blue": (1 / 3, 2 / 3),
+    }[colour]
     at = np.array([[3.0, 5.0], [21.0, 27.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import astro_narrowband._engine.stacking.network as network
 import astro_narrowband.coaddition._combine_bands as stack
 from astro_narrowband import combine
-from astro_narrowband._engine.frames import Band, FitsFrame
+from astro_narrowband._engine.frames import Band, FitsFrame, Frame
 from astro_narrowband.coaddition import Rejection, reduce_tile
 from astro_narrowband.exceptions import InputError, ProductError
 
@@ -630,7 +630,7 @@ def test_file_that_goes_half_way(files, harm):
 
 
 def test_uncertainty_that_comes_and_goes():
-    class Moody:
+    class Moody(Frame):
         name, shape, unit, header = "moody", (40, 3), CCDData(1, unit="adu").unit, fits.Header()
 
         def read(self, rows):

@@ -201,14 +201,14 @@ def test_policy_and_its_warning(night):
     assert [model.policy(t) for t in (60, 120.3, 1, 90, 300)] == [
         "matched", "matched", "scaled", "scaled", "extrapolated",
     ]  # fmt: skip
-    with pytest.warns(NarrowbandWarning, match=r"300 s is extrapolated.*variance grows [\d.]+ tim"):
+    with pytest.warns(NarrowbandWarning, match=r"300 s: .*extrapolated.*variance grows [\d.]+ tim"):
         dark = model.at(300 * u.s)
     assert dark.header["DARKPOL"] == "extrapolated"
     assert dark.header["EXPTIME"] == 300
     error = np.median(dark.uncertainty.array) / np.median(model.at(120).uncertainty.array)
     assert model.variance_factor(300) == pytest.approx(error**2, rel=0.2)
     with pytest.raises(CalibrationError, match=r"5 times.*max_extrapolation = 3"):
-        model.at(600)
+        model.at(600, max_extrapolation=3)
     with pytest.warns(NarrowbandWarning):
         model.at(600, max_extrapolation=5)
     with pytest.raises(InputError):
@@ -242,8 +242,66 @@ def test_one_dark_exposure(night):
     assert np.abs(rest).max() < 0.01
     with pytest.raises(CalibrationError, match=r"120 s cannot be had.*without a bias"):
         alone.at(120)
-    with pytest.raises(InputError, match="need bias="):
-        DarkModel.fit(darks)
+    with pytest.raises(InputError, match="needs bias="):
+        DarkModel.fit(darks, model="rate")
+    assert DarkModel.fit(darks).model == "linear"
+
+
+def test_one_dark_time_without_a_bias_is_priced_for_others(make_camera):
+    camera = make_camera(11)
+    camera.rate = camera.rate * 5  # 0.25 to 0.5 electron/s, hot pixels of 25
+    model = DarkModel.fit(camera.darks(60), shrink=False)
+    rows = slice(0, 64)
+    # At its own time it is the mean of the darks, whatever is said of its rate.
+    z = (model.values(60, rows) - camera.dark(60)) / np.sqrt(model.variance(60, rows))
+    assert np.delete(z.ravel(), camera.hot).std() == pytest.approx(1, abs=0.05)
+    # For a flat it is the offset, hot pixels scaled, with an error that holds: 20 adu of 33000.
+    off = (model.values(5, rows) - camera.dark(5)).ravel()
+    assert np.abs(off).max() < 3 * np.sqrt(model.variance(5, rows)).min()
+    with pytest.warns(NarrowbandWarning, match=r"flats of 5 s: darks of 60 s stand for"):
+        assert model.check(5, noise=235.0, what="flats") == "offset"
+    # For a light of another time that is too much.
+    with pytest.raises(CalibrationError, match=r"l7.fits: its dark of 120 s.*take darks of 120 s"):
+        model.check(120, noise=5.0, name="l7.fits")
+    with pytest.raises(CalibrationError, match="cannot be had"):
+        model.at(120)
+
+
+@pytest.mark.parametrize(
+    ("rate", "exposure", "noise", "accepted"),
+    [
+        (0.001, 3000, 8.0, True),  # ten times longer: nothing on a cold camera,
+        (1.0, 3000, 95.0, False),  # everything on a warm one,
+        (1.0, 9000, 250.0, False),
+        (1.0, 9000, 3000.0, True),  # and little to a flat.
+        (0.02, 900, 10.0, True),
+    ],
+)
+def test_a_dark_costs_what_its_extrapolation_costs_the_frame(rng, rate, exposure, noise, accepted):
+    shape = (32, 32)
+
+    def frame(t):
+        data = np.rint(500 + rng.poisson(rate * t, shape) + rng.normal(0, 3, shape))
+        return CCDData(data, unit="adu", meta={"EXPTIME": t, "EGAIN": 1.0, "RDNOISE": 3.0})
+
+    model = DarkModel.fit([frame(300.0) for _ in range(20)], bias=[frame(0.0) for _ in range(30)])
+    price = model.price(exposure, noise=noise)
+    assert price.policy == "extrapolated"
+    assert price.too_high is not accepted
+    assert price.unstated == pytest.approx(0.0733 * rate * (exposure - 300), rel=0.2, abs=1)
+    if not accepted:
+        with pytest.raises(CalibrationError, match=f"x.fits: its dark of {exposure} s"):
+            model.check(exposure, noise=noise, name="x.fits")
+        # Who knows better sets a limit.
+        with pytest.warns(NarrowbandWarning, match="extrapolated"):
+            model.check(exposure, noise=noise, max_extrapolation=50)
+    assert model.price(300, noise=noise).unstated == 0
+
+
+def test_without_a_bias_below_the_shortest_dark_is_an_extrapolation(make_camera):
+    model = DarkModel.fit(make_camera(2).darks(60, 120), shrink=False)
+    assert [model.policy(t) for t in (5, 60, 90)] == ["extrapolated", "matched", "scaled"]
+    assert model.price(5, noise=100).stated > model.price(60, noise=100).stated
 
 
 def test_a_pedestal_that_drifts_is_taken_off_and_noted(make_camera):

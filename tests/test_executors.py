@@ -17,7 +17,7 @@ from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband._engine import executors
 from astro_narrowband._engine.executors import open_executor, run_bands
-from astro_narrowband._engine.frames import row_bands
+from astro_narrowband._engine.frames import Frame, row_bands
 from astro_narrowband.coaddition import coadd
 from astro_narrowband.exceptions import InputError, NarrowbandWarning, ProductError
 
@@ -253,7 +253,7 @@ def test_dask_worker_killed_from_outside_during_a_coadd(cluster, frames):
     assert here == there
 
 
-class Slow:
+class Slow(Frame):
     """A frame that takes its time."""
 
     def __init__(self, path):

@@ -9,6 +9,8 @@ from astro_narrowband.filters import (
     canonical_filter,
     filter_key,
     is_known_filter,
+    lines_of,
+    pixels_of,
 )
 
 SPELLINGS = {
@@ -79,12 +81,9 @@ def test_spelling(name, spelling):
     [
         "Ha 6649",
         "Ha+NII",
-        "Ha-OIII",
-        "HOO",
         "Slot 0",
         "H",
         "7nm",
-        "Optolong L-eXtreme",
         "O",
         "Halo",
         "Hat",
@@ -138,3 +137,26 @@ def test_canonical_is_idempotent(text):
 
 def test_long_text_takes_no_time():
     assert canonical_filter("h-" * 50_000).startswith("h-")
+
+
+@pytest.mark.parametrize(
+    ("spelling", "lines"),
+    [
+        *((name, ("Halpha", "OIII")) for name in (
+            "Optolong L-eXtreme", "L-Ultimate 3nm", "L-eNhance", "Antlia ALP-T 5nm", "IDAS NBZ",
+            "Duo-Band", "ZWO Duo-Band 2\"", "HO", "HOO", "Ha-OIII", "Ha + OIII",
+        )),
+        *((name, ("SII", "OIII")) for name in ("SO", "ALP-T SO", "SII+OIII", "L-Synergy")),
+        ("Ha", ("Halpha",)),
+        ("L-Pro", ()),
+        ("Ha+Clear", ()),
+    ],
+)  # fmt: skip
+def test_lines_of_a_filter(spelling, lines):
+    assert lines_of(canonical_filter(spelling)) == lines
+
+
+def test_lines_of_a_filter_of_the_user():
+    name = canonical_filter("mein duo", spellings={"meinduo": "Ha+OIII"})
+    assert lines_of(name) == ("Halpha", "OIII")
+    assert [pixels_of(line) for line in lines_of(name)] == ["red", "green+blue"]

@@ -23,6 +23,7 @@ from astro_narrowband._engine.frames import (
     FitsFrame,
     Frame,
     HeldFrame,
+    HeldRows,
     MemoryFrame,
     _packed,
     _tiles,
@@ -31,7 +32,6 @@ from astro_narrowband._engine.frames import (
     map_bands,
     row_bands,
 )
-from astro_narrowband._engine.frames.window import HeldRows
 from astro_narrowband.exceptions import InputError, ProductError
 
 SHAPE = (40, 50)
@@ -466,7 +466,7 @@ def test_an_error_in_a_band_is_raised():
         list(map_bands(lambda rows: 1 // 0, row_bands(50, 7), workers=2))
 
 
-class Rows:
+class Rows(Frame):
     """A frame of given planes; the mask of a band is None where it has no masked pixel."""
 
     def __init__(self, data, variance=None, mask=None):
@@ -480,7 +480,7 @@ class Rows:
 
 @pytest.mark.parametrize("with_variance", [False, True])
 def test_a_held_frame_has_the_pixels_of_the_frame(rng, monkeypatch, with_variance):
-    monkeypatch.setattr("astro_narrowband._engine.frames.HELD_PIXELS", 300)
+    monkeypatch.setattr("astro_narrowband._engine.frames._held.HELD_PIXELS", 300)
     data = rng.normal(size=(50, 60)).astype(np.float32)
     variance = data**2 if with_variance else None
     mask = np.zeros(data.shape, bool)
@@ -496,7 +496,7 @@ def test_a_held_frame_has_the_pixels_of_the_frame(rng, monkeypatch, with_varianc
 
 
 def test_a_held_frame_masks_what_is_not_finite(rng, monkeypatch):
-    monkeypatch.setattr("astro_narrowband._engine.frames.HELD_PIXELS", 300)
+    monkeypatch.setattr("astro_narrowband._engine.frames._held.HELD_PIXELS", 300)
     data = rng.normal(size=(50, 60)).astype(np.float32)
     data[30, 7], data[31, 8] = np.nan, np.inf
     mask = np.zeros(data.shape, bool)

@@ -74,7 +74,8 @@ def test_each_radius_is_annulus_photometry(rng):
     for j, r in enumerate(curves.radii):
         table = annulus_photometry(ccd, positions, r=r, **ANNULUS)
         np.testing.assert_allclose(curves.flux[:, j], table["flux"].value)
-        np.testing.assert_allclose(curves.flux_err[:, j], table["flux_err"].value)
+        # What the sky may hide is measured with each call, at blank places of its own.
+        np.testing.assert_allclose(curves.flux_err[:, j], table["flux_err"].value, rtol=0.02)
         np.testing.assert_allclose(curves.total[:, j], table["aperture_sum"].value)
         np.testing.assert_allclose(curves.area[:, j], table["area"].value)
         assert np.array_equal(curves.flags[:, j], table["flags"])
@@ -338,7 +339,7 @@ def test_aperture_correction_and_its_error(rng):
     flux, err = correction.apply(1000.0, 10.0)
     assert flux == 1000 * correction.factor
     assert err == pytest.approx(
-        math.hypot(10 * correction.factor, 1000 * correction.err)
+        math.hypot(10 * correction.factor, 1000 * correction.err, 1000 * correction.scatter)
     )  # fmt: skip
 
 

@@ -50,6 +50,10 @@ def ours(case):
             options["bayer"] = value
         elif name == "--max-pixels":
             options["max_pixels"] = int(value)
+        elif name == "--calibrated":
+            options["calibrated"] = True
+        elif name in ("--without", "--gain"):
+            continue  # not of the table
         else:
             options[name[2:]] = value
     return options
@@ -65,7 +69,10 @@ def test_there_are_enough():
 )
 def test_table_and_plan(night, case):
     table = FrameTable.from_paths([night], **ours(case))
-    plan = make_plan(table)
+    without = [
+        v for k, v in zip(case.arguments, case.arguments[1:], strict=False) if k == "--without"
+    ]
+    plan = make_plan(table, without=without, calibrated="--calibrated" in case.arguments)
     screen_plan(plan)
     counts = table.counts
     assert counts["found"] == len(table) == len(files_under(night))
@@ -88,7 +95,9 @@ def test_table_and_plan(night, case):
 def test_command_line(night, case, tmp_path, capsys):
     out = tmp_path / "out"
     before = {path: path.stat().st_mtime_ns for path in files_under(night) if path.is_file()}
-    status = main(["reduce", str(night), "-o", str(out), "--workers", "1", *case.arguments])
+    status = main(
+        ["reduce", str(night), "-o", str(out), "--workers", "1", *filter(None, case.arguments)]
+    )
     printed = capsys.readouterr()
     assert status == case.status, printed.err
     assert "Traceback" not in printed.err

@@ -16,8 +16,10 @@ WINGS = {
         f"_engine.{name}"
         for name in (
             "validate",
+            "wcs",
             "headers",
             "files",
+            "provenance",
             "frames",
             "bayer",
             "executors",
@@ -30,6 +32,7 @@ WINGS = {
     ],
     "layers": [
         "noise",
+        "confront",
         "detector",
         "darks",
         "masters",
@@ -38,6 +41,7 @@ WINGS = {
         "resampling",
         "coaddition",
         "photometry",
+        "lines",
         "simulate",
     ],
     "night": [
@@ -54,6 +58,8 @@ WINGS = {
                 "record",
                 "run",
                 "pipeline",
+                "lines_page",
+                "lines",
             )
         ),
         "demo",

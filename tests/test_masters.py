@@ -277,13 +277,14 @@ def test_real_arcsat_masters(real_data):
     model = DarkModel.fit(sorted(folder.glob("Dark*")), bias=biases, detector=detector)
     assert model.exposures == (300.0,)
     assert model.policy(600) == "extrapolated"
-    with pytest.warns(NarrowbandWarning, match="extrapolated"):
-        light = calibrate(
-            sorted(folder.glob("EAGLE*"))[0],
-            dark=model,
-            flat=master_flat(flats, dark=model, detector=detector),
-            detector=detector,
-        )
+    # Twice the darks' time: on a camera this cold it is not worth a warning.
+    light = calibrate(
+        sorted(folder.glob("EAGLE*"))[0],
+        dark=model,
+        flat=master_flat(flats, dark=model, detector=detector),
+        detector=detector,
+    )
+    assert light.header["DARKPOL"] == "extrapolated"
     assert light.mask.mean() < 0.01
     assert np.isfinite(light.data[~light.mask]).all()
     sky = np.median(light.data[~light.mask])

@@ -751,3 +751,41 @@ def test_figure_of_the_aperture(rng):
     np.testing.assert_allclose(np.hypot(*(circle - [50.3, 40.1]).T), 3)
     with pytest.raises(InputError, match="one position"):
         plot_aperture(noise_image(rng), [(1, 2), (3, 4)], r=3, ax=ax)
+
+
+# --------------------------------------------------------------------------- structure
+
+
+@pytest.mark.parametrize(("rms", "length"), [(1, 7.5), (3, 15), (10, 7.5), (10, 37)])
+def test_errors_hold_on_nebula_whether_flagged_or_not(rms, length):
+    """The level under a star is not that of its annulus: what blank places show is counted."""
+    pulls, flagged = [], []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, rms, int(length)])
+        nebula = gaussian_filter(rng.normal(size=(256, 256)), length, mode="wrap")
+        image = as_ccd(
+            rms * nebula / nebula.std() + rng.normal(size=nebula.shape), np.ones(nebula.shape)
+        )
+        table = annulus_photometry(image, rng.uniform(30, 226, (25, 2)), r=3.75, r_in=9, r_out=15)
+        pulls.append(table["flux"].value / table["flux_err"].value)
+        flagged.append((table["flags"] & Flag.SKY_UNEVEN) > 0)
+    pulls, flagged = np.concatenate(pulls), np.concatenate(flagged)
+    for group in (flagged, ~flagged):
+        if group.sum() > 60:
+            assert 0.7 < np.std(pulls[group]) < 1.25
+    assert np.std(pulls) < 1.2
+
+
+def test_error_of_empty_sky_is_not_made_larger():
+    ratios, pulls = [], []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 77])
+        image = noise_image(rng, (300, 300))
+        table = annulus_photometry(image, rng.uniform(20, 280, (60, 2)), r=3.75, r_in=9, r_out=15)
+        pulls.append(table["flux"].value / table["flux_err"].value)
+        plain = table["sky_std"].value * np.sqrt(1.02 / table["n_sky"])
+        ratios.append(table["sky_err"].value / plain)
+        own = np.sqrt(9 * 41.7 + (table["area"].value * plain) ** 2)
+        ratios[-1] = table["flux_err"].value / own
+    assert np.std(np.concatenate(pulls)) == pytest.approx(1, abs=0.06)
+    assert np.mean(ratios) < 1.03

@@ -118,7 +118,7 @@ def test_group_fails_when_all_darks_differ(key):
     assert all(HARD_KEYS[key] in group.reason for group in plan.groups)
 
 
-@pytest.mark.parametrize("key", [k for k in OTHER if k != "shape"])
+@pytest.mark.parametrize("key", [k for k in OTHER if k not in ("shape", "bayer")])
 @pytest.mark.parametrize("kind", ["bias", "dark", "flat", "light"])
 def test_missing_keyword_agrees_with_the_only_value(key, kind):
     rows = sound()
@@ -127,8 +127,9 @@ def test_missing_keyword_agrees_with_the_only_value(key, kind):
     bare = row(kind, 9, **{**OTHER, "shape": (100, 120)})
     for r in rows:
         for other, value in OTHER.items():
-            if other != "shape":
+            if other not in ("shape", "bayer"):
                 setattr(r, other, value)
+    bare.bayer = ""
     setattr(bare, key, None if key in ("binning", "window") else "")
     table = night(*rows, bare)
     plan = make_plan(table)
@@ -234,7 +235,12 @@ def without(*kinds):
     [
         (without("flat"), "there is no flat", ""),
         (without("bias", "dark"), "neither bias nor darks", ""),
-        (without("bias"), "add bias frames", ""),
+        (without("bias"), "", "lose the darks of 60 s"),
+        (
+            [r for r in without("bias") if r.kind != "dark"] + [row("dark", 9, exposure=30.0)],
+            "add bias frames",
+            "",
+        ),
         (without("dark"), "", "no darks"),
         ([*without("bias"), row("dark", 5, exposure=3.0)], "", "several exposure times"),
         ([*without("bias"), row("flat-dark", 5, exposure=3.0)], "", "several exposure times"),
@@ -294,6 +300,113 @@ def test_groups_have_names_of_their_own():
     labels = [group.label for group in plan.groups]
     assert len(set(labels)) == 4
     assert any("bin2x2" in label for label in labels)
+
+
+# ------------------------------------------------------------------ colours, panels, masters
+
+
+def test_a_dual_band_filter_before_a_colour_camera_is_two_images():
+    rows = [row(kind, n, bayer="RGGB") for kind in ("bias", "dark") for n in (1, 2)]
+    beam = {"bayer": "RGGB", "filter": "Halpha+OIII"}
+    rows += [row(kind, n, **beam) for kind in ("flat", "light") for n in (1, 2)]
+    table = night(*rows)
+    plan = make_plan(table)
+    assert [(g.filter, g.colour) for g in plan.groups] == [
+        ("Halpha", "red"),
+        ("OIII", "green+blue"),
+    ]
+    assert not any(group.failed for group in plan.groups)
+    assert table.counts["used"] == 8
+    assert settled(table, plan)
+    plan.groups[1].drop(rows[-1], "no stars")
+    assert rows[-1].verdict == "used"
+    assert "not in M 31 OIII: no stars" in rows[-1].reason
+
+
+def test_a_frame_without_a_pattern_serves_no_colour():
+    rows = [row(k, n, bayer="RGGB") for k in ("bias", "dark", "flat", "light") for n in (1, 2)]
+    bare = row("dark", 9)
+    make_plan(night(*rows, bare))
+    assert bare.verdict == "left out"
+    assert "BAYERPAT is missing" in bare.reason
+
+
+def pointed(ra, *, n, scale=math.nan, **more):
+    return row("light", n, pointing=(ra, 44.0), pixel_scale=scale, **more)
+
+
+@pytest.mark.parametrize("scale", [math.nan, 3e-4])
+def test_panels_of_a_mosaic_are_told_by_where_they_point(scale):
+    step = 100 * 3e-4 / math.cos(math.radians(44))
+    lights = [
+        pointed(314 + step * panel + 2e-5 * n, n=10 * panel + n, scale=scale)
+        for panel in (0, 1)
+        for n in (1, 2, 3)
+    ]
+    plan = make_plan(night(*without("light"), *lights))
+    assert [(g.object, len(g.lights)) for g in plan.groups] == [
+        ("M 31 panel 1", 3),
+        ("M 31 panel 2", 3),
+    ]
+
+
+@pytest.mark.parametrize("scale", [math.nan, 3e-4])
+def test_dithers_are_no_mosaic(scale):
+    lights = [pointed(314 + 3e-3 * (n % 4) + 1e-4 * n, n=n, scale=scale) for n in range(8)]
+    (group,) = make_plan(night(*without("light"), *lights)).groups
+    assert (group.object, len(group.lights)) == ("M 31", 8)
+
+
+def test_raw_frames_come_before_masters_and_those_of_the_night_before_a_library():
+    master = row("bias", 7, master=True)
+    library = row("bias", 8, library=True)
+    plan = make_plan(night(*sound(), master, library))
+    assert not any({"master", "library"} & set(map(str, g.notes)) for g in plan.groups)
+    assert (master.verdict, library.verdict) == ("left out", "ignored")
+    library = row("bias", 8, library=True)
+    plan = make_plan(night(*without("bias"), library))
+    assert plan.groups[0].bias == [library]
+    assert library.verdict == "used"
+
+
+def test_a_library_of_another_camera_setting_is_not_taken():
+    library = row("bias", 8, library=True, gain="200")
+    table = night(*without("bias", "dark"), library)
+    plan = make_plan(table)
+    assert all(group.failed for group in plan.groups)
+    assert library.verdict == "ignored"
+    assert "gain setting" in library.reason
+
+
+@pytest.mark.parametrize(("angle", "used"), [(11.0, True), (100.0, False), (190.0, False)])
+def test_flats_of_another_angle_of_the_rotator_are_left_out(angle, used):
+    rows = sound()
+    for r in rows:
+        if r.kind == "light":
+            r.rotator = (10.0, 360, "ROTATANG")
+    flat = row("flat", 9, rotator=(angle, 360, "ROTATANG"))
+    make_plan(night(*rows, flat))
+    assert flat.used == used
+    assert used or "ROTATANG" in flat.reason
+
+
+def test_an_angle_on_the_sky_may_flip_with_the_mount():
+    rows = sound()
+    for r in rows:
+        if r.kind == "light":
+            r.rotator = (10.0, 180, "OBJCTROT")
+    flat = row("flat", 9, rotator=(190.0 % 180, 180, "OBJCTROT"))
+    make_plan(night(*rows, flat))
+    assert flat.used
+
+
+def test_without_is_said_and_lifts_only_its_own_rule():
+    plan = make_plan(night(*without("flat")), without=("flat",), filters=["Halpha"])
+    (group,) = plan.groups
+    assert not group.failed
+    assert any("--without flat" in note for note in group.notes)
+    plan = make_plan(night(*without("flat", "bias", "dark")), without=("flat",))
+    assert all("--without bias --without dark" in group.reason for group in plan.groups)
 
 
 # ------------------------------------------------------------------ properties

@@ -22,7 +22,7 @@ from astro_narrowband.registration import (
     choose_reference,
     detect_stars,
 )
-from astro_narrowband.registration._match import rotation_about
+from astro_narrowband.registration.match import rotation_about
 
 SHAPE = (1024, 1024)
 CORNERS = np.array([[0, 0], [1023, 0], [0, 1023], [1023, 1023], [511.5, 511.5]])

@@ -17,7 +17,7 @@ from astro_narrowband._engine import lanczos as _lanczos
 from astro_narrowband._engine.frames import Band, Frame
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.registration import Alignment
-from astro_narrowband.registration._match import rotation_about
+from astro_narrowband.registration.match import rotation_about
 from astro_narrowband.resampling import ResampledFrame, noise_factor, resample
 
 SHAPE = (120, 130)
@@ -159,7 +159,7 @@ def test_bands_of_any_height_give_the_same_pixels(name, rng):
             assert np.array_equal(joined, plane, equal_nan=plane.dtype.kind == "f")
 
 
-class Recorder:
+class Recorder(Frame):
     """A frame that remembers which rows it was asked for."""
 
     def __init__(self, ccd):

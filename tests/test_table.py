@@ -84,8 +84,9 @@ def test_real_darks_by_their_folders(real_data):
     assert {r.exposure for r in table.of_kind("bias")} == {6.4e-5}
     assert len(table.of_kind("flat")) == 4
     coloured = FrameTable.from_paths(real_data / "zwo-asi120-darkseries")
-    assert coloured.counts["left out"] == 25
-    assert "BAYERPAT = GRBG" in coloured.rows[0].reason
+    flats = [row for row in coloured if row.kind == "flat"]
+    assert [row.verdict for row in flats] == ["left out"] * 4
+    assert all("BAYERPAT = GRBG" in row.reason for row in flats)
 
 
 def test_real_frames_that_are_reduced(real_data):
@@ -304,7 +305,7 @@ def facts(header, path="x", **options):
 def test_kind_by_name(path, kind):
     found = facts({"EXPTIME": 0.5}, path)
     if kind.startswith("master "):
-        assert "master" in found.refusal
+        assert found.master
         kind = kind.removeprefix("master ")
     elif not kind:
         assert found.refusal.startswith("IMAGETYP is missing, and ")

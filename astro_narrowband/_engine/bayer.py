@@ -8,12 +8,11 @@ stays its own. Bias, darks and flats of the camera are taken apart the same way.
 """
 
 import math
-import re
 
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._engine.frames import Band
+from astro_narrowband._engine.frames import Band, Frame, handed
 from astro_narrowband._engine.headers import (
     read_bayer,
     read_bayer_shift,
@@ -24,20 +23,20 @@ from astro_narrowband._engine.headers import (
 )
 from astro_narrowband._engine.headers.spellings import KEYWORDS, parse_number
 from astro_narrowband._engine.validate import choice, positive
+from astro_narrowband._engine.wcs import move_header
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["COLOURS", "MosaicFrame"]
 
 #: What may be made of a mosaic, and the letters of the pixels that are added.
-COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB"}
+COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB", "green+blue": "GB"}
 #: Level [adu] from which a pixel is not believed, where the header does not tell.
 _FULL = 65504.0
 #: Lengths that double where pixels are taken out, by the start of their keyword.
-_LENGTHS = ("XPIXSZ", "YPIXSZ", "PIXSIZE", "PIXSCAL", "SECPIX", "SCALE", "CDELT", "CD1_", "CD2_")
-_POWERS = re.compile(r"(?:A|B|AP|BP)_(\d)_(\d)")
+_LENGTHS = ("XPIXSZ", "YPIXSZ", "PIXSIZE", "PIXSCAL", "SECPIX", "SCALE")
 
 
-class MosaicFrame:
+class MosaicFrame(Frame):
     """
     The pixels of one colour of a Bayer mosaic.
 
@@ -103,14 +102,14 @@ class MosaicFrame:
         y, x = np.mean(self._pixels, axis=0)
         self.header = _header(frame.header, colour, n, self._full, float(x), float(y))
 
-    def read(self, rows):
+    def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of float32 rows."""
-        band = self.frame.read(slice(2 * rows.start, 2 * rows.stop))
+        band = self.frame.read(slice(2 * rows.start, 2 * rows.stop), variance=variance)
         ny, nx = 2 * (rows.stop - rows.start), 2 * self.shape[1]
         parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self._pixels]
-        data, variance, mask = band.data[parts[0]].copy(), None, None
+        data, summed, mask = band.data[parts[0]].copy(), None, None
         if band.variance is not None:
-            variance = sum(band.variance[part] for part in parts)
+            summed = sum(band.variance[part] for part in parts)
         if band.mask is not None:
             mask = np.logical_or.reduce([band.mask[part] for part in parts])
         if len(parts) > 1:
@@ -119,7 +118,7 @@ class MosaicFrame:
                 full |= band.data[part] >= self._full
                 data += band.data[part]
             data[full] = len(parts) * self._full
-        return Band(data, variance, mask)
+        return handed(Band(data, summed, mask), out=out)
 
 
 def _first_cell(frame):
@@ -149,18 +148,9 @@ def _header(raw, colour, n, full, x, y):
             header[noise[1]] = noise[0] * math.sqrt(n)
         header["SATURATE"] = n * full
     for keyword in list(dict.fromkeys(header)):
-        power = _POWERS.fullmatch(keyword)
-        if keyword.startswith("CRPIX"):
-            at = x if keyword[5:6] == "1" else y
-            _change(header, keyword, lambda value, at=at: (value - 1 - at) / 2 + 1)
-        elif power:
-            factor = 2.0 ** (int(power[1]) + int(power[2]) - 1)
-            _change(header, keyword, lambda value, factor=factor: value * factor)
-        elif keyword.startswith(_LENGTHS):
+        if keyword.startswith(_LENGTHS):
             _change(header, keyword, lambda value: value * 2)
-    if "PC1_1" in header:
-        for keyword in ("CDELT1", "CDELT2"):
-            header.set(keyword, header.get(keyword, 2.0))
+    move_header(header, np.array([[0.5, 0, -x / 2], [0, 0.5, -y / 2], [0, 0, 1]]))
     return header
 
 

@@ -58,7 +58,8 @@ class _Tile:
         inner = slice(rows.start - wide.start, rows.stop - wide.start)
 
         raw = self.frame.frame.read(wide)
-        np.greater_equal(raw.data, np.float32(detector.saturation), out=flagged)
+        full = np.float32(detector.saturation - self.frame.frame.pedestal)
+        np.greater_equal(raw.data, full, out=flagged)
         for plane in (raw.mask, known):
             if plane is not None:
                 flagged |= plane

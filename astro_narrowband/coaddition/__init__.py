@@ -8,14 +8,8 @@ from astro_narrowband.coaddition._combine import (
     reduce_tile,
 )
 from astro_narrowband.coaddition._combiner import InverseVarianceCombiner
-from astro_narrowband.coaddition._weights import (
-    FrameStatistics,
-    measure_frame,
-    sky_offsets,
-    spoiled_discs,
-    star_scales,
-    weigh,
-)
+from astro_narrowband.coaddition._statistics import FrameStatistics, measure_frame
+from astro_narrowband.coaddition._weights import spoiled_discs, weigh
 
 __all__ = [
     "Coadd",
@@ -27,8 +21,6 @@ __all__ = [
     "combine",
     "measure_frame",
     "reduce_tile",
-    "sky_offsets",
     "spoiled_discs",
-    "star_scales",
     "weigh",
 ]

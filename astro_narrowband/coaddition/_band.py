@@ -14,12 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from astro_narrowband._engine.frames import row_bands
-from astro_narrowband.coaddition._common_noise import (
-    CommonNoise,
-    calibrated,
-    nearest_planes,
-    pixel_area,
-)
+from astro_narrowband.coaddition._common_noise import CommonNoise
 from astro_narrowband.coaddition._reject import (
     PANEL,
     REACH,
@@ -83,6 +78,12 @@ class BandSum:
         where its shape does not hold.
     discs : list of array (m, 3)
         x, y, radius on the grid within which a frame does not count.
+    surfaces : list of Surface or None
+        Sky to take away where it is no constant, in place of ``offset``, its level.
+    maps : list of Surface or None
+        Factor on the flux scale over the grid.
+    dimmest : array
+        Largest part by which a map raises the variance of a frame.
     rules : Rules or None
         None: nothing is rejected.
     """
@@ -102,6 +103,9 @@ class BandSum:
     shapes: np.ndarray
     tolerance: np.ndarray
     discs: list
+    surfaces: list
+    maps: list
+    dimmest: np.ndarray
     rules: Rules | None
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
@@ -177,7 +181,7 @@ class BandSum:
             if panel is not None:
                 member = i if i < n_panel else None
                 judged = Judged(
-                    stack[k], variance[k], self.background[i],
+                    stack[k], variance[k], self.background[i] * self.dimmest[i],
                     self.shapes[i], self.tolerance[i], self.correlation[i] < 1,
                 )  # fmt: skip
                 hit = panel.outliers(judged, member)
@@ -199,14 +203,19 @@ class BandSum:
         Where the variance is ``expected``, it is left to `expect`.
         """
         frame = self.frames[i]
-        band = frame.read_values(rows) if expected else frame.read(rows)
-        factor, offset = np.float32(1.0 / self.scale[i]), np.float32(self.offset[i])
+        band = frame.read(rows, variance=not expected)
+        plain = self.surfaces[i] is None
+        factor = np.float32(1.0 / self.scale[i])
+        offset = np.float32(self.offset[i] if plain else 0.0)
         for start in range(0, data.size, TILE):
             tile = slice(start, min(start + TILE, data.size))
             np.multiply(band.data.ravel()[tile], factor, out=data[tile])
-            data[tile] -= offset
+            if plain:
+                data[tile] -= offset
             if band.variance is not None:
                 np.multiply(band.variance.ravel()[tile], factor * factor, out=variance[tile])
+        if not plain:
+            self._flatten(i, rows, data, None if band.variance is None else variance)
         if band.variance is None and not expected:
             self._variance_of(i, data, variance)
         lost = np.empty(0, np.intp) if band.mask is None else np.flatnonzero(band.mask)
@@ -216,6 +225,27 @@ class BandSum:
         data[lost] = np.inf
         return lost
 
+    def _flatten(self, i, rows, data, variance):
+        """Divide rows of frame ``i`` by the map of its scale, and take its sky away."""
+        data = data.reshape(-1, self.shape[1])
+        if self.maps[i] is not None:
+            for start, stop, values in self.maps[i].blocks(rows):
+                data[start:stop] /= values
+                if variance is not None:
+                    variance.reshape(data.shape)[start:stop] /= values * values
+        for start, stop, values in self.surfaces[i].blocks(rows):
+            data[start:stop] -= values
+
+    def _as_seen(self, i, rows, signal):
+        """What frame ``i`` has where the coadd has ``signal``, on its mean flux scale."""
+        signal = signal.copy()
+        for start, stop, values in self.surfaces[i].blocks(rows):
+            signal[start:stop] += values
+        if self.maps[i] is not None:
+            for start, stop, values in self.maps[i].blocks(rows):
+                signal[start:stop] *= values
+        return signal
+
     def expects(self, i):
         """
         Whether the variance of frame ``i`` follows what the panel shows.
@@ -224,7 +254,7 @@ class BandSum:
         """
         if self.rules is None or len(self.frames) < 3:
             return False
-        return hasattr(calibrated(self.frames[i]), "variance_of")
+        return self.frames[i].calibrated.follows_signal
 
     def expect(self, i, rows, signal, variance):
         """
@@ -236,14 +266,20 @@ class BandSum:
         frame, nx = self.frames[i], self.shape[1]
         signal, variance = signal.reshape(-1, nx), variance.reshape(-1, nx)
         variance[...] = self.background[i]
-        source = calibrated(frame)
-        scale, offset = pixel_area(frame) / self.scale[i], self.offset[i]
+        source = frame.calibrated
+        scale, offset = frame.pixel_area / self.scale[i], self.offset[i]
         for part in row_bands(len(signal), max(1, TILE // nx)):
             here = slice(rows.start + part.start, rows.start + part.stop)
-            planes, (y, x) = nearest_planes(frame, source.noise_planes, here)
+            planes, (y, x) = frame.nearest(source.noise_planes, here)
+            expected = signal[part]
+            if self.surfaces[i] is not None:
+                expected, offset = self._as_seen(i, here, expected), 0.0
             source.variance_of(
-                signal[part][y, x], planes, scale=scale, offset=offset, out=variance[part][y, x]
+                expected[y, x], planes, scale=scale, offset=offset, out=variance[part][y, x]
             )
+            if self.maps[i] is not None:
+                for start, stop, values in self.maps[i].blocks(here):
+                    variance[part][start:stop] /= values * values
 
     def scatter_of_sum(self):
         """

@@ -10,7 +10,6 @@ by the band, not by the number of frames.
 """
 
 import math
-import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,17 +18,25 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
 from astro_narrowband._engine.executors import run_bands
-from astro_narrowband._engine.frames import Band, as_frame, row_bands, usable_cores
-from astro_narrowband._engine.headers import exposures_in, read_exposure
-from astro_narrowband._engine.validate import choice, finite, positive, same_shape
+from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
+from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
-from astro_narrowband.coaddition._common_noise import calibrated, overlap_factors, shared_clusters
-from astro_narrowband.coaddition._header import (
-    frame_table,
-    noise_correlation,
-    wcs_of,
-    write_header,
+from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header, write_matching
+from astro_narrowband.coaddition._matching import (
+    choose_reference,
+    fixed_order,
+    identity,
+    in_order,
+    match_flux,
+    match_sky,
+    measure_all,
+    warn_of_frames,
+    warn_of_rejected,
 )
+from astro_narrowband.coaddition._own_noise import exposure_of, own_noise, warn_of_unknown
+from astro_narrowband.coaddition._registered import check_registered
 from astro_narrowband.coaddition._reject import (
     PANEL,
     Rules,
@@ -37,17 +44,11 @@ from astro_narrowband.coaddition._reject import (
     structure_spacing,
     tolerances,
 )
+from astro_narrowband.coaddition._self_test import self_test
 from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
-from astro_narrowband.coaddition._weights import (
-    FrameStatistics,
-    measure_frame,
-    sky_offsets,
-    spoiled_discs,
-    star_scales,
-    transform,
-    weigh,
-)
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.coaddition._surface import transform
+from astro_narrowband.coaddition._weights import judge, spoiled_discs, weigh
+from astro_narrowband.exceptions import InputError
 
 __all__ = ["Coadd", "coadd"]
 
@@ -55,8 +56,8 @@ __all__ = ["Coadd", "coadd"]
 MEMORY = 512 * 2**20
 #: No more rows than this in a band: more does not make it faster.
 BAND_ROWS = 256
-#: A frame with less than this part of the largest weight adds its faults and nothing else.
-LEAST_WEIGHT = 0.005
+#: Stars of this signal to noise tell the shape of a frame's stars.
+SHAPE_SNR = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +81,14 @@ class Coadd:
     frames : `~astropy.table.QTable`
         One row for each frame, in the order given: name, used, reason (why it was
         left out), exposure, dx, dy, rotation, weight (they add up to 1), scale
-        (transparency over that of the reference), scale_err, sky, noise (of a pixel
+        (transparency over that of the reference), scale_err (NaN where it was not
+        measured), scale_method (stars, faint stars, nebula, ...), scale_range (of the map of
+        the scale, largest less smallest factor), scale_chi2 (reduced, of the star fluxes),
+        scale_uneven (what parts of the image are off by all the same), sky, noise (of a pixel
         of blank sky, in the unit of the frame), sky_offset (what was taken from it,
-        in the unit of the coadd), fwhm, n_stars, rejected (fraction of its pixels).
+        in the unit of the coadd), sky_err, sky_gradient (rms of what was taken about
+        that), sky_chi2 (variance of its cells then, over that of their noise), fwhm,
+        n_stars, rejected (fraction of its pixels).
     """
 
     ccd: CCDData
@@ -116,7 +122,7 @@ def coadd(
     gradient_tolerance=0.7,
     max_seeing=2.0,
     min_transparency=0.3,
-    dark_model=None,
+    masters=None,
     stars=None,
     statistics=None,
     executor=None,
@@ -137,10 +143,12 @@ def coadd(
         1; or what is given.
     flux_scale : {"stars", "none"} or sequence of float, optional
         Transparency of each frame over that of the reference: from the fluxes of
-        common stars (1 where no frame has stars), 1, or what is given.
+        common stars, of fainter ones where there are few, and of the nebula itself; 1;
+        or what is given. Where stars tell that it varies over a frame, it is a slow map.
     sky : {"match", "none"} or sequence of float, optional
-        Sky level taken from each frame on the common scale: its difference to the
-        weighted mean of all, nothing, or what is given.
+        Sky taken from each frame on the common scale: what it has more than the
+        weighted mean of all, as a constant or, where there is evidence of gradients, a
+        surface of up to third degree; nothing; or levels that are given.
     reject : bool, optional
         Reject outliers, from two frames on. Of two, only the brighter can be one.
     n_sigma : float, optional
@@ -155,11 +163,12 @@ def coadd(
         A frame with a seeing of more than so many times the median is left out.
     min_transparency : float, optional
         A frame with less than this part of the median transparency is left out.
-    dark_model : `~astro_narrowband.darks.DarkModel`, optional
-        Model with which *all* the frames were calibrated, for frames whose uncertainty
-        includes its error (from `~astro_narrowband.calibration.calibrate`) and that
-        were not dithered. That error is then taken as common to them and does not
-        average down. A `~astro_narrowband.calibration.CalibratedFrame` knows its own.
+    masters : `~astro_narrowband.calibration.Recipe` or `~astro_narrowband.DarkModel`, optional
+        What *all* the frames were calibrated with, for the noise of every pixel that they
+        share. Only for frames as the detector saw them. Without, it is known of a
+        `~astro_narrowband.calibration.CalibratedFrame`, and to a few percent in blank sky
+        from the header of what `~astro_narrowband.calibrate` made, also after
+        `~astro_narrowband.resample`, arithmetic, or a file.
     stars : sequence of `~astropy.table.Table`, optional
         The stars of each frame, in its own pixels before resampling, from
         `~astro_narrowband.detect_stars`. Default is to detect them where
@@ -184,11 +193,18 @@ def coadd(
     InputError
         If there are no frames, or their shapes or units differ, or an argument
         cannot be used, or no frame is left.
+    AlignmentError
+        If frames that nothing says were registered have their stars in other places.
 
     Warns
     -----
     NarrowbandWarning
-        For each frame that is left out.
+        For each frame that is left out; if transparencies could not be
+        measured (they are then taken as usual); if 2 % or more of a frame's pixels are rejected.
+    SharedNoiseWarning
+        Once, if frames do not say which masters they were calibrated with: what noise they
+        share is then not known. A `~astro_narrowband.Frame` without masters says so by
+        ``masters = "none"``, a header by ``MASTERID = 'none'``.
 
     Notes
     -----
@@ -222,11 +238,20 @@ def coadd(
     The result does not depend on the order of the frames, the executor, the number
     of workers, or the memory, to the last bit.
 
+    Self-test: the scatter of blank sky over what the uncertainty predicts, of pixels
+    (NOISEPIX), blocks of 8 x 8 (NOISEBLK), squares of 12 x 12 (NOISEAPR) and rows or columns
+    (NOISELIN), see `~astro_narrowband.confront.compare_noise`. Where one is not 1 within its
+    error (a gain or read noise that is wrong, noise that pixels or rows share) there is a
+    warning, and the uncertainty is multiplied by ERRSCALE, so that it holds for sums.
+
     Header: that of the reference (the frame the others are aligned with, or that
     with the least noise), with NCOMBINE, EXPTIME (sum, [s]), TEFF (median effective
     exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
     `~astro_narrowband.resampling.noise_factor`), SYSNOISE, SKYLEVEL, WEIGHTS,
-    COADDREF and REJECTED.
+    COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
+    all fluxes by those of the scales), SCALESYS (of each flux, by uneven transparency), SKYDEG
+    (degree of the sky surfaces, whose weighted mean is kept) and SKYSURFE (their error).
+    FLUXERR is what all fluxes share: SCALEERR and the error of a measured gain (GAINERR).
 
     References
     ----------
@@ -253,39 +278,43 @@ def coadd(
     >>> int(made.coverage[7, 9]), round(float(made.ccd.uncertainty.array[0, 0]), 3)
     (2, 0.667)
     """
-    frames = [as_frame(frame) for frame in frames]
+    frames = [own_noise(frame, masters) for frame in as_frames(frames)]
+    workers = as_count(workers, "workers")
+    warn_of_unknown(frames)
     shape = same_shape(frames)
     unit = _one_unit(frames)
     for value, name in ((n_sigma, "n_sigma"), (memory, "memory"), (max_seeing, "max_seeing")):
         positive(value, name)
     if finite(gradient_tolerance, "gradient_tolerance") < 0:
         raise InputError(f"gradient_tolerance = {gradient_tolerance} must not be below zero")
-    table = _measure(frames, stars, statistics, flux_scale)
-    exposure = np.array([_exposure(frame) for frame in frames])
-    matrices = [np.eye(3) if _alignment(f) is None else _alignment(f).matrix for f in frames]
-    reference = _reference(frames, table)
-    scale, scale_err = _flux_scales(flux_scale, table, matrices, reference)
-    background = np.array([s.variance for s in table]) / scale**2
+    table = measure_all(frames, stars, statistics, flux_scale)
+    exposure = np.array([exposure_of(frame) for frame in frames])
+    # All that follows is done in an order that does not depend on the one given.
+    first = fixed_order(frames, table, exposure)
+    frames, table, exposure = [frames[i] for i in first], [table[i] for i in first], exposure[first]
+    weights, flux_scale, sky = (
+        in_order(rule, first, name)
+        for rule, name in ((weights, "weights"), (flux_scale, "flux_scale"), (sky, "sky"))
+    )
+    matrices = [np.eye(3) if f.alignment is None else f.alignment.matrix for f in frames]
+    reference = choose_reference(frames, table)
+    check_registered(frames, table, reference)
+    seen = match_flux(flux_scale, frames, table, matrices, reference=reference, shape=shape)
+    scale, dimming = seen.scale, seen.dimming
+    background = np.array([s.variance for s in table]) / scale**2 * dimming[:, 0]
     fwhm = np.array([s.fwhm for s in table])
     weight = weigh(weights, background=background, exposure=exposure, fwhm=fwhm)
-    reasons = _judge(frames, table, scale, scale_err, weight, fwhm, max_seeing, min_transparency)
+    reasons = judge(table, seen, weight, max_seeing=max_seeing, min_transparency=min_transparency)
     used = np.array([not reason for reason in reasons])
-    for frame, reason in zip(frames, reasons, strict=True):
-        if reason:
-            warnings.warn(
-                f"{frame.name}: left out of the coadd: {reason}", NarrowbandWarning, stacklevel=2
-            )
+    warn_of_frames(frames, reasons, seen)
     if not used.any():
         raise InputError(f"no frame is left to coadd: {frames[0].name}: {reasons[0]}")
     weight = np.where(used, weight, 0.0)
     weight /= weight.sum()
-    offset = _sky_offsets(sky, table, matrices, scale, weight, reference)
+    skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
+    offset = skies.offset
 
-    if dark_model is not None:
-        frames = [
-            _WithDark(frame, dark_model, t) for frame, t in zip(frames, exposure, strict=True)
-        ]
-    cluster, correlations = shared_clusters(frames, matrices, shape)
+    cluster, correlations = shared_clusters(frames, [frame.placement for frame in frames], shape)
     overlap = overlap_factors(cluster, correlations, weight / scale)
     discs = spoiled_discs(table, matrices, weight)
     order = _canonical(frames, table, background, exposure, offset, cluster, used)
@@ -296,7 +325,7 @@ def coadd(
         offset=offset[order],
         weight=weight[order],
         background=background[order],
-        correlation=np.array([noise_correlation(frames[i]) for i in order]),
+        correlation=np.array([frames[i].noise_correlation for i in order]),
         scatter=(np.array([s.scatter for s in table]) / scale**2)[order],
         exposure=exposure[order],
         sky=(np.array([s.sky for s in table]) / scale - offset)[order],
@@ -305,6 +334,12 @@ def coadd(
         shapes=np.zeros((len(order), N_TERMS), np.float32),
         tolerance=np.repeat(tolerances(gradient_tolerance, len(order))[:, None], 2, axis=1),
         discs=[discs[i] for i in order],
+        surfaces=[
+            skies.surfaces[i] if skies.degree > 0 or seen.maps[i] is not None else None
+            for i in order
+        ],
+        maps=[seen.maps[i] for i in order],
+        dimmest=dimming[order, 1] / dimming[order, 0],
         rules=Rules(n_sigma, spacing=structure_spacing(fwhm[order])) if reject else None,
     )
     if reject and len(order) > 2:
@@ -313,27 +348,27 @@ def coadd(
     data, sigma, texp, coverage, n_rejected = planes
     rejected = np.zeros(len(frames))
     rejected[order] = count / data.size
+    warn_of_rejected(frames, rejected)
+    header = fits.Header(frames[reference].header, copy=True)
     ccd = CCDData(
         data,
         uncertainty=StdDevUncertainty(sigma, copy=False),
         mask=coverage == 0,
         unit=unit,
-        header=fits.Header(frames[reference].header, copy=True),
-        wcs=wcs_of(frames[reference]),
+        header=header,
+        wcs=put_wcs(header, wcs_of(frames[reference])),
     )
-    write_header(ccd.header, task, frames[reference].name, weights, planes)
+    write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
+    self_test(ccd)
+    write_matching(ccd.header, frames, seen, skies, weight)
     rows = frame_table(
-        frames, table, reasons=reasons, exposure=exposure, weight=weight, scale=scale,
-        scale_err=scale_err, offset=offset, rejected=rejected,
-    )  # fmt: skip
+        frames, table, reasons=reasons, exposure=exposure, weight=weight,
+        transparency=seen, skies=skies, rejected=rejected,
+    )[np.argsort(first)]  # fmt: skip
     return Coadd(ccd, coverage, texp, n_rejected, rows)
 
 
 # --------------------------------------------------------------------------- the first pass
-
-
-def _alignment(frame):
-    return getattr(frame, "alignment", None)
 
 
 def _one_unit(frames):
@@ -350,116 +385,6 @@ def _one_unit(frames):
     return unit
 
 
-def _exposure(frame):
-    """Exposure of a frame [s], NaN where nothing says it."""
-    exposure = getattr(frame, "exposure", None)
-    if exposure is not None:
-        return float(exposure)
-    if "NCOMBINE" in frame.header:  # a coadd of coadds: more than a day is possible
-        return float(frame.header.get("EXPTIME", math.nan))
-    return read_exposure(frame.header) if exposures_in(frame.header) else math.nan
-
-
-def _of_each(values, frames, what):
-    values = list(values)
-    if len(values) != len(frames):
-        raise InputError(f"{what}: {len(values)} were given for {len(frames)} frames: one for each")
-    return values
-
-
-def _measure(frames, stars, statistics, flux_scale):
-    """What each frame is worth: as given, or measured here."""
-    if statistics is not None:
-        statistics = _of_each(statistics, frames, "statistics")
-        for found in statistics:
-            if not isinstance(found, FrameStatistics):
-                raise InputError(
-                    f"statistics: {type(found).__name__} is not what measure_frame returns"
-                )
-        return statistics
-    if stars is not None:
-        stars = _of_each(stars, frames, "stars")
-    elif isinstance(flux_scale, str) and flux_scale == "stars" and len(frames) > 1:
-        from astro_narrowband._engine.detection import detect_stars
-
-        stars = [detect_stars(calibrated(frame)) for frame in frames]
-    else:
-        stars = [None] * len(frames)
-    return [measure_frame(calibrated(f), stars=s) for f, s in zip(frames, stars, strict=True)]
-
-
-def _reference(frames, table):
-    """The frame that the others are aligned with, or the one with the least noise."""
-
-    def rank(i):
-        alignment = _alignment(frames[i])
-        moved = alignment is not None and not np.array_equal(alignment.matrix, np.eye(3))
-        noise = table[i].variance if table[i].variance > 0 else math.inf
-        return (len(table[i].stars) < 3, moved, noise, frames[i].name, _identity(table[i]))
-
-    return min(range(len(frames)), key=rank)
-
-
-def _identity(found):
-    """What tells frames of one name and noise apart, whatever their order: their pixels."""
-    return b"" if found.cells is None else found.cells.tobytes()
-
-
-def _flux_scales(rule, table, matrices, reference):
-    n = len(table)
-    if not isinstance(rule, str):
-        values = np.array([positive(t, "flux_scale") for t in _of_each(rule, table, "flux_scale")])
-        return values, np.zeros(n)
-    if choice(rule, ("stars", "none"), "flux_scale") == "none":
-        return np.ones(n), np.zeros(n)
-    scale, error = star_scales(table, matrices, reference)
-    return np.where(np.isfinite(scale), scale, 1.0), error
-
-
-def _sky_offsets(rule, table, matrices, scale, weight, reference):
-    if not isinstance(rule, str):
-        return np.array([finite(s, "sky") for s in _of_each(rule, table, "sky")])
-    if choice(rule, ("match", "none"), "sky") == "none":
-        return np.zeros(len(table))
-    offset = sky_offsets(table, matrices, scale, reference)
-    used = weight > 0
-    return offset - np.sum(weight[used] * offset[used])
-
-
-def _judge(frames, table, scale, scale_err, weight, fwhm, max_seeing, min_transparency):
-    """Why each frame is left out; empty where it is used."""
-    reasons = [""] * len(frames)
-    known = np.isfinite(scale_err)
-    usual = np.median(scale[known]) if known.any() else 1.0
-    seeing = np.median(fwhm[np.isfinite(fwhm)]) if np.isfinite(fwhm).any() else math.nan
-    usable = np.isfinite(weight) & (weight > 0)
-    largest = weight[usable].max() if usable.any() else 0.0
-    for i in range(len(frames)):
-        if not usable[i]:
-            reasons[i] = "it has no usable pixel"
-        elif known.sum() > 1 and not known[i]:
-            reasons[i] = (
-                f"{len(table[i].stars)} stars, fewer than 3 of them in common with the reference: "
-                "its transparency is not known"
-            )
-        elif scale[i] < min_transparency * usual:
-            reasons[i] = (
-                f"its transparency is {scale[i] / usual:.2f} of the median, less than "
-                f"min_transparency = {min_transparency:g}"
-            )
-        elif fwhm[i] > max_seeing * seeing:
-            reasons[i] = (
-                f"its seeing is {fwhm[i]:.2f} pixel, more than max_seeing = {max_seeing:g} "
-                f"times the median of {seeing:.2f}"
-            )
-        elif weight[i] < LEAST_WEIGHT * largest:
-            reasons[i] = (
-                f"its weight is {weight[i] / largest:.1e} of the largest one: its background "
-                "is too bright or its exposure too short to add anything"
-            )
-    return reasons
-
-
 def _canonical(frames, table, background, exposure, offset, cluster, used):
     """
     Indices of the used frames in an order that does not depend on the one given.
@@ -469,7 +394,7 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
     """
 
     def key(i):
-        return (background[i], frames[i].name, exposure[i], offset[i], _identity(table[i]))
+        return (background[i], frames[i].name, exposure[i], offset[i], identity(table[i]))
 
     order = sorted(np.flatnonzero(used).tolist(), key=key)
     # Clusters are numbered as frames were given: order them by their first frame.
@@ -486,50 +411,11 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
 # --------------------------------------------------------------------------- the second pass
 
 
-class _WithDark:
-    """
-    A frame whose variance includes the error of a dark model, with that error taken apart.
-
-    The flat that the frame was divided by is not known here, and taken as 1.
-    """
-
-    def __init__(self, frame, model, exposure):
-        if hasattr(calibrated(frame), "master_noise"):
-            raise InputError(f"{frame.name}: knows the noise of its masters: leave out dark_model")
-        if _alignment(frame) is not None:
-            raise InputError(
-                f"{frame.name}: is resampled: dark_model is for frames as the detector saw them"
-            )
-        gain = frame.header.get("GAINUSED")
-        if gain is None or not exposure > 0:
-            raise InputError(
-                f"{frame.name}: dark_model needs GAINUSED [electron/adu] and EXPTIME in its "
-                "header, as calibrate writes them"
-            )
-        self.frame, self.model, self.exposure = frame, model, exposure
-        self.gain = np.float32(positive(gain, f"{frame.name}: GAINUSED"))
-        self.name, self.shape, self.unit = frame.name, frame.shape, frame.unit
-        self.header = frame.header
-        self.masters = ("dark model", id(model))
-        self.noise_correlation = noise_correlation(frame)
-
-    def master_noise(self, rows):
-        """As of a `~astro_narrowband.calibration.CalibratedFrame`."""
-        return *(plane * self.gain**2 for plane in self.model.covariance(rows)), None
-
-    def read(self, rows):
-        """Rows of the frame, its own noise only."""
-        band = self.frame.read(rows)
-        if band.variance is None:
-            return band
-        common = self.model.variance(self.exposure, rows)
-        common *= np.float32((self.gain / self.exposure) ** 2)
-        return Band(band.data, np.maximum(band.variance - common, 0.0), band.mask)
-
-
 def _learn_shapes(task, found, matrix, workers):
     """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
-    positions = np.column_stack(transform(matrix, found.stars[:, 0], found.stars[:, 1]))
+    x, y, flux, error = found.stars.T
+    clear = flux > SHAPE_SNR * error
+    positions = np.column_stack(transform(matrix, x[clear], y[clear]))
     best = best_frames(task.background[:PANEL])
     task.shapes, measured = star_shapes(task, positions, best, workers or usable_cores())
     # No more is allowed than what is asked for.

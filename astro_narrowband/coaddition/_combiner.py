@@ -9,8 +9,11 @@ import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import Combiner
 
+from astro_narrowband._engine.frames import MemoryFrame
 from astro_narrowband._engine.stacking.tile import reduce_tile
 from astro_narrowband._engine.validate import as_variance, choice
+from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coaddition._own_noise import own_noise
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["InverseVarianceCombiner"]
@@ -32,6 +35,9 @@ class InverseVarianceCombiner(Combiner):
       pixels that are not masked. One number an image, because weights that
       follow each pixel's own photon noise make faint sources fainter. An image that is
       masked everywhere does not count;
+    * noise that images share because they were calibrated with the same masters does not
+      average down: their headers say it (see `~astro_narrowband.calibrate`); where they do
+      not, nothing is shared;
     * a pixel without any value is masked and NaN.
 
     Parameters
@@ -91,6 +97,40 @@ class InverseVarianceCombiner(Combiner):
                 ],
                 np.float64,
             )
+        self._shared = self._apart(images)
+
+    def _apart(self, images):
+        """Take what images share out of their variance; return it as (frame, cluster, overlap)."""
+        if self._variance is None or any(np.ndim(image.data) != 2 for image in images):
+            return []
+        frames = [
+            own_noise(MemoryFrame(image, name=f"image {i}")) for i, image in enumerate(images)
+        ]
+        known = [i for i, f in enumerate(frames) if f.masters not in (None, "none")]
+        for i in known:
+            whole = slice(0, frames[i].shape[0])
+            self._variance[i] = frames[i].read(whole).variance
+        cluster, correlations = shared_clusters(
+            frames, [frame.placement for frame in frames], images[0].shape
+        )
+        overlap = overlap_factors(cluster, correlations, np.ones(len(frames)))
+        return [(i, frames[i], cluster[i], overlap[i]) for i in known]
+
+    def _shared_variance(self, weights, used, scale, value):
+        """What the masters leave in a sum of images times ``weights``, (n, ny, nx)."""
+        total, sums = 0.0, {}
+        for i, frame, cluster, overlap in self._shared:
+            amount = weights[i] * used[i] * scale[i]
+            one = sums.setdefault(cluster, [frame, overlap, 0.0, 0.0, 0.0])
+            one[2] += amount / frame.exposure
+            one[3] += amount
+            one[4] += weights[i] * used[i]
+        for frame, overlap, a, b, w in sums.values():
+            planes = frame.master_noise(slice(0, frame.shape[0]))
+            var_offset, cov, var_rate, var_flat = (0.0 if p is None else p for p in planes)
+            dark = a * a * var_offset + 2 * a * b * cov + b * b * var_rate
+            total = total + overlap * (dark + var_flat * (w * np.nan_to_num(value)) ** 2)
+        return total
 
     def _stack(self):
         """Data and mask of all images: the one place that knows where ccdproc keeps them."""
@@ -142,7 +182,16 @@ class InverseVarianceCombiner(Combiner):
             weights=weights,
             dtype=np.float64,
         )
-        return tuple(part.reshape(shape) for part in reduced)
+        value, variance, count = (part.reshape(shape) for part in reduced)
+        if self._shared:
+            weights = np.ones(n) if weights is None else weights
+            weights = weights.reshape(n, *(shape if weights.ndim > 1 else (1,) * len(shape)))
+            used = ~bad
+            scale = np.ones(n) if scale is None else np.ravel(scale)
+            norm = 1.0 if method == "sum" else np.maximum((weights * used).sum(axis=0), 1e-300)
+            level = value * norm / np.maximum((weights * used).sum(axis=0), 1e-300)
+            variance = variance + self._shared_variance(weights, used, scale, level) / norm**2
+        return value, variance, count
 
     def average_combine(self, scale_func=None, scale_to=None, uncertainty_func=None, **kwargs):
         """

@@ -11,14 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from astro_narrowband._engine.frames.window import RowWindow
+from astro_narrowband._engine.frames import HeldRows
 
 __all__ = [
     "CommonNoise",
-    "calibrated",
-    "nearest_planes",
     "overlap_factors",
-    "pixel_area",
     "shared_clusters",
     "undithered_noise",
 ]
@@ -30,26 +27,6 @@ ROWS = 64
 SAME = 0.25
 #: Lists of lost pixels that are kept until they are merged: their number must not count.
 MERGED = 64
-
-
-# --------------------------------------------------------------------------- detector pixels
-
-
-def calibrated(frame):
-    """Return the frame as it was calibrated: the one within a resampled one."""
-    return frame.frame if hasattr(frame, "alignment") else frame
-
-
-def pixel_area(frame):
-    """Return what the values of a frame were multiplied by when it was resampled."""
-    return frame.pixel_area if hasattr(frame, "alignment") else 1.0
-
-
-def nearest_planes(frame, read, rows):
-    """Return planes of the detector at the pixels of a frame, as `ResampledFrame.nearest`."""
-    if hasattr(frame, "alignment"):
-        return frame.nearest(read, rows)
-    return read(rows), (slice(0, rows.stop - rows.start), slice(0, frame.shape[1]))
 
 
 # --------------------------------------------------------------------------- who shares what
@@ -89,9 +66,8 @@ def shared_clusters(frames, matrices, shape):
     """
     groups = {}
     for i, frame in enumerate(frames):
-        token = getattr(frame, "masters", None)
-        if token is not None and hasattr(calibrated(frame), "master_noise"):
-            groups.setdefault(token, []).append(i)
+        if frame.masters not in (None, "none"):
+            groups.setdefault(frame.masters, []).append(i)
     cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
     for group in groups.values():
         group = np.array(group)
@@ -137,7 +113,7 @@ def overlap_factors(cluster, correlations, amplitude):
 def _amounts(task, i):
     """How much frame ``i`` has of the masters' offset, rate and flat in the sum."""
     weight = task.weight[i]
-    rate = weight / task.scale[i] * pixel_area(task.frames[i])
+    rate = weight / task.scale[i] * task.frames[i].pixel_area
     return np.array([rate / task.exposure[i], rate, weight])
 
 
@@ -158,7 +134,7 @@ def undithered_noise(task):
     sums, frames = {}, {}
     for i in np.flatnonzero(task.cluster >= 0):
         frame = task.frames[i]
-        frames[frame.masters] = calibrated(frame)
+        frames[frame.masters] = frame.calibrated
         sums[frame.masters] = sums.get(frame.masters, 0.0) + _amounts(task, i)
     total = 0.0
     for masters, amounts in sums.items():
@@ -242,7 +218,7 @@ class CommonNoise:
         for start in range(self.rows.start, self.rows.stop, ROWS):
             rows = slice(start, min(start + ROWS, self.rows.stop))
             n_rows, before = rows.stop - start, (start - self.rows.start) * width
-            planes, place = nearest_planes(frame, read, rows)
+            planes, place = frame.nearest(read, rows)
             low, high = np.searchsorted(pixels, (before, before + n_rows * width))
             y, x = np.divmod(pixels[low:high] - before, width)
             self._add(rows, planes, place, sums.amounts * scale, (y, x), have[:, low:high] * scale)
@@ -275,10 +251,9 @@ class CommonNoise:
     def _window(self, frame):
         """The noise of a frame's masters, all rows at once: those asked for next find them."""
         if frame.masters not in self.windows:
-            self.windows[frame.masters] = RowWindow(calibrated(frame).master_noise)
+            self.windows[frame.masters] = HeldRows(frame.calibrated.master_noise)
         window = self.windows[frame.masters]
-        rows = frame.source_rows(self.rows, 2) if hasattr(frame, "alignment") else self.rows
-        window.planes(rows or slice(0, 1))
+        window.planes(frame.source_rows(self.rows, 2) or slice(0, 1))
         return window
 
     def variance(self, signal):

@@ -5,52 +5,32 @@ Private to `astro_narrowband.coaddition._coadd`.
 """
 
 import copy
-import warnings
 
 import numpy as np
 from astropy import units as u
 from astropy.table import QTable
-from astropy.wcs import WCS, FITSFixedWarning
 
 from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.provenance import drop_camera, write_creator, write_dates
+from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import undithered_noise
-from astro_narrowband.exceptions import NarrowbandWarning
 
-__all__ = ["frame_table", "noise_correlation", "wcs_of", "write_header"]
+__all__ = ["frame_table", "wcs_of", "write_header", "write_matching"]
 
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
-                "EXPOSURE", "NEXTEND", "BUNIT")  # fmt: skip
-
-
-def noise_correlation(frame):
-    """Variance of single pixels over the variance plane, 1 where nothing was interpolated."""
-    value = getattr(frame, "noise_correlation", None)
-    return float(frame.header.get("NOISECOR", 1.0) if value is None else value)
+                "EXPOSURE", "NEXTEND", "BUNIT", "MASTERID",
+                "MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNINCL")  # fmt: skip
 
 
 def wcs_of(frame):
     """The WCS of a frame, or None."""
-    ccd = getattr(frame, "ccd", None)
-    if ccd is not None and ccd.wcs is not None:
-        return copy.deepcopy(ccd.wcs)
-    if not str(frame.header.get("CTYPE1", "")).strip():
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        try:
-            return WCS(frame.header)
-        except ValueError as error:
-            reason = str(error).strip().splitlines()[-1]
-    warnings.warn(
-        f"{frame.name}: its WCS cannot be read ({reason}): the coadd has none",
-        NarrowbandWarning,
-        stacklevel=3,
-    )
-    return None
+    if frame.wcs is not None:
+        return copy.deepcopy(frame.wcs)
+    return read_wcs(frame.header, frame.name)
 
 
-def write_header(header, task, reference, weights, planes):
+def write_header(header, task, reference, weights, planes, unit):
     """Write what `~astro_narrowband.coaddition.coadd` promises into the header of its reference."""
     for keyword in list(header):
         if keyword.startswith(NOT_OF_COADD):
@@ -65,6 +45,11 @@ def write_header(header, task, reference, weights, planes):
             header["TEFF"] = (float(np.median(texp[texp > 0])), "[s] median effective exposure")
     else:
         header.remove("EXPTIME", ignore_missing=True)
+    drop_camera(header)
+    if "TEFF" in header and unit == u.electron / u.s:
+        header["GAIN"] = (header["TEFF"], "effective: electron for one electron/s")
+    write_dates(header, [frame.header for frame in task.frames])
+    write_creator(header)
     header["NOISECOR"] = (
         round(float(np.sum(w2v * task.correlation) / w2v.sum()), 6),
         "pixel variance over the variance plane",
@@ -73,18 +58,61 @@ def write_header(header, task, reference, weights, planes):
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
-    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid and flux scale")
+    set_card(header, "COADDREF", str(reference)[:60], "frame of the grid")
     header["REJECTED"] = (
         round(float(planes[4].sum(dtype=np.int64) / max(1, planes[3].sum(dtype=np.int64))), 8),
         "outliers over pixels that count",
     )
 
 
-def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, offset, rejected):
+def write_matching(header, frames, transparency, skies, weight):
+    """Write how the frames were brought to one flux scale and one sky."""
+    set_card(header, "FLUXREF", str(frames[transparency.reference].name)[:60],
+             "frame of the flux scale")  # fmt: skip
+    header["SCALEERR"] = (
+        round(_half_shared(weight, transparency.error / transparency.scale), 6),
+        "relative error of fluxes by the scales",
+    )
+    # One camera, one gain: its error does not average down.
+    gain = float(weight @ np.array([frame.header.get("GAINERR", 0.0) for frame in frames], float))
+    header["GAINERR"] = (round(gain, 6), "relative error of the gain; 0: not known")
+    header["FLUXERR"] = (
+        round(float(np.hypot(gain, header["SCALEERR"])), 6),
+        "relative error common to all fluxes",
+    )
+    header["SCALESYS"] = (
+        round(_summed(weight, transparency.uneven), 6),
+        "relative error by uneven transparency",
+    )
+    if skies.degree >= 0:
+        header["SKYDEG"] = (skies.degree, "degree of sky surfaces; weighted mean kept")
+        header["SKYSURFE"] = (
+            _summed(weight, skies.error),
+            "error of the sky where a frame lacks",
+        )
+
+
+def _summed(weight, error):
+    """Error of a weighted mean by errors that frames do not share; what is not known is nil."""
+    return float(np.sqrt(np.nansum((weight * error) ** 2)))
+
+
+def _half_shared(weight, error):
+    """
+    Error of a weighted mean by errors of ratios to one reference.
+
+    A ratio has the noise of the frame's stars and, in about equal parts, that of the
+    reference's, which all ratios share.
+    """
+    return float(np.hypot(_summed(weight, error), np.nansum(weight * error)) / np.sqrt(2))
+
+
+def frame_table(frames, found, *, reasons, exposure, weight, transparency, skies, rejected):
     """One row for each frame, see `~astro_narrowband.coaddition.Coadd`."""
     unit = frames[0].unit
-    alignments = [getattr(frame, "alignment", None) for frame in frames]
+    alignments = [frame.alignment for frame in frames]
     shift = np.array([(0.0, 0.0) if a is None else a.shift for a in alignments])
+    ranges = [np.zeros(1) if m is None else m.samples() for m in transparency.maps]
     return QTable(
         {
             "name": [frame.name for frame in frames],
@@ -95,11 +123,18 @@ def frame_table(frames, found, *, reasons, exposure, weight, scale, scale_err, o
             "dy": shift[:, 1] * u.pix,
             "rotation": [0.0 if a is None else a.rotation for a in alignments] * u.deg,
             "weight": weight,
-            "scale": scale,
-            "scale_err": scale_err,
+            "scale": transparency.scale,
+            "scale_err": transparency.error,
+            "scale_method": np.array(transparency.method, dtype=str),
+            "scale_range": [float(np.ptp(values)) for values in ranges],
+            "scale_chi2": transparency.chi2,
+            "scale_uneven": transparency.uneven,
             "sky": [s.sky for s in found] * unit,
             "noise": np.sqrt([s.variance for s in found]) * unit,
-            "sky_offset": offset * unit,
+            "sky_offset": skies.offset * unit,
+            "sky_err": skies.error * unit,
+            "sky_gradient": skies.gradient * unit,
+            "sky_chi2": skies.chi2,
             "fwhm": [s.fwhm for s in found] * u.pix,
             "n_stars": [len(s.stars) for s in found],
             "rejected": rejected,

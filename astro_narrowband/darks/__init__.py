@@ -10,28 +10,25 @@ of an exposure with its error, and says when that is an extrapolation.
 import hashlib
 import warnings
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.files import set_card
-from astro_narrowband._engine.frames import FitsImage, row_bands
-from astro_narrowband._engine.raw import master_header, prepared
-from astro_narrowband._engine.validate import choice, finite, same_shape
-from astro_narrowband.darks._fit import FLAGS, PLANES, empty_planes, fit_planes
+from astro_narrowband._engine.frames import row_bands
+from astro_narrowband._engine.validate import choice, finite, positive
+from astro_narrowband.darks._file import model_hdul, read_fields
+from astro_narrowband.darks._fit import FLAGS, fit_planes
+from astro_narrowband.darks._masters import fields_of_masters
+from astro_narrowband.darks._price import WORTH_SAYING, DarkPrice, same_exposure, tolerance
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 
-__all__ = ["FLAGS", "DarkModel", "decode_flags"]
+__all__ = ["FLAGS", "DarkModel", "DarkPrice", "decode_flags", "same_exposure"]
 
-#: Exposures that differ by less than this fraction (or 50 ms) match.
-MATCH = 0.005
-#: Rows of a plane that are read at a time.
-READ = 32
+#: Rows of a plane that are read at a time, and about how many tell what is typical.
+READ, SAMPLED = 32, 16
 
 
 def decode_flags(value):
@@ -97,7 +94,7 @@ class DarkModel:
     # ------------------------------------------------------------------ making
 
     @classmethod
-    def fit(cls, darks, *, bias=None, detector=None, model="rate", shrink=True, workers=None):
+    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
         """
         Fit offset and rate of every pixel.
 
@@ -109,10 +106,13 @@ class DarkModel:
             Raw biases, or a master [adu] with its uncertainty: the point at t = 0.
         detector : `~astro_narrowband.detector.Detector`, optional
             Default is that of the first dark's header.
-        model : {"rate", "linear"}
+        model : {"rate", "linear"}, optional
             ``"rate"`` takes the bias for the point at t = 0. ``"linear"`` fits the
             offset from the darks alone, as some CMOS cameras need, whose bias
             differs from the offset of a long exposure; two exposure times at least.
+            Default is ``"rate"`` where biases are given, else ``"linear"``; one
+            exposure time without a bias is ``"matched"``: the dark of that time, and
+            elsewhere an offset whose error is stated.
         shrink : bool, optional
             Shrink the rates of ordinary pixels towards their neighbourhood.
         workers : int, optional
@@ -128,7 +128,8 @@ class DarkModel:
             If shapes differ, an exposure time is missing or not positive, or there
             are too few exposure times for ``model``.
         """
-        choice(model, ("rate", "linear"), "model")
+        if model is not None:
+            choice(model, ("rate", "linear"), "model")
         result = fit_planes(
             darks, bias=bias, detector=detector, model=model, shrink=shrink, workers=workers
         )
@@ -153,80 +154,185 @@ class DarkModel:
         -------
         DarkModel
         """
-        return cls(**_from_masters(bias, dark, exposure))
+        return cls(**fields_of_masters(bias, dark, exposure))
 
     # ------------------------------------------------------------------ asking
 
-    def policy(self, exposure, *, max_extrapolation=3.0):
+    def policy(self, exposure, *, max_extrapolation=None):
         """
-        Say how the dark of ``exposure`` [s] is had.
+        Say how the dark of ``exposure`` [s] is had; what that costs is said by `price`.
 
         Returns
         -------
         str
-            ``"matched"``, ``"scaled"`` (below the longest dark), ``"extrapolated"``
-            or ``"bias"`` (there are no darks).
+            ``"matched"``, ``"scaled"`` (between what was measured), ``"extrapolated"``
+            (above the longest dark, or without a bias below the shortest), ``"offset"``
+            (one exposure time and no bias: that dark stands for the offset of another
+            time, and the error of its dark current is stated) or ``"bias"`` (no darks).
 
         Raises
         ------
         CalibrationError
-            Beyond ``max_extrapolation`` times the longest dark.
+            Beyond ``max_extrapolation`` times the longest dark, where that is given; or
+            if the model is one master dark that nothing says the dark current of.
         """
         exposure = finite(exposure, "exposure")
         if exposure < 0:
             raise InputError(f"exposure = {exposure} s is negative")
+        limit = (
+            None if max_extrapolation is None else positive(max_extrapolation, "max_extrapolation")
+        )
         if self.model == "bias":
             return "bias"
         if self._match(exposure) is not None:
             return "matched"
-        times = ", ".join(f"{t:g}" for t in self.exposures)
-        if self.model == "matched":
-            raise CalibrationError(
-                f"the dark of {exposure:g} s cannot be had from darks of {times} s alone: "
-                "without a bias they cannot be scaled: give a bias, or darks of this exposure"
-            )
         longest = max(self.exposures)
-        if exposure < longest:
-            return "scaled"
-        if exposure > max_extrapolation * longest:
+        if limit is not None and exposure > limit * longest:
             raise CalibrationError(
                 f"the dark of {exposure:g} s would be extrapolated {exposure / longest:.2g} times "
-                f"beyond the longest dark ({longest:g} s; max_extrapolation = "
-                f"{max_extrapolation:g}): take darks of {exposure:g} s, or raise max_extrapolation"
+                f"beyond the longest dark ({longest:g} s; max_extrapolation = {limit:g}): take "
+                f"darks of {exposure:g} s, or raise max_extrapolation"
             )
-        return "extrapolated"
+        if self.model == "matched":
+            if not self._typical("var_rate") > 0:
+                raise CalibrationError(
+                    f"the dark of {exposure:g} s cannot be had from a master dark of {longest:g} s "
+                    "alone: without a bias it cannot be scaled: give a bias, or a dark of this "
+                    "exposure"
+                )
+            return "offset"
+        if exposure > longest or (self.model == "linear" and exposure < min(self.exposures)):
+            return "extrapolated"
+        return "scaled"
 
     def _match(self, exposure):
         for k, t in enumerate(self.exposures):
-            if abs(exposure - t) <= max(MATCH * t, 0.05):
+            if same_exposure(exposure, t):
                 return k
         return None
 
+    def _sample(self, read):
+        """Median of what ``read`` gives for rows all over the frame."""
+        ny = self.shape[0]
+        step = max(1, ny // SAMPLED)
+        return float(np.median([read(slice(y, y + 1)) for y in range(step // 2, ny, step)]))
+
+    def _typical(self, name):
+        return self._sample(lambda rows: self.planes[name][rows])
+
     def variance_factor(self, exposure):
         """Return var(dark at ``exposure``) over var(dark at the longest), for a typical pixel."""
-        ny = self.shape[0]
-        middle = slice(ny // 2, ny // 2 + 1)
-        b, r, c = (np.median(self.planes[k][middle]) for k in ("var_offset", "var_rate", "cov"))
-        longest = max(self.exposures)
+        asked, longest = (
+            self._sample(partial(self.variance, t)) for t in (exposure, max(self.exposures))
+        )
+        return asked / longest if longest > 0 else float("nan")
 
-        def variance(t):
-            return b + t * t * r + 2 * t * c
+    def price(self, exposure, *, noise):
+        """
+        Return what the dark of ``exposure`` costs a frame, whose own error decides.
 
-        return float(variance(exposure) / variance(longest))
+        Parameters
+        ----------
+        exposure : float
+            [s]
+        noise : float
+            The error of a typical pixel of the frame, without its masters [adu].
 
-    def check(self, exposure, *, max_extrapolation=3.0):
-        """As `policy`, and warn when it is an extrapolation."""
-        policy = self.policy(exposure, max_extrapolation=max_extrapolation)
-        if policy == "extrapolated":
-            warnings.warn(
-                f"the dark of {exposure:g} s is extrapolated from darks of at most "
-                f"{max(self.exposures):g} s: its variance grows "
-                f"{self.variance_factor(exposure):.3g} times; darks of {exposure:g} s would be "
-                "better",
-                NarrowbandWarning,
-                stacklevel=3,
+        Returns
+        -------
+        DarkPrice
+
+        Examples
+        --------
+        Darks of 10 s, whose dark current is 0.5 adu/s. For a narrowband flat of 300 s
+        that is nothing, for a light of 300 s too much:
+
+        >>> import numpy as np
+        >>> from astropy.nddata import CCDData, StdDevUncertainty
+        >>> from astro_narrowband import DarkModel
+        >>> error = StdDevUncertainty(np.full((8, 8), 0.1))
+        >>> bias = CCDData(np.full((8, 8), 1000.0), unit="adu", uncertainty=error)
+        >>> dark = CCDData(np.full((8, 8), 1005.0), unit="adu", uncertainty=error)
+        >>> model = DarkModel.from_masters(bias=bias, dark=dark, exposure=10.0)
+        >>> flat, light = (model.price(300.0, noise=noise) for noise in (140.0, 13.0))
+        >>> print(f"{flat.total:.2f} {flat.too_high} {light.total:.2f} {light.too_high}")
+        0.08 False 0.88 True
+        """
+        noise = positive(noise, "noise")
+        policy = self.policy(exposure)
+        measured = [*self.exposures, *([0.0] if self.model in ("rate", "bias") else [])]
+        apart = 0.0
+        if policy not in ("matched", "bias"):
+            apart = min(abs(exposure - t) for t in measured)
+        unstated = tolerance() * max(self._typical("rate"), 0.0) * apart
+        stated = self._sample(partial(self.variance, exposure)) ** 0.5
+        return DarkPrice(policy, stated, unstated, noise)
+
+    def check(self, exposure, *, noise=None, name="", what="frames", max_extrapolation=None):
+        """
+        As `policy`; raise where the price is too high, warn where it is worth a word.
+
+        Parameters
+        ----------
+        exposure : float
+            [s]
+        noise : float or callable, optional
+            As in `price`; a function is called only where something is to be priced.
+            Without it nothing is priced: an extrapolation is warned of.
+        name, what : str, optional
+            The frame, and its kind, which the messages name.
+        max_extrapolation : float, optional
+            A limit in place of the price: the exposure over that of the longest dark.
+
+        Raises
+        ------
+        CalibrationError
+            If the dark would cost the frame more than it is worth, or is beyond the limit.
+        """
+        of = f"{name}: " if name else ""
+        try:
+            policy = self.policy(exposure, max_extrapolation=max_extrapolation)
+        except CalibrationError as error:
+            raise CalibrationError(f"{of}{error}") from None
+        if policy not in ("extrapolated", "offset"):
+            return policy
+        times = ", ".join(f"{t:g}" for t in self.exposures)
+        price = None
+        if noise is not None:
+            price = self.price(exposure, noise=noise() if callable(noise) else noise)
+        advice = f"take darks of {exposure:g} s" + (
+            ", or biases" if self.model in ("linear", "matched") else ""
+        )
+        if price is None and policy == "offset":
+            raise CalibrationError(
+                f"{of}the dark of {exposure:g} s cannot be had from darks of {times} s alone: "
+                f"without a bias they cannot be scaled: {advice}"
             )
+        if price is not None and price.too_high and max_extrapolation is None:
+            raise CalibrationError(
+                f"{of}its dark of {exposure:g} s from darks of {times} s would cost too much: an "
+                f"error of {price.stated:.2g} adu, and {price.unstated:.2g} adu if the current "
+                f"is off by {100 * tolerance():.0f} %, where the frame's own error is "
+                f"{price.noise:.2g} adu: {advice}, or allow it with max_extrapolation"
+            )
+        if price is None or price.total > WORTH_SAYING or policy == "offset":
+            self._say(policy, exposure, price, what, advice)
         return policy
+
+    def _say(self, policy, exposure, price, what, advice):
+        longest = f"{max(self.exposures):g} s"
+        cost = "" if price is None else f", {price.total:.1g} times the {what}' own error"
+        if policy == "offset":
+            text = (
+                f"{what} of {exposure:g} s: darks of {longest} stand for their offset, without a "
+                f"bias (error {price.stated:.2g} adu{cost})"
+            )
+        else:
+            text = (
+                f"{what} of {exposure:g} s: their dark is extrapolated from darks of {longest}: "
+                f"its variance grows {self.variance_factor(exposure):.3g} times{cost}"
+            )
+        warnings.warn(f"{text}; {advice} to be better", NarrowbandWarning, stacklevel=4)
 
     def measured_at(self, exposure, rows):
         """
@@ -339,7 +445,7 @@ class DarkModel:
             found.append(index + rows.start * self.shape[1])
         return np.concatenate(found)
 
-    def at(self, exposure, *, max_extrapolation=3.0):
+    def at(self, exposure, *, max_extrapolation=None):
         """
         Return the dark of ``exposure``, bias included, with its uncertainty.
 
@@ -348,7 +454,8 @@ class DarkModel:
         exposure : float or `~astropy.units.Quantity`
             [s]
         max_extrapolation : float, optional
-            How many times the longest dark is still allowed.
+            How many times the longest dark is still allowed. No frame is there to price
+            the dark for: an extrapolation is warned of.
 
         Returns
         -------
@@ -358,7 +465,7 @@ class DarkModel:
         Raises
         ------
         CalibrationError
-            Beyond ``max_extrapolation``.
+            Beyond ``max_extrapolation``, or from one exposure time without a bias.
         """
         if isinstance(exposure, u.Quantity):
             exposure = exposure.to_value(u.s)
@@ -380,30 +487,7 @@ class DarkModel:
 
     def to_hdul(self):
         """Return the model as an `~astropy.io.fits.HDUList`; the offset is the primary image."""
-        header = self.header.copy()
-        header["BUNIT"] = "adu"
-        header["DARKMODL"] = (self.model, "dark = offset + rate * exposure")
-        header["DARKNEXP"] = (len(self.exposures), "number of exposure times")
-        for k, (t, n) in enumerate(zip(self.exposures, self.n_frames, strict=True)):
-            header[f"DARKT{k}"] = (t, "[s] exposure time")
-            header[f"DARKN{k}"] = (n, "darks of this exposure time")
-        if self.temperatures is not None:
-            header["DARKTMIN"], header["DARKTMAX"] = self.temperatures
-        header["DARKTOK"] = (self.token, "what this model is known by")
-        for k, note in enumerate(self.notes):
-            set_card(header, f"DARKNT{k}", note)
-        hdul = fits.HDUList([fits.PrimaryHDU(np.asarray(self.planes["offset"][:]), header)])
-        for name in PLANES[1:]:
-            hdul.append(fits.ImageHDU(np.asarray(self.planes[name][:]), name=name.upper()))
-        if self.measured:
-            k = len(self.exposures)
-            columns = [fits.Column("pixel", "K", array=self.measured["pixel"])]
-            columns += [
-                fits.Column(key, f"{k}E", array=np.ascontiguousarray(self.measured[key].T))
-                for key in ("mean", "variance")
-            ]
-            hdul.append(fits.BinTableHDU.from_columns(columns, name="MEASURED"))
-        return hdul
+        return model_hdul(self)
 
     def write(self, path):
         """Write the model to a FITS file, whole or not at all."""
@@ -421,121 +505,4 @@ class DarkModel:
         InputError
             If the file is not a dark model.
         """
-        path = Path(path)
-        planes = {}
-        try:
-            with fits.open(path, memmap=False) as hdul:
-                header = hdul[0].header.copy()
-                for name in PLANES:
-                    hdu = hdul[0] if name == "offset" else hdul[name.upper()]
-                    planes[name] = FilePlane(path, hdu)
-                measured = {}
-                if "MEASURED" in hdul:
-                    table = hdul["MEASURED"].data
-                    measured["pixel"] = table["pixel"].astype(np.int64)
-                    for key in ("mean", "variance"):
-                        # One exposure time makes a plain column of the vector.
-                        column = table[key].reshape(len(table), -1)
-                        measured[key] = np.ascontiguousarray(column.T, np.float32)
-                shape = hdul[0].shape
-                model = header["DARKMODL"]
-                n = header["DARKNEXP"]
-        except (OSError, KeyError) as error:
-            raise InputError(f"{path}: is not a dark model ({error}): make it again") from error
-        exposures = tuple(header[f"DARKT{k}"] for k in range(n))
-        n_frames = tuple(header[f"DARKN{k}"] for k in range(n))
-        temperatures = None
-        if "DARKTMIN" in header:
-            temperatures = header["DARKTMIN"], header["DARKTMAX"]
-        return cls(
-            planes=planes,
-            shape=shape,
-            model=model,
-            exposures=exposures,
-            n_frames=n_frames,
-            temperatures=temperatures,
-            notes=tuple(header[key] for key in header if key.startswith("DARKNT")),
-            header=header,
-            token=header["DARKTOK"],
-            measured=measured,
-        )
-
-
-def _from_masters(bias, dark, exposure):
-    """Return the fields of a model made of masters; see `DarkModel.from_masters`."""
-    frames = {k: prepared(m) for k, m in (("bias", bias), ("dark", dark)) if m is not None}
-    if not frames:
-        raise InputError("neither bias nor dark was given")
-    shape = same_shape(frames.values(), "masters")
-    rows = slice(0, shape[0])
-    planes = empty_planes(shape)
-    data, variance = {}, {}
-    for name, frame in frames.items():
-        if frame.unit not in (None, u.adu):
-            raise InputError(
-                f"{name}: its unit is {frame.unit}: a master must be in adu, as the raw frames are"
-            )
-        band = frame.read(rows)
-        data[name], variance[name] = band.data, band.variance
-        if band.variance is None:
-            variance[name] = np.zeros(shape, np.float32)
-        if band.mask is not None:
-            planes["flags"][band.mask] |= FLAGS["UNCERTAIN"]
-    first = "bias" if "bias" in frames else "dark"
-    planes["offset"], planes["var_offset"] = data[first], variance[first]
-    fields = {"planes": planes, "shape": shape}
-    if "dark" not in frames:
-        return fields | {"model": "bias", "header": master_header(frames["bias"], "bias", 1)}
-    header = frames["dark"].header
-    fields["header"] = master_header(frames["dark"], "dark", 1)
-    temperature = keywords.read_temperature(header)
-    fields["temperatures"] = None if temperature is None else (temperature, temperature)
-    if exposure is None:
-        exposure = keywords.read_exposure(header)
-    n = keywords.one_value(header, "NCOMBINE")
-    fields |= {
-        "exposures": (float(exposure),),
-        "n_frames": (int(n[0]) if n else 1,),
-        "notes": ("one dark exposure time: its linearity could not be tested",),
-    }
-    without_bias = bool(header.get("BIASSUB") or header.get("SUBBIAS"))
-    if "bias" not in frames:
-        if without_bias:
-            raise CalibrationError(
-                "the dark has lost its bias (BIASSUB or SUBBIAS in its header) and no bias was "
-                "given: give bias= as well"
-            )
-        return fields | {"model": "matched"}
-    _check_levels(data, without_bias)
-    t = np.float32(exposure)
-    # Either way the error of the bias is in that of the rate, with the sign turned.
-    if without_bias:
-        planes["rate"] = data["dark"] / t
-        planes["var_rate"] = variance["dark"] / (t * t)
-    else:
-        planes["rate"] = (data["dark"] - data["bias"]) / t
-        planes["var_rate"] = (variance["dark"] + variance["bias"]) / (t * t)
-    planes["cov"] = -variance["bias"] / t
-    return fields | {"model": "rate"}
-
-
-def _check_levels(data, without_bias):
-    """Find a dark that says, or leaves unsaid, the wrong thing about its bias."""
-    bias, dark = (float(np.nanmedian(data[k][::8])) for k in ("bias", "dark"))
-    if not without_bias and dark < 0.5 * bias:
-        raise CalibrationError(
-            f"the dark (median {dark:.1f} adu) lies far below the bias ({bias:.1f} adu): it seems "
-            "to have lost its bias already: set BIASSUB = True in its header if so"
-        )
-
-
-class FilePlane:
-    """A plane of a FITS file that is read by rows: ``plane[slice]``."""
-
-    def __init__(self, path, hdu):
-        stored = {8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]]
-        self.image = FitsImage.of_file(path, hdu.fileinfo()["datLoc"], np.dtype(stored), hdu.shape)
-
-    def __getitem__(self, rows):
-        start, stop, _ = rows.indices(self.image.shape[0])
-        return self.image.read(slice(start, stop))
+        return cls(**read_fields(path))

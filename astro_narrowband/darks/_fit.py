@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
     clipped_band,
@@ -17,7 +17,8 @@ from astro_narrowband._engine.stacking.clipped import (
     sample_noise,
 )
 from astro_narrowband._engine.validate import same_shape
-from astro_narrowband.darks._shrink import shrink_plane
+from astro_narrowband.darks._price import PER_KELVIN, same_exposure
+from astro_narrowband.darks._shrink import shrink_fit
 from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
@@ -37,8 +38,6 @@ BAND = 32
 FAR = 4.0
 #: Scatter between frames, over what is expected, from which a pixel is not to be trusted.
 NOISY = 3.0
-#: Relative change of the dark current per kelvin (it doubles every 6.5 K).
-PER_KELVIN = 0.107
 
 
 class Averages(NamedTuple):
@@ -79,15 +78,19 @@ def empty_planes(shape):
 
 def fit_planes(darks, *, bias, detector, model, shrink, workers):
     """Return the fields of a `~astro_narrowband.darks.DarkModel`; see its ``fit``."""
-    darks = [prepared(d) for d in darks]
+    darks = as_frames(darks, "darks", convert=prepared)
     if not darks:
         raise InputError("no darks were given: give at least one, or DarkModel.from_masters(bias=)")
     groups = _groups(darks)
     master = bias is not None and not isinstance(bias, list | tuple)
-    biases = [] if bias is None else [prepared(b) for b in ([bias] if master else bias)]
+    biases = (
+        [] if bias is None else as_frames([bias] if master else bias, "biases", convert=prepared)
+    )
     shape = same_shape([*darks, *biases], "darks and biases")
     if detector is None:
         detector = decide_detector(darks[0].header)
+    if model is None:
+        model = "rate" if biases or len(groups) == 1 else "linear"
     if model == "linear":
         if len(groups) < 2:
             raise InputError(
@@ -95,9 +98,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
             )
         biases = []
     elif not biases and len(groups) > 1:
-        raise InputError(
-            "darks of several exposure times need bias=: give the biases, or use model='linear'"
-        )
+        raise InputError("model = 'rate' needs bias=: give the biases, or use model='linear'")
     groups = ([(0.0, biases, master)] if biases else []) + [
         (t, frames, False) for t, frames in groups.items()
     ]
@@ -119,11 +120,14 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     if len(points) > 1:
         fit.finish_hot(temperatures, notes)
     if shrink:
-        notes.extend(_shrink(fit, workers))
+        notes.extend(shrink_fit(fit, ~np.uint8(FLAGS["NEGATIVE"]), workers=workers))
     times = [p for p in points if p.time > 0]
     if len(points) == 1:
         model = "matched"
-        notes.append("one dark exposure time and no bias: it serves that exposure time only")
+        fit.prior_rate(detector)
+        notes.append(
+            "one dark exposure time and no bias: for other times it stands for the offset alone"
+        )
     elif len(times) == 1:
         notes.append("one dark exposure time: its linearity could not be tested")
     _say_flags(fit.planes["flags"], notes)
@@ -158,7 +162,7 @@ def _groups(darks):
                 f"{frame.name}: has an exposure time of {exposure:g} s and is no dark: give it as "
                 "a bias, or correct EXPTIME"
             )
-        match = next((t for t in groups if abs(exposure - t) <= max(0.005 * t, 0.05)), exposure)
+        match = next((t for t in groups if same_exposure(exposure, t)), exposure)
         groups.setdefault(match, []).append(frame)
     return dict(sorted(groups.items()))
 
@@ -411,6 +415,30 @@ class _Fit:
         self.planes["var_offset"][rows] = one * ratio / np.maximum(n, 1)
         self.planes["flags"][rows] = flags
 
+    def prior_rate(self, detector):
+        """
+        Give the dark of a single exposure time a rate, so that it can be priced for others.
+
+        What ordinary pixels collected is taken from their noise beyond that of the
+        read-out, and nothing said of it but that it may be twice that or nothing. What
+        stands out of the neighbourhood is dark current. At the exposure time itself the
+        dark stays what it was, with its error.
+        """
+        t, planes = self.times[0], self.planes
+        excess = max(float(self.noise) ** 2 - detector.noise_adu**2, 0.0) * detector.gain
+        # The read noise of a header is good to a tenth.
+        excess = max(excess, 0.2 * detector.noise_adu**2 * detector.gain)
+        variance = np.float32((excess / t) ** 2)
+        for rows in row_bands(self.shape[0], BAND):
+            offset, var_offset = (planes[name][rows] for name in ("offset", "var_offset"))
+            above = offset - _block_median(offset)
+            above[above < FAR * np.sqrt(var_offset)] = 0
+            planes["rate"][rows] = (above + np.float32(excess)) / t
+            offset -= t * planes["rate"][rows]
+            planes["var_rate"][rows] = variance
+            planes["cov"][rows] = -t * variance
+            var_offset += t * t * variance
+
     def finish_hot(self, temperatures, notes):
         """
         Refit hot pixels with a relative error of their rates.
@@ -527,48 +555,6 @@ def _block_median(plane):
     wide[:edge] = np.repeat(median, size)
     wide[edge:] = wide[edge - 1]
     return wide
-
-
-def _shrink(fit, workers):
-    """Shrink rate, then offset, towards their neighbourhoods; return notes."""
-    planes, notes = fit.planes, []
-    own = np.uint8(255 - FLAGS["NEGATIVE"])
-    names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
-
-    flagged = np.flatnonzero((planes["flags"] & own) != 0)
-
-    def lost(rows):
-        nx = fit.shape[1]
-        first, last = np.searchsorted(flagged, [rows.start * nx, rows.stop * nx])
-        return flagged[first:last] - rows.start * nx
-
-    for name in names:
-
-        def apply(rows, first, second, name=name):
-            rate, offset, var_rate, var_offset, cov = (
-                planes[key][rows] for key in ("rate", "offset", "var_rate", "var_offset", "cov")
-            )
-            c_rate, c_offset = (var_rate, cov) if name == "rate" else (cov, var_offset)
-            work = np.multiply(c_rate, first)
-            rate += work
-            offset += np.multiply(c_offset, first, out=work)
-            # Before one of them changes that the others need.
-            of_rate = np.multiply(c_rate, second, out=work)
-            of_offset = np.multiply(c_offset, second, out=second)
-            both = np.multiply(c_offset, of_rate, out=first)
-            of_rate *= c_rate
-            of_offset *= c_offset
-            var_rate += of_rate
-            var_offset += of_offset
-            cov += both
-
-        told = shrink_plane(planes[name], planes[f"var_{name}"], lost, apply, workers=workers)
-        notes.append(
-            f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
-            f"(true values spread by {told['spread']:.3g}); their variance is "
-            f"{told['gain']:.3g} times that of the fit"
-        )
-    return notes
 
 
 def _say_flags(flags, notes):

@@ -21,7 +21,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import map_bands, row_bands
 
-__all__ = ["shrink_plane"]
+__all__ = ["shrink_fit"]
 
 #: Side of a neighbourhood [pixel]; smaller in images with few of them.
 BLOCK, SMALLEST = 32, 8
@@ -35,6 +35,51 @@ N_BINS = round(2 * REACH / BIN)
 CERTAIN = 2.5
 #: From here on the histogram is made: what is smoothed beyond `CERTAIN` needs no more.
 SEEN = 2.0
+
+
+def shrink_fit(fit, judged, *, workers=None):
+    """
+    Shrink rate, then offset, of a fit towards their neighbourhoods; return notes.
+
+    Pixels with flags among ``judged`` keep what they have.
+    """
+    planes, notes = fit.planes, []
+    names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
+
+    flagged = np.flatnonzero((planes["flags"] & judged) != 0)
+
+    def lost(rows):
+        nx = fit.shape[1]
+        first, last = np.searchsorted(flagged, [rows.start * nx, rows.stop * nx])
+        return flagged[first:last] - rows.start * nx
+
+    for name in names:
+
+        def apply(rows, first, second, name=name):
+            rate, offset, var_rate, var_offset, cov = (
+                planes[key][rows] for key in ("rate", "offset", "var_rate", "var_offset", "cov")
+            )
+            c_rate, c_offset = (var_rate, cov) if name == "rate" else (cov, var_offset)
+            work = np.multiply(c_rate, first)
+            rate += work
+            offset += np.multiply(c_offset, first, out=work)
+            # Before one of them changes that the others need.
+            of_rate = np.multiply(c_rate, second, out=work)
+            of_offset = np.multiply(c_offset, second, out=second)
+            both = np.multiply(c_offset, of_rate, out=first)
+            of_rate *= c_rate
+            of_offset *= c_offset
+            var_rate += of_rate
+            var_offset += of_offset
+            cov += both
+
+        told = shrink_plane(planes[name], planes[f"var_{name}"], lost, apply, workers=workers)
+        notes.append(
+            f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
+            f"(true values spread by {told['spread']:.3g}); their variance is "
+            f"{told['gain']:.3g} times that of the fit"
+        )
+    return notes
 
 
 def shrink_plane(values, variance, lost, apply, *, workers=None):

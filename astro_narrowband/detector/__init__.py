@@ -21,6 +21,8 @@ __all__ = ["Detector", "decide_detector"]
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
 FULL_SCALE = 65504.0
 
+#: Values that a camera may have; far beyond them float32 ends.
+_POSSIBLE = {"gain": (1e-5, 1e5), "read_noise": (0.0, 1e5), "saturation": (1e-3, 1e12)}
 _GAIN_UNIT = u.electron / u.adu
 _HOW = "give --gain and --read-noise, or flats and biases (two of each) to measure them from"
 
@@ -66,6 +68,12 @@ class Detector:
                 value = value_in(value, unit, name)
             if name != "read_noise" or value != 0:
                 value = positive(value, name)
+            least, most = _POSSIBLE[name]
+            if not least <= value <= most:
+                raise InputError(
+                    f"{name} = {value:g}: no camera has that ({least:g} to {most:g} are "
+                    "possible): check its unit"
+                )
             object.__setattr__(self, name, value)
 
     @property

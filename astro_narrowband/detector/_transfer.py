@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from astro_narrowband._engine.frames import as_frame
+from astro_narrowband._engine.frames import as_frames
+from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
@@ -35,8 +36,8 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
         ``gain``, ``gain_err`` [electron/adu], ``read_noise``, ``read_noise_err``
         [electron].
     """
-    flats = [as_frame(f) for f in flats]
-    biases = [as_frame(b) for b in biases]
+    flats = as_frames(flats, "flats", convert=prepared)
+    biases = as_frames(biases, "biases", convert=prepared)
     if len(flats) < 2 or len(biases) < 2:
         raise InputError(
             f"gain and read noise cannot be measured from {len(flats)} flat(s) and "
@@ -49,17 +50,23 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     bias = np.mean(dark, axis=0, dtype=np.float32)
     pairs = list(zip(dark[::2], dark[1::2], strict=False))
     # Row noise is noise of a pixel, but not of a difference of scaled rows.
-    noise, noise_err = _mean([_variance(_level(a - b)) / 2 for a, b in pairs])
-    inner, _ = _mean([_variance(_own_mean_off(a - b)) / 2 for a, b in pairs])
+    step = _step(dark[0])
+    noise, noise_err = _mean([_variance(_level(a - b), step) / 2 for a, b in pairs])
+    inner, _ = _mean([_variance(_own_mean_off(a - b), step) / 2 for a, b in pairs])
+    if not noise > 0:
+        raise InputError(
+            "gain and read noise cannot be measured: the biases do not differ from each other: "
+            "give both values"
+        )
     images = [_segments(f, sample) for f in flats]
-    limit = np.inf if saturation is None else saturation
+    limits = [np.inf if saturation is None else saturation - f.pedestal for f in flats]
     levels = [float(np.median(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
     found = []
     # Each flat in one pair only: the pairs are independent.
     for i, j in list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
-            full = (images[i] >= limit) | (images[j] >= limit)
+            full = (images[i] >= limits[i]) | (images[j] >= limits[j])
             found.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
     per_adu, error = _mean(found) if found else (0.0, 0.0)
     if not (per_adu > 0 and per_adu > 5 * error):
@@ -108,10 +115,16 @@ def _level(difference):
     return difference - np.nanmedian(difference, axis=(0, 2), keepdims=True)
 
 
-def _variance(difference):
-    """Clipped variance of each piece; NaN where nothing is left."""
+def _step(data):
+    """Step of the digits [adu]; data of 12 bits that are multiplied by 16 have one of 16."""
+    values = np.unique(data[np.isfinite(data)])
+    return float(np.diff(values).min()) if values.size > 1 else 1.0
+
+
+def _variance(difference, step):
+    """Clipped variance of each piece; NaN where nothing is left. Two ``step`` are no outlier."""
     width = 1.4826 * np.nanmedian(np.abs(difference))
-    kept = np.abs(difference) <= CLIP * max(width, 0.3)
+    kept = np.abs(difference) <= CLIP * max(width, 0.5 * step)
     square = np.where(kept, difference * difference, 0).sum(axis=(2, 3), dtype=float)
     count = kept.sum(axis=(2, 3))
     with np.errstate(invalid="ignore", divide="ignore"):

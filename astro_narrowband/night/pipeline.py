@@ -51,15 +51,23 @@ class Settings:
         Reject outliers.
     set_keywords : sequence of (keyword, value)
         For frames that lack them.
-    max_extrapolation : float
-        Longest light over the longest dark.
+    max_extrapolation : float or None
+        Longest exposure over the longest dark; default is what the dark costs the frame.
     max_pixels : int or None
         The largest image that is opened.
     bayer : {None, "red", "green", "blue", "superpixel", "mono"}
         Leave out colour mosaics, take the pixels of one colour, or take them as they
         are.
+    calibration : sequence of path-like
+        Folders of bias, darks, flats and masters, for what the night lacks.
+    without : sequence of {"flat", "dark", "bias"}
+        What to go on without.
+    calibrated : bool
+        The lights are calibrated.
     spellings : path-like or None
         TOML file of the user's own keywords, kinds and filters.
+    catalogue : path-like or None
+        Stars of known places: the coadds get the WCS that they say.
     keep_calibrated : bool
     workers : int or None
     memory : float or None
@@ -81,10 +89,14 @@ class Settings:
     weights: str = "background"
     reject: bool = True
     set_keywords: tuple = ()
-    max_extrapolation: float = 3.0
+    max_extrapolation: float | None = None
     max_pixels: int | None = None
     bayer: str | None = None
+    calibration: tuple = ()
+    without: tuple = ()
+    calibrated: bool = False
     spellings: str | None = None
+    catalogue: str | None = None
     keep_calibrated: bool = False
     workers: int | None = None
     memory: float | None = None
@@ -97,29 +109,30 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name not in _HOW}
 
 
-def inspection(table, *, filters=None):
+def inspection(table, *, filters=None, without=(), calibrated=False):
     """
     Return what `reduce_night` would do with the files of a table.
 
     Parameters
     ----------
     table : `~astro_narrowband.night.table.FrameTable`
-    filters : sequence of str, optional
+    filters, without, calibrated
+        As of `Settings`.
 
     Returns
     -------
     lines : list of str
-        Each file with what it is taken for, and the plan with every problem.
+        The plan, every problem, and each file with what it is taken for.
     status : int
         0 if everything can be reduced as far as headers and a look at the pixels say,
         3 if nothing can be, 4 if some groups cannot.
     """
-    plan = make_plan(table, filters=_canonical(filters))
+    plan = make_plan(table, filters=_canonical(filters), without=without, calibrated=calibrated)
     screen_plan(plan)
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
     failed = [group.failed for group in plan.groups]
     status = NOTHING if all(failed) else PARTIAL if any(failed) else 0
-    return [*table.lines(), "", f"{counts}", "", *plan.lines()], status
+    return [*plan.lines(), "", counts, "", *table.lines()], status
 
 
 def reduce_night(nights, output, *, settings=None, progress=None):
@@ -166,8 +179,15 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             saturation=settings.saturation,
             spellings=spellings,
             ignore=[output],
+            calibration=settings.calibration,
+            calibrated=settings.calibrated,
         )
-        plan = make_plan(table, filters=_canonical(settings.filters))
+        plan = make_plan(
+            table,
+            filters=_canonical(settings.filters),
+            without=settings.without,
+            calibrated=settings.calibrated,
+        )
         screen_plan(plan, saturation=settings.saturation)
         for problem in plan.problems:
             messages.say(str(problem), problem.level)

@@ -15,6 +15,8 @@ from astro_narrowband.exceptions import InputError
 
 __all__ = ["frames_record", "frames_table", "group_record", "read_frames", "with_frames"]
 
+#: Cards of a coadd in which noise was measured over predicted.
+SELF_TEST = ("NOISEPIX", "NOISEBLK", "NOISEAPR", "NOISELIN", "ERRSCALE")
 #: Pixels that are looked at for the level and the noise of a coadd.
 SAMPLE = 1 << 20
 #: Columns of the table of frames that hold paths, and what stays as it is in them.
@@ -115,6 +117,7 @@ def group_record(group, *, frames=None, ccd=None, products=None):
         "object": group.object,
         "filter": group.filter,
         "label": group.label,
+        "without": list(group.without),
         "reference": "",
         "status": "failed" if ccd is None else "done",
         "reason": group.reason,
@@ -167,4 +170,8 @@ def _of_pixels(ccd):
     good = np.isfinite(data) & np.isfinite(sigma)
     if not good.any():
         return {"sky": None, "noise": None}
-    return {"sky": float(np.median(data[good])), "noise": float(np.median(sigma[good]))}
+    return {
+        "sky": float(np.median(data[good])),
+        "noise": float(np.median(sigma[good])),
+        "self_test": {key: ccd.header[key] for key in SELF_TEST if key in ccd.header},
+    }

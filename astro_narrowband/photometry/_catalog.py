@@ -6,6 +6,7 @@ measured at those positions in every filter: a source that a filter does not
 show has a flux around zero with an error there, not a hole.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,6 +16,7 @@ from astropy import units as u
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
+from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.detection import detect_stars, stamps
 from astro_narrowband._engine.frames import row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
@@ -34,9 +36,17 @@ R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
 #: A neighbour within the growth curve with more than this part of the flux spoils it.
 NEIGHBOUR_FLUX = 0.01
 #: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
-MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 40
+MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 #: A source whose core more than this part of the frames lacks has a profile of its own.
 LACKING = 0.02
+#: Shape: nearest stars that it is compared with, and what it may differ by, with ``snr``.
+NEAREST, UNLIKE, UNLIKE_SNR = 12, 0.04, 4.0
+#: The same for the light within the aperture over that within half its radius.
+LESS_DENSE, LESS_DENSE_SNR = 0.012, 3.0
+#: With less than so many FWHM**2 of sky for each source, no shape tells all that is blended.
+CROWDED = 24.0
+#: Of a correction that is not the star's own: its error, as a part of what it adds.
+BORROWED, OTHER_PROFILE = 0.5, 0.33
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -51,13 +61,14 @@ class Catalog:
     tables : dict of str to `~astropy.table.QTable`
         For each filter one row per source, brightest first: ``id``, ``x_center``, ``y_center``,
         (``ra``, ``dec``), ``flux``, ``flux_err`` (corrected to the whole light of
-        a point source), ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
+        a point source), (``flux_err_common``, what all share besides),
+        ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
         ``flux_aperture_err``, ``area``, ``sky``, ``sky_err``, ``sky_std``,
         ``n_sky``, ``fwhm`` (of the Gaussian that has the source's windowed moments;
         that of a Moffat profile is about a tenth less), ``flags``.
     merged : `~astropy.table.QTable`
         One row per source: positions, ``flux_<filter>``, ``flux_err_<filter>``,
-        ``flags_<filter>``, and ``flags``, all of them together.
+        (``flux_err_common_<filter>``), ``flags_<filter>``, and ``flags``, all of them together.
     growth : dict of str to `~astro_narrowband.photometry.GrowthCurves`
         Of bright isolated stars; their ``id`` is that of the catalogue.
     corrections : dict of str to `~astro_narrowband.photometry.ApertureCorrection` or None
@@ -138,7 +149,11 @@ def make_catalog(
     saturate in long exposures, have the seeing of the others: they are flagged
     PARTIAL, and serve for the correction only where there are not enough others,
     for it would be off by a percent. Where no star is good enough for a correction
-    the flux is that in the aperture, flagged UNCORRECTED.
+    another filter's is used, half of what it adds being its error; where no filter has one
+    the flux is that in the aperture. Both are flagged UNCORRECTED. PARTIAL stars have a
+    third of what the correction adds in their error. Where the width of stars changes over
+    the field the correction is a surface. Sources that are wider, longer or less
+    dense than their neighbours are flagged BLENDED, and so are all in a crowd.
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
@@ -154,7 +169,9 @@ def make_catalog(
     if detect_on is not None and detect_on not in ccds:
         raise InputError(f"detect_on = {detect_on!r} is not among {', '.join(ccds)}")
     searched = ccds[detect_on] if detect_on is not None else detection_image(list(ccds.values()))
-    stars = detect_stars(searched, threshold=threshold, n_brightest=n_brightest, fwhm=fwhm)
+    stars = detect_stars(
+        searched, threshold=threshold, n_brightest=n_brightest, fwhm=fwhm, blends=True
+    )
     x, y = stars["x_center"].value, stars["y_center"].value
     typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
     if not np.isfinite(typical):
@@ -173,6 +190,9 @@ def make_catalog(
     tables, growth, corrections = (
         dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
     )
+    known = [correction for correction in corrections.values() if correction is not None]
+    for name, table in tables.items():
+        _correct(table, corrections[name], known)
     fwhms = dict(zip(ccds, seeing, strict=True))
     return Catalog(tables, _merge(tables), growth, corrections, fwhms)
 
@@ -289,6 +309,7 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
+    flags[_unlike(ccd, stars, table, r, point)] |= Flag.BLENDED
     isolated = _isolated(stars, table, r_in, scale)
     grid = np.linspace(r_in / 20, r_in, 20)
     # Of two radii that are all but the same, the ring between them has no variance.
@@ -300,12 +321,38 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
     )
     clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
     correction = aperture_correction(curves, r, use=clean) if clean.any() else None
+    table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
+    table.remove_column("aperture_sum")
+    table.meta.update(filter=name, fwhm=point)
+    if correction is not None:
+        table.meta.update(
+            correction=correction.factor, correction_err=correction.err,
+            correction_scatter=correction.scatter, correction_stars=correction.n_used,
+        )  # fmt: skip
+    return table, curves, correction
+
+
+def _correct(table, correction, known):
+    """Add the whole light of a point source to a table: by its own or another correction."""
+    flags = table["flags"]
     table.rename_columns(["flux", "flux_err"], ["flux_aperture", "flux_aperture_err"])
     flux, err = table["flux_aperture"], table["flux_aperture_err"]
     if correction is None:
         flags |= Flag.UNCORRECTED
-    else:
-        flux, err = correction.apply(flux, err)
+        if known:
+            # One correction for all keeps the ratios of lines; the seeing is another.
+            correction = min(known, key=lambda one: one.err)
+            unsure = math.hypot(correction.err, BORROWED * (correction.factor - 1))
+            correction = correction._replace(err=unsure, surface=None)
+            table.meta.update(correction=correction.factor, correction_err=unsure)
+    if correction is not None:
+        x, y = (table[name].value for name in ("x_center", "y_center"))
+        whole, err = correction.apply(flux, err, x, y)
+        other = (flags & Flag.PARTIAL) > 0
+        err = np.sqrt(err**2 + (other * OTHER_PROFILE * (whole - flux)) ** 2)
+        flux = whole
+    if "flux_err_common" in table.colnames:
+        table["flux_err_common"] = np.abs(flux) * table.meta["flux_err_common"]
     at = table.colnames.index("flux_aperture")
     table.add_columns([flux.copy(), err.copy()], indexes=[at, at], names=["flux", "flux_err"])
     bare = np.asarray(getattr(flux, "value", flux))
@@ -314,15 +361,32 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
         table["snr"] = 1 / relative
         table["mag"] = np.where(bare > 0, -2.5 * np.log10(bare), np.nan) * u.mag
         table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
-    table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
-    table.remove_column("aperture_sum")
-    table.meta.update(filter=name, fwhm=point)
-    if correction is not None:
-        table.meta.update(
-            correction=correction.factor, correction_err=correction.err,
-            correction_stars=correction.n_used,
-        )  # fmt: skip
-    return table, curves, correction
+
+
+def _unlike(ccd, stars, table, r, fwhm):
+    """Sources that are wider, longer or less dense than the brighter ones around them."""
+    from scipy.spatial import cKDTree
+
+    snr, width, length = (np.asarray(stars[name].value if name == "fwhm" else stars[name])
+                          for name in ("snr", "fwhm", "roundness"))  # fmt: skip
+    good = np.flatnonzero((snr > 20) & np.isfinite(width) & ~stars["saturated"])
+    if len(good) <= NEAREST:
+        return np.zeros(len(stars), bool)
+    x, y = (stars[name].value for name in ("x_center", "y_center"))
+    core = circle_sums(read_image(ccd).pixels._replace(noise=None, gain=None), x, y, [r / 2])
+    sky, flux = (np.asarray(getattr(table[name], "value", table[name])) for name in ("sky", "flux"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        whole = flux / (core.total - sky[:, None] * core.area)[:, 0]
+        own = np.maximum(table["snr"], 1.0)
+    xy = np.column_stack([stars["x_center"].value, stars["y_center"].value])
+    near = good[cKDTree(xy[good]).query(xy, NEAREST)[1]]
+    allowed = UNLIKE + UNLIKE_SNR / np.maximum(snr, 1.0)
+    usual_width, usual_length = (np.quantile(v[near], 0.4, axis=1) for v in (width, length))
+    unlike = (width / usual_width - 1 > allowed) | (length - usual_length > allowed)
+    usual = np.nanquantile(whole[near], 0.4, axis=1)
+    unlike |= whole / usual - 1 > LESS_DENSE + LESS_DENSE_SNR / own
+    unlike |= np.count_nonzero(np.isfinite(whole)) * CROWDED * fwhm**2 > ccd.data.size
+    return unlike & ~stars["saturated"]
 
 
 def _isolated(stars, table, reach, scale):
@@ -359,6 +423,8 @@ def _merge(tables):
     for name, table in tables.items():
         merged[f"flux_{name}"] = table["flux"]
         merged[f"flux_err_{name}"] = table["flux_err"]
+        if "flux_err_common" in table.colnames:
+            merged[f"flux_err_common_{name}"] = table["flux_err_common"]
         merged[f"flags_{name}"] = table["flags"]
         everything |= table["flags"]
     merged["flags"] = everything

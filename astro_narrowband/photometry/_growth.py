@@ -17,12 +17,8 @@ from astropy.table import QTable
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
-from astro_narrowband.photometry._curves import (
-    ApertureCorrection,
-    aperture_correction,
-    diagnose_background,
-    optimal_radius,
-)
+from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._curves import diagnose_background, optimal_radius
 from astro_narrowband.photometry._draw import draw_growth, draw_stack
 from astro_narrowband.photometry._measure import (
     check_annulus,
@@ -34,6 +30,7 @@ from astro_narrowband.photometry._measure import (
     split_variance,
     warn_of_errors,
 )
+from astro_narrowband.photometry._structure import structure_variance
 
 __all__ = [
     "ApertureCorrection",
@@ -64,7 +61,9 @@ class GrowthCurves:
     area : `~numpy.ndarray`, (n, m)
         Pixels used.
     sky, sky_err : `~numpy.ndarray`, (n,)
-        Level of the annulus, per pixel.
+        Level of the annulus, per pixel, and its error under the largest circle.
+    level_err : `~numpy.ndarray`, (n, m)
+        Error of the level under each circle, the sky's own structure included.
     flags : `~numpy.ndarray` of int, (n, m)
         See `~astro_narrowband.photometry.Flag`.
     pixel_variance : `~numpy.ndarray`, (n, m)
@@ -81,6 +80,9 @@ class GrowthCurves:
     unit : `~astropy.units.UnitBase` or None
     errors : str
         What the errors stand on.
+    meta : dict
+        ``flux_err_common``: relative error that all fluxes share (FLUXERR of the header); it
+        is not in ``flux_err``.
     """
 
     id: np.ndarray
@@ -93,6 +95,7 @@ class GrowthCurves:
     area: np.ndarray
     sky: np.ndarray
     sky_err: np.ndarray
+    level_err: np.ndarray
     flags: np.ndarray
     pixel_variance: np.ndarray
     nested: np.ndarray
@@ -114,8 +117,8 @@ class GrowthCurves:
     def __getitem__(self, index):
         """Return the curves of some of the stars."""
         index = np.atleast_1d(np.arange(len(self))[index])
-        names = ("id", "x", "y", "flux", "flux_err", "total", "area", "sky", "sky_err", "flags",
-                 "pixel_variance", "nested", "inner", "scale")  # fmt: skip
+        names = ("id", "x", "y", "flux", "flux_err", "total", "area", "sky", "sky_err",
+                 "level_err", "flags", "pixel_variance", "nested", "inner", "scale")  # fmt: skip
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
     def covariance(self, *, sky=True):
@@ -126,7 +129,7 @@ class GrowthCurves:
         ----------
         sky : bool, optional
             With the error of the sky level, which all radii share as
-            ``area_j area_k sky_err**2``. Without it, that of the pixels alone.
+            the product of ``area level_err`` of both. Without it, that of the pixels alone.
         """
         m = len(self.radii)
         j, k = np.indices((m, m))
@@ -138,7 +141,7 @@ class GrowthCurves:
         matrix *= self.scale[:, j] * self.scale[:, k]
         matrix[:, j == k] = self.pixel_variance
         if sky:
-            shared = self.area * self.sky_err[:, None]
+            shared = self.area * self.level_err
             matrix = matrix + shared[:, :, None] * shared[:, None, :]
         return matrix
 
@@ -209,6 +212,7 @@ class GrowthCurves:
         return replace(
             self, flux=ratio, flux_err=np.sqrt(variance), total=self.total / whole,
             sky=self.sky / whole[:, 0], sky_err=np.zeros(len(self)),
+            level_err=np.zeros_like(ratio),
             pixel_variance=variance, nested=nested, inner=np.zeros_like(ratio),
             scale=np.ones_like(ratio), unit=None,
         )  # fmt: skip
@@ -304,7 +308,8 @@ class GrowthCurves:
             one, id=np.zeros(1, int), x=np.full(1, np.nan), y=np.full(1, np.nan),
             flux=mean[None], flux_err=np.sqrt(variance)[None], total=(weight @ one.total)[None],
             area=self.area[use].mean(axis=0)[None], sky=np.atleast_1d(weight @ one.sky),
-            sky_err=np.zeros(1), flags=np.zeros((1, m), int), pixel_variance=variance[None],
+            sky_err=np.zeros(1), level_err=np.zeros((1, m)), flags=np.zeros((1, m), int),
+            pixel_variance=variance[None],
             nested=nested[None], inner=np.zeros((1, m)), scale=np.ones((1, m)),
             meta={"n_stars": int(use.sum())},
         )  # fmt: skip
@@ -410,7 +415,14 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     apart = radii[None, :] - radii[:, None]
     n_nested = int(((apart > 0) & (apart < math.sqrt(2))).sum(axis=1).max(initial=0))
     sums = apertures.circle_sums(image.pixels, x[reached], y[reached], radii, n_nested=n_nested)
-    level = measure_sky(image, x[reached], y[reached], r_in=r_in, r_out=r_out, sky=sky, clip=clip)
+    annulus = {"r_in": r_in, "r_out": r_out, "sky": sky, "clip": clip}
+    level = measure_sky(image, x[reached], y[reached], **annulus)
+    level_err = np.repeat(level.err[:, None], len(radii), axis=1)
+    if isinstance(sky, str):
+        level_err = np.sqrt(
+            level_err**2
+            + structure_variance(image, x[reached], y[reached], level, radii=radii, **annulus)
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         source, background = split_variance(image, sums, level, radii)
         pixel_variance = source + background
@@ -418,7 +430,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
         # The correlation of resampled noise works on variances, and so on covariances.
         scale = np.sqrt(pixel_variance / own)
         flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)
-        error = np.sqrt(pixel_variance + (sums.area * level.err[:, None]) ** 2)
+        error = np.sqrt(pixel_variance + (sums.area * level_err) ** 2)
     with np.errstate(invalid="ignore"):
         negative = flux < 0
     flags = flag_where(
@@ -448,10 +460,12 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     return GrowthCurves(
         id=np.arange(1, n + 1), x=x, y=y, radii=radii, flux=full(flux), flux_err=full(error),
         total=full(np.where(sums.area > 0, sums.total, np.nan)), area=full(sums.area, 0.0),
-        sky=full(level.level), sky_err=full(level.err), flags=flags,
+        sky=full(level.level), sky_err=full(level_err[:, -1]), level_err=full(level_err),
+        flags=flags,
         pixel_variance=full(pixel_variance), nested=full(nested), inner=full(inner),
         scale=full(scale),
         r_in=r_in, r_out=r_out, unit=image.unit, errors=image.errors,
+        meta={"flux_err_common": image.common_err},
     )  # fmt: skip
 
 

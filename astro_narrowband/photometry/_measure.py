@@ -62,6 +62,8 @@ class Image(NamedTuple):
         RESAMPLE: how it was interpolated, if it was.
     errors : str
         What its errors stand on.
+    common_err : float
+        FLUXERR: relative error that all its fluxes share; 0 where the header has none.
     """
 
     pixels: apertures.Pixels
@@ -70,6 +72,7 @@ class Image(NamedTuple):
     correlation: float
     kernel: str
     errors: str
+    common_err: float = 0.0
 
     @property
     def has_variance(self):
@@ -134,8 +137,9 @@ def read_image(
     else:
         errors = "the scatter of the annulus; the photon noise of the source is not counted"
     return Image(
-        pixels, unit, _wcs(ccd), noise_correlation, str(ccd.meta.get("RESAMPLE", "")), errors
-    )
+        pixels, unit, _wcs(ccd), noise_correlation, str(ccd.meta.get("RESAMPLE", "")), errors,
+        float(ccd.meta.get("FLUXERR", 0.0)),
+    )  # fmt: skip
 
 
 def _flat(values):
@@ -293,7 +297,7 @@ class Sky(NamedTuple):
     Attributes
     ----------
     level, err : `~numpy.ndarray`
-        Per pixel.
+        Per pixel; the error is that of noise.
     std : `~numpy.ndarray`
         Scatter of single pixels.
     n : `~numpy.ndarray` of int
@@ -307,6 +311,10 @@ class Sky(NamedTuple):
         Part of the annulus is outside the image.
     uneven : `~numpy.ndarray` of bool
         The level differs around the annulus more than noise and a tilt explain.
+    spread : `~numpy.ndarray`
+        By how much: variance of the means of sectors, over that of noise.
+    excess : float
+        Variance of a mean of pixels over that of as many independent ones.
     """
 
     level: np.ndarray
@@ -317,6 +325,14 @@ class Sky(NamedTuple):
     pixel: np.ndarray
     off_edge: np.ndarray
     uneven: np.ndarray
+    spread: np.ndarray
+    excess: float = 1.0
+
+    def rows(self, index):
+        """Return some of the annuli."""
+        return self._replace(
+            **{name: getattr(self, name)[index] for name in self._fields if name != "excess"}
+        )
 
 
 def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
@@ -329,7 +345,7 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
     if not isinstance(sky, str):
         level = np.full(n, number_in(sky, image.unit, "sky"))
         unknown, none = np.full(n, np.nan), np.zeros(n, int)
-        return Sky(level, np.zeros(n), unknown, none, none, unknown, none > 0, none > 0)
+        return Sky(level, np.zeros(n), unknown, none, none, unknown, none > 0, none > 0, unknown)
     choice(sky, SKY, "sky")
     if r_in is None or r_out is None:
         raise InputError("r_in and r_out are needed to measure the sky; sky=0 subtracts none")
@@ -352,15 +368,13 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
         scatter = levels.std**2 / constants.shrink**2 * levels.n / (levels.n - 1)
         # Neighbours share noise: their mean is that much worse, a median's own excess is not.
         err = np.sqrt(scatter * (1 / image.correlation + eta - 1) / levels.n)
-        # Sectors that differ by more than noise does: so does what is under the star.
-        excess = levels.uneven - 1 / image.correlation
-        uneven = levels.uneven * image.correlation > UNEVEN
-        patchy = scatter * apertures.N_SECTORS / levels.n * excess
-        err = np.where(uneven, np.sqrt(err**2 + patchy), err)
+        spread = levels.uneven * image.correlation
+        uneven = spread > UNEVEN
     scatter[levels.n < 2] = err[levels.n < 2] = np.nan
     pixel = levels.variance if image.has_variance else scatter / image.correlation
     return Sky(
-        level, err, np.sqrt(scatter), levels.n, levels.n_good, pixel, levels.off_edge, uneven
+        level, err, np.sqrt(scatter), levels.n, levels.n_good, pixel, levels.off_edge, uneven,
+        spread, 1 / image.correlation,
     )  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from astropy.table import QTable, Table
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband.exceptions import AlignmentError, InputError
-from astro_narrowband.registration import _match, _methods
+from astro_narrowband.registration import _methods
+from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
 from astro_narrowband.registration._starmatch import match_stars, name_of, stars_of
 

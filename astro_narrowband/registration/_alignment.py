@@ -146,6 +146,20 @@ class Alignment:
         header["REGSTARS"] = (self.n_matched, "stars matched")
         header["REGMETH"] = (self.method, "method of registration")
 
+    @classmethod
+    def from_header(cls, header):
+        """Return what `to_header` wrote, without an error, or None where nothing is said."""
+        numbers = [header.get(key) for key in ("REGDX", "REGDY", "REGROT", "REGSCALE")]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            return None
+        dx, dy, rotation, scale = numbers
+        turn = scale * np.exp(1j * math.radians(rotation))
+        if abs(turn.imag) < 1e-12:
+            turn = complex(turn.real, 0.0)
+        a, b = turn.real, turn.imag
+        matrix = np.array([[a, -b, dx], [b, a, dy], [0.0, 0.0, 1.0]])
+        return cls(matrix, np.zeros((4, 4)), method=str(header.get("REGMETH", "header")))
+
 
 def _inverse_jacobian(matrix):
     """Derivatives of the inverse's (a, b, tx, ty) after those of a similarity, by differences."""

@@ -18,7 +18,7 @@ from astro_narrowband._engine.detection import stamps
 from astro_narrowband._engine.detection.search import smoothed
 from astro_narrowband._engine.frames import as_frame
 from astro_narrowband.exceptions import AlignmentError, InputError
-from astro_narrowband.registration import _match
+from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
 from astro_narrowband.registration._starmatch import (
     MAX_SCALE,

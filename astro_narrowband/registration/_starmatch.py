@@ -12,7 +12,7 @@ from astropy.table import Table
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband.exceptions import AlignmentError, InputError
-from astro_narrowband.registration import _match
+from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
 
 __all__ = ["MAX_SCALE", "SCALE_ERRORS", "Stars", "match_stars", "name_of", "scale_of", "stars_of"]

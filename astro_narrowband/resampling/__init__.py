@@ -13,10 +13,11 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import lanczos as _lanczos
-from astro_narrowband._engine.frames import Band, as_frame
-from astro_narrowband._engine.validate import choice
-from astro_narrowband.exceptions import InputError
-from astro_narrowband.resampling._wcs import move_wcs, wcs_of
+from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
+from astro_narrowband._engine.validate import choice, finite
+from astro_narrowband._engine.wcs import move_header, move_wcs, put_wcs, read_wcs
+from astro_narrowband.exceptions import InputError, InputTypeError
+from astro_narrowband.registration import Alignment
 
 __all__ = ["ResampledFrame", "noise_factor", "resample"]
 
@@ -77,7 +78,7 @@ def noise_factor(noise_correlation, area, *, kernel="lanczos3"):
     return 1.0 - (1.0 - math.sqrt(noise_correlation)) / np.maximum(area, 1.0) ** power
 
 
-class ResampledFrame:
+class ResampledFrame(Frame):
     """
     A frame seen on the grid of another one, interpolated where and when it is read.
 
@@ -85,8 +86,8 @@ class ResampledFrame:
     ----------
     frame : `~astro_narrowband.Frame`, `~astropy.nddata.CCDData` or path-like
         The source. Only the rows that are needed are asked of it.
-    alignment : `~astro_narrowband.registration.Alignment`
-        From the pixels of ``frame`` to those of the new grid.
+    alignment : `~astro_narrowband.registration.Alignment` or (dx, dy)
+        From the pixels of ``frame`` to those of the new grid; a plain shift [pix].
     kernel : {"lanczos3", "bilinear", "integer"}, optional
         "integer" moves whole pixels (by up to half a pixel wrong) and leaves
         values, noise and mask as they are; it refuses rotations other than by
@@ -130,29 +131,32 @@ class ResampledFrame:
 
     def __init__(self, frame, alignment, *, kernel="lanczos3", shape=None, target=None):
         self.frame = as_frame(frame)
+        if not isinstance(alignment, Alignment):
+            alignment = _shift(alignment)
         self.alignment = alignment
         self.kernel = choice(kernel, KERNELS, "kernel")
         self.name = self.frame.name
         self.unit = self.frame.unit
         self.shape = tuple(self.frame.shape if shape is None else shape)
+        self.masters, self.exposure = self.frame.masters, self.frame.exposure
         self._matrix, self._signs = self._plan()
         self.noise_correlation = self._noise_correlation()
         self.header = self._header(target)
 
     @property
-    def masters(self):
-        """Token of the masters that ``frame`` was calibrated with, or None."""
-        return getattr(self.frame, "masters", None)
+    def calibrated(self):
+        """The frame as it was calibrated, before it was interpolated."""
+        return self.frame
+
+    @property
+    def placement(self):
+        """From the pixels of the detector to those of the new grid."""
+        return self.alignment.matrix @ self.frame.placement
 
     @property
     def pixel_area(self):
         """Area of a pixel of the new grid on the source [pix], which values are multiplied by."""
         return abs(float(np.linalg.det(self._matrix[:2, :2])))
-
-    @property
-    def exposure(self):
-        """Exposure time of ``frame`` [s], or None."""
-        return getattr(self.frame, "exposure", None)
 
     def _plan(self):
         """Matrix from output to source, and its signs where it is a shift or a flip."""
@@ -198,12 +202,15 @@ class ResampledFrame:
 
     def _header(self, target):
         header = fits.Header(self.frame.header, copy=True)
-        wcs = getattr(getattr(self.frame, "ccd", None), "wcs", None)
-        if wcs is not None and "CTYPE1" not in header:
+        if target is not None:
+            put_wcs(header, _wcs_of(target))
+        elif self.frame.wcs is not None:
             # CCDData.read takes the WCS out of the header.
-            header.update(wcs.to_header(relax=True))
-        move_wcs(header, self.alignment.matrix, target)
-        self.alignment.to_header(header)
+            put_wcs(header, move_wcs(self.frame.wcs, self.alignment.matrix))
+        else:
+            move_header(header, self.alignment.matrix, self.name)
+        before = Alignment.from_header(header)
+        (self.alignment if before is None else before.then(self.alignment)).to_header(header)
         header["RESAMPLE"] = (self.kernel, "interpolation kernel")
         header["NOISECOR"] = (
             round(self.noise_correlation, 6), "pixel variance over the variance plane",
@@ -227,20 +234,16 @@ class ResampledFrame:
         last = min(math.floor(at.max()) + reach, self.frame.shape[0])
         return slice(first, last) if first < last else None
 
-    def read(self, rows):
-        """Return a `~astro_narrowband._engine.frames.Band` of rows of the new grid."""
-        return self._read(rows, self.frame.read)
+    def read(self, rows, *, variance=True, out=None):
+        """Return a `~astro_narrowband.Band` of rows of the new grid."""
+        return handed(self._interpolated(rows, variance), out=out)
 
-    def read_values(self, rows):
-        """As `read`, without the variance."""
-        return self._read(rows, getattr(self.frame, "read_values", self.frame.read))
-
-    def _read(self, rows, read):
+    def _interpolated(self, rows, variance):
         n_rows, nx = rows.stop - rows.start, self.shape[1]
         source = self.source_rows(rows)
         if source is None:
             return self._nothing(n_rows, nx)
-        first, band = source.start, read(source)
+        first, band = source.start, self.frame.read(source, variance=variance)
         if self._signs is not None and self._is_whole:
             return self._read_whole(band, first, rows)
         data, bad = _filled(band)
@@ -377,24 +380,7 @@ class ResampledFrame:
         return Band(data, variance, lost)
 
     def nearest(self, read, rows):
-        """
-        Return planes of the source at the nearest pixel, and where they lie in some rows.
-
-        Parameters
-        ----------
-        read : callable
-            Takes a slice of the source's rows, returns planes (n_rows, nx), or None
-            for one that there is not.
-        rows : slice
-            Of the new grid.
-
-        Returns
-        -------
-        planes : list of `~numpy.ndarray`, (m, k), or None
-            May be views of what was read.
-        place : tuple of slice
-            Their m rows and k columns; all others are outside the source.
-        """
+        """Return planes of ``frame`` at the nearest pixel, see `Frame.nearest`."""
         n_rows, nx = rows.stop - rows.start, self.shape[1]
         source = self.source_rows(rows, 2) or slice(0, 1)
         planes, height, width = read(source), source.stop - source.start, self.frame.shape[1]
@@ -421,12 +407,41 @@ class ResampledFrame:
                     plane[outside] = 0
         return found, (slice(0, n_rows), slice(0, nx))
 
+    def master_noise(self, rows):
+        """Return the noise of the masters of ``frame`` at the nearest pixel, 0 outside."""
+        planes, place = self.nearest(self.frame.master_noise, rows)
+        shape = rows.stop - rows.start, self.shape[1]
+        whole = [None if plane is None else np.zeros(shape, np.float32) for plane in planes]
+        for plane, target in zip(planes, whole, strict=True):
+            if target is not None:
+                target[place] = plane
+        return tuple(whole)
+
     def __repr__(self):
         dx, dy = self.alignment.shift
         return (
             f"<ResampledFrame {self.name} {self.kernel} shift ({dx:.3f}, {dy:.3f}) "
             f"rotation {self.alignment.rotation:.4f} deg>"
         )
+
+
+def _shift(values):
+    """A plain shift from two numbers, with or without the unit of pixels."""
+    try:
+        dx, dy = (getattr(v, "value", v) for v in values)
+    except (TypeError, ValueError):
+        raise InputTypeError(
+            f"alignment = {values!r}: give an Alignment, or a shift (dx, dy) in pixels"
+        ) from None
+    return Alignment.translation(finite(dx, "dx"), finite(dy, "dy"))
+
+
+def _wcs_of(target):
+    """The WCS of a header, or of an image."""
+    if isinstance(target, fits.Header):
+        return read_wcs(target)
+    frame = as_frame(target)
+    return frame.wcs if frame.wcs is not None else read_wcs(frame.header, frame.name)
 
 
 def _outside(matrix, rows, nx, shape, margin):
@@ -529,7 +544,7 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     Parameters
     ----------
     image : `~astropy.nddata.CCDData`, `~astro_narrowband.Frame` or path-like
-    alignment : `~astro_narrowband.registration.Alignment`
+    alignment : `~astro_narrowband.registration.Alignment` or (dx, dy)
     kernel, shape, target
         As for `ResampledFrame`, where the rules for variance, mask and
         footprint are.
@@ -567,5 +582,5 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
         mask=band.mask,
         header=frame.header,
         unit=frame.unit,
-        wcs=wcs_of(frame.header),
+        wcs=read_wcs(frame.header, frame.name),
     )

@@ -13,6 +13,7 @@ import numpy as np
 from astropy import units as u
 from astropy.io import fits
 from astropy.table import QTable
+from astropy.wcs import WCS
 
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
@@ -38,6 +39,7 @@ from astro_narrowband.simulate._sky import (
     pointing,
     star_fluxes,
 )
+from astro_narrowband.simulate._spectra import SpectralModel, SpectralNebula
 from astro_narrowband.simulate._truth import (
     FOLDER,
     NightTruth,
@@ -50,6 +52,7 @@ __all__ = [
     "NightModel",
     "NightTruth",
     "SimulatedFrames",
+    "SpectralModel",
     "moffat_fraction",
     "read_truth",
     "simulate_frames",
@@ -90,6 +93,7 @@ def simulate_night(
     write_read_noise=True,
     write_wcs=False,
     model=None,
+    spectra=None,
     seed,
 ):
     """
@@ -127,6 +131,10 @@ def simulate_night(
         Write the true WCS into the lights.
     model : NightModel, optional
         Camera and sky.
+    spectra : SpectralModel, optional
+        Spectra of stars and nebula and curves of the filters, broad ones among them. The truth
+        then has the fluxes of the lines [erg/(s cm2)], and ``ra``, ``dec``, ``density`` at 600 nm
+        and ``slope`` of the stars. By default filters have no curves, and no line is in two.
     seed : int
         The same seed and arguments give the same bytes.
 
@@ -169,8 +177,15 @@ def simulate_night(
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     stars = _make_stars(stream(seed, "stars"), shape, names.values(), model, reach=dither)
     frames = _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_flip)
+    if spectra is not None:
+        _give_spectra(stream(seed, "spectra"), stars, frames, names.values(), shape, model, spectra)
     turn = math.radians(abs(rotation)) * math.hypot(*shape) / 2
     nebula = Nebula(stream(seed, "nebula"), shape, margin=dither + turn, brightness=model.nebula)
+    if spectra is not None:
+        nebula = SpectralNebula(nebula, spectra)
+        for line in ("Halpha", "OIII", "SII", "NII", "Hbeta"):
+            flux = nebula.flux(line, np.eye(3))
+            write_plane(folder / FOLDER / f"line-{line}.fits", flux, "erg / (s cm2)")
     bias = bias_plane(stream(seed, "bias"), shape, model)
     dark = dark_plane(stream(seed, "dark"), shape, model)
     flats = {
@@ -214,7 +229,7 @@ def simulate_night(
         start += timedelta(seconds=item.time + _READ_OUT)
     write_truth(
         folder, model=model, shape=shape, filters=names.values(), stars=stars, frames=frames,
-        cosmic_rays=hits,
+        cosmic_rays=hits, spectra=spectra,
     )  # fmt: skip
     return read_truth(folder)
 
@@ -280,6 +295,22 @@ def _make_stars(rng, shape, filters, model, *, reach):
         blue = {"OIII": 1.0, "Hbeta": 1.1, "SII": -0.05}.get(name, 0.0)
         table[f"flux_{name}"] = (flux * np.exp(blue * colour))[order] * u.electron / u.s
     return table
+
+
+def _give_spectra(rng, stars, frames, filters, shape, model, spectra):
+    """Make the stars' fluxes in all filters, and the skies, those of spectra, in place."""
+    filters = list(filters)
+    slope = spectra.slope + spectra.slope_scatter * rng.standard_normal(len(stars))
+    first = stars[f"flux_{filters[0]}"].value / spectra.continuum_rate(filters[0], slope)
+    for name in filters:
+        stars[f"flux_{name}"] = first * spectra.continuum_rate(name, slope) * u.electron / u.s
+        of_filter = frames["filter"] == name
+        for column in ("sky", "sky_slope_x", "sky_slope_y"):
+            frames[column][of_filter] *= spectra.sky_factor(name)
+    wcs = WCS(fits.Header(_wcs_cards(np.eye(3), shape, model)))
+    stars["ra"], stars["dec"] = wcs.wcs_pix2world(stars["x"].value, stars["y"].value, 0) * u.deg
+    stars["density"] = first * u.erg / u.s / u.cm**2 / u.nm
+    stars["slope"] = slope
 
 
 def _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_flip):

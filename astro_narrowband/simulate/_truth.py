@@ -13,6 +13,7 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.simulate._model import NightModel
 from astro_narrowband.simulate._sky import moffat_fraction
+from astro_narrowband.simulate._spectra import SpectralModel
 
 __all__ = ["FOLDER", "NightTruth", "read_truth", "write_plane"]
 
@@ -56,6 +57,10 @@ class NightTruth:
         [pix], ``sky`` [electron/s] at the centre, ``sky_slope_x``, ``sky_slope_y``
         [electron/s] (change of the sky from the first to the last column, row).
 
+    spectra : SpectralModel or None
+        With it, the stars have ``ra``, ``dec``, ``density`` (flux per wavelength at 600 nm) and
+        ``slope``.
+
     Notes
     -----
     A light has, on average over its noise, ``bias * gain + exposure * (dark +
@@ -69,6 +74,7 @@ class NightTruth:
     filters: tuple[str, ...]
     stars: QTable = field(repr=False)
     frames: QTable = field(repr=False)
+    spectra: SpectralModel | None = None
 
     def _plane(self, name):
         return fits.getdata(self.folder / FOLDER / f"{name}.fits").astype(np.float32)
@@ -90,6 +96,18 @@ class NightTruth:
     def nebula(self, filter_name):
         """Nebula in the reference frame [electron/s], (ny, nx) float32; read at every call."""
         return self._plane(f"nebula-{self._known(filter_name)}")
+
+    def line_flux(self, line):
+        """
+        Flux of a line in each pixel of the reference frame [erg/(s cm2)], (ny, nx) float64.
+
+        Of Halpha, OIII (5007 alone), SII (both), NII (6583 alone) or Hbeta; above the clouds;
+        only of a night with spectra.
+        """
+        path = self.folder / FOLDER / f"line-{canonical_filter(line)}.fits"
+        if not path.is_file():
+            raise InputError(f"{self.folder} has no flux of a line {line!r}: simulate with spectra")
+        return fits.getdata(path).astype(np.float64)
 
     def _known(self, name):
         canonical = canonical_filter(name)
@@ -169,7 +187,7 @@ class NightTruth:
         return moffat_fraction(radius, fwhm=fwhm, beta=self.model.moffat_beta)
 
 
-def write_truth(folder, *, model, shape, filters, stars, frames, cosmic_rays):
+def write_truth(folder, *, model, shape, filters, stars, frames, cosmic_rays, spectra=None):
     """
     Write the tables of the truth; the planes are written where they are made.
 
@@ -177,6 +195,8 @@ def write_truth(folder, *, model, shape, filters, stars, frames, cosmic_rays):
     """
     folder = Path(folder) / FOLDER
     frames.meta = {"model": asdict(model), "shape": list(shape), "filters": list(filters)}
+    if spectra is not None:
+        frames.meta["spectra"] = asdict(spectra)
     stars.write(folder / "stars.ecsv")
     frames.write(folder / "frames.ecsv")
     rows = [np.concatenate([np.empty(0), *(hit[k] for hit in cosmic_rays)]) for k in range(4)]
@@ -220,4 +240,5 @@ def read_truth(folder):
         filters=tuple(frames.meta["filters"]),
         stars=QTable.read(folder / FOLDER / "stars.ecsv"),
         frames=frames,
+        spectra=SpectralModel(**frames.meta["spectra"]) if "spectra" in frames.meta else None,
     )

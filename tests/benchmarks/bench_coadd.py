@@ -27,6 +27,8 @@ import numpy as np
 from astropy.io import fits
 from astropy.nddata import CCDData
 
+from astro_narrowband import Frame
+
 EXPOSURE = 60.0
 #: How the frames of a night are shifted.
 KINDS = ("undithered", "integer", "fractional")
@@ -163,7 +165,7 @@ def run_pulls(options):
 # --------------------------------------------------------------------------- memory and time
 
 
-class Synthetic:
+class Synthetic(Frame):
     """A frame of any size whose rows cost little: noise that is rolled along."""
 
     pool = np.random.default_rng(1).normal(0.5, 0.1, (64, 1 << 13)).astype(np.float32)

@@ -22,7 +22,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband.registration import Alignment, align, detect_stars
-from astro_narrowband.registration._match import rotation_about
+from astro_narrowband.registration.match import rotation_about
 from astro_narrowband.resampling import ResampledFrame
 
 

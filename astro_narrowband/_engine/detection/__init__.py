@@ -31,6 +31,7 @@ def detect_stars(
     mask=None,
     saturation=None,
     gain=None,
+    blends=False,
 ):
     """
     Find the stars of a frame and measure their positions.
@@ -56,6 +57,10 @@ def detect_stars(
         Electrons per unit of the image, for the photon noise in the position
         errors where the image has no variance. Default is 1 where the unit is
         electron; otherwise the noise of the sky alone is counted.
+    blends : bool, optional
+        Keep what is wide or drawn out, up to three times the width of the stars, and
+        neighbours from 0.7 FWHM apart: for catalogues, which flag them. Default is
+        to refuse them: registration wants single stars.
 
     Returns
     -------
@@ -126,7 +131,7 @@ def detect_stars(
     found = candidates(image, rms, threshold)
     if saturation is not None:
         saturation = positive(saturation, "saturation") - level
-    limits = {"n_brightest": n_brightest, "saturation": saturation, "gain": gain}
+    limits = {"n_brightest": n_brightest, "saturation": saturation, "gain": gain, "blends": blends}
     rejected = {}
     stars, width = stamps.measure(image, held.variance, found, rejected, fwhm=fwhm, **limits)
     if width > 5.5 and fwhm is None:

@@ -160,7 +160,7 @@ def _drop(rejected, reason, keep, *arrays):
     return [a[keep] for a in arrays]
 
 
-def measure(image, variance, candidates, rejected, *, fwhm, n_brightest, saturation, gain):
+def measure(image, variance, candidates, rejected, *, fwhm, n_brightest, saturation, gain, blends):
     """
     Measure candidates and keep the stars.
 
@@ -215,7 +215,7 @@ def measure(image, variance, candidates, rejected, *, fwhm, n_brightest, saturat
         fwhm = _typical_width(image, y, x, contrast, flat)
     return _measure_all(
         image, variance, (y, x, noise, ring, peak, flat), rejected,
-        fwhm=fwhm, n_brightest=n_brightest, gain=gain,
+        fwhm=fwhm, n_brightest=n_brightest, gain=gain, blends=blends,
     )  # fmt: skip
 
 
@@ -319,7 +319,7 @@ def _numbers(image, variance, candidates, fwhm, gain):
     }  # fmt: skip
 
 
-def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, gain):
+def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, gain, blends):
     n = len(candidates[0])
     chunks = [[a[k : k + CHUNK] for a in candidates] for k in range(0, n, CHUNK)]
     with ThreadPoolExecutor(min(len(chunks), usable_cores())) as pool:
@@ -340,8 +340,8 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
         "faint": np.isfinite(stars["x_err"]) & np.isfinite(stars["y_err"]) & (stars["total"] > 0)
         & (snr > 4) & (stars["flux"] > 0) & (stars["off"] < max(1.5, fwhm)),
         "sharp": flat | (widths > 0.6 * fwhm),
-        "wide": flat | (widths < 1.8 * fwhm),
-        "long": flat | (roundness < limit),
+        "wide": flat | (widths < (3.0 if blends else 1.8) * fwhm),
+        "long": flat | (roundness < limit) | blends,
     }  # fmt: skip
     keep = np.ones(len(at_x), bool)
     for reason, passed in tests.items():
@@ -352,7 +352,7 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     stars = {name: stars[name][keep] for name in COLUMNS}
     order = np.argsort(-stars["flux"], kind="stable")
     stars = {name: values[order] for name, values in stars.items()}
-    unique = _unique(stars["x_center"], stars["y_center"], fwhm)
+    unique = _unique(stars["x_center"], stars["y_center"], (0.7 if blends else 1.0) * fwhm)
     stars = {name: values[unique][:n_brightest] for name, values in stars.items()}
     good = ~stars["saturated"]
     if not len(stars["fwhm"]):

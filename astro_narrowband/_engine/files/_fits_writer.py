@@ -52,6 +52,9 @@ def clean_header(header):
             for key, value in dict(header).items():
                 value, comment = value if isinstance(value, tuple) else (value, "")
                 _append(out, fits.Card, str(key), value, comment)
+    if any(len(card.image) > 80 for card in out.cards) and "LONGSTRN" not in out:
+        # The convention that CONTINUE cards are of must be named before them.
+        out.insert(0, ("LONGSTRN", "OGIP 1.0", "The OGIP long string convention is used"))
     return out
 
 

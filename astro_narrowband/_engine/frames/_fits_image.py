@@ -172,6 +172,11 @@ class FitsImage:
                 np.copyto(out, scaled, casting="unsafe")
         return out
 
+    def __getitem__(self, rows):
+        """As `read`, for any slice of rows, so that an image on disk is used as an array is."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return self.read(slice(start, stop))
+
     def read(self, rows):
         """Return rows in native byte order, in the type that holds them exactly."""
         return self.to_native(self.read_stored(rows))

@@ -16,6 +16,12 @@ from astro_narrowband._engine.headers._geometry import (
     read_trim,
     read_window,
 )
+from astro_narrowband._engine.headers._pointing import (
+    read_combined,
+    read_pixel_scale,
+    read_pointing,
+    read_rotator,
+)
 from astro_narrowband._engine.headers._reader import HeaderReader
 from astro_narrowband._engine.headers._reduced import reduced_by
 from astro_narrowband._engine.headers.spellings import (
@@ -44,6 +50,7 @@ __all__ = [
     "read_bayer_shift",
     "read_binning",
     "read_camera",
+    "read_combined",
     "read_date",
     "read_egain",
     "read_exposure",
@@ -55,7 +62,10 @@ __all__ = [
     "read_object",
     "read_offset",
     "read_overscan",
+    "read_pixel_scale",
+    "read_pointing",
     "read_readout",
+    "read_rotator",
     "read_saturation",
     "read_temperature",
     "read_trim",

@@ -106,10 +106,10 @@ KINDS = MappingProxyType(
 #: Flags that a reduction leaves in a header, and the calibration they stand for.
 REDUCED = _words(
     "BIASSUB DARKSUB FLATCOR GAINCOR EXPNORM ZEROCOR BIASCOR DARKCOR FLATDIV FLATTED CALSTAT "
-    "SUBBIAS SUBDARK CALIBRAT"
+    "SUBBIAS SUBDARK CALIBRAT BIASCORR DARKCORR FLATCORR L1STATBI L1STATDA L1STATFL"
 )
 #: Keywords that count the frames that were joined into one.
-COUNTS = _words("NCOMBINE STACKCNT NSTACK NUMSTACK STACKED")
+COUNTS = _words("NCOMBINE STACKCNT NSTACK NUMSTACK STACKED SNAPSHOT")
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([ed][+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 

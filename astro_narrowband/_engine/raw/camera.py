@@ -4,6 +4,7 @@ from astropy.io import fits
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.provenance import write_creator
 from astro_narrowband.exceptions import CalibrationError, InputError
 from astro_narrowband.filters import canonical_filter
 
@@ -38,6 +39,7 @@ def master_header(frame, kind, n, *extra):
             set_card(header, key, found[0])
     header["IMAGETYP"] = (f"master {kind}", "made by astro_narrowband")
     header["NCOMBINE"] = (n, "frames combined")
+    write_creator(header)
     return header
 
 

@@ -1,24 +1,39 @@
 """Overscan and trim, where BIASSEC and TRIMSEC stand in the header; through ccdproc."""
 
+from functools import cached_property
+
 import numpy as np
 from astropy import units as u
 from astropy.nddata import CCDData
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import Band, as_frame
+from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
+from astro_narrowband._engine.raw.pedestal import without_pedestal
+from astro_narrowband._engine.wcs import move_header, move_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["OverscanFrame", "prepared"]
+
+#: Rows of an overscan that its level is told by.
+SAMPLED = 64
 
 
 def prepared(image, *, unit=u.adu):
     """
     Return ``image`` as a Frame, overscan subtracted and trimmed if its header says where.
 
+    A pedestal that its header names (PEDESTAL) is taken off.
+
     Frames without BIASSEC and TRIMSEC, and frames that already lost them, are
     returned as they are.
     """
     frame = as_frame(image, unit=unit)
+    if frame.unit not in (None, u.adu):
+        raise InputError(
+            f"{frame.name}: is in {frame.unit}, a raw frame must be in adu: give the raw frame, "
+            "or convert it (CCDData.convert_unit_to)"
+        )
+    frame = without_pedestal(frame)
     if isinstance(frame, OverscanFrame) or frame.header.get("OVERSCAN") is True:
         return frame
     try:
@@ -31,7 +46,7 @@ def prepared(image, *, unit=u.adu):
     return OverscanFrame(frame, overscan=overscan, trim=trim)
 
 
-class OverscanFrame:
+class OverscanFrame(Frame):
     """
     A frame with its overscan subtracted and trimmed off.
 
@@ -55,6 +70,11 @@ class OverscanFrame:
         self.header = frame.header.copy()
         for key in ("BIASSEC", "TRIMSEC", "DATASEC", "CCDSEC"):
             self.header.remove(key, ignore_missing=True)
+        moved = np.eye(3)
+        moved[:2, 2] = -self._columns.start, -self._rows.start
+        move_header(self.header, moved, self.name)
+        if frame.wcs is not None:
+            self.wcs = move_wcs(frame.wcs, moved)
         self.header["OVERSCAN"] = (True, "overscan subtracted and trimmed")
         self._overscan, self._strip = overscan, None
         if overscan is None:
@@ -70,11 +90,24 @@ class OverscanFrame:
             )
         self._strip = np.median(frame.read(rows).data[:, self._columns], axis=0)
 
-    def read(self, rows):
+    @cached_property
+    def pedestal(self):
+        """The highest level of the overscan, by some of its rows."""
+        if self._strip is not None:
+            return float(np.max(self._strip))
+        if self._overscan is None:
+            return 0.0
+        first, last = self._rows.start, self._rows.stop
+        rows = range(first, last, max(1, (last - first) // SAMPLED))
+        strips = [self.frame.read(slice(y, y + 1), variance=False).data for y in rows]
+        levels = np.median([strip[0, self._overscan[1]] for strip in strips], axis=1)
+        return float(levels.max() + 3 * levels.std())
+
+    def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of trimmed float32 rows."""
         first = self._rows.start
-        raw = self.frame.read(slice(first + rows.start, first + rows.stop))
-        variance, mask = (
+        raw = self.frame.read(slice(first + rows.start, first + rows.stop), variance=variance)
+        squared, mask = (
             None if plane is None else plane[:, self._columns] for plane in (raw.variance, raw.mask)
         )
         data = raw.data[:, self._columns]
@@ -82,7 +115,7 @@ class OverscanFrame:
             data = data - self._strip
         elif self._overscan is not None:
             data = _subtract(data, raw.data[:, self._overscan[1]])
-        return Band(np.ascontiguousarray(data, np.float32), variance, mask)
+        return handed(Band(np.ascontiguousarray(data, np.float32), squared, mask), out=out)
 
 
 def _subtract(data, strip):

@@ -260,6 +260,7 @@ def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
 
 def _read(frame, rows, saturation):
     """Rows of a frame, of plain integers as such, and which of them are not good, if any."""
+    saturation -= frame.pedestal
     if isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None:
         image = frame.image
         if image.native.kind in "iu" and image.blank is None:

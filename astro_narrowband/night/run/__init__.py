@@ -6,6 +6,7 @@ same inputs in the same way.
 """
 
 import threading
+import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +20,14 @@ from astro_narrowband._engine.files import safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
+from astro_narrowband.exceptions import (
+    AlignmentError,
+    InputError,
+    NarrowbandError,
+    NarrowbandWarning,
+    ProductError,
+)
+from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import (
@@ -31,6 +39,7 @@ from astro_narrowband.night.record import (
 )
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters
+from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.photometry import make_catalog
 from astro_narrowband.registration import Alignment, align_group
@@ -50,11 +59,12 @@ class Light:
 
     row: FrameRow
     group: Group
-    frame: CalibratedFrame
+    frame: CalibratedFrame | MeasuredFrame
     stars: QTable | None = None
     measuring: Future | None = None
     statistics: FrameStatistics | None = None
     alignment: Alignment | None = None
+    grid: fits.Header | None = None
 
 
 class Night:
@@ -163,11 +173,17 @@ class Night:
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        recipe, keys = self.masters.recipe(group)
+        measured = group.calibrated or not (group.bias or group.darks or group.flats)
+        recipe, keys = (None, []) if measured else self.masters.recipe(group)
         lights = []
         for row in list(group.lights):
             try:
-                lights.append(Light(row, group, CalibratedFrame(row.open(), recipe)))
+                frame = row.open(group.colour)
+                if measured:
+                    frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
+                else:
+                    frame = CalibratedFrame(frame, recipe)
+                lights.append(Light(row, group, frame))
             except NarrowbandError as error:
                 self.leave_out(row, str(error), group)
         if not lights:
@@ -199,7 +215,8 @@ class Night:
 
     def start_measuring(self, lights, pool):
         """Measure the lights of a group in other threads; their masters go with the last one."""
-        recipe = lights[0].frame.recipe.hold()
+        first = lights[0].frame
+        recipe = first.recipe.hold() if isinstance(first, CalibratedFrame) else None
         for light in lights:
             light.measuring = pool.submit(self.measure, light, recipe)
 
@@ -241,6 +258,9 @@ class Night:
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
+        grid = _grid([lights[found.reference], *kept])
+        for light in kept:
+            light.grid = grid
         return kept, lights[found.reference].row.name
 
     def make_coadd(self, group, lights, reference):
@@ -249,7 +269,7 @@ class Night:
             raise InputError("none of its lights can be aligned")
         settings = self.settings
         made = coadd(
-            [ResampledFrame(light.frame, light.alignment) for light in lights],
+            [ResampledFrame(light.frame, light.alignment, target=light.grid) for light in lights],
             weights=settings.weights,
             reject=settings.reject,
             statistics=[light.statistics for light in lights],
@@ -263,6 +283,10 @@ class Night:
             ("REFFRAME", Path(reference).name),
         ):
             set_card(made.ccd.header, keyword, text)
+        if group.without:
+            set_card(made.ccd.header, "WITHOUT", " ".join(group.without), "not calibrated with")
+        if settings.catalogue is not None:
+            _place(made.ccd, settings.catalogue, group)
         if settings.keep_calibrated:
             for light in lights:
                 product = f"calibrated/{self.name(light.row.path.stem)}.fits"
@@ -359,6 +383,15 @@ class Night:
 # --------------------------------------------------------------------------- helpers
 
 
+def _grid(lights):
+    """The header of the grid that all are on: the WCS of the first that has one, moved there."""
+    for light in lights:
+        header = ResampledFrame(light.frame, light.alignment).header
+        if "CTYPE1" in header:
+            return header
+    return None
+
+
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
 
@@ -373,3 +406,24 @@ def _times(dates):
         return list(Time(list(dates), format="isot").mjd)
     except ValueError:
         return None
+
+
+#: Cards of an old WCS that a new one does not overwrite.
+_LINEAR = ("CD1_", "CD2_", "PC1_", "PC2_", "CROTA", "CDELT", "A_", "B_", "AP_", "BP_")
+
+
+def _place(ccd, catalogue, group):
+    """Give a new coadd the WCS of its stars in a catalogue, or say that it has none."""
+    try:
+        match = match_catalogue(ccd, catalogue)
+    except AlignmentError as error:
+        warnings.warn(
+            f"{group.label}: {catalogue}: {error}: its WCS is left as it was",
+            NarrowbandWarning,
+            stacklevel=2,
+        )
+        return
+    for keyword in [name for name in ccd.header if name.startswith(_LINEAR)]:
+        del ccd.header[keyword]
+    ccd.wcs = match.wcs
+    match.to_header(ccd.header)

@@ -3,18 +3,30 @@
 from dataclasses import asdict
 from typing import NamedTuple
 
+import numpy as np
 from astropy import units as u
+from astropy.nddata import CCDData
 
 from astro_narrowband._engine.files import safe_name, set_card
-from astro_narrowband._engine.frames import FitsFrame, as_ccd
-from astro_narrowband._engine.headers import read_egain, read_noise
+from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
+from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector, decide_detector
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.masters import check_flats, master_bias, master_flat
+from astro_narrowband.night.run._ready import (
+    offset_of_darks,
+    pixel_noise,
+    ready_bias,
+    ready_dark,
+    ready_flat,
+)
 
 __all__ = ["Masters"]
+
+#: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
+MOST_OF_FLAT = 0.01
 
 #: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
 GAIN_CHECK = 1 << 17
@@ -54,29 +66,45 @@ class Masters:
             dark = bias._replace(value=DarkModel.from_masters(bias=as_ccd(bias.value)))
         if group.flats:
             flat = self.flat(group, detector, dark)
+        value = None if flat is None else flat.value
+        n_added = group.lights[0].open(group.colour).n_added if group.colour else 1
+        if n_added > 1 and value is None:
+            value = _ones(dark)
         recipe = Recipe(
             detector,
             dark=None if dark is None else dark.value,
-            flat=None if flat is None else flat.value,
+            flat=value,
             max_extrapolation=self.settings.max_extrapolation,
+            n_mean=n_added,  # lines compare if each is per pixel of the camera
         )
         masters = [master for master in (bias, dark, flat) if master is not None]
         return recipe, [(master.name, master.key) for master in masters]
 
+    def gain(self, frame):
+        """Return the gain of a light without calibration frames [electron/adu], or None."""
+        if self.settings.gain is not None:
+            return self.settings.gain
+        try:
+            found = read_gain(frame.header)
+        except InputError:
+            return None
+        return found and found[0]
+
     def detector(self, group):
         """Return gain, read noise and saturation of a group's camera."""
-        identity = ("detector", *(row.path for row in (*group.bias, *group.flats)))
+        rows = [row for row in (*group.bias, *group.flats) if not row.master]
+        identity = ("detector", group.colour, *(row.path for row in rows or group.lights))
         if identity not in self.made:
-            settings, frame = self.settings, group.lights[0].open()
+            settings, frame = self.settings, group.lights[0].open(group.colour)
             # What a user gives is of a pixel of the camera; a mosaic may add some of them.
-            n = getattr(frame, "n_added", 1)
+            n = frame.n_added
             self.made[identity] = decide_detector(
                 frame.header,
                 gain=_quantity(settings.gain, u.electron / u.adu),
                 read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
                 saturation=_quantity(settings.saturation, n * u.adu),
-                flats=[row.open() for row in group.flats],
-                biases=[row.open() for row in group.bias],
+                flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
+                biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
             )
             self.check_detector(self.made[identity], group, frame.header)
         self.record["detector"][group.label] = asdict(self.made[identity])
@@ -90,11 +118,11 @@ class Masters:
                     read(header)
                 except InputError as error:
                     self.night.messages.say(f"{group.label}: {error}: it was measured instead")
-        pairs = group.flats[:2], group.bias[:2]
+        pairs = [[row for row in rows if not row.master][:2] for rows in (group.flats, group.bias)]
         if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
             return
         try:
-            flats, biases = ([row.open() for row in rows] for rows in pairs)
+            flats, biases = ([row.open(group.colour) for row in rows] for rows in pairs)
             found = Detector.measure(
                 flats, biases, saturation=detector.saturation, sample=GAIN_CHECK
             )
@@ -111,9 +139,11 @@ class Masters:
         """Return the master bias of a group."""
 
         def make(frames):
+            if group.bias[0].master:
+                return ready_bias(frames[0], detector)
             return master_bias(frames, detector=detector, workers=self.workers)
 
-        master = self.master("bias", group.bias, make, FitsFrame)
+        master = self.master("bias", group.bias, make, FitsFrame, group)
         header = master.value.header
         self.note_master(
             "bias",
@@ -127,17 +157,25 @@ class Masters:
 
     def dark(self, group, detector, bias):
         """Return the dark model of a group."""
+        rows = group.darks
 
         def make(frames):
+            if rows[0].model:
+                return DarkModel.read(rows[0].path)
+            if rows[0].master:
+                times = [row.exposure for row in rows]
+                return ready_dark(frames, times, bias and as_ccd(bias.value), detector)
+            times = {round(row.exposure, 2) for row in rows}
             return DarkModel.fit(
                 frames,
                 bias=bias and bias.value,
                 detector=detector,
+                model="linear" if bias is None and max(times) > 1.01 * min(times) else "rate",
                 workers=self.workers,
             )
 
         master = self.master(
-            "dark", group.darks, make, DarkModel.read, needs=[bias], depends=asdict(detector)
+            "dark", rows, make, DarkModel.read, group, needs=[bias], depends=asdict(detector)
         )
         model = master.value
         self.note_master(
@@ -155,18 +193,22 @@ class Masters:
     def flat(self, group, detector, dark):
         """Return the master flat of a group; flats that are of no use are left out by name."""
         if dark is None:
-            raise InputError("its flats have neither bias nor dark to lose: add bias frames")
+            raise InputError(
+                "its flats have neither bias nor dark to lose: give one, or --without flat as well"
+            )
+        model = self.flat_dark(group, detector, dark.value)
         limits = {
-            "dark": dark.value,
+            "dark": model,
             "detector": detector,
             "max_extrapolation": self.settings.max_extrapolation,
         }
-        rows, checks, left_out = [], [], []
-        for row, check in zip(
-            group.flats, check_flats([row.open() for row in group.flats], **limits), strict=True
-        ):
-            if check.reason:
-                self.night.leave_out(row, check.reason, group)
+        rows, checks, left_out = [row for row in group.flats if row.master], [], []
+        raw = [row for row in group.flats if not row.master]
+        frames = [row.open(group.colour) for row in raw]
+        for row, check in zip(raw, check_flats(frames, **limits) if raw else (), strict=True):
+            reason = check.reason or self.flat_price(model, check)
+            if reason:
+                self.night.leave_out(row, reason, group)
                 left_out.append(row.name)
             else:
                 rows.append(row)
@@ -175,9 +217,14 @@ class Masters:
             raise InputError("none of its flats can be used")
 
         def make(frames):
-            ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
-            for keyword in ("FILTER", "FILTUSED"):
-                set_card(ccd.header, keyword, group.filter)
+            if rows[0].master:
+                ccd, note = ready_flat(frames[0], model, detector, rows[0].exposure)
+                if note:
+                    self.night.messages.say(note)
+            else:
+                ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
+            set_card(ccd.header, "FILTER", group.filter)
+            set_card(ccd.header, "FILTUSED", group.beam)
             return ccd
 
         master = self.master(
@@ -185,6 +232,7 @@ class Masters:
             rows,
             make,
             _read_flat,
+            group,
             needs=[dark],
             depends=asdict(detector),
         )
@@ -199,8 +247,37 @@ class Masters:
         )
         return master
 
-    def master(self, title, rows, make, read, *, needs=(), depends=None):
+    def flat_dark(self, group, detector, model):
+        """Return the model that flats lose; a lone master dark gives what it may have of offset."""
+        same = (
+            all(
+                abs(row.exposure - model.exposures[0]) <= 0.02 * model.exposures[0]
+                for row in group.flats
+            )
+            if model.exposures
+            else True
+        )
+        if model.model != "matched" or same or not group.darks[0].master:
+            return model
+        image = as_ccd(group.darks[0].open(group.colour))
+        noise = pixel_noise(image.data) * max(group.darks[0].n_combined, 1) ** 0.5
+        return offset_of_darks(model, noise, detector.gain)
+
+    def flat_price(self, model, check):
+        """Say why the dark of a flat costs too much, ``""`` if it does not."""
+        middle = slice(model.shape[0] // 2, model.shape[0] // 2 + 1)
+        error = float(np.median(model.variance(check.exposure, middle))) ** 0.5
+        if error <= MOST_OF_FLAT * check.level:
+            return ""
+        return (
+            f"the dark of {check.exposure:g} s is known to {error:.1f} adu only, "
+            f"{100 * error / check.level:.1f} % of its level: give darks of that time, or biases"
+        )
+
+    def master(self, title, rows, make, read, group, *, needs=(), depends=None):
         """Return a `Master`: one that was made for another group, read again, or made now."""
+        if group.colour:
+            title = f"{title}-{group.colour.replace('+', '-')}"
         identity = (title, *(row.path for row in rows))
         if identity not in self.made:
             name = f"masters/{self.night.name(title)}.fits"
@@ -209,7 +286,7 @@ class Masters:
                 [row.path for row in rows] + needed, product=title, depends=depends
             )
             if not self.products.have(name, key):
-                made = make([row.open() for row in rows])
+                made = make([row.open(group.colour) for row in rows])
                 image = made.to_hdul() if hasattr(made, "to_hdul") else made
                 self.products.write_fits(name, image, key)
             # Masters stay on disk and are read by bands: memory does not grow with the filters.
@@ -228,6 +305,12 @@ class Masters:
 
 def _quantity(value, unit):
     return None if value is None else value * unit
+
+
+def _ones(master):
+    """A flat that changes nothing, of the shape of another master."""
+    ones = np.ones(master.value.shape, np.float32)
+    return MemoryFrame(CCDData(ones, unit=u.dimensionless_unscaled), name="no flat")
 
 
 def _read_flat(path):

@@ -29,9 +29,10 @@ from astro_narrowband._engine.headers import (
     read_exposure,
 )
 from astro_narrowband._engine.headers.spellings import SPELLINGS, show
+from astro_narrowband._engine.raw import without_pedestal
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
-from astro_narrowband.filters import filter_key, is_known_filter
+from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
 from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files, printable
 
@@ -81,6 +82,8 @@ class FrameRow(Facts):
         ``"used"``, ``"left out"`` or ``"ignored"``.
     reason : str
         Why it is not used, or what was noticed; one line.
+    library : bool
+        Whether it is in a folder of calibration frames.
     serves : dict
         Label of each group that it was meant for, and why that does without it, ``""``
         while it does not.
@@ -92,6 +95,7 @@ class FrameRow(Facts):
     reason: str = ""
     serves: dict = field(default_factory=dict)
     parts: tuple = ()
+    library: bool = False
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
     cards: dict = field(default_factory=dict, repr=False)
     colour: str = field(default="", repr=False)
@@ -140,12 +144,12 @@ class FrameRow(Facts):
             identity=self.identity,
         )
 
-    def open(self):
+    def open(self, colour=""):
         """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
-        frame = self.open_raw()
-        if not self.colour:
-            return frame
-        return MosaicFrame(frame, self.colour, saturation=self.saturation)
+        frame, colour = self.open_raw(), self.colour or colour
+        if colour and not self.mosaic:
+            frame = MosaicFrame(frame, colour, saturation=self.saturation)
+        return without_pedestal(frame)
 
 
 def problems_of(rows_and_texts):
@@ -186,6 +190,8 @@ class FrameTable:
         ignore=(),
         bayer=None,
         saturation=None,
+        calibration=(),
+        calibrated=False,
     ):
         """
         Find the frames under ``paths`` and read their headers.
@@ -203,13 +209,17 @@ class FrameTable:
         ignore : sequence of path-like, optional
             Folders that are not looked into (the one of the products, say).
         bayer : {None, "red", "green", "blue", "superpixel", "mono"}, optional
-            What to do with frames whose header names a Bayer pattern: leave them
-            out, take the pixels of one colour (all four of a cell for a superpixel;
-            see `~astro_narrowband._engine.bayer.MosaicFrame`), or take them as they are (for
-            a camera that has no colour filters).
+            What to take of frames whose header names a Bayer pattern: the pixels that
+            see the lines of their filter, those of one colour (all four of a cell for a
+            superpixel; see `~astro_narrowband._engine.bayer.MosaicFrame`), or all as they
+            are (for a camera that has no colour filters).
         saturation : float, optional
             Level [adu] from which a pixel of a mosaic is not believed; default is
             that of its header.
+        calibration : sequence of path-like, optional
+            Folders of bias, darks, flats and masters, for what the night lacks.
+        calibrated : bool, optional
+            The lights are calibrated: they need neither bias, dark nor flat.
 
         Returns
         -------
@@ -231,10 +241,11 @@ class FrameTable:
         reader = FactReader(set_keywords=set_keywords, spellings=spellings, mono=bayer == "mono")
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _row(path, parts, why, reader, max_pixels)
-            for path, parts, why in find_files(paths, ignore)
+            _row(path, parts, why, reader, max_pixels, library)
+            for path, parts, why, library in find_files(paths, ignore, calibration=calibration)
         ]
-        table = cls(sorted(rows, key=lambda row: os.fsencode(row.path)))
+        table = cls(sorted(rows, key=lambda row: (row.library, os.fsencode(row.path))))
+        table._reduced(calibrated)
         table._unify(spellings)
         table._drop_copies()
         table._colours(bayer, saturation)
@@ -318,6 +329,32 @@ class FrameTable:
 
     # ------------------------------------------------------------------ after reading
 
+    def _reduced(self, calibrated):
+        """Leave out what is not raw, or, of calibrated lights, what is."""
+        rows = [row for row in self.rows if row.used]
+        flagged = any(row.kind == "light" and row.reduced for row in rows)
+        for row in rows:
+            if row.kind != "light":
+                if calibrated:
+                    row.ignore("is not needed: the lights are calibrated (--calibrated)")
+                elif row.reduced and not row.master:
+                    row.leave_out(f"{row.reduced}: is not a raw frame: give the raw ones")
+            elif row.library:
+                row.ignore("is a light in a folder of calibration frames")
+            elif row.reduced and not calibrated:
+                row.leave_out(
+                    f"{row.reduced}: is not a raw frame: give the raw ones, or --calibrated"
+                )
+            elif calibrated and not row.reduced and flagged:
+                row.leave_out(
+                    "nothing in its header says that it is calibrated, as of others: calibrate it "
+                    "as well"
+                )
+            elif calibrated and not row.reduced:
+                row.notes.append(
+                    "is taken as calibrated (--calibrated): its header does not say so"
+                )
+
     def _colours(self, bayer, saturation):
         """Take the wanted colour of mosaics; leave out those of which none is wanted."""
         rows = [row for row in self.rows if row.used]
@@ -330,10 +367,11 @@ class FrameTable:
                     row.shape = row.open().shape
                 except InputError as error:
                     row.leave_out(str(error).removeprefix(f"{row.path.name}: "))
-            elif row.bayer:
+            elif row.bayer and row.kind in ("light", "flat") and not lines_of(row.filter):
                 row.leave_out(
-                    f"BAYERPAT = {row.bayer}: is a colour mosaic: give --bayer red (Halpha, SII), "
-                    "green or blue (OIII), or mono if the sensor has no colour filters"
+                    f"BAYERPAT = {row.bayer}: is a colour mosaic, and no line is known of "
+                    f"{row.filter}: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
+                    "if the sensor has no colour filters"
                 )
             elif bayer in COLOURS and (
                 not mosaics or any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
@@ -345,6 +383,8 @@ class FrameTable:
 
     def _unify(self, spellings):
         """Give one name to spellings of one object or unknown filter that differ in signs only."""
+        for row in self.rows:
+            row.object = _without_filter(row.object, row.filter)
         for name, key_of, skip in (
             ("object", _object_key, lambda _: False),
             ("filter", filter_key, lambda t: is_known_filter(t, spellings=spellings.filters)),
@@ -398,6 +438,16 @@ def _text(values):
     return np.array(values, dtype=str) if values else np.array([], dtype="U1")
 
 
+def _without_filter(text, beam):
+    """The name of an object without that of a filter behind it: ``NGC7000_Ha``, ``M 1 O III``."""
+    for pattern in (r"(.*\w)[\s_-]+\W?(\w+)\W?", r"(.*\w)[\s_-]+\W?([A-Za-z][\s_-]\w+)\W?"):
+        if match := re.fullmatch(pattern, text):
+            name = canonical_filter(match[2])
+            if name == beam or (len(match[2]) > 1 and lines_of(name)):
+                return match[1]
+    return text
+
+
 def _object_key(text):
     """What two spellings of one object have in common; the sign of a coordinate is kept."""
     spelt = re.sub(r"(?<=\d{4})([+-])(?=\d)", lambda m: {"+": "p", "-": "m"}[m[1]], text.lower())
@@ -413,7 +463,7 @@ def _is_copy(row, other):
         other.leave_out(
             f"has the pixels of {row.name}, which is a {row.kind}: take one of them away"
         )
-    row.leave_out(reason)
+    (row.ignore if row.library and row.kind == other.kind else row.leave_out)(reason)
 
 
 def _pixels(row, section):
@@ -465,8 +515,8 @@ def _compare(facts, header, primary, spellings):
                 )
 
 
-def _row(path, parts, why, reader, max_pixels):
-    row = FrameRow(path=path, parts=parts, max_pixels=max_pixels)
+def _row(path, parts, why, reader, max_pixels, library):
+    row = FrameRow(path=path, parts=parts, max_pixels=max_pixels, library=library)
     if why:
         (row.leave_out if why.startswith("!") else row.ignore)(why.removeprefix("!"))
         return row
@@ -493,6 +543,4 @@ def _row(path, parts, why, reader, max_pixels):
         row.ignore("a frame that no reduction needs (focus, lamp, test)")
     elif facts.refusal:
         row.leave_out(facts.refusal)
-    elif facts.reduced:
-        row.leave_out(f"{facts.reduced}: is not a raw frame: give the raw ones")
     return row

@@ -27,8 +27,11 @@ class Facts:
     """
     What a frame is. Times in s, temperatures in deg C, NaN where not known.
 
-    ``refusal`` says why the frame cannot be used ("" if it can), ``reduced`` why it is
-    not raw, ``notes`` what else was noticed, one line each.
+    ``mosaic`` is the colour that was taken of a mosaic, ``master`` whether frames were
+    joined into this one, ``n_combined`` of them (0 if unsaid), ``model`` the exposure
+    times of a dark model. ``rotator`` is as `read_rotator` gives it, ``pointing`` and
+    ``pixel_scale`` are in deg. ``refusal`` says why the frame cannot be used ("" if it
+    can), ``reduced`` why it is not raw, ``notes`` what else was noticed, one line each.
     """
 
     kind: str = ""
@@ -46,6 +49,13 @@ class Facts:
     changed: str = "none"
     date: str = ""
     bayer: str = ""
+    mosaic: str = ""
+    master: bool = False
+    n_combined: int = 0
+    model: tuple = ()
+    rotator: tuple | None = None
+    pointing: tuple | None = None
+    pixel_scale: float = math.nan
     refusal: str = ""
     reduced: str = ""
     notes: list = field(default_factory=list)
@@ -92,9 +102,21 @@ class FactReader:
         self._exposure(facts, header, parts)
         try:
             facts.reduced = kw.reduced_by(header)
+            self._place(facts, header)
         except Exception as error:  # a header damaged beyond what astropy itself foresees
             facts.reduced = f"its flags cannot be read ({type(error).__name__})"
         return facts
+
+    def _place(self, facts, header):
+        """Where it points and how it is turned; how many frames it was made of."""
+        facts.rotator, facts.pointing = kw.read_rotator(header), kw.read_pointing(header)
+        facts.pixel_scale = kw.read_pixel_scale(header)
+        facts.n_combined = kw.read_combined(header)
+        facts.mosaic = kw.clean_text(header.get("MOSAIC", "")).partition(" ")[0]
+        if facts.kind in ("bias", "dark", "flat", "flat-dark"):
+            facts.master |= facts.n_combined > 1
+        elif facts.master:
+            facts.reduced = facts.reduced or "is a stack of frames"
 
     def _ask(self, facts, read, header, name):
         """Return what ``read`` finds in the header, else in the user's keywords; else refuse."""
@@ -157,12 +179,9 @@ class FactReader:
             kind = self._kind_unsaid(facts, header, keyword, named, where)
             if not kind:
                 return
-        if kind.startswith("master "):
-            facts.refusal = "is a combined master: give the single raw frames"
-            kind = kind.removeprefix("master ")
-        elif named == f"master {kind}":
-            facts.refusal = f"its {where} says master {kind}: give the single raw frames"
-        facts.kind = kind
+        facts.master = kind.startswith("master ") or named == f"master {kind}"
+        facts.kind = kind.removeprefix("master ")
+        facts.model = _model_times(header) if facts.master and facts.kind == "dark" else ()
 
     def _kind_unsaid(self, facts, header, keyword, named, where):
         """The kind of a frame whose header does not tell it; ``""``, and a refusal, if none."""
@@ -224,6 +243,9 @@ class FactReader:
 
     def _exposure(self, facts, header, parts):
         wrong, times = None, []
+        if facts.model:
+            facts.exposure = max(facts.model)
+            return
         try:
             times = self.headers.exposures_in(header)
             facts.exposure = self.headers.read_exposure(header)
@@ -240,17 +262,18 @@ class FactReader:
             if longest - shortest > max(0.01 * longest, 0.002):
                 text = ", ".join(f"{k} = {s:g} s" for k, s in good)
                 facts.notes.append(f"{text}: disagree: {good[0][0]} is believed")
-        if facts.kind == "bias" and facts.exposure > LONGEST_BIAS:
+        if facts.kind == "bias" and facts.exposure > LONGEST_BIAS and not facts.master:
             facts.refusal = facts.refusal or (
                 f"is a bias by its type, but EXPTIME = {facts.exposure:g}: correct the header"
             )
-        elif facts.kind == "dark" and facts.exposure == 0:
+        elif facts.kind == "dark" and facts.exposure == 0 and not facts.master:
             facts.kind = "bias"
             facts.notes.append("EXPTIME = 0: a dark of no length is taken as a bias")
 
     def _exposure_unsaid(self, facts, parts, problem):
         """The exposure time by the file's name, or the user; of what needs none, 0."""
         needs = facts.kind in ("light", "flat", "dark", "flat-dark")
+        needs &= not (facts.master and facts.kind == "flat")
         seconds, source = math.nan, "its name"
         if "different values" not in problem:
             seconds = exposure_from_names(parts)
@@ -271,6 +294,14 @@ class FactReader:
             facts.refusal = facts.refusal or problem
 
 
+def _model_times(header):
+    """Exposure times of a dark model of this package, ``()`` of anything else."""
+    try:
+        return tuple(float(header[f"DARKT{k}"]) for k in range(header["DARKNEXP"]))
+    except Exception:  # as above
+        return ()
+
+
 def _row_order(header):
     try:
         values = kw.raw_values(header, "ROWORDER")
@@ -280,17 +311,13 @@ def _row_order(header):
 
 
 def _changed(header):
-    """What capture programs say they did to the pixels: PEDESTAL added, FLIPSTAT turned."""
-    done = []
-    for keyword in ("PEDESTAL", "FLIPSTAT"):
-        try:
-            value = kw.one_value(header, keyword)
-        except Exception:  # noqa: S112 - as above
-            continue
-        text = kw.clean_text(value[0]) if value else ""
-        if text and not re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text.lower()):
-            done.append(f"{keyword} {text.lower().removesuffix('.0')}")
-    return " ".join(done) or "none"
+    """What a capture program says it did to the pixels: turned them (FLIPSTAT)."""
+    try:
+        value = kw.one_value(header, "FLIPSTAT")
+    except Exception:  # as above
+        return "none"
+    text = kw.clean_text(value[0]).lower() if value else ""
+    return "none" if re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text) else f"FLIPSTAT {text}"
 
 
 def header_from(set_keywords):

@@ -26,11 +26,15 @@ def printable(path):
     return clean_text(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
-def find_files(paths, ignore):
-    """Yield ``(path, parts, why it is no frame or "")`` for every file under ``paths``, once."""
+def find_files(paths, ignore, *, calibration=()):
+    """
+    Yield ``(path, parts, why it is no frame or "", is in calibration)`` for every file, once.
+
+    Products of this package are no raw frames, but those in ``calibration`` are looked into.
+    """
     ignored = {os.path.realpath(folder) for folder in ignore}
     seen = set()
-    for path in paths:
+    for path, library in (*((p, False) for p in paths), *((p, True) for p in calibration)):
         root = Path(path)
         try:
             mode = os.stat(root).st_mode
@@ -42,21 +46,25 @@ def find_files(paths, ignore):
             raise InputError(f"{printable(root)!r} is not a path: give a folder") from None
         name = Path(os.path.abspath(root)).name
         if not stat.S_ISDIR(mode):
-            yield from _file(root, (), seen)
+            files = _file(root, (), seen)
         else:
-            yield from _walk(root, (name,), ignored, seen)
+            files = _walk(root, (name,), ignored, seen, library)
+        for file in files:
+            yield *file, library
 
 
-def _walk(folder, parts, ignored, seen):
+def _walk(folder, parts, ignored, seen, library):
     real = os.path.realpath(folder)
     if real in seen:
         return
     seen.add(real)
-    why = _not_raw(folder) or ("not to be looked into" if real in ignored else "")
-    yield from _list(folder, parts, ignored, seen, why)
+    why = ("" if library else _not_raw(folder)) or (
+        "not to be looked into" if real in ignored else ""
+    )
+    yield from _list(folder, parts, ignored, seen, why, library)
 
 
-def _list(folder, parts, ignored, seen, why):
+def _list(folder, parts, ignored, seen, why, library):
     try:
         names = sorted(os.listdir(folder), key=os.fsencode)
     except OSError as error:
@@ -66,9 +74,9 @@ def _list(folder, parts, ignored, seen, why):
         path = Path(folder) / name
         if path.is_dir():
             if why:
-                yield from _list(path, (*parts, name), ignored, seen, why)
+                yield from _list(path, (*parts, name), ignored, seen, why, library)
             else:
-                yield from _walk(path, (*parts, name), ignored, seen)
+                yield from _walk(path, (*parts, name), ignored, seen, library)
         else:
             yield from _file(path, parts, seen, why)
 

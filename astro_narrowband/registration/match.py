@@ -1,7 +1,7 @@
 """
 Two lists of positions: which transform maps one onto the other, and how likely that is chance.
 
-Private to `astro_narrowband.registration`. Positions are float64 arrays (n, 2) of
+Positions are float64 arrays (n, 2) of
 x, y. A transform is a 3 x 3 matrix for columns (x, y, 1).
 """
 

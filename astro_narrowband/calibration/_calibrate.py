@@ -1,0 +1,157 @@
+"""A raw frame to electron/s at once."""
+
+import numpy as np
+from astropy import units as u
+from astropy.nddata import CCDData, StdDevUncertainty
+
+from astro_narrowband._engine.frames import (
+    Band,
+    map_bands,
+    row_bands,
+)
+from astro_narrowband._engine.raw import prepared
+from astro_narrowband._engine.validate import value_in
+from astro_narrowband._engine.wcs import put_wcs, read_wcs
+from astro_narrowband.calibration._frame import CalibratedFrame, refuse_twice
+from astro_narrowband.calibration._recipe import Recipe
+from astro_narrowband.calibration._rows import calibrate_rows
+from astro_narrowband.detector import decide_detector
+
+__all__ = ["calibrate"]
+
+#: Rows that `calibrate` asks for at a time.
+ROWS = 64
+
+
+def calibrate(
+    ccd,
+    *,
+    bias=None,
+    dark=None,
+    flat=None,
+    gain=None,
+    read_noise=None,
+    saturation=None,
+    exposure=None,
+    detector=None,
+    max_extrapolation=None,
+    max_temperature_difference=5.0,
+    cosmic_rays=False,
+    add_keyword=True,
+    workers=None,
+):
+    """
+    Calibrate a raw frame into electron/s, with uncertainty and mask.
+
+    Parameters
+    ----------
+    ccd : path, `~astropy.nddata.CCDData` or Frame
+        Raw frame [adu]; not changed.
+    bias : path, CCDData or Frame, optional
+        Master bias [adu]. A `DarkModel` has the bias in it.
+    dark : `~astro_narrowband.darks.DarkModel`, path, CCDData or Frame, optional
+        A master dark [adu] holds its bias unless its header says BIASSUB = T.
+    flat : path, CCDData or Frame, optional
+        From `~astro_narrowband.masters.master_flat`.
+    gain : `~astropy.units.Quantity`, optional
+        [electron/adu]; it multiplies.
+    read_noise : `~astropy.units.Quantity`, optional
+        [electron]
+    saturation : `~astropy.units.Quantity`, optional
+        [adu]
+    exposure : `~astropy.units.Quantity`, optional
+        [s]; default is the header's.
+    detector : `~astro_narrowband.detector.Detector`, optional
+        In place of gain, read_noise and saturation.
+    max_extrapolation : float, optional
+        Longest exposure in units of the longest dark. Default is no limit but the price:
+        what the dark costs the frame in units of its own error.
+    max_temperature_difference : float, optional
+        Between light and darks [K]; above 0.5 K there is a warning.
+    cosmic_rays : bool or dict, optional
+        Run `ccdproc.cosmicray_lacosmic` and mask what it finds; a dict holds its
+        keywords.
+    add_keyword : bool, optional
+        Write what was done to the header, as ccdproc does.
+    workers : int, optional
+        Threads.
+
+    Returns
+    -------
+    `~astropy.nddata.CCDData`
+        [electron/s]; its uncertainty is the total one, masters included.
+
+    Raises
+    ------
+    InputError
+        If a unit, shape or header value is wrong or missing.
+    CalibrationError
+        If a step was done before, or the dark would be extrapolated too far.
+    """
+    frame = prepared(ccd)
+    refuse_twice(
+        frame,
+        bias=bias is not None or dark is not None,
+        dark=dark is not None,
+        flat=flat is not None,
+    )
+    if detector is None:
+        detector = decide_detector(
+            frame.header, gain=gain, read_noise=read_noise, saturation=saturation
+        )
+    recipe = Recipe.make(
+        detector=detector,
+        bias=bias,
+        dark=dark,
+        flat=flat,
+        max_extrapolation=max_extrapolation,
+        max_temperature_difference=max_temperature_difference,
+    )
+    if exposure is not None:
+        exposure = value_in(exposure, u.s, "exposure")
+    calibrated = CalibratedFrame(frame, recipe, exposure=exposure)
+    shape = calibrated.shape
+    data = np.empty(shape, np.float32)
+    error = np.empty(shape, np.float32)
+    mask = np.empty(shape, bool)
+
+    def work(rows):
+        out = Band(data[rows], error[rows], mask[rows])
+        calibrate_rows(calibrated, rows, out)
+        common = calibrated.common(rows, out.data)
+        if common is not None:
+            np.add(out.variance, common, out=out.variance)
+        np.sqrt(out.variance, out=out.variance)
+
+    for _ in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
+        pass
+    header = calibrated.header.copy() if add_keyword else frame.header.copy()
+    calibrated.shared_noise(included=True).to_header(header)
+    header.pop("BUNIT", None)
+    wcs = calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name)
+    result = CCDData(
+        data,
+        uncertainty=StdDevUncertainty(error),
+        mask=mask,
+        header=header,
+        unit=calibrated.unit,
+        wcs=put_wcs(header, wcs),
+    )
+    if cosmic_rays:
+        mask |= _cosmic_rays(result, calibrated, cosmic_rays)
+    return result
+
+
+def _cosmic_rays(ccd, calibrated, options):
+    from ccdproc import cosmicray_lacosmic
+
+    t = calibrated.exposure
+    electrons = np.where(ccd.mask | ~np.isfinite(ccd.data), 0, ccd.data * np.float32(t))
+    cleaned = cosmicray_lacosmic(
+        CCDData(electrons, unit=u.electron, mask=ccd.mask.copy()),
+        gain=1.0,
+        gain_apply=False,
+        readnoise=calibrated.recipe.detector.read_noise,
+        **(options if isinstance(options, dict) else {}),
+    )
+    return cleaned.mask & ~ccd.mask

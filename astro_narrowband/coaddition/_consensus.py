@@ -1,0 +1,275 @@
+"""
+One set of star fluxes from all frames, and how each frame's transparency differs from it.
+
+Private to `astro_narrowband.coaddition`. Cloud dims; it does so in a part of a frame; and any
+frame may have it, the reference as well. So the frame that most others agree with in the
+*pattern* of their fluxes is the standard (the most transparent one, if several are), and all
+that agree with it make the fluxes that every frame is measured against.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from astro_narrowband.coaddition._statistics import MAD
+from astro_narrowband.coaddition._surface import Surface, n_terms, terms
+
+__all__ = ["star_consensus"]
+
+#: Relative error of a star's flux that no photon count takes away (flat, centring, PSF).
+FLUX_FLOOR = 0.003
+#: Frames that may be the standard, and stars over which patterns are compared: more tell no more.
+CANDIDATES, PATTERN_STARS = 9, 150
+#: What is off by less than this is no pattern of clouds (part of a star's flux).
+EVEN = 0.01
+#: More than this many times what is usual in the other frames is patchy.
+UNUSUAL = 3.0
+#: Patterns that are larger than so many times their error count.
+SIGNIFICANT = 3.0
+#: Largest degree of a map, stars for each of its terms, by how much more than the Bayesian
+#: criterion chi2 must fall for it, and the least rms of a map.
+MAP_DEGREE, STARS_PER_TERM, EVIDENCE, LEAST_MAP = 3, 3, 15.0, 0.005
+#: A map may not be less certain than this anywhere in the image.
+MAP_ERROR = 0.03
+#: Variance of the median of a few values over that of their mean.
+MEDIAN_OF_FEW = 1.45
+#: Fluxes that are off by more than so many sigma do not count.
+CLIP = 4.0
+
+
+@dataclass(eq=False)
+class Consensus:
+    """Scales and what the stars say of them; see `Transparency`, whose attributes these are."""
+
+    scale: np.ndarray
+    error: np.ndarray
+    maps: list
+    chi2: np.ndarray
+    uneven: np.ndarray
+    patchy: np.ndarray
+    reference: int
+
+
+def star_consensus(xy, flux, error, reference, shape):
+    """
+    Compare the fluxes of stars in all frames.
+
+    Parameters
+    ----------
+    xy : `~numpy.ndarray`, (n_stars, 2)
+        Positions on the grid.
+    flux, error : `~numpy.ndarray`, (n, n_stars)
+        NaN where a frame does not have the star.
+    reference : int
+        The frame that scales refer to, unless its own is uneven or it has no stars.
+    shape : tuple of int
+
+    Returns
+    -------
+    `Consensus`
+        NaN where there is nothing to compare.
+    """
+    n = len(flux)
+    error = np.hypot(error, FLUX_FLOOR * flux)
+    near = _neighbours(xy)
+    standard = _standard(flux, error, near, reference)
+    agree = np.zeros(n, bool)
+    agree[standard] = True
+    scale = np.full(n, np.nan)
+    for _ in range(3):
+        common, common_err = _mean_fluxes(flux, error, scale, agree)
+        scale, scale_err = _scales(flux, error, common)
+        patterns = [_pattern(flux[i], error[i], common, common_err, near) for i in range(n)]
+        agree = np.array([not off > max(EVEN, SIGNIFICANT * sure) for off, sure in patterns])
+        agree &= np.isfinite(scale)
+        agree[standard] = True
+    base = reference if agree[reference] else standard
+    fits = [_map(xy, flux[i], error[i], common, common_err, near, shape) for i in range(n)]
+    return _consensus(scale, scale_err, fits, base)
+
+
+def _consensus(scale, scale_err, fits, base):
+    maps, level, chi2, uneven, sure = zip(*fits, strict=True)
+    scale = np.where([m is None for m in maps], scale, level)
+    uneven, sure = np.array(uneven), np.array(sure)
+    known = np.isfinite(uneven)
+    usual = float(np.median(uneven[known])) if known.any() else 0.0
+    with np.errstate(invalid="ignore"):
+        patchy = uneven > np.maximum(max(EVEN, UNUSUAL * usual), SIGNIFICANT * sure)
+    patchy[base] = False
+    error = np.hypot(scale_err / scale, scale_err[base] / scale[base])
+    scale = scale / scale[base]
+    error = error * scale
+    error[base] = 0.0
+    return Consensus(scale, error, list(maps), np.array(chi2), uneven, patchy, base)
+
+
+def _neighbours(xy):
+    """The nearest few stars of each, itself first: (n_stars, k)."""
+    k = 1 if len(xy) < 12 else 3 if len(xy) < 40 else 5
+    if not len(xy):
+        return np.empty((0, 1), int)
+    return cKDTree(xy).query(xy, k)[1].reshape(len(xy), k)
+
+
+def _standard(flux, error, near, reference):
+    """The frame that most others agree with, the most transparent one if several are."""
+    n_stars = np.isfinite(flux).sum(axis=1)
+    if not n_stars.any():
+        return reference
+    # The brightest stars, which most frames have.
+    clear = np.nan_to_num(flux / error).sum(axis=0)
+    if flux.shape[1] > PATTERN_STARS:
+        stars = np.sort(np.argsort(-clear, kind="stable")[:PATTERN_STARS])
+        place = np.full(flux.shape[1], -1)
+        place[stars] = np.arange(len(stars))
+        near = np.where(place[near[stars]] < 0, np.arange(len(stars))[:, None], place[near[stars]])
+        flux, error = flux[:, stars], error[:, stars]
+    candidates = np.sort(np.argsort(-n_stars, kind="stable")[:CANDIDATES])
+    score, bright = np.full((2, len(candidates)), math.inf)
+    for k, i in enumerate(candidates):
+        off = [_pattern(f, e, flux[i], error[i], near)[0] for f, e in zip(flux, error, strict=True)]
+        off = np.delete(np.minimum(np.nan_to_num(off, nan=0.3), 0.3), i)
+        score[k] = off.mean() if off.size else 0.0
+        with np.errstate(invalid="ignore"):
+            ratio = (flux[i] / flux)[np.isfinite(flux[i] / flux)]
+        bright[k] = -np.median(ratio) if ratio.size else 0.0
+    usable = n_stars[candidates] >= 0.5 * n_stars[candidates].max()
+    best = usable & (score <= score[usable].min() + 0.5 * EVEN)
+    return int(candidates[best][np.argmin(bright[best])])
+
+
+def _mean_fluxes(flux, error, scale, agree):
+    """Flux of each star on the scale of the standard, and its error, from frames that agree."""
+    if agree.sum() == 1:
+        (i,) = np.flatnonzero(agree)
+        return flux[i], error[i]
+    good = np.isfinite(flux) & agree[:, None]
+    each, sigma = flux / scale[:, None], error / scale[:, None]
+    weight = np.where(good, sigma**-2.0, 0.0)
+    for _ in range(2):
+        total = weight.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = np.where(weight > 0, weight * each, 0.0).sum(axis=0) / total
+            off = np.abs(each - mean) > CLIP * np.hypot(sigma, FLUX_FLOOR * mean)
+        # A frame in which a star is hit is one of many.
+        weight = np.where(off & (good.sum(axis=0) > 3), 0.0, weight)
+    with np.errstate(divide="ignore"):
+        return np.where(total > 0, mean, np.nan), np.where(total > 0, total**-0.5, np.nan)
+
+
+def _scales(flux, error, common):
+    """Flux of each frame over the common one, by least squares, and the error."""
+    scale, scale_err = np.full((2, len(flux)), np.nan)
+    for i, (f, e) in enumerate(zip(flux, error, strict=True)):
+        good = np.isfinite(f) & np.isfinite(common)
+        if good.any():
+            (scale[i],), covariance = _fit(common[good, None], f[good], e[good])
+            scale_err[i] = math.sqrt(covariance[0, 0])
+    with np.errstate(invalid="ignore"):
+        return np.where(scale > 0, scale, np.nan), np.where(scale > 0, scale_err, np.nan)
+
+
+def _fit(basis, flux, error):
+    """Coefficients by weighted least squares, clipped, and their covariance."""
+    use, width = np.ones(len(flux), bool), 1.0
+    matrix, values = basis / error[:, None], flux / error
+    for _ in range(4):
+        found = np.linalg.lstsq(matrix[use], values[use], rcond=None)[0]
+        pull = np.abs(values - matrix @ found)
+        # Where errors are too small for the scatter, they are enlarged and not believed.
+        free = max(use.sum() - len(found), 1)
+        width = max(1.0, MAD * float(np.median(pull)) * math.sqrt(use.sum() / free))
+        keep = pull <= CLIP * width
+        if (keep == use).all() or keep.sum() <= len(found):
+            break
+        use = keep
+    return found, np.linalg.pinv(matrix[use].T @ matrix[use]) * width**2
+
+
+def _pattern(flux, error, common, common_err, near, model=None):
+    """
+    By how much neighbours together are off, as a part of their flux (rms), and its error.
+
+    A single star that is off (variable, hit, blended) is no pattern.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = flux / common if model is None else flux / model
+        relative = np.hypot(error / flux, common_err / common)
+    good = np.isfinite(ratio) & np.isfinite(relative) & (ratio > 0)
+    if good.sum() < 3:
+        return math.nan, math.nan
+    off = np.where(good, ratio, np.nan) / np.median(ratio[good]) - 1.0
+    around, k = off[near][good], near.shape[1]
+    # The median of two is not safe from the one that is off.
+    enough = np.isfinite(around).sum(axis=1) >= min(k, 3)
+    if enough.sum() < 3:
+        return math.nan, math.nan
+    good[good] = enough
+    around = around[enough]
+    local = np.nanmedian(around, axis=1)
+    variance = np.nanmean(np.where(np.isfinite(around), relative[near][good] ** 2, np.nan), axis=1)
+    if k > 1:
+        variance *= MEDIAN_OF_FEW / np.isfinite(around).sum(axis=1)
+    weight = relative[good] ** -2.0
+    local = local - np.sum(weight * local) / weight.sum()
+    square = np.clip(local, -0.5, 0.5) ** 2
+    if k == 1 and len(square) > 3:
+        keep = np.arange(len(square)) != np.argmax(square * weight)
+        square, variance, weight = square[keep], variance[keep], weight[keep]
+    weight = weight / weight.sum()
+    excess = float(np.sum(weight * (square - variance)))
+    # Neighbours share stars: there are fewer independent ones than stars.
+    sure = math.sqrt(2.0 * k * np.sum((weight * variance) ** 2))
+    return math.sqrt(max(excess, 0.0)), math.sqrt(sure)
+
+
+def _map(xy, flux, error, common, common_err, near, shape):
+    """
+    The scale of a frame as a slow map, where one number will not do.
+
+    Returns
+    -------
+    map : `Surface` or None
+        Of mean 1.
+    level : float
+        The mean scale.
+    chi2, uneven, sure : float
+        Of what is left; see `Transparency` and `_pattern`.
+    """
+    good = np.isfinite(flux) & np.isfinite(common)
+    if good.sum() < 3:
+        return None, math.nan, math.nan, math.nan, math.nan
+    f, c = flux[good], common[good]
+    e = np.hypot(error[good], common_err[good] * np.median(f / c))
+    basis = terms(*xy[good].T, MAP_DEGREE, shape) * c[:, None]
+    best, degree = _fit(basis[:, :1], f, e)[0], 0
+    for d in range(1, MAP_DEGREE + 1):
+        if n_terms(d) * STARS_PER_TERM > len(f):
+            break
+        found, covariance = _fit(basis[:, : n_terms(d)], f, e)
+        pulls = [(f - basis[:, : len(v)] @ v) / e for v in (best, found)]
+        width = max(1.0, MAD * float(np.median(np.abs(pulls[1]))))
+        # No single star, as far off as it may be, makes a map.
+        before, after = (np.sum(np.minimum((p / width) ** 2, CLIP**2)) for p in pulls)
+        price = (len(found) - len(best)) * math.log(len(f))
+        if before - after > price + EVIDENCE and _trusted(found, covariance, shape):
+            best, degree = found, d
+    model = np.full(len(flux), np.nan)
+    model[good] = basis[:, : n_terms(degree)] @ best
+    chi2 = float(np.sum(((f - model[good]) / e) ** 2) / max(len(f) - len(best), 1))
+    off, sure = _pattern(flux, error, common, common_err, near, model)
+    surface = None if degree == 0 else Surface(best / best[0], tuple(shape))
+    return surface, float(best[0]), chi2, off, sure
+
+
+def _trusted(found, covariance, shape):
+    """Whether a map is more than a trifle, nowhere negative, and certain all over the image."""
+    surface = Surface(found / found[0], tuple(shape))
+    y, x = np.meshgrid(*(np.linspace(0, n - 1, 5) for n in shape), indexing="ij")
+    basis = terms(x.ravel(), y.ravel(), surface.degree, shape)
+    error = np.sqrt(np.einsum("ij,jk,ik->i", basis, covariance, basis).max()) / found[0]
+    values = surface.samples()
+    return values.std() > LEAST_MAP and values.min() > 0.1 and error < MAP_ERROR

@@ -1,0 +1,191 @@
+"""
+Frames whose uncertainty has the noise of their masters in it, with that taken apart.
+
+Private to `astro_narrowband.coaddition`. A calibrated `~astropy.nddata.CCDData` carries in its
+header which masters it was made with and how much noise they left in blank sky
+(`~astro_narrowband.noise.SharedNoise`); where the masters are at hand, they say it exactly.
+"""
+
+import math
+import warnings
+from copy import copy
+
+import numpy as np
+
+from astro_narrowband._engine.frames import Frame, handed
+from astro_narrowband._engine.headers import exposures_in, read_exposure
+from astro_narrowband.calibration import Recipe
+from astro_narrowband.darks import DarkModel
+from astro_narrowband.detector import Detector
+from astro_narrowband.exceptions import InputError, SharedNoiseWarning
+from astro_narrowband.noise import SharedNoise, sample_rows
+from astro_narrowband.registration import Alignment
+
+__all__ = ["exposure_of", "own_noise", "warn_of_unknown"]
+
+#: A frame's own variance is at least this part of the whole, whatever is said of its masters.
+LEAST_OWN = 0.02
+
+
+def exposure_of(frame):
+    """Exposure of a frame [s], NaN where nothing says it."""
+    if frame.exposure is not None:
+        return float(frame.exposure)
+    if "NCOMBINE" in frame.header:  # a coadd of coadds: more than a day is possible
+        return float(frame.header.get("EXPTIME", math.nan))
+    return read_exposure(frame.header) if exposures_in(frame.header) else math.nan
+
+
+def own_noise(frame, masters=None):
+    """
+    Return a frame with its own variance only, that knows what its masters add, if that is known.
+
+    Parameters
+    ----------
+    frame : Frame
+    masters : Recipe or DarkModel, optional
+        That it was calibrated with.
+    """
+    if frame.masters is not None:
+        if masters is not None:
+            raise InputError(f"{frame.name}: knows the noise of its masters: leave out masters")
+        return frame
+    inner = frame.calibrated
+    told = SharedNoise.from_header(inner.header)
+    if masters is not None:
+        apart = _WithMasters(inner, masters, told)
+    elif told is None:
+        return frame
+    elif told.masters == "none":
+        apart = copy(inner)
+        apart.masters = "none"
+    else:
+        apart = _Told(inner, told)
+    if frame.alignment is None:
+        return apart
+    outer = copy(frame)
+    outer.frame, outer.masters = apart, apart.masters
+    return outer
+
+
+def warn_of_unknown(frames):
+    """Warn once of frames that do not say what noise they share."""
+    unknown = [frame.name for frame in frames if frame.masters is None]
+    if unknown and len(frames) > 1:
+        warnings.warn(
+            f"{unknown[0]}{' and others' if len(unknown) > 1 else ''}: {len(unknown)} of "
+            f"{len(frames)} frames do not say which masters they were calibrated with: noise of "
+            "bias, dark and flat that they share is taken to average down: calibrate them with "
+            "astro_narrowband, or give masters",
+            SharedNoiseWarning,
+            stacklevel=4,
+        )
+
+
+class _Apart(Frame):
+    """A frame whose variance is its own: what `_shared` gives is taken from it."""
+
+    def __init__(self, frame, masters, *, included=True):
+        self.frame, self.masters, self.included = frame, masters, included
+        self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
+        self.header, self.wcs, self.exposure = frame.header, frame.wcs, exposure_of(frame)
+        self.noise_correlation = frame.noise_correlation
+        if not self.exposure > 0:
+            raise InputError(
+                f"{self.name}: has no exposure time, which the noise of its masters depends on: "
+                "give EXPTIME"
+            )
+
+    @property
+    def placement(self):
+        """Where the detector's pixels went, as the header has it."""
+        moved = Alignment.from_header(self.header)
+        return np.eye(3) if moved is None else moved.matrix
+
+    def read(self, rows, *, variance=True, out=None):
+        """Rows of the frame, its own noise only."""
+        band = self.frame.read(rows, variance=variance)
+        if band.variance is not None and self.included:
+            total = band.variance
+            shared = self._shared(rows, band.data)
+            least = np.float32(LEAST_OWN) * total
+            band = band._replace(variance=np.maximum(total - shared, least))
+        return handed(band, variance=variance, out=out)
+
+    def _shared(self, rows, data):
+        """Variance of the masters in these rows."""
+        var_offset, cov, var_rate, var_flat = self.master_noise(rows)
+        t, total = np.float32(self.exposure), np.float32(0)
+        if var_offset is not None:
+            total = var_offset / t**2 + 2 * cov / t + var_rate
+        if var_flat is not None:
+            total = total + var_flat * data * data
+        return total
+
+
+class _Told(_Apart):
+    """A frame whose header tells the noise of its masters: the same in every pixel."""
+
+    def __init__(self, frame, told):
+        super().__init__(frame, told.masters, included=told.included)
+        variances, values = [], []
+        for rows in sample_rows(self.shape[0]):
+            band = frame.read(rows)
+            if band.variance is None:
+                raise InputError(
+                    f"{self.name}: was calibrated with an uncertainty that is not there any more: "
+                    "keep it, or take MASTERID out of its header"
+                )
+            good = np.isfinite(band.variance)
+            if band.mask is not None:
+                good &= ~band.mask
+            variances.append(band.variance[good])
+            values.append(band.data[good])
+        variances, values = np.concatenate(variances), np.concatenate(values)
+        blank, level = (float(np.median(v)) if v.size else 0.0 for v in (variances, values))
+        t, flat = self.exposure, told.flat_error**2
+        # What the flat left in sky that was subtracted since is there all the same.
+        gone = max(told.flat * blank - flat * level**2, 0.0)
+        self._levels = (
+            told.offset * blank * t**2, told.covariance * blank * t / 2,
+            told.rate * blank + gone, flat,
+        )  # fmt: skip
+
+    def master_noise(self, rows):
+        """As of a `~astro_narrowband.calibration.CalibratedFrame`, the same in every pixel."""
+        shape = rows.stop - rows.start, self.shape[1]
+        return tuple(np.full(shape, level, np.float32) for level in self._levels)
+
+
+class _WithMasters(_Apart):
+    """A frame as the detector saw it, with the masters that it was calibrated with."""
+
+    def __init__(self, frame, masters, told):
+        if Alignment.from_header(frame.header) is not None:
+            raise InputError(
+                f"{frame.name}: is resampled: masters is for frames as the detector saw them; "
+                "the header of what calibrate made says it of others"
+            )
+        if isinstance(masters, DarkModel):
+            masters = _recipe(frame, masters)
+        if told is not None and told.masters not in ("none", masters.masters):
+            raise InputError(
+                f"{frame.name}: MASTERID = {told.masters}: was calibrated with other masters than "
+                f"those given ({masters.masters}): give those, or leave out masters"
+            )
+        super().__init__(frame, masters.masters)
+        self.master_noise = masters.master_noise
+
+
+def _recipe(frame, model):
+    """What a dark model alone says: the flat is not known, and taken as 1."""
+    values = [frame.header.get(keyword) for keyword in ("GAINUSED", "RNUSED")]
+    if None in values:
+        raise InputError(
+            f"{frame.name}: masters needs GAINUSED [electron/adu] and RNUSED [electron] in its "
+            "header, as calibrate writes them"
+        )
+    gain, read_noise = (float(value) for value in values)
+    detector = Detector(gain=gain, read_noise=read_noise)
+    token = str(frame.header.get("MASTERID", model.token))
+    return Recipe(detector, dark=model, masters=token)

@@ -1,0 +1,249 @@
+"""
+The transparency of each frame against the others: from stars, or from the nebula itself.
+
+Private to `astro_narrowband.coaddition`. Where there are stars enough, their fluxes tell one number
+for each frame, and whether one number will do: thin cloud dims a part of a frame, and its
+scale is then a slow map, or the frame is left out. Where there are few, fainter ones are
+measured at their places in all frames, and the structure of the nebula is compared.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from astro_narrowband.coaddition._consensus import star_consensus
+from astro_narrowband.coaddition._statistics import MAD, cell_centres, forced_fluxes
+from astro_narrowband.coaddition._surface import interpolate, terms, transform
+
+__all__ = ["MATCH_RADIUS", "Transparency", "measure_transparency"]
+
+#: Pixels of two frames' stars that are the same star, at most this far apart.
+MATCH_RADIUS = 2.0
+#: Stars of this signal to noise serve as they were found, if a frame has so many in common
+#: with the others; else all are measured that are this clear in the reference.
+BRIGHT, ENOUGH, FAINT = 20.0, 5, 8.0
+#: The nebula tells a scale where its error is less than this, and where its structure is more
+#: than this part of the sky: a flat that is off by a percent makes structure out of sky.
+NEBULA_ERROR, NEBULA_OVER_SKY = 0.1, 0.03
+#: Cells that a slope needs; nebula is what a surface of this degree does not describe.
+MIN_CELLS, SKY_DEGREE = 24, 2
+
+
+@dataclass(eq=False)
+class Transparency:
+    """
+    Transparency of each frame over that of the reference.
+
+    Attributes
+    ----------
+    scale, error : `~numpy.ndarray`, (n,)
+        Mean over the image; ``error`` is NaN where it was not measured, and 0 for the
+        reference or where it was given.
+    method : list of str
+        "reference", "stars", "faint stars", "nebula", "faint stars, nebula", "not measured",
+        "given" or "none".
+    maps : list of `Surface` or None
+        Factor on the scale over the grid.
+    chi2, uneven : `~numpy.ndarray`, (n,)
+        Of the star fluxes about scale and map: reduced chi2, and the part of a star's flux
+        by which neighbours together are off (rms). NaN where stars do not tell.
+    patchy : `~numpy.ndarray` of bool, (n,)
+        Whether that is too much to be used.
+    reference : int
+    """
+
+    scale: np.ndarray
+    error: np.ndarray
+    method: list
+    maps: list
+    chi2: np.ndarray
+    uneven: np.ndarray
+    patchy: np.ndarray
+    reference: int
+
+    @classmethod
+    def given(cls, scale, method, reference):
+        """Return scales that were not measured here."""
+        n = len(scale)
+        unknown = np.full(n, np.nan)
+        return cls(np.asarray(scale, float), np.zeros(n), [method] * n, [None] * n,
+                   unknown, unknown, np.zeros(n, bool), reference)  # fmt: skip
+
+    @property
+    def dimming(self):
+        """Mean of 1 / map**2, and its largest value, of each frame (n, 2)."""
+        squares = [np.ones(1) if m is None else m.samples() ** -2.0 for m in self.maps]
+        return np.array([(each.mean(), each.max()) for each in squares])
+
+
+def measure_transparency(frames, statistics, matrices, reference, shape):
+    """
+    Measure the transparency of each frame.
+
+    Parameters
+    ----------
+    frames : list of Frame
+    statistics : list of `FrameStatistics`
+    matrices : list of array (3, 3)
+        From each frame's pixels to the grid of the coadd.
+    reference : int
+        The frame that the scale refers to, unless stars say that its own is uneven.
+    shape : tuple of int
+
+    Returns
+    -------
+    `Transparency`
+    """
+    xy, flux, error = _common_stars(statistics, matrices)
+    few = np.isfinite(flux).sum(axis=1) < ENOUGH
+    if len(xy) < ENOUGH:
+        few[:] = True
+        stars = statistics[reference].stars
+        stars = stars[stars[:, 2] > FAINT * stars[:, 3]]
+        xy = np.column_stack(transform(matrices[reference], stars[:, 0], stars[:, 1]))
+        flux, error = np.full((2, len(frames), len(xy)), np.nan)
+    flux[few], error[few] = _forced(frames, statistics, matrices, xy, np.flatnonzero(few))
+    found = star_consensus(xy, flux, error, reference, shape)
+    scale, scale_err, base = found.scale.copy(), found.error.copy(), found.reference
+    method = ["faint stars" if i else "stars" for i in few]
+    for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
+        pair = [(statistics[k], matrices[k]) for k in (base, i)]
+        told = [(scale[i], scale_err[i], method[i]), (*nebula_scale(*pair, shape), "nebula")]
+        scale[i], scale_err[i], method[i] = _agreed(told)
+    scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
+    known = np.isfinite(scale_err)
+    scale[~known] = np.median(scale[known])
+    return Transparency(scale, scale_err, method, found.maps, found.chi2, found.uneven,
+                        found.patchy, base)  # fmt: skip
+
+
+def _common_stars(statistics, matrices):
+    """
+    The clear stars that two frames or more have in common.
+
+    Returns
+    -------
+    xy : `~numpy.ndarray`, (n_stars, 2)
+        On the grid.
+    flux, error : `~numpy.ndarray`, (n, n_stars)
+        NaN where a frame does not have the star.
+    """
+    lists = []
+    for one, matrix in zip(statistics, matrices, strict=True):
+        stars = one.stars[one.stars[:, 2] > BRIGHT * one.stars[:, 3]]
+        lists.append((np.column_stack(transform(matrix, stars[:, 0], stars[:, 1])), stars[:, 2:]))
+    xy, places = np.empty((0, 2)), []
+    for new, _ in sorted(lists, key=lambda item: -len(item[0])):
+        xy = np.concatenate([xy, new[_nearest(xy, new) < 0]])
+    for new, _ in lists:
+        places.append(_nearest(xy, new))
+    flux, error = np.full((2, len(lists), len(xy)), np.nan)
+    for i, (place, (_, values)) in enumerate(zip(places, lists, strict=True)):
+        flux[i, place], error[i, place] = values.T
+    common = np.isfinite(flux).sum(axis=0) > 1
+    return xy[common], flux[:, common], error[:, common]
+
+
+def _nearest(xy, new):
+    """Index of the star of ``xy`` that each of ``new`` is, -1 where none."""
+    if not len(xy) or not len(new):
+        return np.full(len(new), -1)
+    distance, place = cKDTree(xy).query(new, distance_upper_bound=MATCH_RADIUS)
+    return np.where(np.isfinite(distance), place, -1)
+
+
+def _forced(frames, statistics, matrices, xy, which):
+    """Fluxes and errors (2, n, n_stars) that some of the frames have at given positions."""
+    widths = np.array([one.fwhm for one in statistics])
+    usual = np.median(widths[np.isfinite(widths)]) if np.isfinite(widths).any() else math.nan
+    out = np.full((2, len(which), len(xy)), np.nan)
+    for k, i in enumerate(which):
+        if len(xy):
+            width = widths[i] if np.isfinite(widths[i]) else usual
+            place = transform(np.linalg.inv(matrices[i]), xy[:, 0], xy[:, 1])
+            out[:, k] = forced_fluxes(frames[i].calibrated, *place, width).T
+    return out
+
+
+def nebula_scale(reference, other, shape):
+    """
+    Slope of the sky of one frame against that of another, over cells.
+
+    Both have noise, so the slope is that of Deming's regression; what a surface of second
+    degree describes is left out, for that may be the sky's own. Cells are compared where
+    both are interpolated alike, half a step each, so that both lose the same structure.
+
+    Parameters
+    ----------
+    reference, other : tuple of `FrameStatistics` and array (3, 3)
+        And the matrix to the grid.
+    shape : tuple of int
+
+    Returns
+    -------
+    slope, error : float
+        NaN where there is no nebula to tell.
+    """
+    x, y = (part.ravel() for part in np.meshgrid(*cell_centres(shape)))
+    off = sum(_off_centre(s.centres, m, x, y) for s, m in (reference, other))
+    x, y = x - 0.5 * off[0], y - 0.5 * off[1]
+    a, b = (
+        interpolate(s.cells, s.centres, *transform(np.linalg.inv(m), x, y)).astype(float)
+        for s, m in (reference, other)
+    )
+    basis = terms(x, y, SKY_DEGREE, shape)
+    ratio = other[0].variance / reference[0].variance
+    good = np.isfinite(a) & np.isfinite(b)
+    for _ in range(4):
+        if good.sum() < MIN_CELLS or not ratio > 0:
+            return math.nan, math.nan
+        smooth = np.linalg.lstsq(basis[good], np.column_stack([a, b])[good], rcond=None)[0]
+        rest = np.column_stack([a, b]) - basis @ smooth
+        slope = _deming(*rest[good].T, ratio)
+        away = rest[:, 1] - slope * rest[:, 0]
+        width = MAD * np.median(np.abs(away[good]))
+        with np.errstate(invalid="ignore"):
+            keep = good & (np.abs(away) <= 4.0 * width)
+        if (keep == good).all():
+            break
+        good = keep
+    # Structure without its noise; the scatter about the line is that of both frames.
+    scatter = float(np.mean(away[good] ** 2))
+    structure = float(np.mean(rest[good, 0] ** 2)) - scatter / (ratio + slope**2)
+    if not structure > (NEBULA_OVER_SKY * reference[0].sky) ** 2 or not slope > 0:
+        return math.nan, math.nan
+    error = math.sqrt(scatter / structure / max(good.sum() - basis.shape[1] - 1, 1))
+    return (slope, error) if error < NEBULA_ERROR * slope else (math.nan, math.nan)
+
+
+def _off_centre(centres, matrix, x, y):
+    """How far the place of x, y in a frame is from the centre of a cell, on the grid (2, n)."""
+    off = []
+    for place, at in zip(transform(np.linalg.inv(matrix), x, y), centres, strict=True):
+        step = (at[-1] - at[0]) / max(len(at) - 1, 1) or 1.0
+        off.append(np.remainder(place - at[0] + 0.5 * step, step) - 0.5 * step)
+    return matrix[:2, :2] @ np.array(off)
+
+
+def _deming(a, b, ratio):
+    """Slope of b against a where the variance of b's noise is ``ratio`` times that of a's."""
+    aa, bb, ab = a @ a, b @ b, a @ b
+    if ab == 0:
+        return math.nan
+    skew = bb - ratio * aa
+    return (skew + math.sqrt(skew**2 + 4.0 * ratio * ab**2)) / (2.0 * ab)
+
+
+def _agreed(told):
+    """Weighted mean of what several ways tell: scale, error and the names of these ways."""
+    told = [item for item in told if np.isfinite(item[1])]
+    if not told:
+        return math.nan, math.nan, "not measured"
+    values, errors = np.array([item[:2] for item in told]).T
+    total = np.sum(errors**-2.0)
+    mean = np.sum(values / errors**2) / total
+    chi2 = np.sum(((values - mean) / errors) ** 2) / max(len(told) - 1, 1)
+    # Where they do not agree neither error is believed.
+    return float(mean), math.sqrt(max(chi2, 1.0) / total), ", ".join(item[2] for item in told)

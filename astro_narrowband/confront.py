@@ -1,0 +1,268 @@
+"""
+Every error bar against what the image itself shows.
+
+An uncertainty plane is the prediction of a model: photons, read-out, masters. What the
+model does not know (a wrong gain or read noise in a header, noise that rows or
+neighbouring pixels share) is in the image all the same, and shows in blank sky. Here the
+two are compared, pixel by pixel and over the areas that photometry sums.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["NoiseTest", "compare_noise"]
+
+#: Cells of so many pixels a side are looked at, so many of them at the most.
+CELL, MAX_CELLS = 96, 160
+#: Cells with fewer usable pixels than this part of them are not used.
+MIN_GOOD = 0.5
+#: The darker part of the cells is taken for blank sky; fewer cells than this tell nothing.
+BLANK, MIN_CELLS = 0.5, 6
+#: Distance of pixels, rows or blocks that are compared: the noise of an interpolated image is
+#: correlated over 3 pixels.
+LAG = 4
+#: Rows and columns are averaged over so many pixels.
+SEGMENT = CELL // 3
+#: Sides of the blocks, and of the squares that stand for apertures [pix].
+BLOCK, APERTURE = 8, 12
+#: What nebula adds to differences of blocks grows with the square of their distance, or faster;
+#: noise adds the same at any: twice as far apart, nebula adds at least so many times as much.
+GROWTH = 4.0
+#: A ratio further from 1 than this, and than 5 of its errors, is not chance: what interpolation
+#: leaves unsaid stays within 2 %, and faint stars under the limit of detection within 5 %.
+TOLERANCE, SIGMAS = {"pixels": 0.06, "blocks": 0.10, "apertures": 0.15, "lines": 0.25}, 5.0
+
+
+@dataclass(frozen=True)
+class NoiseTest:
+    """
+    Noise of blank sky, measured over predicted.
+
+    Attributes
+    ----------
+    ratios : dict of str to (float, float)
+        Ratio and its standard error for ``"pixels"``, ``"blocks"`` (8 x 8 pixels),
+        ``"apertures"`` (12 x 12 pixels, less the sky beside them) and ``"lines"`` (rows or
+        columns within a cell, the worse of both). Empty where there is no blank sky.
+    n_cells : int
+        Cells of blank sky that were looked at.
+    """
+
+    ratios: dict
+    n_cells: int
+
+    @property
+    def failures(self):
+        """Names of the ratios that are not 1 within their limits; sums of pixels only above."""
+        failed = [
+            name
+            for name, (ratio, error) in self.ratios.items()
+            if (abs(ratio - 1) if name == "pixels" else ratio - 1)
+            > max(TOLERANCE[name], SIGMAS * error)
+        ]
+        blocks, error = self.ratios.get("blocks", (1.0, 0.0))
+        if "apertures" in failed and blocks - 1 < 3 * error:
+            # Stars too faint to be seen, not noise: that would show in blocks as well.
+            failed.remove("apertures")
+        if "lines" in failed and self.ratios["lines"][0] < 1.1 * max(1.0, blocks) + 3 * error:
+            # What blocks have too is not of the lines.
+            failed.remove("lines")
+        return failed
+
+    @property
+    def factor(self):
+        """What errors of sums over areas are to be multiplied by so that they hold."""
+        failed = {name: self.ratios[name][0] for name in self.failures}
+        if "pixels" in failed and self._alike(failed["pixels"]):
+            return failed["pixels"]
+        wanted = [ratio for name, ratio in failed.items() if name != "lines" and ratio > 1]
+        if failed.get("lines", 0) > 1:
+            # Noise that is the same along a line adds to an aperture as to its chord.
+            wanted.append(math.sqrt(1 + (failed["lines"] ** 2 - 1) * APERTURE / SEGMENT))
+        if wanted:
+            return max(wanted)
+        return 1.0
+
+    def _alike(self, ratio):
+        """Whether sums scatter as pixels do: a scale of all errors, and no shared noise."""
+        others = [self.ratios[name] for name in ("blocks", "lines") if name in self.ratios]
+        return all(abs(other - ratio) < max(4 * error, 0.08 * ratio) for other, error in others)
+
+    @property
+    def correlation(self):
+        """What the variance of single pixels over that of sums is to be multiplied by."""
+        if "pixels" not in self.failures:
+            return 1.0 / self.factor**2
+        return (self.ratios["pixels"][0] / self.factor) ** 2
+
+    @property
+    def sentence(self):
+        """What is the matter, in one sentence, or an empty text."""
+        failed = self.failures
+        if not failed:
+            return ""
+        numbers = ", ".join(f"{self.ratios[n][0]:.2f} ({n})" for n in failed)
+        if "lines" in failed:
+            cause = "rows or columns share noise"
+        elif self.factor != 1 and "pixels" in failed:
+            cause = "the gain or the read noise is not what was given"
+        else:
+            cause = "pixels beside each other share noise"
+        done = "the errors stay as they are"
+        if self.factor != 1:
+            done = f"the errors were multiplied by {self.factor:.2f}"
+        return f"noise of blank sky over what was predicted: {numbers}: {cause}: {done}"
+
+
+def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
+    """
+    Compare the scatter of blank sky with its uncertainty plane.
+
+    Cells are spread over the image; the darker half of them, without what stands out of
+    them (stars), is taken for blank. Pixels, blocks and lines are compared with those
+    on both sides, so that gradients do not count, and the median of the cells is taken.
+    What nebula adds to blocks is told by comparing them at two distances. Nebula that
+    changes within 10 pixels everywhere looks like noise.
+
+    Parameters
+    ----------
+    data, sigma : `~numpy.ndarray`, (ny, nx)
+        Values and their standard deviations, right for sums over areas.
+    mask : `~numpy.ndarray` of bool, (ny, nx), optional
+        `True` for pixels to leave out.
+    noise_correlation : float, optional
+        Variance of single pixels over ``sigma**2``, see
+        `~astro_narrowband.resampling.noise_factor`.
+
+    Returns
+    -------
+    NoiseTest
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband.confront import compare_noise
+    >>> rng = np.random.default_rng(4)
+    >>> data = rng.normal(10, 1.5, (600, 600))
+    >>> test = compare_noise(data, np.full(data.shape, 1.0))
+    >>> test.failures
+    ['pixels', 'blocks', 'apertures']
+    >>> round(test.factor, 1)
+    1.5
+    """
+    cells = [_look_at(data, sigma, mask, *corner) for corner in _corners(data.shape)]
+    cells = [cell for cell in cells if cell is not None]
+    levels = np.array([level for level, _ in cells])
+    if len(cells) * BLANK < MIN_CELLS:
+        return NoiseTest({}, 0)
+    darkest = np.argsort(levels)[: math.ceil(len(cells) * BLANK)]
+    variances = np.array([cells[i][1] for i in darkest])
+    variances[:, :2] /= noise_correlation
+    typical = [_typical(column) for column in variances.T]
+    estimates = {
+        name: _less_structure(*typical[2 * i : 2 * i + 2])
+        for i, name in enumerate(("pixels", "blocks", "apertures", "rows", "columns"))
+    }
+    estimates["lines"] = max(estimates.pop("rows"), estimates.pop("columns"))
+    ratios = {}
+    for name, (variance, error) in estimates.items():
+        if math.isfinite(variance) and variance > 0:
+            ratio = math.sqrt(variance)
+            ratios[name] = (ratio, error / (2 * ratio))
+    return NoiseTest(ratios, len(darkest))
+
+
+def _less_structure(near, far):
+    """Variance of noise, from those of differences at one distance and at twice that."""
+    (v_near, e_near), (v_far, e_far) = near, far
+    excess = (v_far - v_near) / (GROWTH - 1)
+    if not excess > 0:
+        return near
+    return v_near - excess, math.hypot(e_near * GROWTH, e_far) / (GROWTH - 1)
+
+
+def _corners(shape):
+    """Lower left corners of cells spread evenly over an image."""
+    ny, nx = (n // CELL for n in shape)
+    step = max(1, math.ceil(math.sqrt(ny * nx / MAX_CELLS)))
+    return [
+        (y * CELL + (shape[0] - ny * CELL) // 2, x * CELL + (shape[1] - nx * CELL) // 2)
+        for y in range(0, ny, step)
+        for x in range((y // step) % step if step > 1 else 0, nx, step)
+    ]
+
+
+def _typical(values):
+    """Median of what the cells say, and its standard error."""
+    values = values[np.isfinite(values)]
+    if values.size < MIN_CELLS:
+        return math.nan, math.nan
+    # 1.4826 MAD is a standard deviation; a median is 1.2533 times noisier than a mean.
+    middle = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - middle)))
+    return middle, 1.2533 * spread / math.sqrt(values.size)
+
+
+def _look_at(data, sigma, mask, y, x):
+    """Level of a cell, and variances of its pixels, blocks, apertures, rows and columns."""
+    window = np.s_[y : y + CELL, x : x + CELL]
+    values = np.asarray(data[window], np.float64)
+    error = np.asarray(sigma[window], np.float64)
+    bad = ~(np.isfinite(values) & np.isfinite(error) & (error > 0))
+    if mask is not None:
+        bad |= mask[window]
+    if bad.mean() > 1 - MIN_GOOD:
+        return None
+    level = float(np.median(values[~bad]))
+    bad |= _objects(np.where(bad, 0.0, (values - level) / np.where(bad, 1.0, error)))
+    if bad.mean() > 1 - MIN_GOOD:
+        return None
+    values = np.where(bad, 0.0, values - level)
+    variance = np.where(bad, 0.0, error**2)
+    rows = _binned(values, bad, variance, (1, SEGMENT), partial=True)
+    columns = _binned(values, bad, variance, (SEGMENT, 1), partial=True)
+    whitened = np.where(bad, np.nan, values / np.where(bad, 1.0, error))
+    blocks, squares = (_binned(values, bad, variance, (n, n)) for n in (BLOCK, APERTURE))
+    return level, (
+        *(_difference_variance(whitened, lag) for lag in (LAG, 2 * LAG)),
+        *(_difference_variance(blocks, lag) for lag in (1, 2)),
+        *(_difference_variance(squares, lag) for lag in (1, 2)),
+        *(_difference_variance(rows, lag, axes=(0,)) for lag in (LAG, 2 * LAG)),
+        *(_difference_variance(columns, lag, axes=(1,)) for lag in (LAG, 2 * LAG)),
+    )
+
+
+def _objects(whitened):
+    """What stands 4 sigma out of a cell over 3 x 3 pixels, with 4 pixels around."""
+    from scipy.ndimage import binary_dilation, uniform_filter
+
+    smooth = 3.0 * uniform_filter(whitened, 3)
+    spread = 1.4826 * np.median(np.abs(smooth - np.median(smooth)))
+    out = smooth - np.median(smooth) > 4.0 * spread
+    return binary_dilation(out, np.ones((9, 9), bool)) if out.any() else out
+
+
+def _binned(values, bad, variance, size, *, partial=False):
+    """Sums over blocks in units of their predicted error; NaN where pixels lack."""
+    ny, nx = (n // s * s for n, s in zip(values.shape, size, strict=True))
+    shape = (ny // size[0], size[0], nx // size[1], size[1])
+    total, square = (a[:ny, :nx].reshape(shape).sum((1, 3)) for a in (values, variance))
+    lost = bad[:ny, :nx].reshape(shape).mean((1, 3))
+    good = (lost < 0.3 if partial else lost == 0) & (square > 0)
+    return np.where(good, total, np.nan) / np.sqrt(np.where(good, square, 1.0))
+
+
+def _difference_variance(values, lag, axes=(0, 1)):
+    """Robust variance of values less those ``lag`` before and after: 1 for white noise."""
+    parts = []
+    for axis in axes:
+        moved = np.moveaxis(values, axis, 0)
+        parts.append((moved[lag:-lag] - 0.5 * (moved[: -2 * lag] + moved[2 * lag :])).ravel())
+    difference = np.concatenate(parts)
+    difference = difference[np.isfinite(difference)]
+    if difference.size < 12:
+        return math.nan
+    spread = 1.4826 * np.median(np.abs(difference - np.median(difference)))
+    return float(spread**2 / 1.5)

@@ -1,0 +1,96 @@
+"""A dark model in a FITS file: a plane in each extension, read by rows."""
+
+from pathlib import Path
+
+import numpy as np
+from astropy.io import fits
+
+from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.frames import FitsImage
+from astro_narrowband.darks._fit import PLANES
+from astro_narrowband.exceptions import InputError
+
+__all__ = ["model_hdul", "read_fields"]
+
+
+def model_hdul(model):
+    """Return the model as an `~astropy.io.fits.HDUList`; the offset is the primary image."""
+    header = model.header.copy()
+    header["BUNIT"] = "adu"
+    header["DARKMODL"] = (model.model, "dark = offset + rate * exposure")
+    header["DARKNEXP"] = (len(model.exposures), "number of exposure times")
+    for k, (t, n) in enumerate(zip(model.exposures, model.n_frames, strict=True)):
+        header[f"DARKT{k}"] = (t, "[s] exposure time")
+        header[f"DARKN{k}"] = (n, "darks of this exposure time")
+    if model.temperatures is not None:
+        header["DARKTMIN"], header["DARKTMAX"] = model.temperatures
+    header["DARKTOK"] = (model.token, "what this model is known by")
+    for k, note in enumerate(model.notes):
+        set_card(header, f"DARKNT{k}", note)
+    hdul = fits.HDUList([fits.PrimaryHDU(np.asarray(model.planes["offset"][:]), header)])
+    for name in PLANES[1:]:
+        hdul.append(fits.ImageHDU(np.asarray(model.planes[name][:]), name=name.upper()))
+    if model.measured:
+        k = len(model.exposures)
+        columns = [fits.Column("pixel", "K", array=model.measured["pixel"])]
+        columns += [
+            fits.Column(key, f"{k}E", array=np.ascontiguousarray(model.measured[key].T))
+            for key in ("mean", "variance")
+        ]
+        hdul.append(fits.BinTableHDU.from_columns(columns, name="MEASURED"))
+    return hdul
+
+
+def read_fields(path):
+    """
+    Return the fields of the model in a file; its planes stay on disk.
+
+    Raises
+    ------
+    InputError
+        If the file is not a dark model.
+    """
+    path = Path(path)
+    planes = {}
+    try:
+        with fits.open(path, memmap=False) as hdul:
+            header = hdul[0].header.copy()
+            for name in PLANES:
+                hdu = hdul[0] if name == "offset" else hdul[name.upper()]
+                planes[name] = _plane(path, hdu)
+            measured = {}
+            if "MEASURED" in hdul:
+                table = hdul["MEASURED"].data
+                measured["pixel"] = table["pixel"].astype(np.int64)
+                for key in ("mean", "variance"):
+                    # One exposure time makes a plain column of the vector.
+                    column = table[key].reshape(len(table), -1)
+                    measured[key] = np.ascontiguousarray(column.T, np.float32)
+            shape = hdul[0].shape
+            model = header["DARKMODL"]
+            n = header["DARKNEXP"]
+    except (OSError, KeyError) as error:
+        raise InputError(f"{path}: is not a dark model ({error}): make it again") from error
+    exposures = tuple(header[f"DARKT{k}"] for k in range(n))
+    n_frames = tuple(header[f"DARKN{k}"] for k in range(n))
+    temperatures = None
+    if "DARKTMIN" in header:
+        temperatures = header["DARKTMIN"], header["DARKTMAX"]
+    return {
+        "planes": planes,
+        "shape": shape,
+        "model": model,
+        "exposures": exposures,
+        "n_frames": n_frames,
+        "temperatures": temperatures,
+        "notes": tuple(header[key] for key in header if key.startswith("DARKNT")),
+        "header": header,
+        "token": header["DARKTOK"],
+        "measured": measured,
+    }
+
+
+def _plane(path, hdu):
+    """A plane of a file, which is read by rows."""
+    stored = np.dtype({8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]])
+    return FitsImage.of_file(path, hdu.fileinfo()["datLoc"], np.dtype(stored), hdu.shape)

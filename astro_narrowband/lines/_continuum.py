@@ -1,0 +1,297 @@
+"""A line image less its continuum, by a scale that stars say, with the error of that scale."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from astropy.io import fits
+from astropy.nddata import StdDevUncertainty
+from astropy.table import QTable
+
+from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.lines._filters import line_in_continuum
+from astro_narrowband.lines._map import (
+    LineMap,
+    noise_correlation,
+    on_grid_of,
+    opened,
+    random_variance,
+    unusable,
+)
+from astro_narrowband.lines._psf import match_shapes
+from astro_narrowband.lines._starscale import Scale, measure_stars, scale_of
+
+__all__ = ["RESIDUAL_STAR", "subtract_continuum"]
+
+#: In the flags of a result: beside a star that is not gone.
+RESIDUAL_STAR = 1
+#: Stars farther from their neighbours than this many widths count.
+APART = 4.0
+#: Signal over noise of the stars that count, in the line image and in the continuum.
+MIN_SNR = 20.0
+
+
+def subtract_continuum(
+    line,
+    continuum,
+    *,
+    curves=None,
+    name=None,
+    velocity=0.0,
+    k=None,
+    k_err=0.0,
+    stars=None,
+    colour=None,
+    match=True,
+):
+    """
+    Take the continuum out of a line image.
+
+    Parameters
+    ----------
+    line, continuum : `~astropy.nddata.CCDData` or path-like
+        On one grid, or with a WCS each; with uncertainties; electron/s.
+    curves : (FilterCurve, FilterCurve), optional
+        Of the line filter and of the continuum filter, to give back the part of the line that
+        the continuum filter took; without them nothing is given back.
+    name : str or Line, optional
+        Of the line, with ``curves``.
+    velocity : float, optional
+        Of the source [km/s], with ``curves``.
+    k, k_err : float, optional
+        The scale and its error, where they are known. Default is to measure them on stars.
+    stars : `~astropy.table.Table`, optional
+        Stars to be used: ``x_center``, ``y_center`` [pix] and, where it is known, ``colour``.
+        Default is to detect them.
+    colour : float, optional
+        Of the continuum under the line, in the unit of the stars' ``colour``. Default is the
+        stars' mean.
+    match : bool, optional
+        Bring the stars of both images to one shape first.
+
+    Returns
+    -------
+    LineMap
+        In the unit of ``line``. Its ``common`` has ``"continuum"``, what one standard deviation
+        of k does to each pixel; its ``stars`` is a table of the stars with ``ratio``,
+        ``ratio_err``, ``used`` and ``residual`` (part of its light that is left); its ``flags``
+        are `RESIDUAL_STAR` within a width of a star that is not gone. Its header has
+        KCONT, KCONTERR, KSTARS, KRATIO, KSLOPE, KMODE (the three estimates), KSCATTER (from
+        star to star, relative), KCOLOUR and KCOLERR (slope), and KLOST (part of the line that
+        the continuum filter took).
+
+    Raises
+    ------
+    InputError
+        If the grids cannot be brought together, the continuum filter is that of the line or
+        a curve does not contain the line, there are fewer than five stars and no k, k is not
+        positive, or the continuum is negative.
+
+    Notes
+    -----
+    The line is (N - k C) / (1 - lost), ``lost`` after `line_in_continuum`. k is the ratio of the
+    stars, measured in three ways; see `~astro_narrowband.lines.Scale`. The
+    variance is (V_N + k^2 V_C + sigma_k^2 C^2) / (1 - lost)^2, and what stars leave whose
+    spectra are not the mean one (KSCATTER), so that it holds for sums over them; the sigma_k term
+    is one error of the whole map. C here is the continuum above its median, so that what is
+    common is the scale of what the continuum image shows, not its sky: the level of the result's
+    sky is free, and is to be measured where there is no line (`region_fluxes` does).
+
+    Emission lines of stars, and nebular continuum of another colour than the stars', are not
+    known to the scale: give ``colour``, or ``k`` and its error.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband.lines import subtract_continuum
+    >>> def image(level):
+    ...     noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    ...     return CCDData(np.full((40, 40), level), unit="electron/s", uncertainty=noise)
+    >>> result = subtract_continuum(image(5.0), image(20.0), k=0.1, k_err=0.002)
+    >>> print(f"{result.data[0, 0]:.2f} {result.unit}")
+    3.00 electron / s
+    """
+    line, continuum = opened(line, "the line image"), opened(continuum, "the continuum image")
+    if line.unit != continuum.unit:
+        raise InputError(
+            f"line image in {line.unit}, continuum image in {continuum.unit}: one unit is needed"
+        )
+    lost = 0.0
+    if curves is not None:
+        if name is None:
+            raise InputError("curves need the name of the line: give name='Halpha', say")
+        lost = line_in_continuum(*curves, name, velocity=velocity)
+    continuum = on_grid_of(continuum, line, "the continuum image")
+    if k is not None:
+        scale = Scale(positive(k, "k"), finite(k_err, "k_err"))
+        measured = None
+    else:
+        table, fwhm, sources = _common_stars(line, continuum, stars)
+        width = fwhm
+        before = line, continuum
+        if match:
+            xy = np.column_stack([table["x_center"], table["y_center"]])
+            line, continuum, widths = match_shapes(line, continuum, xy, fwhm=fwhm)
+            width = max(widths)
+        measured = measure_stars(line, continuum, table, fwhm=fwhm, min_snr=MIN_SNR)
+        matched = line is not before[0] or continuum is not before[1]
+        scale = scale_of(measured, colour=colour, matched=matched)
+    result = _difference(line, continuum, scale, lost)
+    if measured is not None:
+        result.meta["PSFWIDTH"] = (round(width, 3), "[pix] width of the stars in both images")
+        _flag_residuals(result, measured, scale, fwhm)
+        _add_spectra(
+            result, continuum, sources, scale.k / (1 - lost) * _star_to_star(measured, scale), fwhm
+        )
+        result.stars = measured
+    return result
+
+
+def _difference(line, continuum, scale, lost):
+    bad = unusable(line) | unusable(continuum)
+    if bad.all():
+        raise InputError("line and continuum image have no good pixel in common")
+    k, gain = np.float32(scale.k), np.float32(1 / (1 - lost))
+    sky, spread = _level(continuum, bad)
+    if sky + 3 * spread < 0:
+        raise InputError(
+            f"the continuum image is negative: its median is {sky:.3g} {continuum.unit} and "
+            f"three times its noise {3 * spread:.3g}: its sky was subtracted twice, or it is a "
+            "difference itself"
+        )
+    data = (np.float32(line.data) - k * np.float32(continuum.data)) * gain
+    v_line, v_continuum = random_variance(line), k**2 * random_variance(continuum)
+    common = np.float32(scale.k_err) * gain * (np.float32(continuum.data) - np.float32(sky))
+    variance = (v_line + v_continuum) * gain**2
+    good = ~bad
+    step = max(1, good.size // 1_000_000)
+    sums = [float(v[good][::step].sum(dtype=float)) for v in (v_line, v_continuum)]
+    correlation = (
+        sums[0] * noise_correlation(line) + sums[1] * noise_correlation(continuum)
+    ) / sum(sums)
+    for plane in (data, common, variance):
+        plane[bad] = np.nan
+    header = fits.Header(line.header)
+    header["NOISECOR"] = (round(correlation, 6), "pixel variance over the variance plane")
+    scale.to_header(header)
+    header["KLOST"] = (round(lost, 6), "part of the line in the continuum filter")
+    return LineMap(
+        data, unit=line.unit, mask=bad, header=header,
+        uncertainty=StdDevUncertainty(np.sqrt(variance + common**2)),
+        flags=np.zeros(data.shape, np.uint8),
+        wcs=None if line.wcs is None else line.wcs.deepcopy(),
+        common={"continuum": common},
+    )  # fmt: skip
+
+
+def _level(ccd, bad):
+    """Median of an image and the noise of its pixels."""
+    step = max(1, int(math.sqrt(bad.size / 250_000)))
+    good = ~bad[::step, ::step]
+    data, sigma = (
+        ccd.data[::step, ::step][good],
+        np.sqrt(random_variance(ccd)[::step, ::step][good]),
+    )
+    return (float(np.median(data)), float(np.median(sigma))) if data.size else (0.0, math.inf)
+
+
+def _common_stars(line, continuum, stars):
+    """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
+    with ThreadPoolExecutor(2) as threads:
+        tables = list(
+            threads.map(lambda ccd: detect_stars(ccd, mask=unusable(ccd)), (line, continuum))
+        )
+    widths = [t.meta["fwhm"] for t in tables]
+    if not np.isfinite(widths).all():
+        which = "line" if not math.isfinite(widths[0]) else "continuum"
+        raise InputError(f"no stars in the {which} image: the scale cannot be measured; give k")
+    fwhm = float(max(widths))
+    detected = [np.column_stack([t["x_center"].value, t["y_center"].value]) for t in tables]
+    if stars is None:
+        stars = QTable({"x_center": detected[0][:, 0], "y_center": detected[0][:, 1]})
+    xy = np.column_stack(
+        [np.asarray(getattr(stars[c], "value", stars[c]), float) for c in ("x_center", "y_center")]
+    )
+    keep = np.zeros(len(xy), bool)
+    in_line, apart_line, sharp_line = _neighbours(xy, detected[0], tables[0], fwhm)
+    in_continuum, apart_continuum, sharp_continuum = _neighbours(xy, detected[1], tables[1], fwhm)
+    keep = in_line & in_continuum & apart_line & apart_continuum & sharp_line & sharp_continuum
+    if keep.sum() < 5:
+        raise InputError(
+            f"only {int(keep.sum())} isolated, unsaturated stars are in both the line image "
+            f"({len(tables[0])} stars) and the continuum image ({len(tables[1])}): five are "
+            "needed for the scale; give k and k_err"
+        )
+    table = QTable({"x_center": xy[keep, 0], "y_center": xy[keep, 1]})
+    if "colour" in stars.colnames:
+        table["colour"] = np.asarray(getattr(stars["colour"], "value", stars["colour"]))[keep]
+    return table, fwhm, detected[1]
+
+
+def _star_to_star(measured, scale):
+    """How much the scale of one star differs from k, relative: by scatter and by colour."""
+    if scale.colour_slope == 0:
+        return scale.scatter
+    return math.hypot(scale.scatter, scale.colour_slope * float(np.std(measured["colour"])))
+
+
+def _add_spectra(result, continuum, sources, amount, fwhm):
+    """
+    Add to the variance what stars leave because their spectra differ.
+
+    The light of a star is off by one factor, so that the variance of a sum is that of its
+    flux: its pixels have (amount * light)^2 times the area of a star, 1 / sum of its shape^2.
+    """
+    area = math.pi * fwhm**2 / (2 * math.log(2))
+    half = math.ceil(3.5 * fwhm)
+    variance = np.square(result.uncertainty.array)
+    for x, y in sources:
+        rows = slice(max(0, round(y) - half), round(y) + half + 1)
+        columns = slice(max(0, round(x) - half), round(x) + half + 1)
+        stamp = continuum.data[rows, columns]
+        gy, gx = np.mgrid[: stamp.shape[0], : stamp.shape[1]]
+        radius = np.hypot(gx + columns.start - x, gy + rows.start - y)
+        rim = stamp[(radius > 2.5 * fwhm) & np.isfinite(stamp)]
+        if rim.size:
+            light = np.where(radius < 2 * fwhm, np.maximum(stamp - np.median(rim), 0), 0)
+            added = np.float32(area) * np.square(np.float32(amount) * light)
+            variance[rows, columns] = variance[rows, columns] + np.nan_to_num(added)
+    result.uncertainty = StdDevUncertainty(np.sqrt(variance))
+
+
+def _neighbours(xy, detected, table, fwhm):
+    """Which positions have a star, none beside it, and one that is not saturated."""
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(detected)
+    distance, index = tree.query(xy, k=min(2, len(detected)))
+    if distance.ndim == 1:
+        distance, index = distance[:, None], index[:, None]
+    there = distance[:, 0] < max(1.0, 0.4 * fwhm)
+    apart = np.ones(len(xy), bool)
+    flux = table["flux"].value
+    for i, close in enumerate(tree.query_ball_point(xy, APART * fwhm)):
+        others = [j for j in close if j != index[i, 0]]
+        apart[i] = not any(flux[j] > 0.02 * flux[index[i, 0]] for j in others)
+    return there, apart, ~np.asarray(table["saturated"], bool)[index[:, 0]]
+
+
+def _flag_residuals(result, measured, scale, fwhm):
+    """Add ``residual`` to the stars, and flag the pixels of those that are not gone."""
+    measured["residual"] = (
+        measured["flux"] - scale.k_of(measured) * measured["flux_continuum"]
+    ) / (measured["flux"])
+    left = np.abs(measured["flux"] - scale.k * measured["flux_continuum"])
+    error = np.hypot(measured["flux_err"], scale.k * measured["flux_continuum_err"])
+    measured["flagged"] = left > 3 * error
+    ny, nx = result.data.shape
+    radius = math.ceil(1.5 * fwhm)
+    for x, y in measured["x_center", "y_center"][measured["flagged"]].iterrows():
+        rows = slice(max(0, round(y) - radius), round(y) + radius + 1)
+        columns = slice(max(0, round(x) - radius), round(x) + radius + 1)
+        gy, gx = np.ogrid[rows.start : min(ny, rows.stop), columns.start : min(nx, columns.stop)]
+        near = (gy - y) ** 2 + (gx - x) ** 2 <= radius**2
+        result.flags[rows, columns][near] |= RESIDUAL_STAR

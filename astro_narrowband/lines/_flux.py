@@ -1,0 +1,276 @@
+"""Electrons per second to erg per second and square centimetre, by stars of known spectra."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from astropy import units as u
+from astropy.constants import c, h
+
+from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.lines._filters import line_named
+from astro_narrowband.lines._map import pixel_area
+from astro_narrowband.lines._starscale import robust_mean
+
+__all__ = [
+    "FLUX",
+    "FluxScale",
+    "calibrate_flux",
+    "flux_from_magnitudes",
+    "flux_from_spectra",
+    "flux_scale",
+    "surface_brightness",
+]
+
+FLUX = u.erg / u.s / u.cm**2
+#: What a flux scale is not known better than, relative, unless the user knows: the absolute
+#: calibration of the references, and what a filter curve is not known.
+FLOOR = 0.03
+
+
+@dataclass(frozen=True)
+class FluxScale:
+    """
+    What one electron/s of a line is.
+
+    Attributes
+    ----------
+    value : float
+        [erg/(s cm2) per electron/s], through the filter curve, for one line.
+    random, floor : float
+        Relative errors: of the mean of the stars, and what no number of stars averages down.
+    n_stars : int
+    scatter : float
+        From star to star beyond their errors, relative.
+    colour_slope, colour_slope_err : float
+        Change of ln value with the stars' colour; 0 where it does not show.
+    used : array of bool
+        Of the stars given.
+    residuals : array
+        ln of each star's own scale over the model.
+    """
+
+    value: float
+    random: float
+    floor: float
+    n_stars: int
+    scatter: float
+    colour_slope: float
+    colour_slope_err: float
+    used: np.ndarray
+    residuals: np.ndarray
+
+    @property
+    def error(self):
+        """Relative error, all of it common to all pixels of a map."""
+        return math.hypot(self.random, self.floor)
+
+
+def flux_from_spectra(curve, line, *, wavelength, density, velocity=0.0):
+    """
+    Flux of a line that gives as many counts as a star.
+
+    Parameters
+    ----------
+    curve : FilterCurve
+    line : str or Line
+    wavelength : `~astropy.units.Quantity` (n,)
+        Of the spectra, ascending, as GaiaXPy's ``sampling`` (nm) or a CALSPEC file (Angstrom).
+    density : `~astropy.units.Quantity` (..., n)
+        Flux per wavelength, as GaiaXPy's ``flux`` in W/(nm m2).
+    velocity : float, optional
+        Of the source of the line [km/s].
+
+    Returns
+    -------
+    `~astropy.units.Quantity` (...)
+        [erg/(s cm2)].
+
+    Notes
+    -----
+    Integral of f_lambda T lambda over lambda_L T(lambda_L), after Jacoby, Quigley & Africano 1987,
+    PASP 99, 672. Gaia XP spectra are coarser than narrow filters: use stars of a smooth continuum,
+    without strong Balmer lines or molecular bands.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astro_narrowband.lines import FilterCurve, flux_from_spectra
+    >>> flat = np.full(400, 1e-14) * u.erg / u.s / u.cm**2 / u.nm
+    >>> curve = FilterCurve.from_shape(656.3, 7.0)
+    >>> flux = flux_from_spectra(curve, "Halpha", wavelength=np.linspace(400, 900, 400) * u.nm,
+    ...                          density=flat)
+    >>> print(f"{flux:.2e}")
+    7.33e-14 erg / (s cm2)
+    """
+    response = curve.checked_response(line, velocity=velocity)
+    values = u.Quantity(density).to_value(FLUX / u.nm)
+    return curve.integral(u.Quantity(wavelength).to_value(u.nm), values) / response * FLUX
+
+
+def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
+    """
+    As `flux_from_spectra`, of AB magnitudes on both sides of the filter.
+
+    Parameters
+    ----------
+    curve, line, velocity
+        As for `flux_from_spectra`.
+    bands : dict of float to array (n_stars,)
+        Wavelength of each band [nm] to its AB magnitudes: two at least.
+
+    Returns
+    -------
+    `~astropy.units.Quantity` (n_stars,)
+        [erg/(s cm2)]; the spectrum is a power law from band to band.
+    """
+    if len(bands) < 2:
+        raise InputError("bands: AB magnitudes of two bands are needed, one on each side")
+    at = np.array(sorted(bands))
+    if not at[0] <= curve.centre <= at[-1]:
+        raise InputError(
+            f"bands from {at[0]:g} to {at[-1]:g} nm do not enclose the filter {curve.name} at "
+            f"{curve.centre:.1f} nm"
+        )
+    # f_lambda = f_nu c / lambda^2, in logarithms.
+    log = np.array([-0.4 * (np.asarray(bands[w], float) + 48.6) * math.log(10) for w in at])
+    light = c.to_value(u.nm / u.s)
+    log += np.log(light / at**2)[:, None]
+    weight = curve.transmission > 1e-3 * curve.transmission.max()
+    grid = np.linspace(curve.wavelength[weight][0], curve.wavelength[weight][-1], 60)
+    near = np.clip(np.searchsorted(at, grid) - 1, 0, len(at) - 2)
+    share = np.log(grid / at[near]) / np.log(at[near + 1] / at[near])
+    density = np.exp(log[near] * (1 - share)[:, None] + log[near + 1] * share[:, None])
+    response = curve.checked_response(line, velocity=velocity)
+    integral = np.trapezoid(density * (curve(grid) * grid)[:, None], grid, axis=0)
+    return integral / response * FLUX
+
+
+def flux_scale(rate, reference, *, rate_err, reference_err=0.0, colour=None, floor=FLOOR,
+               extinction=0.0, airmass=(1.0, 1.0)):  # fmt: skip
+    """
+    What one electron/s of a line is, by reference stars.
+
+    Parameters
+    ----------
+    rate : array (n_stars,)
+        Of the stars in the line filter, all of their light [electron/s].
+    reference : `~astropy.units.Quantity` (n_stars,)
+        What `flux_from_spectra` or `flux_from_magnitudes` gives.
+    rate_err : array (n_stars,)
+        [electron/s].
+    reference_err : float or array (n_stars,), optional
+        Relative.
+    colour : array (n_stars,), optional
+        Of the stars; a slope that shows is taken out, at the mean colour.
+    floor : float, optional
+        Relative error that all references share.
+    extinction : float, optional
+        Of the air [mag per airmass], where the references are a standard star's own frames.
+    airmass : (float, float), optional
+        Of the target and of the standard star.
+
+    Returns
+    -------
+    FluxScale
+
+    Raises
+    ------
+    InputError
+        If fewer than one star is usable. A single star has no scatter: its error is its own.
+    """
+    rate, rate_err = np.asarray(rate, float), np.asarray(rate_err, float)
+    known = u.Quantity(reference).to_value(FLUX)
+    floor = finite(floor, "floor")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        good = (rate > 3 * rate_err) & (rate_err > 0) & (known > 0) & np.isfinite(known)
+        log, err = np.log(known / rate), np.hypot(rate_err / rate, reference_err)
+    if not good.any():
+        raise InputError(
+            f"flux scale: none of {len(rate)} reference stars has a known flux and is measured at "
+            "three times its error"
+        )
+    values = np.where(good, log, np.nan)
+    if good.sum() < 3:
+        weight = good / np.where(good, err, 1.0) ** 2
+        mean = float((weight * np.where(good, log, 0)).sum() / weight.sum())
+        random, used, scatter, term = (
+            1 / math.sqrt(weight.sum()),
+            good,
+            math.nan,
+            (math.nan, 0.0, math.nan),
+        )
+    else:
+        colours = None if colour is None else np.asarray(colour, float)
+        mean, random, used, scatter, term = robust_mean(
+            values, np.where(good, err, np.nan), colours
+        )
+    air = 0.4 * math.log(10) * finite(extinction, "extinction") * (airmass[0] - airmass[1])
+    model = mean + (term[1] * (np.asarray(colour) - term[0]) if term[1] else 0.0)
+    return FluxScale(
+        math.exp(mean + air), float(random), floor, int(used.sum()), float(scatter), term[1],
+        term[2], used, values - model,
+    )  # fmt: skip
+
+
+def calibrate_flux(line_map, scale):
+    """
+    Return a line map in erg/(s cm2).
+
+    Parameters
+    ----------
+    line_map : LineMap
+        In electron/s.
+    scale : FluxScale
+
+    Returns
+    -------
+    LineMap
+        With ``"flux scale"``, relative, among what its pixels have in common. Header:
+        FLUXCAL [erg/(s cm2) per electron/s], FLUXRAN and FLUXFLO (relative errors), FLUXSTAR.
+    """
+    if line_map.unit != u.electron / u.s:
+        raise InputError(f"line map in {line_map.unit}: a flux scale is for electron/s")
+    result = line_map.scaled(
+        positive(scale.value, "scale"), FLUX, common={"flux scale": scale.error}
+    )
+    result.meta["FLUXCAL"] = (scale.value, "[erg/(s cm2)] of one electron/s")
+    result.meta["FLUXRAN"] = (scale.random, "relative error of the stars' mean")
+    result.meta["FLUXFLO"] = (scale.floor, "relative error that all references share")
+    result.meta["FLUXSTAR"] = (scale.n_stars, "reference stars used")
+    return result
+
+
+def surface_brightness(line_map, *, unit="erg / (s cm2 arcsec2)", line=None):
+    """
+    Return a line map per solid angle.
+
+    Parameters
+    ----------
+    line_map : LineMap
+        In erg/(s cm2), with a WCS.
+    unit : unit-like, optional
+        ``"erg / (s cm2 arcsec2)"`` or ``"R"``, Rayleigh.
+    line : str or Line, optional
+        Whose photons are counted, for Rayleigh.
+
+    Returns
+    -------
+    LineMap
+
+    Notes
+    -----
+    1 Rayleigh is 10^6 / (4 pi) photons / (s cm2 sr): 5.661e-18 erg/(s cm2 arcsec2) at Halpha.
+    """
+    area = pixel_area(line_map)
+    per_angle = FLUX / u.arcsec**2
+    if str(unit) not in ("R", "Rayleigh"):
+        factor = (FLUX / u.arcsec**2).to(u.Unit(unit)) / area
+        return line_map.scaled(factor, u.Unit(unit))
+    if line is None:
+        raise InputError("Rayleigh counts photons: give the line")
+    wavelength = line_named(line).wavelengths[0] * u.nm
+    rayleigh = 1e6 / (4 * math.pi) / u.s / u.cm**2 / u.sr * (h * c / wavelength)
+    return line_map.scaled(1 / area / rayleigh.to_value(per_angle), u.R)

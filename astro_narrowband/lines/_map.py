@@ -1,0 +1,235 @@
+"""A line image that knows which of its errors all pixels share; two images on one grid."""
+
+import math
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData, StdDevUncertainty
+
+from astro_narrowband._engine.frames import as_ccd, as_frame
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.registration import Alignment
+from astro_narrowband.resampling import resample
+
+__all__ = ["LineMap", "on_grid_of", "opened", "pixel_sigma", "random_variance"]
+
+#: Two grids are one where no corner is farther apart than this [pix].
+SAME_GRID = 0.02
+
+
+class LineMap(CCDData):
+    """
+    A `~astropy.nddata.CCDData` of a line, with the errors that its pixels share.
+
+    Its uncertainty is that of one pixel, all of it: a sum over pixels needs to know which
+    part of that is one error of the whole map, and does not average down.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As for `~astropy.nddata.CCDData`.
+    common : dict of str to float or array (ny, nx), optional
+        Errors that all pixels share, each by what one standard deviation of it does: to a
+        pixel, in the unit of the map (array), or to the map, as a factor (float).
+    stars : `~astropy.table.QTable`, optional
+        The stars that the continuum was scaled by.
+    """
+
+    def __init__(self, *args, common=None, stars=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.common = dict(common or {})
+        self.stars = stars
+
+    def patterns(self):
+        """Return each common error as an array of the map's unit, by name."""
+        return {name: value * self.data if np.ndim(value) == 0 else value
+                for name, value in self.common.items()}  # fmt: skip
+
+    def scaled(self, factor, unit, *, common=None):
+        """
+        Return the map times a number, in another unit, with further errors in common.
+
+        Parameters
+        ----------
+        factor : float
+        unit : unit-like
+            Of the new map.
+        common : dict of str to float or array, optional
+            Further common errors, of the new map.
+
+        Returns
+        -------
+        LineMap
+        """
+        factor = np.float32(factor)
+        old = {k: v if np.ndim(v) == 0 else v * factor for k, v in self.common.items()}
+        random = random_variance(self) * factor**2
+        return _with_errors(self, self.data * factor, random, old | (common or {}), unit)
+
+    def to_hdul(self):
+        """
+        Return an `~astropy.io.fits.HDUList`: PRIMARY, UNCERT, MASK, then the common errors.
+
+        Those that are planes are extensions ``COMMON1``, ..., whose NAME says what they are;
+        those that are factors are cards ``CERR1``, ....
+        """
+        hdul = self.to_hdu(as_image_hdu=False)
+        for number, (name, value) in enumerate(self.common.items(), start=1):
+            if np.ndim(value) == 0:
+                hdul[0].header[f"CERR{number}"] = (float(value), f"relative, common: {name}"[:47])
+            else:
+                plane = fits.ImageHDU(np.float32(value), name=f"COMMON{number}")
+                plane.header["NAME"] = (name, "an error that all pixels share, 1 sigma")
+                plane.header["BUNIT"] = self.unit.to_string()
+                hdul.append(plane)
+        return hdul
+
+
+def _with_errors(like, data, random, common, unit):
+    """A LineMap with the header, mask, WCS, flags and stars of ``like``."""
+    variance = np.array(random, np.float32)
+    for value in common.values():
+        variance += np.square(np.float32(value) * data if np.ndim(value) == 0 else value)
+    return LineMap(
+        data,
+        unit=unit,
+        uncertainty=StdDevUncertainty(np.sqrt(variance)),
+        mask=None if like.mask is None else like.mask.copy(),
+        flags=None if like.flags is None else like.flags.copy(),
+        header=fits.Header(like.header),
+        wcs=None if like.wcs is None else like.wcs.deepcopy(),
+        common=common,
+        stars=getattr(like, "stars", None),
+    )
+
+
+def total_variance(ccd, what="image"):
+    """The variance plane of a CCDData, as float32, or InputError where it has none."""
+    if ccd.uncertainty is None:
+        raise InputError(
+            f"{what} has no uncertainty: a line flux without an error is refused; give a "
+            "product of reduce, or set its uncertainty"
+        )
+    array = np.asarray(ccd.uncertainty.array, np.float32)
+    kind = ccd.uncertainty.uncertainty_type
+    if kind == "std":
+        return np.square(array)
+    if kind == "ivar":
+        with np.errstate(divide="ignore"):
+            return 1 / array
+    return array
+
+
+def random_variance(ccd):
+    """The variance plane without the common errors of a LineMap: what is meant for sums."""
+    variance = total_variance(ccd)
+    if isinstance(ccd, LineMap):
+        for value in ccd.common.values():
+            variance = variance - np.square(value * ccd.data if np.ndim(value) == 0 else value)
+        variance = np.maximum(variance, 0)
+    return variance
+
+
+def pixel_sigma(ccd):
+    """
+    Standard deviation of single pixels: their own noise, and all that is common.
+
+    NOISECOR of the header is what single pixels scatter of the variance plane.
+    """
+    own = random_variance(ccd)
+    common = total_variance(ccd) - own
+    return np.sqrt(own * np.float32(noise_correlation(ccd)) + np.maximum(common, 0))
+
+
+def noise_correlation(ccd):
+    """NOISECOR of the header, 1 where it is not there."""
+    value = float(ccd.meta.get("NOISECOR", 1.0))
+    if not 0 < value <= 1:
+        raise InputError(f"NOISECOR = {value}: it must be above 0, and at most 1")
+    return value
+
+
+def opened(image, what):
+    """A CCDData with a unit, a variance and a mask that covers what is not finite."""
+    ccd = image if isinstance(image, CCDData) else as_ccd(as_frame(image))
+    if ccd.data.ndim != 2:
+        raise InputError(f"{what} has {ccd.data.ndim} dimensions: an image has two")
+    total_variance(ccd, what)
+    return ccd
+
+
+def unusable(ccd):
+    """Pixels that are masked, not finite, or without a usable error."""
+    bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
+    if ccd.mask is not None:
+        bad |= np.asarray(ccd.mask, bool)
+    if bad.all():
+        raise InputError(
+            f"{ccd.meta.get('FILTER', 'image')}: every pixel is masked or not finite: nothing "
+            "can be measured"
+        )
+    return bad
+
+
+def on_grid_of(image, target, what):
+    """
+    Return an image on the grid of another: itself, or interpolated where both have a WCS.
+
+    Raises
+    ------
+    InputError
+        If the grids differ and one of them has no WCS, if the two do not overlap, or if no
+        turn, shift and scale leads from one to the other.
+    """
+    if image.wcs is None or target.wcs is None:
+        if image.data.shape == target.data.shape:
+            return image
+        raise InputError(
+            f"{what}: shapes {image.data.shape} and {target.data.shape} differ, and not both "
+            "images have a WCS: bring them onto one grid first"
+        )
+    ny, nx = image.data.shape
+    grid = np.stack(np.meshgrid(np.linspace(0, nx - 1, 5), np.linspace(0, ny - 1, 5)), -1)
+    grid = grid.reshape(-1, 2)
+    sky = image.wcs.celestial.pixel_to_world(*grid.T)
+    new = np.column_stack(target.wcs.celestial.world_to_pixel(sky))
+    same = image.data.shape == target.data.shape
+    if same and np.isfinite(new).all() and np.abs(new - grid).max() < SAME_GRID:
+        return image
+    if not np.isfinite(new).all():
+        raise InputError(f"{what}: it shows another part of the sky than the line image")
+    design = np.column_stack([grid, np.ones(len(grid))])
+    solution, *_ = np.linalg.lstsq(design, new, rcond=None)
+    off = float(np.abs(design @ solution - new).max())
+    if off > 0.3:
+        raise InputError(
+            f"{what}: its grid cannot be brought onto that of the line image by a shift, turn "
+            f"and scale (off by {off:.2f} pix): resample it first"
+        )
+    matrix = np.eye(3)
+    matrix[:2] = solution.T
+    scale = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    if abs(scale - 1) > 0.02:
+        raise InputError(
+            f"{what}: its pixels are {scale:.3f} times those of the line image: images of one "
+            "camera can be combined; reproject the other first"
+        )
+    moved = resample(image, Alignment(matrix), shape=target.data.shape, target=target)
+    if moved.mask is not None and moved.mask.all():
+        raise InputError(f"{what}: it shows another part of the sky than the line image")
+    moved.meta["NOISECOR"] = noise_correlation(moved)
+    return moved
+
+
+def pixel_area(ccd):
+    """Solid angle of a pixel [arcsec2] from the WCS, or InputError."""
+    if ccd.wcs is None:
+        raise InputError(
+            "the image has no WCS: the angle that a pixel sees is not known; match it with a "
+            "catalogue (match_catalogue, or reduce --catalogue)"
+        )
+    from astropy.wcs.utils import proj_plane_pixel_area
+
+    area = proj_plane_pixel_area(ccd.wcs.celestial) * u.deg**2
+    return float(area.to_value(u.arcsec**2))

@@ -1,0 +1,204 @@
+"""The stars of two images brought to one shape: the broader wins."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from astropy.io import fits
+from astropy.nddata import CCDData, StdDevUncertainty
+from scipy.ndimage import shift as spline_shift
+from scipy.optimize import curve_fit
+from scipy.signal import oaconvolve
+
+from astro_narrowband._engine.frames import usable_cores
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.lines._map import noise_correlation, random_variance, unusable
+
+__all__ = ["match_shapes", "star_shape"]
+
+#: Shapes that differ by less than this part of the width are left alone.
+SAME_WIDTH = 0.01
+#: Half-width of the stamps of stars in units of the width.
+REACH = 4.0
+#: A pixel is masked where bad ones have more than this part of the kernel.
+MAX_BAD = 0.1
+#: Stars that a shape is made of, at most.
+MAX_STARS = 60
+#: Regularisation of the kernel, as a part of the power of the source's transfer function.
+REGULARIZATION = 3e-5
+
+
+def star_shape(data, bad, stars, half):
+    """
+    Mean shape of stars.
+
+    Parameters
+    ----------
+    data : array (ny, nx)
+    bad : array of bool (ny, nx)
+    stars : array (n, 2)
+        x, y [pix], brightest first.
+    half : int
+        Half-width of the stamp.
+
+    Returns
+    -------
+    array (2 half + 1, 2 half + 1)
+        Of sum 1, centred: the median of the stars, moved by splines, each less the median of its
+        rim and over its own flux.
+
+    Raises
+    ------
+    InputError
+        If fewer than three stars are usable.
+    """
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    radius = np.hypot(x, y)
+    rim, core = radius > 0.85 * half, radius < 0.5 * half
+    stamps = []
+    for x0, y0 in stars[:MAX_STARS]:
+        i, j = round(float(y0)), round(float(x0))
+        rows, columns = slice(i - half - 2, i + half + 3), slice(j - half - 2, j + half + 3)
+        if min(rows.start, columns.start) < 0 or bad[rows, columns].any():
+            continue
+        stamp = np.array(data[rows, columns], float)
+        if stamp.shape != (2 * half + 5,) * 2:
+            continue
+        stamp = spline_shift(stamp, (i - y0, j - x0), order=3, mode="nearest")[2:-2, 2:-2]
+        stamp -= np.median(stamp[rim])
+        if stamp[core].sum() > 0:
+            stamps.append(stamp / stamp[core].sum())
+    if len(stamps) < 3:
+        raise InputError(
+            f"only {len(stamps)} of {len(stars)} stars are whole and apart: the widths "
+            "of the stars cannot be matched; give k and match=False, or more stars"
+        )
+    return _with_wings(np.median(stamps, axis=0), radius, half)
+
+
+def _with_wings(shape, radius, half):
+    """The shape with the wings of the Moffat profile that fits it, where noise is all there is."""
+
+    def moffat(r, peak, width, beta, level):
+        return peak * (1 + (r / width) ** 2) ** -beta + level
+
+    start = (shape.max(), half / REACH, 3.0, 0.0)
+    bounds = ([0, 0.3, 1.1, -np.inf], [np.inf, half, 30.0, np.inf])
+    fitted, _ = curve_fit(moffat, radius.ravel(), shape.ravel(), start, bounds=bounds)
+    # The rim that a star was measured against has light of its own: that is the level.
+    wings = moffat(radius, *fitted[:3], 0.0)
+    inner = np.clip((0.6 * half - radius) / (0.1 * half) + 0.5, 0, 1)
+    shape = inner * (shape - fitted[3]) + (1 - inner) * wings
+    return shape / shape.sum()
+
+
+def width_of(shape):
+    """Width of a star's shape: that of the Gaussian with the same sum of squares [pix]."""
+    return math.sqrt(4 * math.log(2) / (2 * math.pi * float(np.sum(shape**2) / shape.sum() ** 2)))
+
+
+def match_shapes(a, b, stars, *, fwhm):
+    """
+    Convolve the sharper one of two images on one grid with the kernel that makes it the broader.
+
+    Parameters
+    ----------
+    a, b : `~astropy.nddata.CCDData`
+    stars : array (n, 2)
+        Isolated, unsaturated stars of both, brightest first: x, y [pix].
+    fwhm : float
+        Of the broader one [pix].
+
+    Returns
+    -------
+    a, b : `~astropy.nddata.CCDData`
+        One of them as it was.
+    widths : (float, float)
+        Of the stars before [pix].
+
+    Notes
+    -----
+    The kernel is `photutils.psf_matching.make_wiener_kernel` of the two mean shapes, made of the
+    same stars moved by the same splines, so that what the pixels and the splines do to a star
+    cancels. The variance plane is convolved with the kernel, so that its sum over many pixels
+    remains right; what single pixels lose goes into NOISECOR. Shapes that change over the field
+    are matched in the mean.
+    """
+    half = max(6, math.ceil(REACH * fwhm))
+    bad_a, bad_b = unusable(a), unusable(b)
+    shapes = [star_shape(ccd.data, bad, stars, half) for ccd, bad in ((a, bad_a), (b, bad_b))]
+    widths = tuple(width_of(shape) for shape in shapes)
+    if abs(widths[0] - widths[1]) < SAME_WIDTH * max(widths):
+        return a, b, widths
+    if widths[0] < widths[1]:
+        return _convolved(a, bad_a, _kernel(*shapes)), b, widths
+    return a, _convolved(b, bad_b, _kernel(*shapes[::-1])), widths
+
+
+def _kernel(source, target):
+    from photutils.psf_matching import make_wiener_kernel
+
+    kernel = make_wiener_kernel(
+        source_psf=source, target_psf=target, regularization=REGULARIZATION, penalty="laplacian"
+    )
+    return kernel / kernel.sum()
+
+
+def _convolved(ccd, bad, kernel):
+    """The image with its variance and mask after a convolution with a kernel of sum 1."""
+    kernel32 = np.float32(kernel)
+    good = ~bad
+    data = np.where(bad, np.float32(0), np.float32(ccd.data))
+    variance = np.where(bad, np.float32(0), random_variance(ccd))
+    # Outside the image there is nothing: its rim is cut like a hole.
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        share, data, variance = threads.map(
+            lambda plane: oaconvolve(plane, kernel32, mode="same"),
+            (np.float32(good), data, variance),
+        )
+    mask = (share < 1 - MAX_BAD) | bad
+    share = np.where(mask, np.float32(1), share)
+    data /= share
+    variance = np.maximum(variance / share, 0)
+    data[mask] = np.nan
+    header = fits.Header(ccd.header)
+    header["NOISECOR"] = (
+        round(_correlation(noise_correlation(ccd), kernel), 6),
+        "pixel variance over the variance plane",
+    )
+    return CCDData(
+        data, unit=ccd.unit, mask=mask, header=header,
+        uncertainty=StdDevUncertainty(np.sqrt(variance)),
+        wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
+    )  # fmt: skip
+
+
+def _correlation(before, kernel):
+    """
+    NOISECOR after a convolution.
+
+    Noise that was correlated before counts as white noise blurred by three pixels a, 1 - 2 a, a
+    along each axis, of the same NOISECOR.
+    """
+    q = math.sqrt(before)
+    a = (4 - math.sqrt(max(16 - 24 * (1 - q), 0))) / 12
+    blur = np.outer([a, 1 - 2 * a, a], [a, 1 - 2 * a, a])
+    return min(1.0, float(np.sum(oaconvolve(kernel, blur) ** 2)))
+
+
+def blurred_to(a, b):
+    """
+    Two maps at the width of the broader one's stars (PSFWIDTH), by a Gaussian kernel.
+
+    For maps whose stars are gone. Maps without PSFWIDTH are left as they are.
+    """
+    widths = [float(ccd.meta.get("PSFWIDTH", math.nan)) for ccd in (a, b)]
+    if not np.isfinite(widths).all() or abs(widths[0] - widths[1]) < 2 * SAME_WIDTH * max(widths):
+        return a, b
+    sigma = math.sqrt(abs(widths[0] ** 2 - widths[1] ** 2) / (8 * math.log(2)))
+    half = math.ceil(4 * sigma)
+    axis = np.exp(-0.5 * (np.arange(-half, half + 1) / max(sigma, 0.1)) ** 2)
+    kernel = np.outer(axis, axis) / axis.sum() ** 2
+    if widths[0] < widths[1]:
+        return _convolved(a, unusable(a), kernel), b
+    return a, _convolved(b, unusable(b), kernel)

@@ -1,0 +1,234 @@
+"""Ratios of lines with asymmetric intervals and limits, and the extinction from Balmer lines."""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from astropy.io import fits
+
+from astro_narrowband._engine.validate import positive
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.lines._map import on_grid_of, opened, pixel_sigma, unusable
+from astro_narrowband.lines._psf import blurred_to
+
+__all__ = ["Extinction", "RatioMap", "extinction", "fieller", "line_ratio"]
+
+#: What a pixel of a ratio is.
+NOTHING, MEASURED, UPPER, LOWER = range(4)
+#: Standard deviations of a limit: 97.7 % one-sided.
+Z_LIMIT = 2.0
+#: Rows of a band: it stays in the cache.
+_ROWS = 64
+
+#: Halpha/Hbeta without dust: case B, 10^4 K, 100 cm^-3 (Storey & Hummer 1995, MNRAS 272, 41;
+#: Osterbrock & Ferland 2006, table 4.4).
+BALMER = 2.86
+#: A(Halpha)/A(V) and A(Hbeta)/A(V) for R_V = 3.1 (Cardelli, Clayton & Mathis 1989, ApJ 345, 245).
+A_HALPHA, A_HBETA, R_V = 0.8177, 1.1643, 3.1
+
+
+@dataclass(frozen=True, eq=False)
+class RatioMap:
+    """
+    A ratio of two lines, pixel by pixel.
+
+    Attributes
+    ----------
+    ratio : array (ny, nx) of float32
+        Where both lines are seen; NaN elsewhere.
+    lower, upper : array (ny, nx) of float32
+        Where both are seen, the 68.3 % interval; where only the denominator is, ``upper`` is the
+        97.7 % upper limit and ``lower`` is NaN; where only the numerator is, ``lower`` is the
+        97.7 % lower limit and ``upper`` is NaN; else both are NaN.
+    kind : array (ny, nx) of uint8
+        0 nothing is known, 1 measured, 2 upper limit, 3 lower limit.
+    common : float
+        Relative error that all pixels share, not in the intervals: of the two flux scales.
+    header : `~astropy.io.fits.Header`
+        With the WCS of the maps.
+    """
+
+    ratio: np.ndarray = field(repr=False)
+    lower: np.ndarray = field(repr=False)
+    upper: np.ndarray = field(repr=False)
+    kind: np.ndarray = field(repr=False)
+    common: float
+    header: fits.Header = field(repr=False)
+
+    def to_hdul(self):
+        """Return an `~astropy.io.fits.HDUList`: PRIMARY (ratio), LOWER, UPPER and KIND."""
+        hdul = fits.HDUList([fits.PrimaryHDU(self.ratio, self.header)])
+        for name, plane in (("LOWER", self.lower), ("UPPER", self.upper), ("KIND", self.kind)):
+            hdul.append(fits.ImageHDU(plane, name=name))
+        return hdul
+
+
+def line_ratio(a, b, *, min_snr=3.0):
+    """
+    Divide one line map by another, where that means something.
+
+    Parameters
+    ----------
+    a, b : LineMap, `~astropy.nddata.CCDData` or path-like
+        Numerator and denominator, in one unit, on one grid or with a WCS each.
+    min_snr : float, optional
+        A line is seen where it is at least so many standard deviations of the pixel; 2 at least.
+
+    Returns
+    -------
+    RatioMap
+
+    Raises
+    ------
+    InputError
+        If the units differ, the grids cannot be brought together, or nothing is left.
+
+    Notes
+    -----
+    The intervals are those of Fieller (1954, J. R. Stat. Soc. B 16, 175): all R with
+    ``(a - R b)^2 <= z^2 (sigma_a^2 + R^2 sigma_b^2)``, z = 1, which are exact for normal errors.
+    Limits have z = 2, one-sided. Pixels are sorted by what is measured in them, so that where the
+    true S/N of a line is near ``min_snr``, those that make it are too high: there intervals
+    hold more often than they say, and limits of lines of true S/N well above ``min_snr`` (few)
+    less often.
+
+    The maps are brought to one width of the stars (PSFWIDTH of their headers) by a Gaussian
+    kernel. The noise that two maps share through one continuum image is counted twice: for a
+    continuum filter that is much broader than the lines' it is small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband.lines import line_ratio
+    >>> def line(*values):
+    ...     error = StdDevUncertainty(np.ones((1, len(values))))
+    ...     return CCDData(np.array([values], float), unit="electron/s", uncertainty=error)
+    >>> ratio = line_ratio(line(20.0, 1.0, 20.0, 1.0), line(40.0, 40.0, 1.0, 1.0))
+    >>> ratio.kind[0].tolist(), ratio.ratio[0].round(3).tolist()
+    ([1, 2, 3, 0], [0.5, nan, nan, nan])
+    """
+    a, b = opened(a, "the numerator"), opened(b, "the denominator")
+    min_snr = positive(min_snr, "min_snr")
+    if min_snr < Z_LIMIT:
+        raise InputError(
+            f"min_snr = {min_snr:g}: below {Z_LIMIT:g} a ratio has no bounded interval"
+        )
+    if a.unit != b.unit:
+        raise InputError(
+            f"numerator in {a.unit}, denominator in {b.unit}: a ratio of lines needs one unit; "
+            "calibrate both, or neither"
+        )
+    b = on_grid_of(b, a, "the denominator")
+    a, b = blurred_to(a, b)
+    bad = unusable(a) | unusable(b)
+    if bad.all():
+        raise InputError("numerator and denominator have no good pixel in common")
+    planes = [np.full(a.data.shape, np.nan, np.float32) for _ in range(3)]
+    kind = np.zeros(a.data.shape, np.uint8)
+    sigma_a, sigma_b = pixel_sigma(a), pixel_sigma(b)
+    for first in range(0, len(kind), _ROWS):
+        rows = slice(first, first + _ROWS)
+        _divide(
+            *(np.asarray(p[rows], np.float32) for p in (a.data, b.data, sigma_a, sigma_b)),
+            bad[rows], min_snr, [p[rows] for p in planes], kind[rows],
+        )  # fmt: skip
+    header = fits.Header(a.header)
+    if a.wcs is not None:
+        header.update(a.wcs.to_header(relax=True))
+    for keyword in ("BUNIT", "NOISECOR", "GAINERR", "SCALEERR", "FLUXERR"):
+        header.remove(keyword, ignore_missing=True)
+    header["MINSNR"] = (min_snr, "a line is seen from this S/N on")
+    common = math.hypot(*(_factor_errors(x) for x in (a, b)))
+    header["RATIOSYS"] = (common, "relative error that all pixels share")
+    return RatioMap(*planes, kind, common, header)
+
+
+def _factor_errors(ccd):
+    factors = [v for v in getattr(ccd, "common", {}).values() if np.ndim(v) == 0]
+    return math.hypot(*factors) if factors else 0.0
+
+
+def _divide(a, b, sigma_a, sigma_b, bad, min_snr, planes, kind):
+    """Fill the planes ratio, lower, upper, and the kind, of a band of rows."""
+    ratio, lower, upper = planes
+    seen_a, seen_b = (a >= min_snr * sigma_a) & ~bad, (b >= min_snr * sigma_b) & ~bad
+    both = seen_a & seen_b
+    kind[both] = MEASURED
+    ratio[both] = a[both] / b[both]
+    lower[both], upper[both] = fieller(a[both], b[both], sigma_a[both], sigma_b[both], 1.0)
+    only = seen_b & ~seen_a & ~bad
+    kind[only] = UPPER
+    _, limit = fieller(a[only], b[only], sigma_a[only], sigma_b[only], Z_LIMIT)
+    upper[only] = np.maximum(limit, 0)
+    only = seen_a & ~seen_b & ~bad
+    kind[only] = LOWER
+    _, limit = fieller(b[only], a[only], sigma_b[only], sigma_a[only], Z_LIMIT)
+    with np.errstate(divide="ignore"):
+        lower[only] = np.where(limit > 0, 1 / np.maximum(limit, 0), np.inf)
+
+
+def fieller(a, b, sigma_a, sigma_b, z):
+    """
+    Return the two ends of Fieller's interval for a / b; b must be above z sigma_b.
+
+    The roots of (b^2 - z^2 s_b^2) R^2 - 2 a b R + (a^2 - z^2 s_a^2) = 0.
+    """
+    head = b * b - z * z * sigma_b * sigma_b
+    root = z * np.sqrt(a * a * sigma_b**2 + b * b * sigma_a**2 - (z * sigma_a * sigma_b) ** 2)
+    return (a * b - root) / head, (a * b + root) / head
+
+
+class Extinction(NamedTuple):
+    """E(B-V) and A(Halpha) [mag] with their 68.3 % intervals; NaN where it is not measured."""
+
+    ebv: np.ndarray
+    ebv_lower: np.ndarray
+    ebv_upper: np.ndarray
+    a_halpha: np.ndarray
+    a_halpha_lower: np.ndarray
+    a_halpha_upper: np.ndarray
+
+
+def extinction(balmer, *, intrinsic=BALMER):
+    """
+    Extinction from Halpha/Hbeta.
+
+    Parameters
+    ----------
+    balmer : RatioMap
+        Halpha over Hbeta, of calibrated fluxes.
+    intrinsic : float, optional
+        The ratio without dust.
+
+    Returns
+    -------
+    Extinction
+        Negative where the ratio is below the intrinsic one: clipping it would bias the mean.
+
+    Notes
+    -----
+    ``A(Halpha) = 2.5 q log10(ratio / intrinsic)`` with q = A(Halpha) / (A(Hbeta) - A(Halpha)):
+    dust in front, R_V = 3.1, after Cardelli, Clayton & Mathis (1989).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband.lines import extinction, line_ratio
+    >>> def line(value):
+    ...     return CCDData([[value]], unit="electron/s", uncertainty=StdDevUncertainty([[1.0]]))
+    >>> dust = extinction(line_ratio(line(400.0), line(100.0)))
+    >>> print(f"{dust.ebv[0, 0]:.3f}")
+    0.339
+    """
+    intrinsic = positive(intrinsic, "intrinsic")
+    a_halpha = []
+    for plane in (balmer.ratio, balmer.lower, balmer.upper):
+        plane = np.where(balmer.kind == MEASURED, plane, np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            a_halpha.append(
+                2.5 * A_HALPHA / (A_HBETA - A_HALPHA) * np.log10(plane / np.float32(intrinsic))
+            )
+    return Extinction(*(a / np.float32(A_HALPHA * R_V) for a in a_halpha), *a_halpha)

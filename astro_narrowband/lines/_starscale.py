@@ -1,0 +1,255 @@
+"""The scale of a continuum: what stars have in the line filter over what they have in the other."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.lines._filters import spread_of
+from astro_narrowband.photometry import annulus_photometry
+
+__all__ = ["Scale", "measure_stars", "robust_mean", "scale_of"]
+
+#: Radii of aperture and annulus in units of the width.
+R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
+#: Stars that are farther off than so many standard deviations are left out.
+CLIP = 3.5
+#: A slope with the colour that is less than so many errors is not taken for one.
+SLOPE_SHOWS = 3.0
+#: Stars whose pixels leave more than this of the slope open count only where few others are there.
+SMOOTH, ENOUGH = 0.02, 8
+#: What a scale is not known better than, relative: shapes are matched to so much of the light.
+MATCHING = 0.003
+
+
+@dataclass(frozen=True)
+class Scale:
+    """
+    How much of the continuum image the line image holds.
+
+    Attributes
+    ----------
+    k, k_err : float
+        The scale (of ``colour``) and its error: that of the mean of the stars, and what the
+        three estimates differ by beyond it.
+    n_stars : int
+        That were used.
+    ratio, slope, mode : float
+        The three estimates: mean of the stars' flux ratios, slope of the stars' pixels, mode of
+        their pixels' ratios, the scale at which the residuals of most are none.
+    scatter : float
+        From star to star beyond their noise, relative.
+    colour, colour_slope, colour_slope_err : float
+        ln k changes by ``colour_slope`` with the stars' colour; 0 where that does not show.
+    """
+
+    k: float
+    k_err: float
+    n_stars: int = 0
+    ratio: float = math.nan
+    slope: float = math.nan
+    mode: float = math.nan
+    scatter: float = math.nan
+    colour: float = math.nan
+    colour_slope: float = 0.0
+    colour_slope_err: float = math.nan
+
+    def k_of(self, stars):
+        """The scale of each star: that of its colour."""
+        if self.colour_slope == 0 or "colour" not in stars.colnames:
+            return self.k
+        return self.k * np.exp(self.colour_slope * (np.asarray(stars["colour"]) - self.colour))
+
+    def to_header(self, header):
+        """Write KCONT, KCONTERR and what they stand on."""
+        for keyword, value, comment in (
+            ("KCONT", self.k, "scale of the continuum"),
+            ("KCONTERR", self.k_err, "its standard error, common to all pixels"),
+            ("KSTARS", self.n_stars, "stars used for it, 0: given"),
+            ("KRATIO", self.ratio, "estimate: ratios of stars"),
+            ("KSLOPE", self.slope, "estimate: slope of the stars' pixels"),
+            ("KMODE", self.mode, "estimate: mode of the stars' pixels"),
+            ("KSCATTER", self.scatter, "scatter from star to star, relative"),
+            ("KCOLOUR", self.colour_slope, "change of ln k with colour, 0: none shows"),
+            ("KCOLERR", self.colour_slope_err, "its standard error"),
+        ):
+            if isinstance(value, int) or math.isfinite(value):
+                header[keyword] = (value, comment)
+
+
+def measure_stars(line, continuum, stars, *, fwhm, min_snr):
+    """
+    Measure stars in both images at one aperture.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        ``x_center``, ``y_center``, (``colour``), ``flux``, ``flux_err``, ``flux_continuum``,
+        ``flux_continuum_err``, ``ratio``, ``ratio_err``, ``pixel_slope``, ``pixel_slope_err``,
+        ``pixel_mode``; only stars with ``min_snr`` in both.
+    """
+    xy = np.column_stack([np.asarray(stars["x_center"]), np.asarray(stars["y_center"])])
+    r, r_in, r_out = (f * fwhm for f in (R_APERTURE, R_IN, R_OUT))
+    tables = [annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out) for ccd in (line, continuum)]
+    n, n_err, c, c_err = (
+        np.asarray(t[name].value) for t in tables for name in ("flux", "flux_err")
+    )
+    whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        keep = (n > min_snr * n_err) & (c > min_snr * c_err) & whole[0] & whole[1]
+    if keep.sum() < 5:
+        negative = int((c < -3 * c_err).sum())
+        why = f"; {negative} are negative in the continuum image" if negative else ""
+        raise InputError(
+            f"only {int(keep.sum())} of {len(xy)} stars have {min_snr:g} times their noise in "
+            f"both images{why}: five are needed for the scale; give k and k_err"
+        )
+    table = stars[keep]
+    table["flux"], table["flux_err"] = n[keep], n_err[keep]
+    table["flux_continuum"], table["flux_continuum_err"] = c[keep], c_err[keep]
+    table["ratio"] = table["flux"] / table["flux_continuum"]
+    table["ratio_err"] = table["ratio"] * np.hypot(
+        table["flux_err"] / table["flux"], table["flux_continuum_err"] / table["flux_continuum"]
+    )
+    fits = [_pixels(line.data, continuum.data, x, y, 1.6 * fwhm) for x, y in xy[keep]]
+    table["pixel_slope"], table["pixel_slope_err"], table["pixel_mode"] = np.array(fits).T
+    # Structure of the nebula under a star is in both images, and its own ratio is a steeper one.
+    plain = table["pixel_slope_err"] < SMOOTH * table["pixel_slope"]
+    table["smooth"] = plain if plain.sum() >= ENOUGH else True
+    # The noise of matched images is correlated: the pixels say less than they seem to.
+    table["pixel_slope_err"] = np.maximum(table["pixel_slope_err"], table["ratio_err"])
+    usable = np.isfinite(table["pixel_slope"]) & (table["pixel_slope"] > 0) & table["smooth"]
+    table.remove_column("smooth")
+    if usable.sum() < 5:
+        raise InputError(
+            f"the scale of {int(usable.sum())} stars is positive: five are needed; is the "
+            "continuum image negative? give k and k_err"
+        )
+    return table[usable]
+
+
+def _pixels(line, continuum, x0, y0, radius):
+    """
+    Slope of a star's pixels, line over continuum, with a plane for what lies under it.
+
+    Returns
+    -------
+    slope, error, mode : float
+        The mode is that of the pixels of its core, each over its own continuum.
+    """
+    rows = slice(max(0, round(y0 - radius)), round(y0 + radius) + 1)
+    columns = slice(max(0, round(x0 - radius)), round(x0 + radius) + 1)
+    a, b = (np.asarray(plane[rows, columns], float) for plane in (line, continuum))
+    y, x = np.mgrid[: a.shape[0], : a.shape[1]]
+    x, y = x + columns.start - x0, y + rows.start - y0
+    inside = (np.hypot(x, y) <= radius) & np.isfinite(a + b)
+    if inside.sum() < 16:
+        return (math.nan,) * 3
+    a, b, x, y = a[inside], b[inside], x[inside], y[inside]
+    design = np.column_stack([b, np.ones_like(b), x, y])
+    solution, *_ = np.linalg.lstsq(design, a, rcond=None)
+    residual = a - design @ solution
+    covariance = np.linalg.pinv(design.T @ design) * (residual @ residual) / (len(a) - 4)
+    under = np.median(b[np.hypot(x, y) > 0.85 * radius])
+    core = b - under > 0.4 * (b.max() - under)
+    ratio = solution[0] + residual[core] / (b[core] - under)
+    return float(solution[0]), math.sqrt(max(covariance[0, 0], 0)), float(np.median(ratio))
+
+
+def scale_of(stars, *, colour=None, matched=True):
+    """
+    Return the `Scale` of stars that `measure_stars` measured; adds ``used`` to them.
+
+    ``colour`` is that of the continuum; ``matched`` says whether shapes had to be matched.
+
+    Notes
+    -----
+    The scale is the mean of the slopes of the stars' pixels, which a smooth nebula under them
+    does not change. Stars count by 1 / (their error^2 + scatter^2), where the scatter is what
+    brings chi2 to the number of degrees of freedom: their spectra differ. The ratios of
+    apertures and the mode of the pixels use the same stars in another way: what they differ by
+    from the slopes, star by star, beyond what noise explains, is added to the error; so is
+    `MATCHING` of the scale.
+    """
+    log = np.log(np.asarray(stars["pixel_slope"], float))
+    err = np.asarray(stars["pixel_slope_err"] / stars["pixel_slope"], float)
+    colours = np.asarray(stars["colour"], float) if "colour" in stars.colnames else None
+    mean, mean_err, used, scatter, term = robust_mean(log, err, colours, at=colour)
+    stars["used"] = used
+    weight = used / (err**2 + scatter**2)
+    weight = weight / weight.sum()
+    others, spread = [], []
+    for name in ("ratio", "pixel_mode"):
+        # Spectra do as much to one as to the other: the differences hold none of that.
+        values = np.asarray(stars[name], float)
+        away = np.where(used & (values > 0), np.log(np.maximum(values, 1e-300)) - log, 0.0)
+        middle = float(weight @ away)
+        noise = float(weight**2 @ (away - middle) ** 2)
+        others.append(mean + middle)
+        spread.append(max(0.0, middle**2 - 4 * noise))
+    error = math.sqrt(mean_err**2 + np.mean(spread) + (MATCHING if matched else 0.0) ** 2)
+    k = math.exp(mean)
+    ratio, mode = np.exp(others).tolist()
+    return Scale(k, k * error, int(used.sum()), ratio, k, mode, scatter, *term)
+
+
+def robust_mean(values, errors, colours=None, *, at=None):
+    """
+    Mean of values with their errors, a scatter of their own, clipping, and a slope if it shows.
+
+    Returns
+    -------
+    mean, error : float
+        At the colour ``at``, or at the mean colour.
+    used : array of bool
+    scatter : float
+        Beyond the errors.
+    term : (float, float, float)
+        Colour of the mean, slope (0 where it does not show), error of the slope.
+    """
+    used = np.isfinite(values) & np.isfinite(errors)
+    if colours is not None:
+        used &= np.isfinite(colours)
+    for _ in range(10):
+        of_used = None if colours is None else colours[used]
+        mean, error, scatter, term = _fit(values[used], errors[used], of_used, at)
+        model = mean + (term[1] * (colours - term[0]) if term[1] else 0.0)
+        deviation = np.abs(values - model) / np.sqrt(errors**2 + scatter**2)
+        if scatter > 0:
+            # One star far off widens the scatter that it is judged by.
+            typical = np.median(np.abs(values - model)[used]) / 0.6745
+            deviation = np.maximum(deviation, np.abs(values - model) / np.hypot(typical, errors))
+        new = np.isfinite(deviation) & (deviation < CLIP)
+        if new.sum() < 3 or (new == used).all():
+            break
+        used = new
+    return mean, error, used, scatter, term
+
+
+def _fit(values, errors, colours, at):
+    mean, excess, error = spread_of(values, errors)
+    error = max(error, math.sqrt(excess / max(len(values) - 1, 1)))
+    if colours is None or len(values) < 8 or np.ptp(colours) == 0:
+        return mean, error, math.sqrt(excess), (math.nan, 0.0, math.nan)
+    for _ in range(20):
+        weight = 1 / (errors**2 + excess)
+        middle = (weight * colours).sum() / weight.sum()
+        arm = colours - middle
+        slope_err = 1 / math.sqrt((weight * arm**2).sum())
+        slope = (weight * arm * values).sum() * slope_err**2
+        _, new, _ = spread_of(
+            values - slope * arm, errors * math.sqrt(len(values) / (len(values) - 1))
+        )
+        if abs(new - excess) <= 1e-3 * excess:
+            break
+        excess = new
+    if abs(slope) < SLOPE_SHOWS * slope_err:
+        where = middle if at is None else at
+        away = (where - middle) * max(abs(slope), slope_err)
+        mean, excess, error = spread_of(values, errors)
+        return mean, math.hypot(error, away), math.sqrt(excess), (where, 0.0, slope_err)
+    where = middle if at is None else at
+    mean = float((weight * values).sum() / weight.sum()) + slope * (where - middle)
+    error = math.hypot(1 / math.sqrt(weight.sum()), slope_err * (where - middle))
+    return mean, error, math.sqrt(excess), (float(where), float(slope), float(slope_err))

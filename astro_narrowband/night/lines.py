@@ -1,0 +1,445 @@
+"""
+From the coadds of a reduced night to line maps, ratios and a table of regions.
+
+What is not known is said, and not made up: without a continuum filter the maps hold the
+continuum, without reference stars they stay in electron/s.
+"""
+
+import math
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData
+from astropy.table import QTable, vstack
+
+from astro_narrowband._engine.files import safe_name
+from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.filters import canonical_filter
+from astro_narrowband.lines import (
+    GENERIC,
+    LINES,
+    FilterCurve,
+    LineMap,
+    calibrate_flux,
+    correct_blend,
+    extinction,
+    flux_from_magnitudes,
+    flux_from_spectra,
+    flux_scale,
+    line_in_continuum,
+    line_ratio,
+    match_catalogue,
+    read_catalogue,
+    read_regions,
+    region_fluxes,
+    restore_lines,
+    separate_lines,
+    subtract_continuum,
+)
+from astro_narrowband.night.lines_page import render_lines
+from astro_narrowband.night.products import Products
+from astro_narrowband.photometry import Flag
+
+__all__ = ["LineSettings", "make_lines"]
+
+#: Ratios that are made where both lines are there.
+RATIOS = (("SII", "Halpha"), ("OIII", "Halpha"), ("NII", "Halpha"), ("Halpha", "Hbeta"))
+#: Columns of AB magnitudes in catalogues, and their wavelengths [nm].
+BANDS = {"g": 475.0, "r": 622.0, "i": 763.0, "z": 905.0}
+#: Signal over noise of a reference star.
+MIN_SNR = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineSettings:
+    """
+    What ``astro-narrowband lines`` is told.
+
+    Attributes
+    ----------
+    curves : tuple of (str, str)
+        Filter and its curve: a file, or ``CENTRE,WIDTH`` or ``CENTRE,WIDTH,PEAK`` in nm.
+    continuum : str or None
+        The continuum filter; by default the broad one nearest to each line.
+    beam : (float, float) or None
+        f-ratio and obstruction.
+    velocity : float
+        Of the source [km/s].
+    references : str or None
+        Catalogue of stars of known spectra or AB magnitudes.
+    nii : (float, float) or None
+        [NII] 6583 over Halpha, and its error.
+    regions : str or None
+        File of regions.
+    min_snr : float
+        A line is seen in a pixel from so many standard deviations on.
+    floor : float
+        Relative error that all reference stars share.
+    """
+
+    curves: tuple = ()
+    continuum: str | None = None
+    beam: tuple | None = None
+    velocity: float = 0.0
+    references: str | None = None
+    nii: tuple | None = None
+    regions: str | None = None
+    min_snr: float = 3.0
+    floor: float = 0.03
+
+
+@dataclass
+class _Field:
+    """What was made of one object."""
+
+    name: str
+    images: dict
+    curves: dict = field(default_factory=dict)
+    maps: dict = field(default_factory=dict)
+    scales: dict = field(default_factory=dict)
+    ratios: dict = field(default_factory=dict)
+    facts: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
+    regions: QTable | None = None
+
+
+def make_lines(folder, output, *, settings=None):
+    """
+    Make line maps, ratios and regions of the coadds in a folder.
+
+    Parameters
+    ----------
+    folder : path-like
+        Products of ``reduce``.
+    output : path-like
+        Where ``line-<object>-<line>.fits``, ``ratio-<object>-<a>-<b>.fits``,
+        ``regions-<object>.ecsv``, ``scale-<object>-<line>.ecsv``, ``lines.json`` and
+        ``lines.html`` go.
+    settings : LineSettings, optional
+
+    Returns
+    -------
+    dict
+        The record that ``lines.json`` holds.
+
+    Raises
+    ------
+    InputError
+        If no coadd of a line filter is there, or a setting cannot be used.
+    """
+    settings = settings or LineSettings()
+    fields = [_Field(name, images) for name, images in _coadds(Path(folder)).items()]
+    record = {"settings": asdict(settings), "objects": []}
+    with Products(output, settings=record["settings"], resume=False) as products:
+        for each in fields:
+            _make(each, Path(folder), settings)
+            _write(each, products)
+            for note in each.notes:
+                warnings.warn(f"{each.name}: {note}", NarrowbandWarning, stacklevel=2)
+            record["objects"].append(
+                {"name": each.name, "notes": each.notes, "lines": each.facts,
+                 "ratios": {f"{a}/{b}": _ratio_facts(r) for (a, b), r in each.ratios.items()}}
+            )  # fmt: skip
+        products.write_json("lines.json", record)
+        products.write_text("lines.html", render_lines(fields, record["settings"]))
+    return record
+
+
+def _coadds(folder):
+    """The coadds in a folder by object and canonical filter."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder: give the products of reduce")
+    objects = {}
+    for path in sorted(folder.glob("coadd-*.fits")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ccd = CCDData.read(path)
+        name = canonical_filter(ccd.meta.get("FILTER", "unknown"))
+        which = safe_name(str(ccd.meta.get("OBJECT", "") or "object"))
+        if name in objects.setdefault(which, {}):
+            raise InputError(f"{path}: a second coadd of {which} in {name}: keep one of them there")
+        objects[which][name] = ccd
+    objects = {k: v for k, v in objects.items() if any(name in LINES for name in v)}
+    if not objects:
+        raise InputError(
+            f"{folder}: no coadd of a line filter ({', '.join(LINES)}) is there: give the products "
+            "of reduce"
+        )
+    return objects
+
+
+def _make(each, folder, settings):
+    given = {canonical_filter(name): text for name, text in settings.curves}
+    for name in each.images:
+        each.curves[name] = _curve(each, name, given, settings)
+    names = [name for name in LINES if name in each.images]
+    for name in names:
+        each.curves[name].checked_response(name, velocity=settings.velocity)
+        each.maps[name] = _subtract(each, name, settings)
+    _restore(each, settings)
+    for name in names if settings.references else ():
+        _calibrate(each, name, folder, settings)
+    _unblend(each, settings)
+    calibrated = [name for name in names if name in each.scales]
+    for a, b in RATIOS:
+        if a in each.maps and b in each.maps and (a in calibrated) == (b in calibrated):
+            each.ratios[a, b] = line_ratio(each.maps[a], each.maps[b], min_snr=settings.min_snr)
+    if each.ratios and not calibrated:
+        each.notes.append(
+            "no flux scale: ratios are those of electrons, not of fluxes; give --references"
+        )
+    if settings.regions:
+        each.regions = _regions(each, settings.regions)
+    for name in names:
+        each.facts[name] = _facts(each, name)
+
+
+def _curve(each, name, given, settings):
+    """The curve of a filter: given, or its usual one, in the beam."""
+    text = given.get(name)
+    if text is None:
+        if name not in GENERIC:
+            return None
+        centre, width = GENERIC[name]
+        each.notes.append(
+            f"{name}: no curve given, {centre:g} nm and {width:g} nm wide taken; give --curve "
+            f"{name}=FILE or {name}=CENTRE,WIDTH"
+        )
+        curve = FilterCurve.generic(name)
+    elif Path(text).is_file():
+        curve = FilterCurve.from_file(text)
+    else:
+        try:
+            numbers = [float(t) for t in text.split(",")]
+        except ValueError:
+            numbers = []
+        if len(numbers) not in (2, 3):
+            raise InputError(f"--curve {name}={text}: neither a file nor CENTRE,WIDTH[,PEAK] in nm")
+        peak = numbers[2] if len(numbers) == 3 else 1.0
+        curve = FilterCurve.from_shape(*numbers[:2], peak=peak, name=name)
+    if settings.beam is None:
+        return curve
+    fast = curve.in_beam(settings.beam[0], obstruction=settings.beam[1])
+    if name in LINES:
+        lost = 1 - fast.response(name, velocity=settings.velocity) / curve.checked_response(name)
+        if lost > 0.02:
+            each.notes.append(
+                f"{name}: the beam of f/{settings.beam[0]:g} loses {lost:.0%} of the line"
+            )
+    return fast
+
+
+def _subtract(each, name, settings):
+    broad = [n for n in each.images if n not in LINES and each.curves[n] is not None]
+    chosen = settings.continuum and canonical_filter(settings.continuum)
+    if chosen is not None and chosen not in each.images:
+        raise InputError(f"--continuum {settings.continuum}: {each.name} has no coadd in it")
+    if chosen is not None and each.curves[chosen] is None:
+        raise InputError(f"--continuum {settings.continuum}: give its curve with --curve")
+    if chosen == name:
+        raise InputError(f"--continuum {settings.continuum}: it is the line's own filter")
+    at = LINES[name].wavelengths[0]
+    usable = [chosen] if chosen else sorted(broad, key=lambda n: abs(each.curves[n].centre - at))
+    if not usable:
+        each.notes.append(f"{name}: no continuum filter: the map holds the continuum as well")
+        return LineMap(each.images[name])
+    result = subtract_continuum(each.images[name], each.images[usable[0]])
+    result.meta["KFILTER"] = (usable[0], "continuum filter")
+    return result
+
+
+def _restore(each, settings):
+    """Give back what all lines in a continuum filter took from each map."""
+    for broad in {str(m.meta["KFILTER"]) for m in each.maps.values() if "KFILTER" in m.meta}:
+        maps = {n: m for n, m in each.maps.items() if m.meta.get("KFILTER") == broad}
+        parts = {n: _part(each, n, broad, settings) for n in maps}
+        halpha = each.curves.get("Halpha")
+        if "NII" in parts and "Halpha" in parts and halpha.response("NII") > 300:
+            del parts["NII"]  # what it took is in the part of Halpha's filter
+        each.maps |= restore_lines(maps, parts)
+
+
+def _part(each, name, broad, settings):
+    """Part of a line, and of [NII] with Halpha, that the continuum filter takes."""
+    own, other = each.curves[name], each.curves[broad]
+    part = line_in_continuum(own, other, name, velocity=settings.velocity)
+    if name != "Halpha" or settings.nii is None:
+        return part
+    seen = [
+        curve.response("Halpha", velocity=settings.velocity)
+        + settings.nii[0] * curve.response("NII", velocity=settings.velocity)
+        for curve in (own, other)
+    ]
+    alone = [curve.response("Halpha", velocity=settings.velocity) for curve in (own, other)]
+    # Where the broad filter does not see Halpha, it sees next to nothing of [NII].
+    return part * seen[1] / seen[0] * alone[0] / alone[1] if alone[1] > 0 else part
+
+
+def _calibrate(each, name, folder, settings):
+    """Give a map its flux scale, in place of the map."""
+    path = folder / f"catalog-{each.name}-{name}.ecsv"
+    if not path.is_file():
+        raise InputError(f"{path}: is missing: reference stars are measured there by reduce")
+    measured = QTable.read(path)
+    # A sky that is not even makes an error larger, which it is; the rest makes a flux wrong.
+    wrong = sum(int(flag) for flag in Flag if not flag.name.startswith("SKY"))
+    flags = np.asarray(measured["flags"])
+    measured = measured[(flags & wrong == 0) & (measured["flux"] > MIN_SNR * measured["flux_err"])]
+    if len(measured) < 3:
+        raise InputError(
+            f"{path}: {len(measured)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed"
+        )
+    match = _matched(each.images[name], measured, settings.references)
+    if each.maps[name].wcs is None:
+        each.maps[name].wcs = match.wcs
+    curve = each.curves[name]
+    reference, colour = _reference(match.stars, curve, name, settings)
+    rate = match.stars["star_flux"].to_value(u.electron / u.s)
+    error = match.stars["star_flux_err"].to_value(u.electron / u.s)
+    scale = flux_scale(rate, reference, rate_err=error, colour=colour, floor=settings.floor)
+    each.scales[name] = (scale, match)
+    each.maps[name] = calibrate_flux(each.maps[name], scale)
+
+
+def _matched(ccd, measured, references):
+    """Match measured stars with the references; ``star_flux`` is what reduce measured."""
+    table, _ = read_catalogue(references)
+    if "flux" in table.colnames and table["flux"].ndim == 2:  # as GaiaXPy names its spectra
+        table.rename_column("flux", "spectrum")
+    stars = measured["x_center", "y_center", "flux", "flux_err"]
+    table.remove_columns([c for c in stars.colnames if c in table.colnames])
+    match = match_catalogue(ccd, table, stars=stars)
+    for column in ("flux", "flux_err"):
+        match.stars.rename_column(column, f"star_{column}")
+    return match
+
+
+def _reference(stars, curve, name, settings):
+    """Line flux of as many counts of each star, and its colour where it is known."""
+    lower = {c.lower().replace("'", "").removesuffix("mag").rstrip("_"): c for c in stars.colnames}
+    if "spectrum" in stars.colnames:
+        sampling = stars.meta.get("sampling")
+        if sampling is None or stars["spectrum"].unit is None:
+            raise InputError(
+                f"{settings.references}: spectra need a unit, and meta['sampling'], their "
+                "wavelengths in nm (GaiaXPy's sampling)"
+            )
+        flux = flux_from_spectra(
+            curve, name, wavelength=np.asarray(sampling, float) * u.nm, density=stars["spectrum"],
+            velocity=settings.velocity,
+        )  # fmt: skip
+        return flux, None
+    bands = {
+        wavelength: np.asarray(getattr(stars[lower[band]], "value", stars[lower[band]]), float)
+        for band, wavelength in BANDS.items()
+        if band in lower
+    }
+    if len(bands) < 2:
+        raise InputError(
+            f"{settings.references}: has neither spectra (spectrum) nor AB magnitudes in two of "
+            f"{', '.join(BANDS)}"
+        )
+    first, second = sorted(bands)[:2]
+    flux = flux_from_magnitudes(curve, name, bands=bands, velocity=settings.velocity)
+    return flux, bands[first] - bands[second]
+
+
+def _unblend(each, settings):
+    """Take [NII] out of Halpha: by its own filter, or by the ratio that is given."""
+    if "Halpha" not in each.maps:
+        return
+    share = each.curves["Halpha"].response("NII", velocity=settings.velocity)
+    share /= each.curves["Halpha"].checked_response("Halpha", velocity=settings.velocity)
+    if "NII" in each.maps and "NII" in each.scales and "Halpha" in each.scales:
+        each.maps["Halpha"], each.maps["NII"] = separate_lines(
+            each.maps["Halpha"], each.maps["NII"], velocity=settings.velocity,
+            curves=(each.curves["Halpha"], each.curves["NII"]),
+        )  # fmt: skip
+    elif settings.nii is not None:
+        each.maps["Halpha"] = correct_blend(
+            each.maps["Halpha"], settings.nii[0], ratio_err=settings.nii[1],
+            curve=each.curves["Halpha"], velocity=settings.velocity,
+        )  # fmt: skip
+    elif share > 0.02:
+        each.notes.append(
+            f"Halpha: holds [NII], as {share:.2f} times the flux of 6583; give --nii RATIO,ERROR"
+        )
+
+
+def _regions(each, path):
+    regions, sky = read_regions(path)
+    if not sky:
+        each.notes.append(
+            f"{path}: no region is named sky: the zero of the maps is believed, which holds the "
+            "sky that is left in them"
+        )
+    tables = []
+    for name, line_map in each.maps.items():
+        table = region_fluxes(line_map, regions, sky=sky)
+        table.add_column([name] * len(table), name="line", index=1)
+        tables.append(table)
+    units = {str(t["flux"].unit) for t in tables}
+    if len(units) > 1:
+        raise InputError(f"{path}: lines in {' and '.join(sorted(units))}: calibrate all, or none")
+    return vstack(tables, metadata_conflicts="silent")
+
+
+def _facts(each, name):
+    """What is known of a map: numbers for the record, and one sentence."""
+    line_map = each.maps[name]
+    meta = line_map.meta
+    level = float(np.nanmedian(line_map.data))
+    noise = float(np.nanmedian(line_map.uncertainty.array))
+    bright = np.nan_to_num(line_map.data - level) > 5 * np.nan_to_num(
+        line_map.uncertainty.array, nan=np.inf
+    )
+    keys = ("KCONT", "KCONTERR", "KSTARS", "KRATIO", "KSLOPE", "KMODE", "KSCATTER", "KLOST",
+            "KFILTER", "FLUXCAL", "FLUXRAN", "FLUXFLO", "FLUXSTAR", "BLEND",
+            "BLENDERR")  # fmt: skip
+    facts = {key: meta[key] for key in keys if key in meta}
+    facts |= {"unit": line_map.unit.to_string(), "noise": noise}
+    total = float(np.sum(line_map.data[bright], dtype=float) - level * bright.sum())
+    if not bright.any() or total <= 0:
+        return facts | {"sentence": f"{name} is seen in no pixel at 5 standard deviations."}
+    shares = {
+        "noise": math.sqrt(float(np.sum(line_map.uncertainty.array[bright] ** 2, dtype=float)))
+    }
+    for what, plane in line_map.patterns().items():
+        zero = level * line_map.common[what] if np.ndim(line_map.common[what]) == 0 else 0.0
+        above = plane[bright] - zero
+        shares[what] = abs(float(np.sum(above, dtype=float)))
+    shares = {k: v / total for k, v in shares.items()}
+    error, limit = math.hypot(*shares.values()), max(shares, key=shares.get)
+    return facts | {
+        "flux": total, "flux_err": total * error, "shares": shares,
+        "sentence": f"The {name} flux above the median of the map, in its {int(bright.sum())} "
+        f"pixels at 5 standard deviations, is {total:.3g} {line_map.unit.to_string()}, known to "
+        f"{error:.1%}; what limits it is the {limit} ({shares[limit]:.1%}).",
+    }  # fmt: skip
+
+
+def _ratio_facts(ratio):
+    counts = np.bincount(ratio.kind.ravel(), minlength=4)
+    median = float(np.nanmedian(ratio.ratio)) if counts[1] else math.nan
+    return {"measured": int(counts[1]), "upper limits": int(counts[2]),
+            "lower limits": int(counts[3]), "median": median, "common": ratio.common}  # fmt: skip
+
+
+def _write(each, products):
+    for name, line_map in each.maps.items():
+        products.write_fits(f"line-{each.name}-{name}.fits", line_map.to_hdul())
+        if line_map.stars is not None:
+            products.write_table(f"scale-{each.name}-{name}.ecsv", line_map.stars)
+    for (a, b), ratio in each.ratios.items():
+        hdul = ratio.to_hdul()
+        if (a, b) == ("Halpha", "Hbeta") and a in each.scales:
+            dust = extinction(ratio)
+            hdul.append(fits.ImageHDU(np.float32(dust.ebv), name="EBV"))
+            hdul.append(fits.ImageHDU(np.float32(dust.a_halpha), name="AHALPHA"))
+        products.write_fits(f"ratio-{each.name}-{a}-{b}.fits", hdul)
+    if each.regions is not None:
+        products.write_table(f"regions-{each.name}.ecsv", each.regions)

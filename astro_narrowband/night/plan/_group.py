@@ -1,0 +1,112 @@
+"""Lights that become one coadd, and what calibrates them."""
+
+from dataclasses import dataclass, field
+
+__all__ = ["HARD_KEYS", "Group", "setup_label"]
+
+#: What must agree, and what to call it.
+HARD_KEYS = {
+    "shape": "shape",
+    "binning": "binning",
+    "window": "window",
+    "gain": "gain setting",
+    "offset": "offset setting",
+    "readout": "read mode",
+    "camera": "camera",
+    "row_order": "row order",
+    "bayer": "Bayer pattern",
+    "changed": "processing",
+}
+
+
+@dataclass(eq=False)
+class Group:
+    """
+    Lights that become one coadd, and the frames that calibrate them.
+
+    Attributes
+    ----------
+    object, filter : str
+    setup : dict
+        Value of each of `HARD_KEYS`; ``None`` or ``""`` where no header gives it.
+    beam : str
+        Filter in the header: that of the flats. It may let several lines through.
+    colour : str
+        Pixels of a colour mosaic that are taken, ``""`` for all.
+    without : tuple of str
+        Kinds of frames that it goes without, as the user said.
+    label : str
+        What tells this group from every other one of the plan.
+    lights, bias, darks, flats : list of `~astro_narrowband.night.table.FrameRow`
+        ``darks`` holds flat-darks too: frames of any exposure time that are used
+        to model the dark current.
+    lost : list of `~astro_narrowband.night.table.FrameRow`
+        Lights that it had to do without.
+    reason : str
+        Why the group cannot be reduced; ``""`` if it can.
+    notes : list of str
+        What a user should know about its calibration.
+    """
+
+    object: str
+    filter: str
+    setup: dict
+    beam: str = ""
+    colour: str = ""
+    without: tuple = ()
+    calibrated: bool = False
+    label: str = ""
+    lights: list = field(default_factory=list)
+    bias: list = field(default_factory=list)
+    darks: list = field(default_factory=list)
+    flats: list = field(default_factory=list)
+    lost: list = field(default_factory=list)
+    reason: str = ""
+    notes: list = field(default_factory=list)
+
+    @property
+    def failed(self):
+        """Whether the group cannot be reduced."""
+        return bool(self.reason)
+
+    @property
+    def rows(self):
+        """All frames of the group."""
+        return [*self.lights, *self.bias, *self.darks, *self.flats]
+
+    def drop(self, row, reason):
+        """Go on without one frame, for ``reason``."""
+        for rows in (self.lights, self.bias, self.darks, self.flats):
+            if row in rows:
+                rows.remove(row)
+        if row.kind == "light":
+            self.lost.append(row)
+        row.leave_out_of(self.label, reason)
+
+    def fail(self, reason):
+        """Give up the group for ``reason``; what serves no other one is left out."""
+        self.reason = reason
+        for row in self.rows:
+            row.leave_out_of(self.label, f"its group is not reduced: {reason}")
+
+    @property
+    def setup_label(self):
+        """The settings in short, such as ``bin2x2 512x512``."""
+        return setup_label(self.setup, self.setup)
+
+
+def setup_label(setup, keys):
+    parts = []
+    for key in keys:
+        value = setup[key]
+        if value in (None, "") or (key, value) == ("changed", "none"):
+            continue
+        if key == "shape":
+            parts.append(f"{value[1]}x{value[0]}")
+        elif key == "binning":
+            parts.append("bin" + "x".join(map(str, value)))
+        elif key == "window":
+            parts.append("at" + ",".join(map(str, value)))
+        else:
+            parts.append(f"{key}={value}")
+    return " ".join(parts)

@@ -1,0 +1,226 @@
+"""Which frames fit which lights: settings, temperature, rotator; and which of them are taken."""
+
+import math
+import statistics
+
+from astro_narrowband.filters import lines_of, pixels_of
+from astro_narrowband.night.plan._group import HARD_KEYS, Group
+from astro_narrowband.night.plan._pointing import panels
+
+__all__ = ["Candidates", "close", "median_temperature"]
+
+#: Angles of a rotator [deg] that are one.
+SAME_ANGLE = 2.0
+
+
+def close(a, b, tolerance):
+    """Whether two exposure times are one, within a relative tolerance."""
+    return abs(a - b) <= tolerance * max(a, b)
+
+
+def median_temperature(rows):
+    """Median of the temperatures that are known, or NaN."""
+    known = [row.temperature for row in rows if not math.isnan(row.temperature)]
+    return statistics.median(known) if known else math.nan
+
+
+class Candidates:
+    """The used rows of a table, which values every setting has among them, and why not."""
+
+    def __init__(self, table):
+        self.rows = [row for row in table if row.used]
+        for row in self.rows:
+            row.serves = {}
+        self.refused = {}
+        self._values = {}
+
+    def of_kind(self, *kinds):
+        """Rows of some kinds that are still used."""
+        return [row for row in self.rows if row.kind in kinds and row.used]
+
+    def refuse(self, row, why):
+        """Keep the first reason why a row does not serve."""
+        self.refused.setdefault(row.path, why)
+
+    def values(self, key, shape, camera):
+        """Return the values of a setting among the frames that may be of one camera."""
+        if (key, shape, camera) not in self._values:
+            self._values[key, shape, camera] = {
+                getattr(row, key)
+                for row in self.rows
+                if row.shape == shape
+                and not row.library
+                and (row.camera == camera or not (row.camera and camera))
+            } - {None, ""}
+        return self._values[key, shape, camera]
+
+    def differs(self, row, group):
+        """Return why ``row`` does not fit a group, in words; ``""`` if it does."""
+        if row.mosaic:
+            return self._differs_as_colour(row, group)
+        if group.colour and not row.bayer and not row.master:
+            return "BAYERPAT is missing: give --set BAYERPAT=RGGB (or the pattern of the camera)"
+        setup = group.setup
+        for key in ("binning", *HARD_KEYS):  # it explains a shape that differs as well
+            name = HARD_KEYS[key]
+            mine, wanted = getattr(row, key), setup[key]
+            if mine == wanted or (mine in (None, "") and wanted in (None, "")):
+                continue
+            if mine in (None, "") or wanted in (None, ""):
+                if not row.master and len(self.values(key, setup["shape"], setup["camera"])) > 1:
+                    which = "its" if mine in (None, "") else "the lights'"
+                    return f"{which} {name} is not in the header, and the night has several"
+                continue
+            if row.master and key == "row_order":
+                continue  # kept by few programs, and then of what they wrote
+            return f"{name} {_say(mine)} is not {_say(wanted)}"
+        return self._turned(row, group)
+
+    def _differs_as_colour(self, row, group):
+        """As `differs`, of a master that was made of one colour of a mosaic."""
+        size = tuple(2 * side for side in row.shape)
+        if row.mosaic != group.colour:
+            return f"is of the {row.mosaic} pixels, not of the {group.colour or 'lights'}"
+        fits = all(
+            full - half in (0, 1) for full, half in zip(group.setup["shape"], size, strict=True)
+        )
+        return (
+            "" if fits else f"shape {_say(row.shape)} is not half of {_say(group.setup['shape'])}"
+        )
+
+    def _turned(self, row, group):
+        """Why a flat was taken at another angle of the rotator than the lights, or ``""``."""
+        if row.kind != "flat" or row.rotator is None or not group.lights:
+            return ""
+        for light in group.lights:
+            if light.rotator is None or light.rotator[2] != row.rotator[2]:
+                continue
+            if _apart(light.rotator, row.rotator) > SAME_ANGLE:
+                return (
+                    f"{row.rotator[2]} = {row.rotator[0]:g} deg, the lights "
+                    f"{light.rotator[0]:g}: take flats at the angle of the lights"
+                )
+        return ""
+
+    def groups(self, filters=None):
+        """
+        Group the lights of some filters, default all.
+
+        Where a keyword is missing, the only value the night has is meant. Lights of several
+        angles of the rotator are several groups, if flats have an angle to be told by.
+        """
+        groups = {}
+        lights = self.of_kind("light")
+        names = panels(lights)
+        angles = {row.rotator[2] for row in self.of_kind("flat") if row.rotator is not None}
+        for row in lights:
+            lines = [pair for pair in _lines(row) if filters is None or pair[0] in filters]
+            if not lines:
+                row.ignore(f"filter {row.filter} is not asked for")
+            setup = {key: self._setting(row, key) for key in HARD_KEYS}
+            turned = row.rotator if row.rotator and row.rotator[2] in angles else None
+            for line, colour in lines:
+                identity = (names[row.path], line, colour, row.filter, *setup.values())
+                group = Group(names[row.path], line, setup, beam=row.filter, colour=colour)
+                same = groups.setdefault(identity, [])
+                for other in same:
+                    first = other.lights[0].rotator
+                    if turned is None or first is None or _apart(first, turned) <= SAME_ANGLE:
+                        group = other
+                        break
+                else:
+                    same.append(group)
+                group.lights.append(row)
+        every = [group for same in groups.values() for group in same]
+        return sorted(every, key=lambda g: (g.object, g.filter, repr(g.setup), g.lights[0].name))
+
+    def _setting(self, row, key):
+        value = getattr(row, key)
+        if value in (None, ""):
+            values = self.values(key, row.shape, row.camera)
+            value = min(values) if len(values) == 1 else value
+        return value
+
+    def fitting(self, group, kinds):
+        """Return the rows of ``kinds`` that fit the group; why others do not is kept."""
+        rows = []
+        for row in self.of_kind(*kinds):
+            why = self.differs(row, group)
+            if "flat" in kinds and not why and row.filter not in (group.beam, group.filter):
+                why = f"filter {row.filter} has no light"
+            elif "flat" in kinds and not why and row.filter != group.beam and not row.mosaic:
+                why = f"filter {row.filter} is not {group.beam}"
+            if why:
+                self.refuse(row, why)
+            else:
+                rows.append(row)
+        return rows
+
+    def chosen(self, group, rows):
+        """
+        Return those of some fitting rows that are taken, of one origin.
+
+        The night's own before those of a folder of calibration frames, raw frames before
+        masters, unless only the later ones have the exposure time of the lights. Of masters
+        of one kind and time, that of the nearest date.
+        """
+        times = [row.exposure for row in group.lights]
+
+        def matches(some_rows):
+            return any(close(row.exposure, t, 0.02) for row in some_rows for t in times)
+
+        origins = {}
+        for row in rows:
+            origins.setdefault((row.library, row.master), []).append(row)
+        ordered = [origins[key] for key in sorted(origins)]
+        if not ordered:
+            return []
+        best = ordered[0]
+        if best[0].kind in ("dark", "flat-dark") and not matches(best):
+            best = next((some for some in ordered if matches(some)), best)
+        if best[0].master:
+            best = _nearest_in_time(best, group.lights)
+        for row in rows:
+            if row not in best:
+                self.refuse(row, "there are others that are taken before it")
+        return best
+
+
+def _nearest_in_time(masters, lights):
+    """Of masters of one exposure time only that of the nearest date; a dark model is enough."""
+    date = statistics.median_low(sorted(row.date for row in lights))
+    models = [row for row in masters if row.model]
+    times = {}
+    for row in models or masters:
+        times.setdefault((row.kind, "" if models else round(row.exposure, 2)), []).append(row)
+
+    def apart(row):
+        return (not row.date, _days(row.date, date), row.name)
+
+    return [min(rows, key=apart) for rows in times.values()]
+
+
+def _days(one, other):
+    """How far two dates lie apart, roughly: 1e9 where one is not known."""
+    try:
+        year, month, day = (abs(int(a) - int(b)) for a, b in zip(
+            one[:10].split("-"), other[:10].split("-"), strict=True))  # fmt: skip
+    except ValueError:
+        return 1e9
+    return 365 * year + 30 * month + day
+
+
+def _apart(one, other):
+    """Degrees between two angles of a rotator as `read_rotator` gives them."""
+    return abs((one[0] - other[0] + one[1] / 2) % one[1] - one[1] / 2)
+
+
+def _lines(row):
+    """``(name, pixels)`` of each image that becomes of a light."""
+    if row.bayer and not row.colour:
+        return [(line, pixels_of(line)) for line in lines_of(row.filter)]
+    return [(row.filter, "")]
+
+
+def _say(value):
+    return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)

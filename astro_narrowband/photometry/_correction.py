@@ -1,0 +1,267 @@
+"""The aperture correction: from the flux in a small circle to the whole light, over the field."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from astro_narrowband.exceptions import InputError
+from astro_narrowband.photometry._curves import (
+    MIN_RADII,
+    _fit_moffat,
+    _half_light,
+    _increments,
+    _within,
+)
+
+__all__ = ["ApertureCorrection", "Surface", "aperture_correction"]
+
+#: Light of a star beyond the largest radius of its curve: mean and spread, as parts of it.
+USUAL = 0.01, 0.02
+
+
+class ApertureCorrection(NamedTuple):
+    """
+    Flux within ``r_to`` over flux within ``r_from``.
+
+    Attributes
+    ----------
+    factor, err : float
+        The ratio and its error.
+    scatter : float
+        Of the stars, beyond their errors.
+    n_used : int
+    r_from, r_to : float
+        [pix]
+    beyond : float
+        Part of ``err`` that comes from the light beyond the largest radius.
+    surface : `Surface` or None
+        The ratio over the field, in units of its mean, where it is not one number.
+    """
+
+    factor: float
+    err: float
+    scatter: float
+    n_used: int
+    r_from: float
+    r_to: float
+    beyond: float = 0.0
+    surface: "Surface | None" = None
+
+    def at(self, x, y):
+        """Return factor and error of single stars at ``x``, ``y`` [pix]: the scatter is in it."""
+        factor, variance = np.full(np.shape(x), self.factor), self.err**2
+        if self.surface is not None:
+            shape, variance = self.surface.at(x, y)
+            factor, variance = self.factor * shape, self.factor**2 * variance + self.beyond**2
+        return factor, np.sqrt(variance + self.scatter**2)
+
+    def apply(self, flux, flux_err, x=None, y=None):
+        """
+        Return corrected fluxes and errors, that of the correction and its scatter included.
+
+        With positions ``x``, ``y`` [pix] the correction is that of the place.
+        """
+        factor, err = self.factor, math.hypot(self.err, self.scatter)
+        if x is not None:
+            factor, err = self.at(x, y)
+        return flux * factor, np.sqrt((flux_err * factor) ** 2 + (flux * err) ** 2)
+
+
+class Surface(NamedTuple):
+    """A polynomial over the field: where it is 0, its unit of length, coefficients, covariance."""
+
+    middle: np.ndarray
+    half: float
+    coefficients: np.ndarray
+    covariance: np.ndarray
+
+    def at(self, x, y):
+        """Return values and their variances."""
+        terms = _terms((x - self.middle[0]) / self.half, (y - self.middle[1]) / self.half)
+        terms = terms[..., : len(self.coefficients)]
+        return terms @ self.coefficients, np.sum((terms @ self.covariance) * terms, axis=-1)
+
+
+def _terms(x, y):
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
+
+
+def _surface(x, y, ratio, variance):
+    """The lowest surface that the ratios ask for: `Surface` or None, and the scatter about it."""
+    from scipy.stats import f
+
+    mean, _, scatter = _mean_with_scatter(ratio, variance)
+    middle = np.array([np.mean(x), np.mean(y)])
+    half = max(np.ptp(x), np.ptp(y), 1.0) / 2
+    terms = _terms((x - middle[0]) / half, (y - middle[1]) / half)
+    surface, n_terms, model = None, 1, np.full(len(ratio), mean)
+    for k in (3, 6):
+        if len(ratio) < k + 6:
+            break
+        weight = 1 / np.sqrt(variance + scatter**2)
+        design = terms[:, :k] * weight[:, None]
+        solution = np.linalg.lstsq(design, ratio * weight, rcond=None)[0]
+        left = np.sum((ratio * weight - design @ solution) ** 2)
+        n_free = len(ratio) - k
+        before = np.sum(((ratio - model) * weight) ** 2)
+        if f.sf((before - left) / (k - n_terms) / (left / n_free), k - n_terms, n_free) > 0.01:
+            continue
+        model = terms[:, :k] @ solution
+        scatter = _mean_with_scatter(ratio - model + mean, variance * n_free / len(ratio))[2]
+        weight = 1 / np.sqrt(variance + scatter**2)
+        design = terms[:, :k] * weight[:, None]
+        covariance = np.linalg.pinv(design.T @ design)
+        surface = Surface(middle, half, solution / mean, covariance / mean**2)
+        n_terms = k
+    return surface, scatter
+
+
+def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0, clip=4.0):
+    """
+    Return the factor from the flux in a small aperture to that in a large one.
+
+    Parameters
+    ----------
+    curves : `~astro_narrowband.photometry.GrowthCurves`
+        Both radii are among its radii.
+    r_from, r_to : float
+        [pix]. By default the correction is to the whole light: to the largest
+        radius as measured, and from there by the Moffat profile that fits the mean
+        of the curves. That also gives back the light of the star that the annulus
+        took for sky.
+    use : array_like of bool, (n,), optional
+        Which stars. Default is those without a flag within the larger radius, and
+        brighter than ``min_snr`` times their noise within ``r_from``.
+    min_snr : float, optional
+    clip : float, optional
+        Stars further than this many times their error, scatter included, from the
+        median are left out.
+
+    Returns
+    -------
+    `ApertureCorrection`
+        The weighted mean of the stars' ratios. Their scatter beyond the errors
+        (a seeing that varies over the field) is estimated and part of the weights
+        and of the error.
+
+    Raises
+    ------
+    InputError
+        If there is no such star, or a radius was not measured.
+
+    Notes
+    -----
+    Errors use the covariance of the two radii: what they share cancels. The error
+    of the sky level does not, and usually dominates. A third of what was
+    extrapolated is added to the error.
+
+    Examples
+    --------
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband.photometry import aperture_correction, growth_curves
+    >>> y, x = np.mgrid[:60, :60]
+    >>> model = 100 + 5000 * np.exp(-((x - 30.2) ** 2 + (y - 29.6) ** 2) / 8)
+    >>> ccd = CCDData(model, unit="electron", uncertainty=VarianceUncertainty(model))
+    >>> curves = growth_curves(ccd, [(30.2, 29.6)], [2, 4, 12], r_in=14, r_out=20)
+    >>> correction = aperture_correction(curves, 4, 12)
+    >>> round(correction.factor, 2), correction.n_used
+    (1.16, 1)
+    """
+    if r_to == math.inf:
+        last = float(curves.radii[-1])
+        near = aperture_correction(curves, r_from, last, use=use, min_snr=min_snr, clip=clip)
+        more, err = _beyond(curves, use, min_snr)
+        return near._replace(
+            factor=near.factor * more,
+            err=math.hypot(near.err * more, near.factor * err),
+            r_to=math.inf,
+            beyond=near.factor * err,
+        )
+    a, b = curves.index_of(r_from, "r_from"), curves.index_of(r_to, "r_to")
+    flux_a, flux_b = curves.flux[:, a], curves.flux[:, b]
+    if use is None:
+        with np.errstate(invalid="ignore"):
+            bright = flux_a > min_snr * curves.flux_err[:, a]
+        use = bright & ((curves.flags[:, a] | curves.flags[:, b]) == 0)
+    use = np.asarray(use, bool) & np.isfinite(flux_b) & (flux_a > 0)
+    if not use.any():
+        raise InputError(
+            f"no star for the aperture correction from {r_from:g} to {r_to:g} pix: none is "
+            f"without flags and above {min_snr:g} times its noise; choose stars with use="
+        )
+    ratio = flux_b[use] / flux_a[use]
+    matrix = curves[use].covariance()
+    variance = matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
+    # Numbers without noise have no weight of their own: they then all have the same.
+    variance = np.maximum(np.nan_to_num(variance) / flux_a[use] ** 2, 1e-16)
+    centre = np.median(ratio)
+    # The scatter as the median sees it, that a few strangers cannot widen.
+    usual = 1.4826 * np.median(np.abs(ratio - centre))
+    excess = max(usual**2 - np.median(variance), 0.0)
+    keep = np.abs(ratio - centre) <= clip * np.sqrt(variance + excess)
+    mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
+    surface, scatter = _surface(
+        curves.x[use][keep], curves.y[use][keep], ratio[keep], variance[keep]
+    )
+    return ApertureCorrection(
+        mean, err, scatter, int(keep.sum()), float(r_from), float(r_to), surface=surface
+    )
+
+
+def _beyond(curves, use, min_snr):
+    """Whole light over that within the largest radius, and its error, from the mean curve."""
+    mean = curves.stacked(use=use, min_snr=min_snr)
+    half = float(_half_light(mean)[0])
+    j = np.flatnonzero(mean.radii >= half - 1e-9)
+    # The last flux is 1 by definition, without an error: a little keeps the matrix regular.
+    matrix = mean.covariance()[0] + np.eye(len(mean.radii)) * 1e-12
+    increments = _increments(mean, 0, matrix, j) if len(j) > MIN_RADII else None
+    if increments is None:
+        return 1.0, 0.0
+    fit = _fit_moffat(*increments, half)
+    last = mean.radii[-1]
+
+    def missing(parameters):
+        flux, _, *shape = parameters
+        out = 1 - _within(last, *shape)
+        if curves.r_in is not None:
+            # What the annulus took for sky was taken off the whole circle.
+            ring = _within(curves.r_out, *shape) - _within(curves.r_in, *shape)
+            out += ring * last**2 / (curves.r_out**2 - curves.r_in**2)
+        return flux * out
+
+    value = missing(fit.parameters)
+    steps = np.eye(4) * np.maximum(np.abs(fit.parameters), 1e-3) * 1e-4
+    slope = np.array(
+        [
+            (missing(fit.parameters + step) - missing(fit.parameters - step)) / (2 * step.max())
+            for step in steps
+        ]
+    )
+    err = math.sqrt(max(slope @ fit.covariance @ slope, 0.0) * max(fit.chi2 / fit.n_free, 1.0))
+    # A fit that cannot tell falls back to what stars usually have out there.
+    shrink = USUAL[1] ** 2 / (USUAL[1] ** 2 + err**2)
+    value = USUAL[0] + (value - USUAL[0]) * shrink
+    return 1 + value, math.hypot(err * math.sqrt(shrink), value / 3)
+
+
+def _mean_with_scatter(values, variance):
+    """Weighted mean, its error, and the scatter that makes chi2 what it should be."""
+    n, scatter2 = len(values), 0.0
+
+    def mean_of(extra):
+        weight = 1 / (variance + extra)
+        return (weight * values).sum() / weight.sum(), weight
+
+    def excess(extra):
+        mean, weight = mean_of(extra)
+        return (weight * (values - mean) ** 2).sum() - (n - 1)
+
+    if n > 1 and excess(0.0) > 0:
+        low, high = 0.0, float(np.var(values)) * n
+        for _ in range(60):
+            scatter2 = 0.5 * (low + high)
+            low, high = (scatter2, high) if excess(scatter2) > 0 else (low, scatter2)
+    mean, weight = mean_of(scatter2)
+    return float(mean), float(weight.sum() ** -0.5), math.sqrt(scatter2)

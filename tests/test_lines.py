@@ -1,0 +1,531 @@
+"""Lines: fluxes, ratios and places on the sky against what was put in, and errors that hold."""
+
+import math
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.coordinates import SkyCoord
+from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.table import QTable
+from astropy.wcs import WCS
+
+from astro_narrowband.exceptions import AlignmentError, InputError
+from astro_narrowband.lines import (
+    FilterCurve,
+    LineMap,
+    calibrate_flux,
+    correct_blend,
+    extinction,
+    flux_from_magnitudes,
+    flux_from_spectra,
+    flux_scale,
+    line_in_continuum,
+    line_ratio,
+    match_catalogue,
+    region_fluxes,
+    separate_lines,
+    subtract_continuum,
+    surface_brightness,
+)
+from astro_narrowband.simulate import SpectralModel, simulate_night
+
+RATE = u.electron / u.s
+DENSITY = u.erg / u.s / u.cm**2 / u.nm
+
+
+def flat_map(value, error=0.1, shape=(40, 40), **keywords):
+    return CCDData(
+        np.full(shape, value, np.float32), unit=RATE,
+        uncertainty=StdDevUncertainty(np.full(shape, error, np.float32)), **keywords,
+    )  # fmt: skip
+
+
+def star_fields(seed, *, size=256, n=70, fwhm=(3.0, 3.8), k=0.05, scatter=0.02, exposure=2000.0):
+    """A line image and a continuum image of the same Gaussian-winged stars, and k."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.uniform(12, size - 12, (2, n))
+    flux = 10 ** rng.uniform(1.5, 3.5, n)
+    ratio = k * np.exp(scatter * rng.standard_normal(n))
+    gy, gx = np.mgrid[:size, :size]
+    images = []
+    for light, width, sky in zip((flux, flux / ratio), fwhm, (0.5, 8.0), strict=True):
+        image = np.full((size, size), sky)
+        alpha = width / (2 * math.sqrt(2 ** (1 / 3.5) - 1))
+        for x0, y0, f in zip(x, y, light, strict=True):
+            rows, columns = (slice(max(0, int(c) - 30), int(c) + 31) for c in (y0, x0))
+            r2 = (gx[rows, columns] - x0) ** 2 + (gy[rows, columns] - y0) ** 2
+            image[rows, columns] += f * 2.5 / (math.pi * alpha**2) * (1 + r2 / alpha**2) ** -3.5
+        sigma = np.sqrt(image / exposure + 1e-4)
+        image += rng.normal(size=image.shape) * sigma
+        images.append(
+            CCDData(image.astype(np.float32), unit=RATE, uncertainty=StdDevUncertainty(sigma))
+        )
+    return *images, k
+
+
+# ---- filters
+
+
+def test_beam_shifts_by_the_mean_angle_and_loses_the_line():
+    curve = FilterCurve.from_shape(656.3, 3.0)
+    fast = curve.in_beam(2.8)
+    marginal = 656.3 * (1 - math.sqrt(1 - (math.sin(math.atan(1 / 5.6)) / 2) ** 2))
+    assert curve.centre - fast.centre == pytest.approx(marginal / 2, rel=0.03)
+    assert fast.width > 0.99 * curve.width
+    assert 0.3 < 1 - fast.response("Halpha") / curve.response("Halpha") < 0.5
+    assert curve.in_beam(2.8, obstruction=0.5).centre < fast.centre
+
+
+def test_light_is_moved_not_lost_by_a_beam():
+    broad = FilterCurve.from_shape(656.3, 12.0)
+    area = np.trapezoid(broad.transmission, broad.wavelength)
+    fast = broad.in_beam(3.0)
+    assert np.trapezoid(fast.transmission, fast.wavelength) == pytest.approx(area, rel=0.01)
+
+
+def test_velocity_and_temperature_move_line_and_curve():
+    curve = FilterCurve.from_shape(656.3, 3.0)
+    assert curve.response("Halpha", velocity=300.0) < curve.response("Halpha")
+    away = curve.shifted(0.657).response("Halpha", velocity=300.0)
+    assert away == pytest.approx(curve.response("Halpha"), rel=0.002)
+
+
+def test_curve_files_need_a_unit(tmp_path):
+    path = tmp_path / "curve.txt"
+    path.write_text("6500 0.0\n6560 0.9\n6600 0.0\n")
+    with pytest.raises(InputError, match="no unit"):
+        FilterCurve.from_file(path)
+    assert FilterCurve.from_file(path, unit="Angstrom")(656.0) == pytest.approx(0.9)
+
+
+def test_filters_that_do_not_fit_are_refused():
+    halpha, broad = FilterCurve.from_shape(656.3, 7.0), FilterCurve.generic("V")
+    with pytest.raises(InputError, match="does not contain OIII"):
+        halpha.checked_response("OIII")
+    with pytest.raises(InputError, match="the line's own"):
+        line_in_continuum(halpha, halpha, "Halpha")
+    assert line_in_continuum(halpha, broad, "Halpha") < 1e-3
+    with pytest.raises(InputError, match="negative"):
+        FilterCurve("bad", [1.0, 2.0, 3.0], [0.0, 1.0, -0.5])
+
+
+# ---- continuum
+
+
+def test_continuum_with_a_given_scale_is_arithmetic():
+    curves = FilterCurve.from_shape(656.3, 7.0), FilterCurve.from_shape(640.0, 130.0)
+    lost = line_in_continuum(*curves, "Halpha")
+    result = subtract_continuum(
+        flat_map(5.0), flat_map(20.0), k=0.1, k_err=0.01, curves=curves, name="Halpha"
+    )
+    np.testing.assert_allclose(result.data, 3.0 / (1 - lost), rtol=1e-6)
+    np.testing.assert_allclose(
+        result.uncertainty.array, math.hypot(0.1, 0.01) / (1 - lost), rtol=1e-5
+    )
+
+
+def test_error_of_the_scale_is_common_to_a_region():
+    from regions import CirclePixelRegion, PixCoord
+
+    continuum = flat_map(20.0)
+    continuum.data[:20] = 70.0
+    result = subtract_continuum(flat_map(5.0), continuum, k=0.1, k_err=0.01)
+    table = region_fluxes(result, [CirclePixelRegion(PixCoord(20, 9), 5)])
+    above = 70.0 - float(np.median(continuum.data))
+    area = table["area"][0].value
+    assert table["err_continuum"][0].value == pytest.approx(0.01 * above * area, rel=1e-5)
+    assert table["err_noise"][0].value == pytest.approx(0.1 * math.sqrt(1.01 * area), rel=0.08)
+
+
+@pytest.mark.parametrize("fwhm", [(3.0, 3.8), (3.8, 3.0), (3.2, 3.2)])
+def test_stars_go_and_the_scale_is_right(fwhm):
+    line, continuum, k = star_fields(1, fwhm=fwhm)
+    result = subtract_continuum(line, continuum)
+    assert result.meta["KCONT"] == pytest.approx(k, rel=0.015)
+    assert abs(result.meta["KCONT"] - k) < 3 * result.meta["KCONTERR"]
+    assert np.median(np.abs(result.stars["residual"])) < 0.03
+    assert line.data.max() > 5 * np.nanmax(np.abs(result.data))
+
+
+def test_colour_of_stars_is_taken_out_where_it_shows():
+    line, continuum, _ = star_fields(2, scatter=0.0, fwhm=(3.0, 3.0), n=60)
+    plain = subtract_continuum(line, continuum)
+    rng = np.random.default_rng(0)
+    stars = plain.stars["x_center", "y_center"]
+    stars["colour"] = rng.normal(size=len(stars))
+    # A slope of nothing is not taken for one.
+    assert subtract_continuum(line, continuum, stars=stars).meta["KCOLOUR"] == 0
+    with pytest.raises(InputError, match="continuum image is negative"):
+        subtract_continuum(flat_map(5.0), flat_map(-20.0), k=0.1)
+
+
+@pytest.mark.long
+def test_pulls_of_the_scale():
+    pulls, residuals = [], []
+    for seed in range(60):
+        line, continuum, k = star_fields(seed, fwhm=(3.0, 3.8) if seed % 2 else (3.8, 3.0))
+        result = subtract_continuum(line, continuum)
+        pulls.append((result.meta["KCONT"] - k) / result.meta["KCONTERR"])
+        residuals.append(np.median(np.abs(result.stars["residual"])))
+    assert 0.75 < np.std(pulls) < 1.2
+    assert np.median(residuals) < 0.03
+
+
+def test_images_without_stars_or_good_pixels_are_refused():
+    with pytest.raises(InputError, match="no stars"):
+        subtract_continuum(flat_map(5.0), flat_map(20.0))
+    masked = flat_map(5.0, mask=np.ones((40, 40), bool))
+    with pytest.raises(InputError, match="masked"):
+        subtract_continuum(masked, flat_map(20.0), k=0.1)
+    with pytest.raises(InputError, match="shapes"):
+        subtract_continuum(flat_map(5.0), flat_map(20.0, shape=(30, 40)), k=0.1)
+    bare = CCDData(np.ones((40, 40)), unit=RATE)
+    with pytest.raises(InputError, match="no uncertainty"):
+        subtract_continuum(bare, flat_map(20.0), k=0.1)
+
+
+def sky_map(value, x0, shape=(40, 40), **keywords):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = ["RA---TAN", "DEC--TAN"], [100.0, 20.0]
+    wcs.wcs.crpix, wcs.wcs.cdelt = [20.0 + x0, 20.0], [-1 / 3600, 1 / 3600]
+    return flat_map(value, shape=shape, wcs=wcs, header=wcs.to_header(), **keywords)
+
+
+def test_other_grids_are_resampled_or_refused():
+    continuum = sky_map(0.0, 0.5)
+    continuum.data += np.arange(40, dtype=np.float32)
+    result = subtract_continuum(sky_map(5.0, 0.0), continuum, k=0.1)
+    assert result.data[20, 20] == pytest.approx(5 - 0.1 * 20.5, abs=0.02)
+    assert np.isnan(result.data[20, 39])
+    with pytest.raises(InputError, match="another part of the sky"):
+        subtract_continuum(sky_map(5.0, 0.0), sky_map(20.0, 500.0), k=0.1)
+
+
+# ---- ratios
+
+
+def test_intervals_cover_and_limits_hold():
+    rng = np.random.default_rng(3)
+    n = 400
+    truth_b = 10 ** rng.uniform(math.log10(3), 2, (n, n))
+    ratio = 10 ** rng.uniform(-1.3, 0.5, (n, n))
+    noise = rng.normal(size=(2, n, n))
+    maps = [
+        CCDData(np.float32(t + e), unit=RATE, uncertainty=StdDevUncertainty(np.ones((n, n))))
+        for t, e in zip((ratio * truth_b, truth_b), noise, strict=True)
+    ]
+    result = line_ratio(*maps)
+    measured = result.kind == 1
+    covered = (result.lower <= ratio) & (ratio <= result.upper)
+    assert 0.66 < covered[measured].mean() < 0.71
+    bright = measured & (truth_b > 10) & (ratio * truth_b > 10)
+    assert covered[bright].mean() == pytest.approx(0.6827, abs=0.01)
+    assert 0.95 < (ratio <= result.upper)[result.kind == 2].mean() < 0.985
+    assert not np.isfinite(result.ratio[~measured]).any()
+    assert not np.isfinite(result.upper[result.kind == 0]).any()
+
+
+def test_wide_stars_are_matched_before_the_ratio():
+    a, b = flat_map(5.0), flat_map(10.0)
+    a.meta["PSFWIDTH"], b.meta["PSFWIDTH"] = 3.0, 4.0
+    a.data[20, 20] = 6.0
+    ratio = line_ratio(a, b).ratio
+    assert ratio[20, 20] < 0.53
+    assert ratio[20, 21] > 0.5
+    other = CCDData(b.data, unit="adu", uncertainty=StdDevUncertainty(b.uncertainty.array))
+    with pytest.raises(InputError, match="one unit"):
+        line_ratio(a, other)
+
+
+def test_extinction_is_that_of_cardelli():
+    a, b = flat_map(286.0 * 10 ** (0.4 * (1.1643 - 0.8177) * 3.1 * 0.5), 1.0), flat_map(100.0, 1.0)
+    dust = extinction(line_ratio(a, b))
+    assert float(np.median(dust.ebv)) == pytest.approx(0.5, abs=0.002)
+    assert (dust.a_halpha_lower < dust.a_halpha).all()
+    assert float(np.median(dust.a_halpha)) == pytest.approx(0.5 * 3.1 * 0.8177, abs=0.005)
+
+
+# ---- lines in one filter
+
+
+def test_lines_that_share_filters_are_told_apart():
+    wide, narrow = FilterCurve.from_shape(656.3, 7.0), FilterCurve.from_shape(658.4, 3.0)
+    halpha, nii = 10.0, 4.0
+    seen = [
+        (halpha * c.response("Halpha") + nii * c.response("NII")) / c.response(own)
+        for c, own in ((wide, "Halpha"), (narrow, "NII"))
+    ]
+    maps = [LineMap(flat_map(s)) for s in seen]
+    a, b = separate_lines(*maps, curves=(wide, narrow))
+    np.testing.assert_allclose(a.data, halpha, rtol=1e-5)
+    np.testing.assert_allclose(b.data, nii, rtol=1e-5)
+    known = correct_blend(maps[0], 0.4, ratio_err=0.1, curve=wide)
+    np.testing.assert_allclose(known.data, halpha, rtol=1e-5)
+    assert 0.04 < known.common["NII"] < 0.1
+
+
+# ---- flux
+
+
+def test_flux_scale_from_stars_is_that_of_the_spectra():
+    rng = np.random.default_rng(5)
+    curve = FilterCurve.from_shape(656.3, 7.0)
+    wavelength = np.linspace(400, 900, 251)
+    pulls = []
+    for _ in range(200):
+        slope, level = rng.normal(0, 1, 20), 10 ** rng.uniform(-15, -13, 20)
+        density = level[:, None] * (wavelength / 650) ** slope[:, None]
+        reference = flux_from_spectra(
+            curve, "Halpha", wavelength=wavelength * u.nm, density=density * DENSITY
+        )  # fmt: skip
+        rate = reference.value / 2e-16 * np.exp(0.03 * rng.normal(size=20))
+        rate *= 1 + 0.01 * rng.normal(size=20)
+        rate[0] *= 2
+        scale = flux_scale(rate, reference, rate_err=0.01 * rate)
+        assert not scale.used[0]
+        pulls.append(math.log(scale.value / 2e-16) / scale.random)
+    assert 0.85 < np.std(pulls) < 1.15
+    assert scale.error > 0.03
+
+
+def test_magnitudes_and_spectra_say_the_same():
+    curve = FilterCurve.from_shape(656.3, 7.0)
+    wavelength = np.linspace(400, 900, 2001)
+    f_nu = 10 ** (-0.4 * (15 + 48.6))
+    density = f_nu * 2.99792458e17 / wavelength**2
+    spectra = flux_from_spectra(
+        curve, "Halpha", wavelength=wavelength * u.nm, density=density * DENSITY
+    )  # fmt: skip
+    magnitudes = flux_from_magnitudes(curve, "Halpha", bands={475.0: [15.0], 760.0: [15.0]})
+    assert magnitudes[0].value == pytest.approx(spectra.value, rel=1e-3)
+    with pytest.raises(InputError, match="do not enclose"):
+        flux_from_magnitudes(curve, "Halpha", bands={475.0: [15.0], 500.0: [15.0]})
+
+
+def test_rayleigh():
+    line = LineMap(sky_map(1.0, 0.0))
+    scale = flux_scale([1.0], [5.661e-18] * u.erg / u.s / u.cm**2, rate_err=[0.01])
+    flux = calibrate_flux(line, scale)
+    assert flux.unit == u.erg / u.s / u.cm**2
+    rayleigh = surface_brightness(flux, unit="R", line="Halpha")
+    assert float(np.median(rayleigh.data)) == pytest.approx(1.0, rel=1e-3)
+    assert flux.common["flux scale"] == pytest.approx(math.hypot(0.01, 0.03))
+    with pytest.raises(InputError, match="flux scale"):
+        calibrate_flux(flux, scale)
+
+
+# ---- regions
+
+
+def test_regions_that_hold_nothing_are_refused():
+    from regions import CirclePixelRegion, PixCoord
+
+    line = flat_map(5.0)
+    line.mask = np.zeros((40, 40), bool)
+    line.mask[:20] = True
+    with pytest.raises(InputError, match="masked"):
+        region_fluxes(line, [CirclePixelRegion(PixCoord(10, 5), 3)])
+    with pytest.raises(InputError, match="outside"):
+        region_fluxes(line, [CirclePixelRegion(PixCoord(100, 100), 3)])
+    sky = [CirclePixelRegion(PixCoord(9, 33), 4)]
+    half = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19.5), 5)], sky=sky)
+    assert half["covered"][0] == pytest.approx(0.5, abs=0.01)
+    assert abs(half["flux"][0].value) < 1e-3
+
+
+# ---- catalogue
+
+
+def catalogue_field(seed, n, *, other=False, size=512):
+    """An image's star list, a catalogue around it, a centre and scale that are off, the WCS."""
+    rng = np.random.default_rng(seed)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crval = (
+        ["RA---TAN", "DEC--TAN"],
+        [rng.uniform(0, 360), rng.uniform(-70, 70)],
+    )
+    scale, turn = rng.uniform(0.5, 3), rng.uniform(0, 2 * np.pi)
+    wcs.wcs.crpix = [size / 2] * 2
+    turned = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    wcs.wcs.cd = turned @ np.diag([rng.choice([-1, 1]), 1]) * scale / 3600
+    xy, mag = rng.uniform(-size / 2, 1.5 * size, (4 * n, 2)), 18 - 1.2 * rng.exponential(1, 4 * n)
+    seen = ((xy > 0) & (xy < size)).all(axis=1) & (rng.random(4 * n) > 0.3)
+    n_false = int(0.43 * seen.sum())
+    stars = np.vstack(
+        [xy[seen] + rng.normal(0, 0.15, (seen.sum(), 2)), rng.uniform(0, size, (n_false, 2))]
+    )
+    bright = np.append(
+        mag[seen] + rng.normal(0, 0.3, seen.sum()), 18 - 1.2 * rng.exponential(1, n_false)
+    )
+    stars = stars[np.argsort(bright)]
+    table = QTable({"x_center": stars[:, 0] * u.pix, "y_center": stars[:, 1] * u.pix})
+    sky = wcs.pixel_to_world(*(rng.uniform(-size / 2, 1.5 * size, xy.shape) if other else xy).T)
+    catalogue = QTable({"ra": sky.ra, "dec": sky.dec, "mag": mag})
+    start = {
+        "center": wcs.pixel_to_world(*(size / 2 + rng.uniform(-0.5, 0.5, 2) * size)),
+        "scale": scale * rng.uniform(0.97, 1.03) * u.arcsec,
+    }
+    return (
+        CCDData(np.zeros((size, size)), unit="adu"),
+        catalogue,
+        table,
+        start,
+        wcs,
+        int(seen.sum()),
+    )
+
+
+def agreement(seed, n, *, other=False):
+    """Whether a field is "right", "wrong" or "refused", its common stars, and the match."""
+    ccd, catalogue, stars, start, wcs, common = catalogue_field(seed, n, other=other)
+    try:
+        match = match_catalogue(ccd, catalogue, stars=stars, **start)
+    except AlignmentError:
+        return "refused", common, None
+    corners = np.array([[0, 0], [511, 511], [0, 511.0]])
+    back = np.column_stack(match.wcs.world_to_pixel(wcs.pixel_to_world(*corners.T)))
+    return "right" if np.abs(back - corners).max() < 3 else "wrong", common, match
+
+
+def test_fields_are_matched_or_refused():
+    for seed, n in enumerate((12, 30, 60, 120, 200)):
+        verdict, common, match = agreement(seed, n)
+        assert verdict == "right" if common >= 12 else verdict != "wrong"
+        if match is not None:
+            assert match.rms < 0.25
+            assert match.n_matched >= 0.8 * common
+    for seed in range(5):
+        assert agreement(seed, 80, other=True)[0] == "refused"
+
+
+@pytest.mark.long
+def test_five_hundred_fields():
+    rng = np.random.default_rng(9)
+    numbers = np.exp(rng.uniform(np.log(8), np.log(200), 500)).astype(int)
+    answers = [agreement(100 + seed, n)[:2] for seed, n in enumerate(numbers)]
+    assert not any(verdict == "wrong" for verdict, _ in answers)
+    enough = [verdict == "right" for verdict, common in answers if common >= 12]
+    assert np.mean(enough) >= 0.99
+
+
+def test_catalogues_that_cannot_be_used_are_refused():
+    ccd, catalogue, stars, start, *_ = catalogue_field(0, 40)
+    with pytest.raises(InputError, match="no WCS"):
+        match_catalogue(ccd, catalogue, stars=stars)
+    with pytest.raises(InputError, match="no right ascension"):
+        match_catalogue(ccd, catalogue["mag", "dec"], stars=stars, **start)
+    with pytest.raises(InputError, match="neither a magnitude"):
+        match_catalogue(ccd, catalogue["ra", "dec"], stars=stars, **start)
+    away = SkyCoord(start["center"].ra + 5 * u.deg, start["center"].dec)
+    with pytest.raises(AlignmentError, match="another field"):
+        match_catalogue(ccd, catalogue, stars=stars, center=away, scale=start["scale"])
+
+
+# ---- simulated nights with spectra
+
+
+def test_simulated_filters_see_the_lines_that_are_in_them(tmp_path):
+    spectra = SpectralModel(nii=0.5, equivalent_width=1e9)
+    truth = simulate_night(
+        tmp_path / "night", shape=(48, 64), filters=("Ha", "OIII", "r"), n_bias=0, n_darks=0,
+        n_flats=0, light_exposures=(60.0,), spectra=spectra, seed=3,
+    )  # fmt: skip
+    curve = FilterCurve.from_shape(656.3, 7.0, peak=0.9)
+    halpha, nii = truth.line_flux("Halpha"), truth.line_flux("NII")
+    np.testing.assert_allclose(nii, 0.5 * halpha)
+    rate = (halpha * curve.response("Halpha") + nii * curve.response("NII")) * 200 / 1.98644586e-9
+    np.testing.assert_allclose(truth.nebula("Halpha"), rate, rtol=1e-3)
+    assert (truth.nebula("r") > truth.nebula("Halpha")).mean() > 0.9
+    star = truth.stars[0]
+    wavelength = np.linspace(400, 900, 3001)
+    density = star["density"] * (wavelength / 600) ** star["slope"]
+    flux = flux_from_spectra(curve, "Halpha", wavelength=wavelength * u.nm, density=density)
+    known = flux.value * curve.response("Halpha") * 200 / 1.98644586e-9
+    assert star["flux_Halpha"].value == pytest.approx(known, rel=2e-3)
+    assert truth.spectra == spectra
+
+
+# ---- the command
+
+
+@pytest.fixture(scope="module")
+def reduced(tmp_path_factory):
+    """A reduced night of four filters, its references and its truth."""
+    from astro_narrowband.cli import main
+    from astro_narrowband.simulate import NightModel
+
+    folder = tmp_path_factory.mktemp("lines")
+    truth = simulate_night(
+        folder / "raw", shape=(256, 256), filters=("Halpha", "SII", "r"), n_bias=4, n_darks=3,
+        n_flats=3, dark_exposures=(60.0,), light_exposures=(60.0,) * 3, write_wcs=True,
+        write_read_noise=True, spectra=SpectralModel(), seed=4,
+        model=NightModel(star_density=1500, brightest=1000.0, sky=0.3, fwhm_scatter=0.05),
+    )  # fmt: skip
+    stars = truth.stars[truth.stars["flux_Halpha"].value > 8]
+    wavelength = np.linspace(400, 950, 276)
+    table = QTable({"ra": stars["ra"], "dec": stars["dec"]})
+    power = (wavelength / 600) ** stars["slope"][:, None]
+    table["spectrum"] = stars["density"][:, None] * power
+    table.meta["sampling"] = wavelength.tolist()
+    table.write(folder / "references.ecsv")
+    (folder / "r.reg").write_text("image\ncircle(128,128,30)\nbox(20,128,24,160,0) # text={sky}\n")
+    assert main(["reduce", str(folder / "raw"), "-o", str(folder / "red"), "--quiet"]) == 0
+    return folder, truth
+
+
+def test_command_makes_maps_ratios_regions_and_a_page(reduced, capsys):
+    from astropy.io import fits
+
+    from astro_narrowband.cli import main
+
+    folder, truth = reduced
+    out = folder / "out"
+    references = str(folder / "references.ecsv")
+    status = main([
+        "lines", str(folder / "red"), "-o", str(out), "--references", references,
+        "--regions", str(folder / "r.reg"), "--nii", "0.35,0.02", "--curve", "r=622,138",
+        "--curve", "Halpha=656.3,7", "--curve", "SII=672.4,7",
+    ])  # fmt: skip
+    said = capsys.readouterr()
+    assert status == 0, said.err
+    assert "what limits it is" in said.out
+    assert {p.name for p in out.glob("*.fits")} == {
+        "line-Crown_Nebula-Halpha.fits", "line-Crown_Nebula-SII.fits",
+        "ratio-Crown_Nebula-SII-Halpha.fits",
+    }  # fmt: skip
+    page = (out / "lines.html").read_text()
+    assert "SII/Halpha" in page
+    assert "<script" not in page
+    row = QTable.read(out / "regions-Crown_Nebula.ecsv")[0]
+    plane = truth.line_flux("Halpha")
+    y, x = np.mgrid[:256, :256]
+    zero = plane[48:208, 8:31].mean()
+    expected = (plane - zero)[np.hypot(x - 127, y - 127) < 30].sum()
+    assert row["flux"].to_value("erg / (s cm2)") == pytest.approx(expected, rel=0.15)
+    with fits.open(out / "line-Crown_Nebula-Halpha.fits") as hdul:
+        assert hdul[0].header["KFILTER"] == "r"
+        assert hdul["COMMON1"].header["BUNIT"] == "erg / (s cm2)"
+
+
+def test_command_says_what_it_does_not_know(reduced, capsys, tmp_path):
+    from astro_narrowband.cli import main
+
+    folder, _ = reduced
+    red = str(folder / "red")
+    assert main(["lines", red, "-o", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().err
+    assert "no curve given" in said
+    assert "holds [NII]" in said
+    assert "no flux scale" in said
+    for arguments, reason in (
+        (["--continuum", "V"], "has no coadd"),
+        (["--continuum", "Halpha"], "the line's own"),
+        (["--curve", "Halpha=500,7"], "does not contain Halpha"),
+        (["--curve", "Halpha=nothing.txt"], "neither a file"),
+        (["--regions", "nothing.reg"], "no such file"),
+        (["--references", "nothing.ecsv"], "no such file"),
+    ):
+        assert main(["lines", red, "-o", str(tmp_path / "b"), *arguments]) == 3, arguments
+        assert reason in capsys.readouterr().err
+    assert main(["lines", str(tmp_path), "-o", str(tmp_path / "c")]) == 3

@@ -1,0 +1,209 @@
+"""Skies that turn, cloud, few stars: frames are matched, or it is said that they are not."""
+
+import warnings
+
+import numpy as np
+import pytest
+from astropy import units as u
+from astropy.io import fits
+from astropy.nddata import CCDData, VarianceUncertainty
+
+from astro_narrowband.coaddition import coadd
+from astro_narrowband.exceptions import AlignmentError, NarrowbandWarning
+from astro_narrowband.registration import Alignment
+from astro_narrowband.resampling import ResampledFrame
+
+RATE = u.electron / u.s
+pytestmark = pytest.mark.filterwarnings("ignore:.*which masters they were calibrated")
+
+
+def light(rng, mean, *, t=300.0, read_noise=3.0):
+    electrons = rng.poisson(mean * t) + rng.normal(0, read_noise, mean.shape)
+    variance = VarianceUncertainty((mean * t + read_noise**2) / t**2)
+    return CCDData(
+        electrons / t, unit=RATE, uncertainty=variance, header=fits.Header({"EXPTIME": t})
+    )
+
+
+def star_field(rng, n, n_stars, *, faintest=50.0, brightest=500.0):
+    side = int(np.ceil(np.sqrt(n_stars)))
+    step = (n - 60) / side
+    gy, gx = np.mgrid[:side, :side]
+    xy = np.column_stack([gx.ravel(), gy.ravel()])[:n_stars] * step + 30 + 0.5 * step
+    xy = xy + rng.uniform(-0.15 * step, 0.15 * step, xy.shape)
+    flux = rng.uniform(faintest, brightest, n_stars)
+    y, x = np.mgrid[:n, :n]
+    image = sum(
+        f / (2 * np.pi * 1.69) * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3.38)
+        for (a, b), f in zip(xy, flux, strict=True)
+    )
+    return xy, flux, image
+
+
+def fluxes(made, xy, radius=5.0):
+    """Flux and error in circles, the sky being the median around."""
+    y, x = np.mgrid[: made.ccd.shape[0], : made.ccd.shape[1]]
+    out = []
+    for a, b in xy:
+        cut = np.s_[int(b) - 14 : int(b) + 15, int(a) - 14 : int(a) + 15]
+        r = np.hypot(x[cut] - a, y[cut] - b)
+        data, sigma = made.ccd.data[cut], made.ccd.uncertainty.array[cut]
+        inner = r < radius
+        ring = (r > 9) & (r < 14)
+        variance = (sigma[inner] ** 2).sum()
+        variance += inner.sum() ** 2 * 1.57 * np.median(sigma[ring] ** 2) / ring.sum()
+        out.append((data[inner].sum() - inner.sum() * np.median(data[ring]), variance**0.5))
+    return np.array(out).T
+
+
+def curved(n, k):
+    y, x = np.mgrid[:n, :n] / n - 0.5
+    kinds = [0.3 * x, -0.3 * x, 0.4 * x * y, 0.5 * x**2 - 0.2 * y, 0.8 * y**3]
+    return 0.5 + kinds[k % 5]
+
+
+@pytest.mark.parametrize("n_frames", [2, 3, 6])
+def test_skies_that_differ_in_shape_are_matched(n_frames):
+    pulls, rejected = [], []
+    n = 128
+    y, x = np.mgrid[:n, :n]
+    nebula = 1 + np.sin(x / 9.0) * np.cos(y / 13.0)
+    for seed in range(20):
+        rng = np.random.default_rng(100 + seed)
+        skies = [curved(n, k + seed) for k in range(n_frames)]
+        made = coadd([light(rng, nebula + s) for s in skies], flux_scale="none")
+        truth = nebula + np.tensordot(made.frames["weight"], skies, 1)
+        pulls.append((made.ccd.data - truth) / made.ccd.uncertainty.array)
+        rejected.append(np.max(made.frames["rejected"]))
+        assert made.ccd.header["SKYDEG"] >= 1
+    assert np.std(pulls) == pytest.approx(1.0, abs=0.01)
+    assert abs(np.mean(pulls)) < 0.01
+    assert np.max(rejected) < 0.005
+
+
+def test_clean_skies_ask_for_no_surface():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        flat = np.full((128, 128), 0.5)
+        made = coadd([light(rng, flat * s) for s in (1, 1.2, 0.9, 1)], flux_scale="none")
+        assert made.ccd.header["SKYDEG"] == 0
+        assert np.std(made.ccd.data) / made.ccd.header["SKYNOISE"] == pytest.approx(1, abs=0.03)
+
+
+def test_gradient_of_frames_that_are_shifted():
+    """Cells are compared where they are on the sky."""
+    n = 192
+    y, x = np.mgrid[: n + 40, : n + 40]
+    nebula = 1 + np.sin(x / 25.0) * np.cos(y / 20.0)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        frames, skies = [], []
+        for k, (dx, dy) in enumerate([(0, 0), (7, -5), (-12, 9), (4, 11)]):
+            part = nebula[20 + dy : 20 + dy + n, 20 + dx : 20 + dx + n]
+            frame = light(rng, part + curved(n, k))
+            frames.append(ResampledFrame(frame, Alignment.translation(dx, dy)))
+        made = coadd(frames, flux_scale="none")
+        assert made.ccd.header["SKYDEG"] >= 1
+        assert np.max(made.frames["rejected"]) < 0.005
+        assert (made.frames["sky_err"] < 0.01 * RATE).all()
+        skies = made.ccd.data - nebula[20 : 20 + n, 20 : 20 + n]
+        inner = skies[20:-20, 20:-20] / made.ccd.uncertainty.array[20:-20, 20:-20]
+        steps = np.diff(inner, axis=1) / np.sqrt(2)
+        assert np.nanstd(steps) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["edge", "quarter", "slope", "two slopes"])
+def test_cloud_on_a_part_of_a_frame(kind):
+    pulls = []
+    n = 300
+    y, x = np.mgrid[:n, :n] / n
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        xy, flux, stars = star_field(rng, n, 49)
+        clear, maps = np.ones((n, n)), []
+        if kind == "edge":
+            maps = [clear, np.where(x > 0.5, 0.7, 1), clear]
+        elif kind == "quarter":
+            maps = [clear, np.where((x > 0.5) & (y < 0.5), 0.7, 1), clear]
+        elif kind == "slope":
+            maps = [clear, 1 - 0.3 * x, clear]
+        else:
+            maps = [1 - 0.3 * x, 1 - 0.3 * y, clear, clear, clear]
+        frames = [light(rng, stars * m + 0.3) for m in maps]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = coadd(frames)
+        used = np.array(made.frames["used"])
+        if kind in ("edge", "quarter"):
+            assert used.tolist() == [True, False, True]
+            assert any("left out" in str(w.message) for w in caught)
+        else:
+            assert used.all()
+            assert (np.array(made.frames["scale_range"])[: len(maps) - 3 or 2] > 0.1).any()
+        got, error = fluxes(made, xy)
+        pulls.append((got - flux) / np.hypot(error, made.ccd.header["SCALEERR"] * flux))
+    assert np.std(pulls) < 1.2
+
+
+@pytest.mark.parametrize("n_stars", [0, 1, 2, 12])
+def test_transparency_from_what_there_is(n_stars):
+    n = 240
+    y, x = np.mgrid[:n, :n]
+    nebula = 2 + np.sin(x / 40.0) * np.cos(y / 50.0)
+    pulls = []
+    for seed in range(7):
+        rng = np.random.default_rng(seed)
+        stars = star_field(rng, n, n_stars, faintest=300)[2] if n_stars else 0
+        frames = [light(rng, (stars + nebula) * part + 0.3) for part in (1.0, 0.6, 0.8)]
+        made = coadd(frames)
+        scale, error = np.array(made.frames["scale"]), np.array(made.frames["scale_err"])
+        base = int(np.flatnonzero(error == 0)[0])
+        truth = np.array([1.0, 0.6, 0.8])
+        other = np.arange(3) != base
+        pulls.extend((scale - truth / truth[base])[other] / error[other])
+        assert scale == pytest.approx(truth / truth[base], rel=0.03)
+    assert 0.4 < np.std(pulls) < 1.35
+
+
+def test_what_cannot_be_measured_is_said_and_kept():
+    rng = np.random.default_rng(1)
+    frames = [light(rng, np.full((96, 96), 0.4)) for _ in range(3)]
+    with pytest.warns(NarrowbandWarning, match=r"transparency could not be measured"):
+        made = coadd(frames)
+    assert made.frames["used"].all()
+    assert np.isnan(made.frames["scale_err"]).sum() == 2
+    assert (np.array(made.frames["scale"]) == 1).all()
+
+
+def test_frames_that_were_never_registered():
+    rng = np.random.default_rng(2)
+    _, _, stars = star_field(rng, 300, 36)
+    frames = [light(rng, np.roll(stars, (3 * k, -5 * k), (0, 1)) + 0.3) for k in range(4)]
+    with pytest.raises(AlignmentError, match=r"after a shift by \(-?\d+\.\d+, -?\d+\.\d+\)"):
+        coadd(frames)
+    same = [light(rng, stars + 0.3) for _ in range(3)]
+    assert coadd(same).ccd.header["NCOMBINE"] == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*noise of")
+def test_much_that_is_rejected_is_said():
+    rng = np.random.default_rng(3)
+    frames = [light(rng, np.full((96, 96), 0.4)) for _ in range(4)]
+    frames[2].data[:, 40:46] += 5.0
+    with pytest.warns(NarrowbandWarning, match=r"% of the pixels of a frame were rejected"):
+        coadd(frames, flux_scale="none")
+
+
+def test_surfaces_and_maps_do_not_depend_on_order_or_bands():
+    rng = np.random.default_rng(4)
+    n = 240
+    x = np.mgrid[:n, :n][1] / n
+    _, _, stars = star_field(rng, n, 49)
+    maps = (1, 1 - 0.3 * x, 1, 1)
+    frames = [light(rng, stars * m + curved(n, k)) for k, m in enumerate(maps)]
+    one = coadd(frames)
+    assert np.max(one.frames["scale_range"]) > 0.1
+    assert one.ccd.header["SKYDEG"] > 0
+    for other in (coadd(frames[::-1], workers=2, memory=1), coadd(frames, workers=1, memory=3e6)):
+        assert one.ccd.data.tobytes() == other.ccd.data.tobytes()
+        assert one.ccd.uncertainty.array.tobytes() == other.ccd.uncertainty.array.tobytes()
