@@ -38,7 +38,7 @@ from astro_narrowband.night.record import (
     with_frames,
 )
 from astro_narrowband.night.report import Pictures, can_render, render_report
-from astro_narrowband.night.run._masters import Masters
+from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
@@ -46,7 +46,7 @@ from astro_narrowband.photometry import make_catalog
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["Night"]
+__all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
@@ -178,13 +178,12 @@ class Night:
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        measured = group.calibrated or not (group.bias or group.darks or group.flats)
-        recipe, keys = (None, []) if measured else self.masters.recipe(group)
+        recipe, keys = (None, []) if group.alone else self.masters.recipe(group)
         lights = []
         for row in list(group.lights):
             try:
                 frame = row.open(group.colour)
-                if measured:
+                if group.alone:
                     frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
                 else:
                     frame = CalibratedFrame(frame, recipe)

@@ -118,7 +118,7 @@ class FrameTable:
         reader = FactReader(set_keywords=set_keywords, spellings=spellings, mono=bayer == "mono")
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _row(path, parts, why, reader, max_pixels, library)
+            _read_row(path, parts, why, reader, max_pixels, library)
             for path, parts, why, library in find_files(paths, ignore, calibration=calibration)
         ]
         table = cls(sorted(rows, key=lambda row: (row.library, os.fsencode(row.path))))
@@ -384,7 +384,7 @@ def _compare(facts, header, primary, spellings):
                 )
 
 
-def _row(path, parts, why, reader, max_pixels, library):
+def _read_row(path, parts, why, reader, max_pixels, library):
     row = FrameRow(path=path, parts=parts, max_pixels=max_pixels, library=library)
     if why:
         (row.leave_out if why.startswith("!") else row.ignore)(why.removeprefix("!"))
