@@ -95,7 +95,8 @@ def _consensus(scale, scale_err, fits, base):
     scale = np.where([m is None for m in maps], scale, level)
     uneven, sure = np.array(uneven), np.array(sure)
     known = np.isfinite(uneven)
-    usual = float(np.median(uneven[known])) if known.any() else 0.0
+    # (Of two frames one is even by definition: the lower of the middle values.)
+    usual = float(np.sort(uneven[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
     with np.errstate(invalid="ignore"):
         patchy = uneven > np.maximum(max(EVEN, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy[base] = False
@@ -108,7 +109,7 @@ def _consensus(scale, scale_err, fits, base):
 
 def _neighbours(xy):
     """The nearest few stars of each, itself first: (n_stars, k)."""
-    k = 1 if len(xy) < 12 else 3 if len(xy) < 40 else 5
+    k = 1 if len(xy) < 20 else 3 if len(xy) < 40 else 5
     if not len(xy):
         return np.empty((0, 1), int)
     return cKDTree(xy).query(xy, k)[1].reshape(len(xy), k)
