@@ -29,6 +29,7 @@ from astro_narrowband._engine.headers import (
     read_exposure,
 )
 from astro_narrowband._engine.headers.spellings import SPELLINGS, show
+from astro_narrowband._engine.raw import without_pedestal
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
@@ -139,9 +140,9 @@ class FrameRow(Facts):
     def open(self, colour=""):
         """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
         frame, colour = self.open_raw(), self.colour or colour
-        if not colour or self.mosaic:
-            return frame
-        return MosaicFrame(frame, colour, saturation=self.saturation)
+        if colour and not self.mosaic:
+            frame = MosaicFrame(frame, colour, saturation=self.saturation)
+        return without_pedestal(frame)
 
 
 def problems_of(rows_and_texts):
