@@ -134,9 +134,10 @@ def _standard(flux, error, near, reference):
         off = [_pattern(f, e, flux[i], error[i], near)[0] for f, e in zip(flux, error, strict=True)]
         off = np.delete(np.minimum(np.nan_to_num(off, nan=0.3), 0.3), i)
         score[k] = off.mean() if off.size else 0.0
-        with np.errstate(invalid="ignore"):
-            ratio = (flux[i] / flux)[np.isfinite(flux[i] / flux)]
-        bright[k] = -np.median(ratio) if ratio.size else 0.0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.clip(flux[i] / flux, 0.1, 10.0)
+        # (Not the median: half of a frame may be as bright as the other's.)
+        bright[k] = -np.mean(np.log(ratio[np.isfinite(ratio)]))
     usable = n_stars[candidates] >= 0.5 * n_stars[candidates].max()
     best = usable & (score <= score[usable].min() + 0.5 * EVEN)
     return int(candidates[best][np.argmin(bright[best])])
