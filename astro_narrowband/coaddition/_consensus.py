@@ -22,6 +22,9 @@ __all__ = ["star_consensus"]
 FLUX_FLOOR = 0.003
 #: Frames that may be the standard, and stars over which patterns are compared: more tell no more.
 CANDIDATES, PATTERN_STARS = 9, 150
+#: Frames that others agree with nearly as well as with the best: two differ from each other by
+#: -30 or +43 %, as one or the other is taken for the standard.
+ALIKE = 1.6
 #: What is off by less than this is no pattern of clouds (part of a star's flux).
 EVEN = 0.01
 #: More than this many times what is usual in the other frames is patchy.
@@ -139,7 +142,7 @@ def _standard(flux, error, near, reference):
         # (Not the median: half of a frame may be as bright as the other's.)
         bright[k] = -np.mean(np.log(ratio[np.isfinite(ratio)]))
     usable = n_stars[candidates] >= 0.5 * n_stars[candidates].max()
-    best = usable & (score <= score[usable].min() + 0.5 * EVEN)
+    best = usable & (score <= ALIKE * score[usable].min() + 0.5 * EVEN)
     return int(candidates[best][np.argmin(bright[best])])
 
 
