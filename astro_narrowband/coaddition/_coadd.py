@@ -18,8 +18,8 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
 from astro_narrowband._engine.executors import run_bands
-from astro_narrowband._engine.frames import as_frame, row_bands, usable_cores
-from astro_narrowband._engine.validate import finite, positive, same_shape
+from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
+from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
@@ -278,7 +278,8 @@ def coadd(
     >>> int(made.coverage[7, 9]), round(float(made.ccd.uncertainty.array[0, 0]), 3)
     (2, 0.667)
     """
-    frames = [own_noise(as_frame(frame), masters) for frame in frames]
+    frames = [own_noise(frame, masters) for frame in as_frames(frames)]
+    workers = as_count(workers, "workers")
     warn_of_unknown(frames)
     shape = same_shape(frames)
     unit = _one_unit(frames)
