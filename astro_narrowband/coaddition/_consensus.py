@@ -198,7 +198,8 @@ def _pattern(flux, error, common, common_err, near, model=None):
     """
     By how much neighbours together are off, as a part of their flux (rms), and its error.
 
-    A single star that is off (variable, hit, blended) is no pattern.
+    A single star that is off (variable, hit, blended) is no pattern; of few stars, one in
+    seven may be.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = flux / common if model is None else flux / model
@@ -222,7 +223,8 @@ def _pattern(flux, error, common, common_err, near, model=None):
     local = local - np.sum(weight * local) / weight.sum()
     square = np.clip(local, -0.5, 0.5) ** 2
     if k == 1 and len(square) > 3:
-        keep = np.arange(len(square)) != np.argmax(square * weight)
+        worst = np.argsort(square * weight, kind="stable")[-max(1, len(square) // 7) :]
+        keep = ~np.isin(np.arange(len(square)), worst)
         square, variance, weight = square[keep], variance[keep], weight[keep]
     weight = weight / weight.sum()
     excess = float(np.sum(weight * (square - variance)))
