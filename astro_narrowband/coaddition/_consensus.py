@@ -223,7 +223,7 @@ def _pattern(flux, error, common, common_err, near, model=None):
     local = local - np.sum(weight * local) / weight.sum()
     square = np.clip(local, -0.5, 0.5) ** 2
     if k == 1 and len(square) > 3:
-        worst = np.argsort(square * weight, kind="stable")[-max(1, len(square) // 7) :]
+        worst = np.argsort(square, kind="stable")[-max(1, len(square) // 7) :]
         keep = ~np.isin(np.arange(len(square)), worst)
         square, variance, weight = square[keep], variance[keep], weight[keep]
     weight = weight / weight.sum()
