@@ -1,9 +1,10 @@
 """What is no image, no list, no number or no unit is refused by name, with one of our errors."""
 
+import ccdproc
 import numpy as np
 import pytest
 from astropy import units as u
-from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.nddata import CCDData, NDData, StdDevUncertainty
 
 from astro_narrowband import (
     DarkModel,
@@ -116,3 +117,41 @@ def test_a_plain_dict_is_a_header():
     ccd = frame()
     ccd.meta["COMMENT"] = ["a", "list"]
     assert calibrate(ccd, detector=DETECTOR).unit == "electron/s"
+
+
+# ------------------------------------------------------------------ what people hold
+
+
+def test_a_shift_is_an_alignment():
+    ccd = frame("electron/s")
+    moved = resample(ccd, Alignment.translation(3, -2))
+    for shift in ((3, -2), [3.0, -2.0], (3, -2) * u.pix):
+        np.testing.assert_array_equal(resample(ccd, shift).data, moved.data)
+    with pytest.raises(InputError, match="give an Alignment"):
+        resample(ccd, 3)
+
+
+def test_a_coadd_and_an_nddata_are_images():
+    ccd = frame("electron/s")
+    ccd.meta["MASTERID"] = "none"
+    made = coadd([ccd, ccd], flux_scale="none")
+    np.testing.assert_array_equal(resample(made, (0, 0)).data, made.ccd.data)
+    plain = NDData(ccd.data, unit="electron/s", meta={"EXPTIME": 60.0})
+    np.testing.assert_array_equal(resample(plain, (0, 0)).data, ccd.data.astype(np.float32))
+    with pytest.raises(InputError, match="has no unit"):
+        resample(NDData(ccd.data), (0, 0))
+
+
+def test_a_collection_is_a_list_of_frames(tmp_path):
+    for i in range(3):
+        frame(dtype=np.float32).write(tmp_path / f"bias{i}.fits")
+    collection = ccdproc.ImageFileCollection(tmp_path)
+    made = master_bias(collection, detector=DETECTOR)
+    assert made.header["NCOMBINE"] == 3
+
+
+def test_frames_after_ccdproc_steps(rng):
+    raw = CCDData(rng.normal(1000, 5, (40, 66)), unit="adu", meta={"EXPTIME": 60.0})
+    raw = ccdproc.subtract_overscan(raw, fits_section="[1:16,:]", median=True)
+    raw = ccdproc.trim_image(raw, fits_section="[17:66,:]")
+    assert calibrate(raw, detector=DETECTOR).shape == (40, 50)

@@ -350,15 +350,15 @@ def coadd(
     rejected = np.zeros(len(frames))
     rejected[order] = count / data.size
     warn_of_rejected(frames, rejected)
+    header = fits.Header(frames[reference].header, copy=True)
     ccd = CCDData(
         data,
         uncertainty=StdDevUncertainty(sigma, copy=False),
         mask=coverage == 0,
         unit=unit,
-        header=fits.Header(frames[reference].header, copy=True),
-        wcs=wcs_of(frames[reference]),
+        header=header,
+        wcs=put_wcs(header, wcs_of(frames[reference])),
     )
-    put_wcs(ccd.header, ccd.wcs)
     write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     write_matching(ccd.header, frames, seen, skies, weight)

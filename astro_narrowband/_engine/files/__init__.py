@@ -18,10 +18,12 @@ import warnings
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import CCDData
+from astropy.wcs import WCS
 
 from astro_narrowband._engine.files._fits_writer import FitsWriter, Plane, clean_header, set_card
 from astro_narrowband._engine.files._names import safe_name, safe_text, unique_name
 from astro_narrowband._engine.files._whole import Part, digest, product_error, sweep
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = [
@@ -199,7 +201,9 @@ def write_fits(path, image, *, commit=None):
 
 def _hdus(ccd):
     header = clean_header(ccd.header)
-    plain = CCDData(ccd.data, unit=ccd.unit, header=header, wcs=ccd.wcs, mask=ccd.mask, copy=False)
+    if isinstance(ccd.wcs, WCS):
+        put_wcs(header, ccd.wcs)
+    plain = CCDData(ccd.data, unit=ccd.unit, header=header, mask=ccd.mask, copy=False)
     plain.uncertainty = ccd.uncertainty
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fits.verify.VerifyWarning)

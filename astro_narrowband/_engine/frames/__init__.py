@@ -12,7 +12,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from astropy.nddata import CCDData
+from astropy.nddata import CCDData, NDData
+from astropy.wcs import WCS
+from astropy.wcs.wcsapi import BaseHighLevelWCS
 
 from astro_narrowband._engine.frames._bands import map_bands, row_bands, usable_cores
 from astro_narrowband._engine.frames._fits_frame import FitsFrame
@@ -40,6 +42,23 @@ __all__ = [
     "row_bands",
     "usable_cores",
 ]
+
+
+def _as_ccddata(image, unit):
+    """An NDData as a CCDData; a WCS that is none of FITS stays with the NDData."""
+    unit = image.unit if image.unit is not None else unit
+    if unit is None:
+        raise InputError("NDData: has no unit: give it one, such as unit='electron/s'")
+    wcs = image.wcs
+    wcs = getattr(wcs, "low_level_wcs", wcs) if isinstance(wcs, BaseHighLevelWCS) else wcs
+    return CCDData(
+        image.data,
+        uncertainty=image.uncertainty,
+        mask=image.mask,
+        unit=unit,
+        meta=image.meta,
+        wcs=wcs if isinstance(wcs, WCS) else None,
+    )
 
 
 def as_frames(images, what="frames", *, convert=None):
@@ -94,6 +113,10 @@ def as_frame(image, *, unit=None):
     """
     if isinstance(image, Frame):
         return image
+    if isinstance(getattr(image, "ccd", None), CCDData) and not isinstance(image, Frame):
+        image = image.ccd  # a Coadd
+    if isinstance(image, NDData) and not isinstance(image, CCDData):
+        image = _as_ccddata(image, unit)
     if isinstance(image, CCDData):
         return MemoryFrame(image)
     if isinstance(image, str | os.PathLike):

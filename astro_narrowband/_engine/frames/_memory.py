@@ -7,6 +7,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband._engine.files import clean_header
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.validate import as_mask, as_pixels, as_variance
+from astro_narrowband._engine.wcs import put_wcs, read_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["MemoryFrame", "as_ccd", "to_variance"]
@@ -91,10 +92,14 @@ def as_ccd(frame):
     uncertainty = None
     if band.variance is not None:
         uncertainty = StdDevUncertainty(np.sqrt(band.variance))
+    header, wcs = frame.header.copy(), frame.wcs
+    if wcs is None:
+        wcs = read_wcs(header, frame.name)
     return CCDData(
         band.data.copy(),
         uncertainty=uncertainty,
         mask=None if band.mask is None else band.mask.copy(),
-        header=frame.header.copy(),
+        header=header,
         unit=frame.unit,
+        wcs=put_wcs(header, wcs),
     )
