@@ -220,12 +220,11 @@ def _pattern(flux, error, common, common_err, near, model=None):
     if k > 1:
         variance *= MEDIAN_OF_FEW / np.isfinite(around).sum(axis=1)
     weight = relative[good] ** -2.0
+    if k == 1 and len(local) > 3:
+        even = np.argsort(np.abs(local), kind="stable")[: len(local) - max(1, len(local) // 7)]
+        local, variance, weight = local[even], variance[even], weight[even]
     local = local - np.sum(weight * local) / weight.sum()
     square = np.clip(local, -0.5, 0.5) ** 2
-    if k == 1 and len(square) > 3:
-        worst = np.argsort(square, kind="stable")[-max(1, len(square) // 7) :]
-        keep = ~np.isin(np.arange(len(square)), worst)
-        square, variance, weight = square[keep], variance[keep], weight[keep]
     weight = weight / weight.sum()
     excess = float(np.sum(weight * (square - variance)))
     # Neighbours share stars: there are fewer independent ones than stars.
