@@ -252,6 +252,7 @@ def coadd(
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
     all fluxes by those of the scales), SCALESYS (of each flux, by uneven transparency), SKYDEG
     (degree of the sky surfaces, whose weighted mean is kept) and SKYSURFE (their error).
+    FLUXERR is what all fluxes share: SCALEERR and the error of a measured gain (GAINERR).
 
     References
     ----------
