@@ -1,8 +1,9 @@
 """What a result rests on, to be cited with it."""
 
+import sys
+
 from astropy.io import fits
 
-import astro_narrowband
 from astro_narrowband.exceptions import InputTypeError
 
 __all__ = ["citations"]
@@ -66,10 +67,14 @@ def citations(product=None):
     header = getattr(getattr(product, "ccd", product), "header", product)
     if header is not None and not isinstance(header, fits.Header | dict):
         raise InputTypeError(
-            f"citations: {type(product).__name__} has no header: give a CCDData, a Coadd or a header"
+            f"citations: {type(product).__name__} has no header: give a CCDData, Coadd "
+            "or header"
         )
     everything = header is None
-    entries = {"astro_narrowband": astro_narrowband.__citation__.strip(), "astropy": _ASTROPY}
+    entries = {
+        "astro_narrowband": sys.modules[__package__].__citation__.strip(),
+        "astropy": _ASTROPY,
+    }
     if everything or "BIASSUB" in header or "NCOMBINE" in header:
         entries["ccdproc"] = _CCDPROC
     if everything:
