@@ -34,6 +34,7 @@ from astro_narrowband.coaddition._matching import (
     measure_all,
     warn_of_frames,
     warn_of_rejected,
+    warn_of_uneven,
 )
 from astro_narrowband.coaddition._own_noise import exposure_of, own_noise, warn_of_unknown
 from astro_narrowband.coaddition._registered import check_registered
@@ -251,6 +252,7 @@ def coadd(
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
     all fluxes by those of the scales), SCALESYS (of each flux, by uneven transparency), SKYDEG
     (degree of the sky surfaces, whose weighted mean is kept) and SKYSURFE (their error).
+    FLUXERR is what all fluxes share: SCALEERR and the error of a measured gain (GAINERR).
 
     References
     ----------
@@ -310,6 +312,7 @@ def coadd(
         raise InputError(f"no frame is left to coadd: {frames[0].name}: {reasons[0]}")
     weight = np.where(used, weight, 0.0)
     weight /= weight.sum()
+    warn_of_uneven(seen, weight)
     skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
     offset = skies.offset
 
