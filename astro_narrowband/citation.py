@@ -67,8 +67,7 @@ def citations(product=None):
     header = getattr(getattr(product, "ccd", product), "header", product)
     if header is not None and not isinstance(header, fits.Header | dict):
         raise InputTypeError(
-            f"citations: {type(product).__name__} has no header: give a CCDData, Coadd "
-            "or header"
+            f"citations: {type(product).__name__} has no header: give a CCDData, Coadd or header"
         )
     everything = header is None
     entries = {
