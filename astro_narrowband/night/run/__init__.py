@@ -314,6 +314,7 @@ class Night:
             ("OBJECT", group.object),
             ("FILTER", group.filter),
             ("REFFRAME", Path(reference).name),
+            ("REGISTER", settings.registration),
         ):
             set_card(made.ccd.header, keyword, text)
         if group.without:
