@@ -1007,7 +1007,15 @@ case(
     ),
     {D1: USED},
 )
-case("camera", "pedestal", lambda n: n.set(D1, PEDESTAL=-100), {D1: OUT}, says="PEDESTAL -100")
+case("camera", "pedestal-of-no-pixel", lambda n: n.set(D1, PEDESTAL=-300), {D1: OUT}, says="level")
+for _name, _sign in (("sbig", -1), ("pixinsight", 1)):
+    case(
+        "camera",
+        f"pedestal-{_name}",
+        lambda n, s=_sign: (n.pixels(D1, lambda d: d + 300), n.set(D1, PEDESTAL=300 * s)),
+        {D1: USED},
+    )
+case("camera", "pedestal-word", lambda n: n.set(D1, PEDESTAL="high"), {D1: OUT}, says="PEDESTAL")
 case("camera", "flipped", lambda n: n.set(F1, FLIPSTAT="Flip"), {F1: OUT}, says="FLIPSTAT flip")
 case("camera", "pedestal-none", lambda n: n.set(D1, PEDESTAL=0.0, FLIPSTAT=" "), {D1: USED})
 case(

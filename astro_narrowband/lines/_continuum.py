@@ -93,10 +93,11 @@ def subtract_continuum(
     -----
     The line is (N - k C) / (1 - lost), ``lost`` after `line_in_continuum`. k is the ratio of the
     stars, measured in three ways; see `~astro_narrowband.lines.Scale`. The
-    variance is (V_N + k^2 V_C + sigma_k^2 C^2) / (1 - lost)^2; the last term is one error of
-    the whole map. C here is the continuum above its median, so that what is common is the scale
-    of what the continuum image shows, not its sky: the level of the result's sky is free, and is
-    to be measured where there is no line (`region_fluxes` does).
+    variance is (V_N + k^2 V_C + sigma_k^2 C^2) / (1 - lost)^2, and what stars leave whose
+    spectra are not the mean one (KSCATTER), so that it holds for sums over them; the sigma_k term
+    is one error of the whole map. C here is the continuum above its median, so that what is
+    common is the scale of what the continuum image shows, not its sky: the level of the result's
+    sky is free, and is to be measured where there is no line (`region_fluxes` does).
 
     Emission lines of stars, and nebular continuum of another colour than the stars', are not
     known to the scale: give ``colour``, or ``k`` and its error.
@@ -128,7 +129,7 @@ def subtract_continuum(
         scale = Scale(positive(k, "k"), finite(k_err, "k_err"))
         measured = None
     else:
-        table, fwhm = _common_stars(line, continuum, stars)
+        table, fwhm, sources = _common_stars(line, continuum, stars)
         width = fwhm
         before = line, continuum
         if match:
@@ -142,6 +143,9 @@ def subtract_continuum(
     if measured is not None:
         result.meta["PSFWIDTH"] = (round(width, 3), "[pix] width of the stars in both images")
         _flag_residuals(result, measured, scale, fwhm)
+        _add_spectra(
+            result, continuum, sources, scale.k / (1 - lost) * _star_to_star(measured, scale), fwhm
+        )
         result.stars = measured
     return result
 
@@ -224,7 +228,38 @@ def _common_stars(line, continuum, stars):
     table = QTable({"x_center": xy[keep, 0], "y_center": xy[keep, 1]})
     if "colour" in stars.colnames:
         table["colour"] = np.asarray(getattr(stars["colour"], "value", stars["colour"]))[keep]
-    return table, fwhm
+    return table, fwhm, detected[1]
+
+
+def _star_to_star(measured, scale):
+    """How much the scale of one star differs from k, relative: by scatter and by colour."""
+    if scale.colour_slope == 0:
+        return scale.scatter
+    return math.hypot(scale.scatter, scale.colour_slope * float(np.std(measured["colour"])))
+
+
+def _add_spectra(result, continuum, sources, amount, fwhm):
+    """
+    Add to the variance what stars leave because their spectra differ.
+
+    The light of a star is off by one factor, so that the variance of a sum is that of its
+    flux: its pixels have (amount * light)^2 times the area of a star, 1 / sum of its shape^2.
+    """
+    area = math.pi * fwhm**2 / (2 * math.log(2))
+    half = math.ceil(3.5 * fwhm)
+    variance = np.square(result.uncertainty.array)
+    for x, y in sources:
+        rows = slice(max(0, round(y) - half), round(y) + half + 1)
+        columns = slice(max(0, round(x) - half), round(x) + half + 1)
+        stamp = continuum.data[rows, columns]
+        gy, gx = np.mgrid[: stamp.shape[0], : stamp.shape[1]]
+        radius = np.hypot(gx + columns.start - x, gy + rows.start - y)
+        rim = stamp[(radius > 2.5 * fwhm) & np.isfinite(stamp)]
+        if rim.size:
+            light = np.where(radius < 2 * fwhm, np.maximum(stamp - np.median(rim), 0), 0)
+            added = np.float32(area) * np.square(np.float32(amount) * light)
+            variance[rows, columns] = variance[rows, columns] + np.nan_to_num(added)
+    result.uncertainty = StdDevUncertainty(np.sqrt(variance))
 
 
 def _neighbours(xy, detected, table, fwhm):

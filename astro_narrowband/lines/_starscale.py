@@ -17,6 +17,8 @@ R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
 CLIP = 3.5
 #: A slope with the colour that is less than so many errors is not taken for one.
 SLOPE_SHOWS = 3.0
+#: Stars whose pixels leave more than this of the slope open count only where few others are there.
+SMOOTH, ENOUGH = 0.02, 8
 #: What a scale is not known better than, relative: shapes are matched to so much of the light.
 MATCHING = 0.003
 
@@ -112,9 +114,13 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     )
     fits = [_pixels(line.data, continuum.data, x, y, 1.6 * fwhm) for x, y in xy[keep]]
     table["pixel_slope"], table["pixel_slope_err"], table["pixel_mode"] = np.array(fits).T
+    # Structure of the nebula under a star is in both images, and its own ratio is a steeper one.
+    plain = table["pixel_slope_err"] < SMOOTH * table["pixel_slope"]
+    table["smooth"] = plain if plain.sum() >= ENOUGH else True
     # The noise of matched images is correlated: the pixels say less than they seem to.
     table["pixel_slope_err"] = np.maximum(table["pixel_slope_err"], table["ratio_err"])
-    usable = np.isfinite(table["pixel_slope"]) & (table["pixel_slope"] > 0)
+    usable = np.isfinite(table["pixel_slope"]) & (table["pixel_slope"] > 0) & table["smooth"]
+    table.remove_column("smooth")
     if usable.sum() < 5:
         raise InputError(
             f"the scale of {int(usable.sum())} stars is positive: five are needed; is the "

@@ -8,6 +8,7 @@ from astropy.nddata import CCDData
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
+from astro_narrowband._engine.raw.pedestal import without_pedestal
 from astro_narrowband._engine.wcs import move_header, move_wcs
 from astro_narrowband.exceptions import InputError
 
@@ -21,10 +22,18 @@ def prepared(image, *, unit=u.adu):
     """
     Return ``image`` as a Frame, overscan subtracted and trimmed if its header says where.
 
+    A pedestal that its header names (PEDESTAL) is taken off.
+
     Frames without BIASSEC and TRIMSEC, and frames that already lost them, are
     returned as they are.
     """
     frame = as_frame(image, unit=unit)
+    if frame.unit not in (None, u.adu):
+        raise InputError(
+            f"{frame.name}: is in {frame.unit}, a raw frame must be in adu: give the raw frame, "
+            "or convert it (CCDData.convert_unit_to)"
+        )
+    frame = without_pedestal(frame)
     if isinstance(frame, OverscanFrame) or frame.header.get("OVERSCAN") is True:
         return frame
     try:

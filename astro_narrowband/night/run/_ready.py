@@ -92,18 +92,26 @@ def ready_dark(frames, exposures, bias, detector):
     CalibrationError
         If a dark has lost its bias, and there is none.
     """
+    images = [_in_adu(frame) for frame in frames]
+    levels = [float(np.median(data[~mask])) for data, _, mask in images]
+    offset = float(np.median(bias.data)) if bias else None
     darks = []
-    for frame in frames:
-        data, sigma, mask = _in_adu(frame)
-        made = _made(frame, data, sigma, mask, u.adu, detector.noise_adu)
-        level = float(np.median(data[~mask]))
-        lost = level < 0.5 * float(np.median(bias.data)) if bias else level < 3 * detector.noise_adu
+    for frame, (data, sigma, mask), level, time in zip(
+        frames, images, levels, exposures, strict=True
+    ):
+        lost = level < 0.5 * offset if bias else level < 3 * detector.noise_adu
         if lost and bias is None:
             raise CalibrationError(
                 f"{frame.name}: its level is {level:.1f} adu: the bias was subtracted from this "
                 "master dark, and there is none: give the bias as well"
             )
-        made.header["BIASSUB"] = (lost, "told by its level")
+        current = level if lost else level - offset if bias else 0.0
+        if bias is None and len(frames) > 1:
+            rate = (max(levels) - min(levels)) / (max(exposures) - min(exposures))
+            current = rate * time
+        electrons = detector.floor + max(current, 0.0) * detector.gain
+        made = _made(frame, data, sigma, mask, u.adu, electrons**0.5 / detector.gain)
+        made.header["BIASSUB"] = (bool(lost), "told by its level")
         darks.append(made)
     order = np.argsort(exposures)
     darks, exposures = [darks[i] for i in order], [float(exposures[i]) for i in order]

@@ -311,17 +311,13 @@ def _row_order(header):
 
 
 def _changed(header):
-    """What capture programs say they did to the pixels: PEDESTAL added, FLIPSTAT turned."""
-    done = []
-    for keyword in ("PEDESTAL", "FLIPSTAT"):
-        try:
-            value = kw.one_value(header, keyword)
-        except Exception:  # noqa: S112 - as above
-            continue
-        text = kw.clean_text(value[0]) if value else ""
-        if text and not re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text.lower()):
-            done.append(f"{keyword} {text.lower().removesuffix('.0')}")
-    return " ".join(done) or "none"
+    """What a capture program says it did to the pixels: turned them (FLIPSTAT)."""
+    try:
+        value = kw.one_value(header, "FLIPSTAT")
+    except Exception:  # as above
+        return "none"
+    text = kw.clean_text(value[0]).lower() if value else ""
+    return "none" if re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text) else f"FLIPSTAT {text}"
 
 
 def header_from(set_keywords):
