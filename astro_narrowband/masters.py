@@ -9,7 +9,7 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
     READ,
@@ -64,7 +64,7 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     InputError
         If there are no frames, or their shapes differ.
     """
-    frames = [prepared(f) for f in frames]
+    frames = as_frames(frames, "biases", convert=prepared)
     shape = same_shape(frames, "biases")
     keep_memory()
     samples = sample_frames(frames)
@@ -150,7 +150,7 @@ def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolatio
     list of FlatCheck
         In the order of ``frames``.
     """
-    frames = [prepared(f) for f in frames]
+    frames = as_frames(frames, "flats", convert=prepared)
     detector = detector or decide_detector(frames[0].header)
     model = _model(bias, dark)
     return _checks(frames, model, detector, max_extrapolation)
@@ -279,7 +279,7 @@ def master_flat(
     InputError
         If shapes differ, or neither bias nor dark is given.
     """
-    frames = [prepared(f) for f in frames]
+    frames = as_frames(frames, convert=prepared)
     shape = same_shape(frames, "flats")
     detector = detector or decide_detector(frames[0].header)
     model = _model(bias, dark)

@@ -272,3 +272,20 @@ def test_equal_pairs_are_in_the_catalogue_and_flagged():
         rows = np.hypot(cx - a, cy - b) < 4
         assert rows.any()
         assert (table["flags"][rows] & (Flag.BLENDED | Flag.NEIGHBOUR)).all()
+
+
+def test_what_all_fluxes_share_is_named_and_apart(measured):
+    images = {"Halpha": measured[0]["Halpha"].copy()}
+    plain = measured[-1].tables["Halpha"]
+    assert "flux_err_common" not in plain.colnames
+    images["Halpha"].header["FLUXERR"] = 0.02
+    catalog = make_catalog(images, detect_on="Halpha")
+    table = catalog.tables["Halpha"]
+    shared = table["flux_err_common"].value / np.abs(table["flux"].value)
+    np.testing.assert_allclose(shared, 0.02)
+    assert table["flux_err_common"].unit == table["flux"].unit
+    assert "flux_err_common_Halpha" in catalog.merged.colnames
+    assert catalog.growth["Halpha"].meta["flux_err_common"] == pytest.approx(0.02)
+    # Stars differ by flux_err alone: it is no larger than without the card.
+    bare = make_catalog({"Halpha": measured[0]["Halpha"]}).tables["Halpha"]
+    np.testing.assert_allclose(table["flux_err"].value, bare["flux_err"].value, rtol=1e-5)

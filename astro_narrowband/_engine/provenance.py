@@ -58,7 +58,9 @@ def write_dates(header, headers):
         ("DATE-END", end.max(), "UTC, end of the last exposure"),
     ):
         set_card(header, keyword, Time(time, scale="utc", precision=3).isot, comment)
-    header["MJD-OBS"] = (round(float(begin.min().mjd), 8), "[d] of DATE-OBS")
+        # Without it astropy's WCS warns that it had to be computed.
+        day = keyword.replace("DATE", "MJD")
+        header[day] = (round(float(time.mjd), 8), f"[d] of {keyword}")
 
 
 def _span(header):

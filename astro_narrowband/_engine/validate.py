@@ -10,10 +10,12 @@ from collections.abc import Iterable
 import numpy as np
 from astropy import units as u
 
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
+    "as_count",
     "as_mask",
+    "as_pixels",
     "as_unit",
     "as_variance",
     "choice",
@@ -78,7 +80,7 @@ def finite(value, name):
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{name} = {value!r} is not a number") from None
+        raise InputTypeError(f"{name} = {value!r} is not a number") from None
     if not math.isfinite(number):
         raise InputError(f"{name} = {value!r} is not finite")
     return number
@@ -95,7 +97,7 @@ def positive(value, name):
 def choice(value, allowed: Iterable[str], name):
     """Return ``value``, or raise `InputError` if it is not one of ``allowed``."""
     allowed = tuple(allowed)
-    if value not in allowed:
+    if not isinstance(value, str | None) or value not in allowed:
         raise InputError(f"{name} = {value!r} is not known: use one of {', '.join(allowed)}")
     return value
 
@@ -126,6 +128,29 @@ def same_shape(frames, what="frames"):
                 f"{frames[0].name} is {shape}"
             )
     return shape
+
+
+def as_pixels(data, name="image"):
+    """Return the array of an image: 2-D, of real numbers; anything else is refused."""
+    data = np.asanyarray(data)
+    if data.ndim != 2:
+        raise InputError(f"{name}: has shape {data.shape}: a 2-D image is needed")
+    if data.dtype.kind not in "iuf":
+        raise InputTypeError(f"{name}: its pixels are of type {data.dtype}: numbers are needed")
+    if not data.size:
+        raise InputError(f"{name}: has shape {data.shape}: there is no pixel in it")
+    return data
+
+
+def as_count(value, name):
+    """Return ``value`` as an int of at least 1; None stays None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputTypeError(f"{name} = {value!r}: a whole number is needed")
+    if value < 1:
+        raise InputError(f"{name} = {value!r}: must be 1 or more")
+    return int(value)
 
 
 def as_variance(uncertainty, shape, unit, name="image"):

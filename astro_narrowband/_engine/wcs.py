@@ -151,6 +151,13 @@ def put_wcs(header, wcs):
     wcs : `~astropy.wcs.WCS` or None
         None removes what is there.
 
+    Returns
+    -------
+    `~astropy.wcs.WCS` or None
+        What was written. A CCDData must have this one beside such a header: where
+        ``CCDData.write`` leaves out an element of PCij that is that of the unit matrix, the
+        header's stays.
+
     Warns
     -----
     NarrowbandWarning
@@ -158,12 +165,13 @@ def put_wcs(header, wcs):
     """
     strip_wcs(header)
     if wcs is None:
-        return
+        return None
     wcs = move_wcs(wcs, np.eye(3))
     if wcs is not None:
         for card in wcs.to_header(relax=True).cards:
             if _FIRST.fullmatch(card.keyword):
                 header.append(card, end=True)
+    return wcs
 
 
 def move_header(header, matrix, name=""):

@@ -11,7 +11,7 @@ from astro_narrowband._engine.frames import (
 )
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
-from astro_narrowband._engine.wcs import read_wcs
+from astro_narrowband._engine.wcs import put_wcs, read_wcs
 from astro_narrowband.calibration._frame import CalibratedFrame, refuse_twice
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
@@ -132,16 +132,18 @@ def calibrate(
     header = calibrated.header.copy() if add_keyword else frame.header.copy()
     calibrated.shared_noise(included=True).to_header(header)
     header.pop("BUNIT", None)
+    wcs = calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name)
     result = CCDData(
         data,
         uncertainty=StdDevUncertainty(error),
         mask=mask,
         header=header,
         unit=calibrated.unit,
-        wcs=calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name),
+        wcs=put_wcs(header, wcs),
     )
     if cosmic_rays:
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)
+        result.header["LACOSMIC"] = (True, "cosmic rays masked by L.A.Cosmic")
     return result
 
 

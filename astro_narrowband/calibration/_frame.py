@@ -213,6 +213,11 @@ class CalibratedFrame(Frame):
         write_creator(header)
         header["GAINUSED"] = (recipe.detector.gain, "[electron/adu]")
         header["RNUSED"] = (recipe.detector.read_noise, "[electron] read noise")
+        if recipe.detector.gain_err:
+            # Of a gain that was given nobody knows the error.
+            relative = round(recipe.detector.gain_err / recipe.detector.gain, 6)
+            header["GAINERR"] = (relative, "relative error of the gain")
+            header["FLUXERR"] = (relative, "relative error common to all fluxes")
         header["BUNIT"] = "electron / s"
         return header
 

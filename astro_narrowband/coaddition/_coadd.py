@@ -18,8 +18,8 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
 from astro_narrowband._engine.executors import run_bands
-from astro_narrowband._engine.frames import as_frame, row_bands, usable_cores
-from astro_narrowband._engine.validate import finite, positive, same_shape
+from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
+from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
@@ -34,6 +34,7 @@ from astro_narrowband.coaddition._matching import (
     measure_all,
     warn_of_frames,
     warn_of_rejected,
+    warn_of_uneven,
 )
 from astro_narrowband.coaddition._own_noise import exposure_of, own_noise, warn_of_unknown
 from astro_narrowband.coaddition._registered import check_registered
@@ -251,6 +252,7 @@ def coadd(
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
     all fluxes by those of the scales), SCALESYS (of each flux, by uneven transparency), SKYDEG
     (degree of the sky surfaces, whose weighted mean is kept) and SKYSURFE (their error).
+    FLUXERR is what all fluxes share: SCALEERR and the error of a measured gain (GAINERR).
 
     References
     ----------
@@ -277,7 +279,8 @@ def coadd(
     >>> int(made.coverage[7, 9]), round(float(made.ccd.uncertainty.array[0, 0]), 3)
     (2, 0.667)
     """
-    frames = [own_noise(as_frame(frame), masters) for frame in frames]
+    frames = [own_noise(frame, masters) for frame in as_frames(frames)]
+    workers = as_count(workers, "workers")
     warn_of_unknown(frames)
     shape = same_shape(frames)
     unit = _one_unit(frames)
@@ -309,6 +312,7 @@ def coadd(
         raise InputError(f"no frame is left to coadd: {frames[0].name}: {reasons[0]}")
     weight = np.where(used, weight, 0.0)
     weight /= weight.sum()
+    warn_of_uneven(seen, weight)
     skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
     offset = skies.offset
 
@@ -347,15 +351,15 @@ def coadd(
     rejected = np.zeros(len(frames))
     rejected[order] = count / data.size
     warn_of_rejected(frames, rejected)
+    header = fits.Header(frames[reference].header, copy=True)
     ccd = CCDData(
         data,
         uncertainty=StdDevUncertainty(sigma, copy=False),
         mask=coverage == 0,
         unit=unit,
-        header=fits.Header(frames[reference].header, copy=True),
-        wcs=wcs_of(frames[reference]),
+        header=header,
+        wcs=put_wcs(header, wcs_of(frames[reference])),
     )
-    put_wcs(ccd.header, ccd.wcs)
     write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     write_matching(ccd.header, frames, seen, skies, weight)

@@ -14,7 +14,7 @@ from astro_narrowband._engine.frames import (
     usable_cores,
 )
 from astro_narrowband._engine.stacking.tile import Rejection, kept_values, reduce_tile
-from astro_narrowband._engine.validate import as_variance
+from astro_narrowband._engine.validate import as_count, as_variance
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["BandReducer", "native_type", "reduce_bands"]
@@ -192,7 +192,7 @@ class _Planes:
 
 def reduce_bands(reducer, shape, mem_limit, executor, workers, want_count):
     nx = shape[1]
-    workers = usable_cores() if workers is None else workers
+    workers = as_count(workers, "workers") or usable_cores()
     planes = _Planes(
         np.empty(shape, reducer.dtype),
         np.empty(shape, reducer.dtype) if reducer.error else None,

@@ -22,6 +22,9 @@ __all__ = ["star_consensus"]
 FLUX_FLOOR = 0.003
 #: Frames that may be the standard, and stars over which patterns are compared: more tell no more.
 CANDIDATES, PATTERN_STARS = 9, 150
+#: Frames that others agree with nearly as well as with the best: two differ from each other by
+#: -30 or +43 %, as one or the other is taken for the standard.
+ALIKE = 1.6
 #: What is off by less than this is no pattern of clouds (part of a star's flux).
 EVEN = 0.01
 #: More than this many times what is usual in the other frames is patchy.
@@ -95,7 +98,8 @@ def _consensus(scale, scale_err, fits, base):
     scale = np.where([m is None for m in maps], scale, level)
     uneven, sure = np.array(uneven), np.array(sure)
     known = np.isfinite(uneven)
-    usual = float(np.median(uneven[known])) if known.any() else 0.0
+    # (Of two frames one is even by definition: the lower of the middle values.)
+    usual = float(np.sort(uneven[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
     with np.errstate(invalid="ignore"):
         patchy = uneven > np.maximum(max(EVEN, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy[base] = False
@@ -108,7 +112,7 @@ def _consensus(scale, scale_err, fits, base):
 
 def _neighbours(xy):
     """The nearest few stars of each, itself first: (n_stars, k)."""
-    k = 1 if len(xy) < 12 else 3 if len(xy) < 40 else 5
+    k = 1 if len(xy) < 20 else 3 if len(xy) < 40 else 5
     if not len(xy):
         return np.empty((0, 1), int)
     return cKDTree(xy).query(xy, k)[1].reshape(len(xy), k)
@@ -133,11 +137,12 @@ def _standard(flux, error, near, reference):
         off = [_pattern(f, e, flux[i], error[i], near)[0] for f, e in zip(flux, error, strict=True)]
         off = np.delete(np.minimum(np.nan_to_num(off, nan=0.3), 0.3), i)
         score[k] = off.mean() if off.size else 0.0
-        with np.errstate(invalid="ignore"):
-            ratio = (flux[i] / flux)[np.isfinite(flux[i] / flux)]
-        bright[k] = -np.median(ratio) if ratio.size else 0.0
+        with np.errstate(invalid="ignore", divide="ignore"):
+            ratio = np.clip(flux[i] / flux, 0.1, 10.0)
+        # (Not the median: half of a frame may be as bright as the other's.)
+        bright[k] = -np.mean(np.log(ratio[np.isfinite(ratio)]))
     usable = n_stars[candidates] >= 0.5 * n_stars[candidates].max()
-    best = usable & (score <= score[usable].min() + 0.5 * EVEN)
+    best = usable & (score <= ALIKE * score[usable].min() + 0.5 * EVEN)
     return int(candidates[best][np.argmin(bright[best])])
 
 
@@ -193,7 +198,8 @@ def _pattern(flux, error, common, common_err, near, model=None):
     """
     By how much neighbours together are off, as a part of their flux (rms), and its error.
 
-    A single star that is off (variable, hit, blended) is no pattern.
+    A single star that is off (variable, hit, blended) is no pattern; of few stars, one in
+    seven may be.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = flux / common if model is None else flux / model
@@ -214,11 +220,11 @@ def _pattern(flux, error, common, common_err, near, model=None):
     if k > 1:
         variance *= MEDIAN_OF_FEW / np.isfinite(around).sum(axis=1)
     weight = relative[good] ** -2.0
+    if k == 1 and len(local) > 3:
+        even = np.argsort(np.abs(local), kind="stable")[: len(local) - max(1, len(local) // 7)]
+        local, variance, weight = local[even], variance[even], weight[even]
     local = local - np.sum(weight * local) / weight.sum()
     square = np.clip(local, -0.5, 0.5) ** 2
-    if k == 1 and len(square) > 3:
-        keep = np.arange(len(square)) != np.argmax(square * weight)
-        square, variance, weight = square[keep], variance[keep], weight[keep]
     weight = weight / weight.sum()
     excess = float(np.sum(weight * (square - variance)))
     # Neighbours share stars: there are fewer independent ones than stars.

@@ -70,8 +70,15 @@ def write_matching(header, frames, transparency, skies, weight):
     set_card(header, "FLUXREF", str(frames[transparency.reference].name)[:60],
              "frame of the flux scale")  # fmt: skip
     header["SCALEERR"] = (
-        round(_summed(weight, transparency.error / transparency.scale), 6),
+        round(_half_shared(weight, transparency.error / transparency.scale), 6),
         "relative error of fluxes by the scales",
+    )
+    # One camera, one gain: its error does not average down.
+    gain = float(weight @ np.array([frame.header.get("GAINERR", 0.0) for frame in frames], float))
+    header["GAINERR"] = (round(gain, 6), "relative error of the gain; 0: not known")
+    header["FLUXERR"] = (
+        round(float(np.hypot(gain, header["SCALEERR"])), 6),
+        "relative error common to all fluxes",
     )
     header["SCALESYS"] = (
         round(_summed(weight, transparency.uneven), 6),
@@ -88,6 +95,16 @@ def write_matching(header, frames, transparency, skies, weight):
 def _summed(weight, error):
     """Error of a weighted mean by errors that frames do not share; what is not known is nil."""
     return float(np.sqrt(np.nansum((weight * error) ** 2)))
+
+
+def _half_shared(weight, error):
+    """
+    Error of a weighted mean by errors of ratios to one reference.
+
+    A ratio has the noise of the frame's stars and, in about equal parts, that of the
+    reference's, which all ratios share.
+    """
+    return float(np.hypot(_summed(weight, error), np.nansum(weight * error)) / np.sqrt(2))
 
 
 def frame_table(frames, found, *, reasons, exposure, weight, transparency, skies, rejected):

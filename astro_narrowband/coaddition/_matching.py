@@ -18,11 +18,13 @@ from astro_narrowband.exceptions import InputError, NarrowbandWarning
 
 __all__ = [
     "choose_reference", "fixed_order", "identity", "in_order", "match_flux", "match_sky",
-    "measure_all", "warn_of_frames", "warn_of_rejected",
+    "measure_all", "warn_of_frames", "warn_of_rejected", "warn_of_uneven",
 ]  # fmt: skip
 
 #: From this part of a frame's pixels on, rejection is not of outliers only.
 MANY_REJECTED = 0.02
+#: Fluxes that may be off by this part of them are worth a sentence.
+UNEVEN = 0.01
 
 
 def _of_each(values, frames, what):
@@ -122,6 +124,19 @@ def warn_of_frames(frames, reasons, seen):
             f"{_listed(lost)}: transparency could not be measured, by stars or nebula in common "
             f"with {frames[seen.reference].name}: taken as usual (scale_err is NaN): through "
             "cloud, fluxes are too low: give flux_scale, or leave the frame out",
+            NarrowbandWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_uneven(seen, weight):
+    """Say by how much fluxes may be off where the transparency of used frames is uneven."""
+    off = math.sqrt(np.nansum((weight * seen.uneven) ** 2))
+    if off > UNEVEN:
+        warnings.warn(
+            f"fluxes of the coadd may be off by {off:.1%} (SCALESYS) from one part of the image to "
+            "another: the star fluxes of its frames differ by more than scales and slow maps "
+            "describe (scale_uneven): leave out the frames that are worst",
             NarrowbandWarning,
             stacklevel=3,
         )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
     clipped_band,
@@ -79,12 +79,14 @@ def empty_planes(shape):
 
 def fit_planes(darks, *, bias, detector, model, shrink, workers):
     """Return the fields of a `~astro_narrowband.darks.DarkModel`; see its ``fit``."""
-    darks = [prepared(d) for d in darks]
+    darks = as_frames(darks, "darks", convert=prepared)
     if not darks:
         raise InputError("no darks were given: give at least one, or DarkModel.from_masters(bias=)")
     groups = _groups(darks)
     master = bias is not None and not isinstance(bias, list | tuple)
-    biases = [] if bias is None else [prepared(b) for b in ([bias] if master else bias)]
+    biases = (
+        [] if bias is None else as_frames([bias] if master else bias, "biases", convert=prepared)
+    )
     shape = same_shape([*darks, *biases], "darks and biases")
     if detector is None:
         detector = decide_detector(darks[0].header)

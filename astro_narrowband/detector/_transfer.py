@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from astro_narrowband._engine.frames import as_frame
+from astro_narrowband._engine.frames import as_frames
+from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
@@ -35,8 +36,8 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
         ``gain``, ``gain_err`` [electron/adu], ``read_noise``, ``read_noise_err``
         [electron].
     """
-    flats = [as_frame(f) for f in flats]
-    biases = [as_frame(b) for b in biases]
+    flats = as_frames(flats, "flats", convert=prepared)
+    biases = as_frames(biases, "biases", convert=prepared)
     if len(flats) < 2 or len(biases) < 2:
         raise InputError(
             f"gain and read noise cannot be measured from {len(flats)} flat(s) and "

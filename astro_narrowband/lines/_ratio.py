@@ -137,7 +137,7 @@ def line_ratio(a, b, *, min_snr=3.0):
     header = fits.Header(a.header)
     if a.wcs is not None:
         header.update(a.wcs.to_header(relax=True))
-    for keyword in ("BUNIT", "NOISECOR"):
+    for keyword in ("BUNIT", "NOISECOR", "GAINERR", "SCALEERR", "FLUXERR"):
         header.remove(keyword, ignore_missing=True)
     header["MINSNR"] = (min_snr, "a line is seen from this S/N on")
     common = math.hypot(*(_factor_errors(x) for x in (a, b)))

@@ -199,7 +199,8 @@ def annulus_photometry(
         One row for every position, in their order:
 
         ``id`` (1, 2, ...), ``x_center``, ``y_center`` [pix], ``ra``, ``dec`` (with
-        a WCS); ``flux``, ``flux_err``, ``snr``; ``mag``, ``mag_err``
+        a WCS); ``flux``, ``flux_err``, (``flux_err_common``, where the header has
+        FLUXERR), ``snr``; ``mag``, ``mag_err``
         (instrumental: -2.5 log10 flux); ``aperture_sum`` (sky included);
         ``area`` (pixels used); ``sky``, ``sky_err``, ``sky_std`` (per pixel),
         ``n_sky`` (pixels kept); with ``budget``: ``err_source``, ``err_sky``
@@ -236,7 +237,10 @@ def annulus_photometry(
     area that the sky is subtracted for; nothing is filled in for them. The flux
     then is that of the pixels used, and a flag says so.
 
-    A common factor (the gain, the flux scale) is not in these errors.
+    An error of a common factor is no scatter between stars, and cancels in their
+    ratios: it is not in ``flux_err``. Where the header knows it (FLUXERR: a measured
+    gain, the flux scales of the frames of a coadd) the column ``flux_err_common`` is it,
+    and the error of a flux by itself is the root of the sum of both squares.
 
     Examples
     --------
@@ -297,6 +301,8 @@ def annulus_photometry(
         r=r, r_in=r_in, r_out=r_out, sky=sky if isinstance(sky, str) else str(sky),
         errors=image.errors, noise_correlation=image.correlation,
     )  # fmt: skip
+    if image.common_err:
+        table.meta["flux_err_common"] = image.common_err
     if image.has_variance and np.isfinite(level.std).any():
         # 1 where the uncertainty says what the sky really scatters.
         table.meta["noise_ratio"] = float(
@@ -402,9 +408,14 @@ def _columns(image, sums, sky, r, read_noise):
         variances["err_sky_level"] = (area * sky.err) ** 2
         error = np.where(area > 0, np.sqrt(sum(variances.values())), np.nan)
         positive_flux = np.where(flux > 0, flux, np.nan)
+        # Apart from flux_err: it is no scatter between stars, and cancels in their ratios.
+        common_error = {"flux_err_common": (np.abs(flux) * image.common_err, unit)}
+        if not image.common_err:
+            common_error = {}
         columns = {
             "flux": (flux, unit),
             "flux_err": (error, unit),
+            **common_error,
             "snr": (flux / error, None),
             "mag": (-2.5 * np.log10(positive_flux), u.mag),
             "mag_err": (2.5 / math.log(10) * error / positive_flux, u.mag),

@@ -61,13 +61,14 @@ class Catalog:
     tables : dict of str to `~astropy.table.QTable`
         For each filter one row per source, brightest first: ``id``, ``x_center``, ``y_center``,
         (``ra``, ``dec``), ``flux``, ``flux_err`` (corrected to the whole light of
-        a point source), ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
+        a point source), (``flux_err_common``, what all share besides),
+        ``snr``, ``mag``, ``mag_err``, ``flux_aperture``,
         ``flux_aperture_err``, ``area``, ``sky``, ``sky_err``, ``sky_std``,
         ``n_sky``, ``fwhm`` (of the Gaussian that has the source's windowed moments;
         that of a Moffat profile is about a tenth less), ``flags``.
     merged : `~astropy.table.QTable`
         One row per source: positions, ``flux_<filter>``, ``flux_err_<filter>``,
-        ``flags_<filter>``, and ``flags``, all of them together.
+        (``flux_err_common_<filter>``), ``flags_<filter>``, and ``flags``, all of them together.
     growth : dict of str to `~astro_narrowband.photometry.GrowthCurves`
         Of bright isolated stars; their ``id`` is that of the catalogue.
     corrections : dict of str to `~astro_narrowband.photometry.ApertureCorrection` or None
@@ -350,6 +351,8 @@ def _correct(table, correction, known):
         other = (flags & Flag.PARTIAL) > 0
         err = np.sqrt(err**2 + (other * OTHER_PROFILE * (whole - flux)) ** 2)
         flux = whole
+    if "flux_err_common" in table.colnames:
+        table["flux_err_common"] = np.abs(flux) * table.meta["flux_err_common"]
     at = table.colnames.index("flux_aperture")
     table.add_columns([flux.copy(), err.copy()], indexes=[at, at], names=["flux", "flux_err"])
     bare = np.asarray(getattr(flux, "value", flux))
@@ -420,6 +423,8 @@ def _merge(tables):
     for name, table in tables.items():
         merged[f"flux_{name}"] = table["flux"]
         merged[f"flux_err_{name}"] = table["flux_err"]
+        if "flux_err_common" in table.colnames:
+            merged[f"flux_err_common_{name}"] = table["flux_err_common"]
         merged[f"flags_{name}"] = table["flags"]
         everything |= table["flags"]
     merged["flags"] = everything

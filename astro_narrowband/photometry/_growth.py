@@ -80,6 +80,9 @@ class GrowthCurves:
     unit : `~astropy.units.UnitBase` or None
     errors : str
         What the errors stand on.
+    meta : dict
+        ``flux_err_common``: relative error that all fluxes share (FLUXERR of the header); it
+        is not in ``flux_err``.
     """
 
     id: np.ndarray
@@ -462,6 +465,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
         pixel_variance=full(pixel_variance), nested=full(nested), inner=full(inner),
         scale=full(scale),
         r_in=r_in, r_out=r_out, unit=image.unit, errors=image.errors,
+        meta={"flux_err_common": image.common_err},
     )  # fmt: skip
 
 

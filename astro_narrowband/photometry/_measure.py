@@ -62,6 +62,8 @@ class Image(NamedTuple):
         RESAMPLE: how it was interpolated, if it was.
     errors : str
         What its errors stand on.
+    common_err : float
+        FLUXERR: relative error that all its fluxes share; 0 where the header has none.
     """
 
     pixels: apertures.Pixels
@@ -70,6 +72,7 @@ class Image(NamedTuple):
     correlation: float
     kernel: str
     errors: str
+    common_err: float = 0.0
 
     @property
     def has_variance(self):
@@ -134,8 +137,9 @@ def read_image(
     else:
         errors = "the scatter of the annulus; the photon noise of the source is not counted"
     return Image(
-        pixels, unit, _wcs(ccd), noise_correlation, str(ccd.meta.get("RESAMPLE", "")), errors
-    )
+        pixels, unit, _wcs(ccd), noise_correlation, str(ccd.meta.get("RESAMPLE", "")), errors,
+        float(ccd.meta.get("FLUXERR", 0.0)),
+    )  # fmt: skip
 
 
 def _flat(values):

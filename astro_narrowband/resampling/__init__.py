@@ -14,9 +14,9 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import lanczos as _lanczos
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
-from astro_narrowband._engine.validate import choice
+from astro_narrowband._engine.validate import choice, finite
 from astro_narrowband._engine.wcs import move_header, move_wcs, put_wcs, read_wcs
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, InputTypeError
 from astro_narrowband.registration import Alignment
 
 __all__ = ["ResampledFrame", "noise_factor", "resample"]
@@ -86,8 +86,8 @@ class ResampledFrame(Frame):
     ----------
     frame : `~astro_narrowband.Frame`, `~astropy.nddata.CCDData` or path-like
         The source. Only the rows that are needed are asked of it.
-    alignment : `~astro_narrowband.registration.Alignment`
-        From the pixels of ``frame`` to those of the new grid.
+    alignment : `~astro_narrowband.registration.Alignment` or (dx, dy)
+        From the pixels of ``frame`` to those of the new grid; a plain shift [pix].
     kernel : {"lanczos3", "bilinear", "integer"}, optional
         "integer" moves whole pixels (by up to half a pixel wrong) and leaves
         values, noise and mask as they are; it refuses rotations other than by
@@ -131,6 +131,8 @@ class ResampledFrame(Frame):
 
     def __init__(self, frame, alignment, *, kernel="lanczos3", shape=None, target=None):
         self.frame = as_frame(frame)
+        if not isinstance(alignment, Alignment):
+            alignment = _shift(alignment)
         self.alignment = alignment
         self.kernel = choice(kernel, KERNELS, "kernel")
         self.name = self.frame.name
@@ -423,6 +425,17 @@ class ResampledFrame(Frame):
         )
 
 
+def _shift(values):
+    """A plain shift from two numbers, with or without the unit of pixels."""
+    try:
+        dx, dy = (getattr(v, "value", v) for v in values)
+    except (TypeError, ValueError):
+        raise InputTypeError(
+            f"alignment = {values!r}: give an Alignment, or a shift (dx, dy) in pixels"
+        ) from None
+    return Alignment.translation(finite(dx, "dx"), finite(dy, "dy"))
+
+
 def _wcs_of(target):
     """The WCS of a header, or of an image."""
     if isinstance(target, fits.Header):
@@ -531,7 +544,7 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     Parameters
     ----------
     image : `~astropy.nddata.CCDData`, `~astro_narrowband.Frame` or path-like
-    alignment : `~astro_narrowband.registration.Alignment`
+    alignment : `~astro_narrowband.registration.Alignment` or (dx, dy)
     kernel, shape, target
         As for `ResampledFrame`, where the rules for variance, mask and
         footprint are.

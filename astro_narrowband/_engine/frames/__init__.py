@@ -9,9 +9,12 @@ band, and memory is set by the size of a band and not by the number of frames.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
-from astropy.nddata import CCDData
+from astropy.nddata import CCDData, NDData
+from astropy.wcs import WCS
+from astropy.wcs.wcsapi import BaseHighLevelWCS
 
 from astro_narrowband._engine.frames._bands import map_bands, row_bands, usable_cores
 from astro_narrowband._engine.frames._fits_frame import FitsFrame
@@ -20,7 +23,7 @@ from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.frames._held import HeldFrame, HeldRows
 from astro_narrowband._engine.frames._memory import MemoryFrame, as_ccd
 from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS
-from astro_narrowband.exceptions import InputTypeError
+from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
     "MAX_PIXELS",
@@ -33,11 +36,60 @@ __all__ = [
     "MemoryFrame",
     "as_ccd",
     "as_frame",
+    "as_frames",
     "handed",
     "map_bands",
     "row_bands",
     "usable_cores",
 ]
+
+
+def _as_ccddata(image, unit):
+    """An NDData as a CCDData; a WCS that is none of FITS stays with the NDData."""
+    unit = image.unit if image.unit is not None else unit
+    if unit is None:
+        raise InputError("NDData: has no unit: give it one, such as unit='electron/s'")
+    wcs = image.wcs
+    wcs = getattr(wcs, "low_level_wcs", wcs) if isinstance(wcs, BaseHighLevelWCS) else wcs
+    return CCDData(
+        image.data,
+        uncertainty=image.uncertainty,
+        mask=image.mask,
+        unit=unit,
+        meta=image.meta,
+        wcs=wcs if isinstance(wcs, WCS) else None,
+    )
+
+
+def as_frames(images, what="frames", *, convert=None):
+    """
+    Return a list of frames from any collection of images.
+
+    Parameters
+    ----------
+    images : iterable of image, or `ccdproc.ImageFileCollection`
+    what : str, optional
+        What they are called in messages.
+    convert : callable, optional
+        Makes a Frame of each; default is `as_frame`.
+
+    Raises
+    ------
+    InputError
+        If it is one image, no collection, or empty.
+    """
+    if isinstance(images, str | os.PathLike | CCDData | Frame) or not isinstance(images, Iterable):
+        if not hasattr(images, "files_filtered"):
+            raise InputTypeError(
+                f"{what}: {type(images).__name__} is no list of images: give a list of paths, "
+                "CCDData or Frames"
+            )
+        images = images.files_filtered(include_path=True)
+    convert = convert or as_frame
+    frames = [convert(image) for image in images]
+    if not frames:
+        raise InputError(f"no {what} were given: at least one is needed")
+    return frames
 
 
 def as_frame(image, *, unit=None):
@@ -61,6 +113,10 @@ def as_frame(image, *, unit=None):
     """
     if isinstance(image, Frame):
         return image
+    if isinstance(getattr(image, "ccd", None), CCDData) and not isinstance(image, Frame):
+        image = image.ccd  # a Coadd
+    if isinstance(image, NDData) and not isinstance(image, CCDData):
+        image = _as_ccddata(image, unit)
     if isinstance(image, CCDData):
         return MemoryFrame(image)
     if isinstance(image, str | os.PathLike):

@@ -4,6 +4,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+from astro_narrowband._engine.validate import as_count
+from astro_narrowband.exceptions import InputTypeError
+
 __all__ = ["map_bands", "row_bands", "usable_cores"]
 
 
@@ -49,8 +52,12 @@ def map_bands(
         Number of threads, or of bands under way. Default is the number of
         usable cores.
     """
-    if workers is None:
-        workers = usable_cores()
+    workers = as_count(workers, "workers") or usable_cores()
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        raise InputTypeError(
+            f"executor = {executor!r} is none: give a concurrent.futures.Executor, such as "
+            "Client(...).get_executor() of dask.distributed"
+        )
     if executor is None and workers == 1:
         for rows in bands:
             yield rows, function(rows)

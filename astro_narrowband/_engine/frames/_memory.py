@@ -1,10 +1,13 @@
 """A CCDData as a frame, and a frame as a CCDData."""
 
 import numpy as np
+from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband._engine.files import clean_header
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
-from astro_narrowband._engine.validate import as_mask
+from astro_narrowband._engine.validate import as_mask, as_pixels, as_variance
+from astro_narrowband._engine.wcs import put_wcs, read_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["MemoryFrame", "as_ccd", "to_variance"]
@@ -20,6 +23,19 @@ def to_variance(kind, values):
     return values
 
 
+def as_header(meta, name):
+    """Return the meta of an image as a header: as it is, or made of a plain mapping."""
+    if isinstance(meta, fits.Header):
+        return meta
+    try:
+        return clean_header(meta)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{name}: its meta cannot be a FITS header ({error}): give a Header, or a dict of "
+            "numbers and text"
+        ) from None
+
+
 class MemoryFrame(Frame):
     """
     A `~astropy.nddata.CCDData` that is read by bands; the CCDData is not changed.
@@ -33,20 +49,18 @@ class MemoryFrame(Frame):
     """
 
     def __init__(self, ccd, name="CCDData"):
-        if np.ndim(ccd.data) != 2:
-            raise InputError(f"{name}: has shape {np.shape(ccd.data)}: a 2-D image is needed")
+        as_pixels(ccd.data, name)
         self.name = name
         self.ccd = ccd
         self.shape = ccd.data.shape
         self.unit = ccd.unit
-        self.header = ccd.header
+        self.header = as_header(ccd.meta, name)
         self.wcs = ccd.wcs
-        self._kind = ccd.uncertainty.uncertainty_type if ccd.uncertainty is not None else None
-        if self._kind not in (None, "std", "var", "ivar"):
-            raise InputError(
-                f"{name}: its uncertainty is of type {self._kind!r}: "
-                "use StdDevUncertainty, VarianceUncertainty or InverseVariance"
-            )
+        as_mask(ccd.mask, self.shape, f"{name}: mask")
+        if ccd.uncertainty is not None:
+            # What is read later by rows is checked whole, once.
+            with np.errstate(all="ignore"):
+                as_variance(ccd.uncertainty, self.shape, self.unit, name)
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `Band` of float32 rows."""
@@ -59,9 +73,9 @@ class MemoryFrame(Frame):
             if bad.any():
                 mask = bad if mask is None else mask | bad
         squared = None
-        if variance and self._kind is not None:
-            values = np.ascontiguousarray(ccd.uncertainty.array[rows], np.float32)
-            squared = to_variance(self._kind, values)
+        if variance and ccd.uncertainty is not None:
+            squared = as_variance(ccd.uncertainty[rows], data.shape, self.unit, self.name)
+            squared = squared.astype(np.float32, copy=False)
         return handed(Band(data, squared, mask), out=out)
 
 
@@ -78,10 +92,14 @@ def as_ccd(frame):
     uncertainty = None
     if band.variance is not None:
         uncertainty = StdDevUncertainty(np.sqrt(band.variance))
+    header, wcs = frame.header.copy(), frame.wcs
+    if wcs is None:
+        wcs = read_wcs(header, frame.name)
     return CCDData(
         band.data.copy(),
         uncertainty=uncertainty,
         mask=None if band.mask is None else band.mask.copy(),
-        header=frame.header.copy(),
+        header=header,
         unit=frame.unit,
+        wcs=put_wcs(header, wcs),
     )

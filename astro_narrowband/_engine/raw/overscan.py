@@ -27,7 +27,13 @@ def prepared(image, *, unit=u.adu):
     Frames without BIASSEC and TRIMSEC, and frames that already lost them, are
     returned as they are.
     """
-    frame = without_pedestal(as_frame(image, unit=unit))
+    frame = as_frame(image, unit=unit)
+    if frame.unit not in (None, u.adu):
+        raise InputError(
+            f"{frame.name}: is in {frame.unit}, a raw frame must be in adu: give the raw frame, "
+            "or convert it (CCDData.convert_unit_to)"
+        )
+    frame = without_pedestal(frame)
     if isinstance(frame, OverscanFrame) or frame.header.get("OVERSCAN") is True:
         return frame
     try:

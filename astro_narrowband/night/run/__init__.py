@@ -28,24 +28,25 @@ from astro_narrowband.exceptions import (
     ProductError,
 )
 from astro_narrowband.lines import match_catalogue
+from astro_narrowband.night import figures
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import (
-    frames_record,
     frames_table,
     group_record,
     read_frames,
     with_frames,
 )
 from astro_narrowband.night.report import Pictures, can_render, render_report
-from astro_narrowband.night.run._masters import Masters
+from astro_narrowband.night.run._masters import Masters, decide_for
+from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
-from astro_narrowband.photometry import make_catalog
+from astro_narrowband.photometry import diagnose_background, make_catalog
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["Night"]
+__all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
@@ -84,8 +85,9 @@ class Night:
             "detector": {},
             "masters": [],
             "groups": [],
+            "pictures": [],
         }
-        self.masters = Masters(self)
+        self.masters, self.panels = Masters(self), Panels()
 
     def reduce(self, target):
         """Reduce one target: every filter of one object on one detector, on one grid."""
@@ -102,6 +104,7 @@ class Night:
                 if not all(there[g] or g.failed for g in target):
                     lights = self.measured(lights, pool)
                     lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                    target = [g for g in target if g.lights or g.lost or g.failed]
                 for master in self.record["masters"]:
                     self.draw(writer, Pictures.master, master)
                 coadds, writing = {}, None
@@ -117,11 +120,12 @@ class Night:
                     if made:
                         name = f"coadd-{names[group]}.fits"
                         lost = [(row.name, row.serves[group.label]) for row in group.lost]
+                        lost += self.panels.moved.get(group, [])
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
-                        self.draw(writer, Pictures.night, frames_record(made[1]), group.filter)
                     del made  # its planes go when they are written
                 self.catalogue(target, names, coadds, key)
+                self.picture(target, names, coadds, key)
                 if writing is not None:
                     writing.result()
             finally:
@@ -129,6 +133,8 @@ class Night:
                     waiting.shutdown(cancel_futures=True)
         for group in target:
             self.describe(group, names[group], coadds[group])
+        for panel in self.panels.take():
+            self.reduce(panel)
 
     def prepare(self, target, names, pool):
         """
@@ -173,13 +179,12 @@ class Night:
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        measured = group.calibrated or not (group.bias or group.darks or group.flats)
-        recipe, keys = (None, []) if measured else self.masters.recipe(group)
+        recipe, keys = (None, []) if group.alone else self.masters.recipe(group)
         lights = []
         for row in list(group.lights):
             try:
                 frame = row.open(group.colour)
-                if measured:
+                if group.alone:
                     frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
                 else:
                     frame = CalibratedFrame(frame, recipe)
@@ -239,22 +244,18 @@ class Night:
                 light.alignment = Alignment.identity("none")
             return lights, ""
         options = {"positions": settings.stars} if settings.registration == "centroid" else {}
-        found = align_group(
-            [light.frame for light in lights],
-            method=settings.registration,
-            times=_times([light.row.date for light in lights]),
-            labels=[light.group.filter for light in lights],
-            tables=[light.stars for light in lights],
-            workers=self.workers,
-            **options,
-        )
-        kept = []
+        found = self.aligned(lights, **options)
+        kept, lost = [], []
         for light, result in zip(lights, found.alignments, strict=True):
             if isinstance(result, Alignment):
                 light.alignment = result
                 kept.append(light)
             else:
-                self.leave_out(light.row, str(result), light.group)
+                lost.append((light, str(result)))
+        if not options:
+            lost = self.split_panel(lost)
+        for light, reason in lost:
+            self.leave_out(light.row, reason, light.group)
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
@@ -262,6 +263,39 @@ class Night:
         for light in kept:
             light.grid = grid
         return kept, lights[found.reference].row.name
+
+    def aligned(self, lights, **options):
+        """Align lights with the best of them."""
+        return align_group(
+            [light.frame for light in lights],
+            method=self.settings.registration,
+            times=_times([light.row.date for light in lights]),
+            labels=[light.group.filter for light in lights],
+            tables=[light.stars for light in lights],
+            workers=self.workers,
+            **options,
+        )
+
+    def split_panel(self, lost):
+        """Make a panel of lost lights that can be aligned with each other; return the others."""
+        if len(lost) < 2:
+            return lost
+        try:
+            found = self.aligned([light for light, _ in lost])
+        except NarrowbandError:
+            return lost
+        is_panel = [isinstance(result, Alignment) for result in found.alignments]
+        if sum(is_panel) < 2:
+            return lost
+        name = self.panels.name_for(lost[0][0].group)
+        moved = [light for (light, _), moves in zip(lost, is_panel, strict=True) if moves]
+        for light in moved:
+            self.panels.move(light.row, light.group, name)
+        self.messages.say(
+            f"{moved[0].row.name} and {len(moved) - 1} more: show other stars than the lights of "
+            f"{moved[0].group.object}, and the same among themselves: they become {name}"
+        )
+        return [pair for pair, moves in zip(lost, is_panel, strict=True) if not moves]
 
     def make_coadd(self, group, lights, reference):
         """Coadd the lights of a group; return the coadd and the table of its frames."""
@@ -281,6 +315,7 @@ class Night:
             ("OBJECT", group.object),
             ("FILTER", group.filter),
             ("REFFRAME", Path(reference).name),
+            ("REGISTER", settings.registration),
         ):
             set_card(made.ccd.header, keyword, text)
         if group.without:
@@ -306,7 +341,11 @@ class Night:
         frames, lost = read_frames(path)
         reasons = dict(lost)
         for row in [row for row in group.lights if row.name in reasons]:
-            self.leave_out(row, reasons[row.name], group)
+            if name := self.panels.moved_before(reasons[row.name]):
+                self.panels.move(row, group, name)
+                self.messages.say(f"{row.name}: is of {name}, by its stars")
+            else:
+                self.leave_out(row, reasons[row.name], group)
         return _read_ccd(path), fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
@@ -329,9 +368,37 @@ class Night:
             # Without a star that is bright and alone there is no curve: an empty table says so.
             columns = ("id", "radius", "flux", "flux_err")
             growth = QTable(names=columns) if curves is None else curves.to_table()
+            if curves is not None:
+                verdicts = diagnose_background(curves)
+                growth.meta["background"] = {
+                    int(star): str(words)
+                    for star, words in zip(verdicts["id"], verdicts["words"], strict=True)
+                }
             self.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
             self.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
         self.products.write_table(merged, found.merged, key)
+
+    def picture(self, target, names, coadds, key):
+        """Draw the coadds of a target and their colours at full size, where what draws is there."""
+        made = {group: coadds[group][0].data for group in target if coadds[group] is not None}
+        if self.pictures is None:
+            return
+        key = self.products.key([(names[g], key) for g in made], product="pictures")
+        jobs = [(f"coadd-{names[g]}.png", figures.full_png, (made[g], g.filter)) for g in made]
+        images = {}
+        for group, image in made.items():
+            if not images or image.shape == next(iter(images.values()))[1].shape:
+                images.setdefault(group.filter, (group, image))
+        planes = {name: image for name, (_, image) in images.items()}
+        title = self.name(f"colour-{_short(target[0].object, 40)}")
+        for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
+            file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
+            labels = [images[part][0].label for part in recipe]
+            self.record["pictures"].append({"name": name, "path": file, "groups": labels})
+            jobs.append((file, figures.composite_png, (planes, recipe)))
+        jobs = [job for job in jobs if not self.products.have(job[0], key)]
+        with ThreadPoolExecutor(self.workers) as pool:
+            list(pool.map(lambda j: self.products.write_bytes(j[0], j[1](*j[2]), key), jobs))
 
     def describe(self, group, name, made):
         """Put a group into the record."""
@@ -345,6 +412,7 @@ class Night:
                 "coadd": f"coadd-{name}.fits",
                 "catalog": f"catalog-{name}.ecsv",
                 "growth": f"growth-{name}.ecsv",
+                "picture": f"coadd-{name}.png",
             }.items()
             if file in self.products.digests
         }

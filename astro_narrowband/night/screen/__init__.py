@@ -14,6 +14,7 @@ import numpy as np
 from astro_narrowband._engine.headers import read_saturation
 from astro_narrowband.detector import FULL_SCALE
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.night.screen._flats import coarse, odd_flats, turned
 from astro_narrowband.night.table import Problem, problems_of
 
 __all__ = ["Look", "look_at", "misfits", "screen_plan", "why_below"]
@@ -41,11 +42,14 @@ class Look(NamedTuple):
         is no good pixel.
     reason : str
         Why it cannot be used; ``""`` if it may.
+    grid : `~numpy.ndarray` or None
+        Levels on a coarse grid [adu].
     """
 
     level: float
     scatter: float
     reason: str = ""
+    grid: np.ndarray | None = None
 
 
 def look_at(frame, saturation):
@@ -64,7 +68,7 @@ def look_at(frame, saturation):
     """
     ny = frame.shape[0]
     rows = np.unique(np.linspace(0, ny - 1, ROWS).astype(int)).tolist()
-    found, same = [], 0
+    found, wide, same = [], [], 0
     try:
         for y in rows:
             band = frame.read(slice(y, y + 1))
@@ -72,6 +76,9 @@ def look_at(frame, saturation):
             # The first and the last row are dead in many a camera.
             same += 0 < y < ny - 1 and values.size > 8 and values.min() == values.max()
             found.append(values)
+            wide.append(
+                band.data[0] if band.mask is None else np.where(band.mask[0], np.nan, band.data[0])
+            )
     except InputError as error:
         return Look(np.nan, np.nan, str(error))
     values = np.concatenate(found)
@@ -97,7 +104,7 @@ def look_at(frame, saturation):
             f"{same} of {len(rows)} rows that were looked at hold one value each: it was cut off "
             "when it was written or copied: copy it again",
         )
-    return Look(level, scatter)
+    return Look(level, scatter, grid=coarse(wide, frame.shape[1]))
 
 
 def misfits(looks, *, what, relative=False):
@@ -200,6 +207,9 @@ def screen_plan(plan, *, saturation=None):
         for rows, reasons in _checks(group, looks):
             pairs = [(row, why) for row, why in zip(rows, reasons, strict=True) if why]
             lost.update((id(pair[0]), pair) for pair in pairs)
+        sound = [row for row in group.rows if id(row) not in lost]
+        for row, why in _shapes(group, sound, looks):
+            lost[id(row)] = row, why
     for group in before:
         kinds = (("lights", "lights"), ("bias", "biases"), ("darks", "darks"), ("flats", "flats"))
         for name, what in kinds:
@@ -231,6 +241,24 @@ def _checks(group, looks):
         below = why_below(look, bias) or why_below(look, darks, what="darks")
         lights.append(look.reason or below)
     yield group.lights, lights
+
+
+def _shapes(group, sound, looks):
+    """Yield flats whose shape is not that of the others; the group fails if nobody can tell."""
+    flats = [row for row in sound if row.kind == "flat" and not row.master]
+    lights = [look.grid for look in looks([row for row in sound if row.kind == "light"])]
+    dark = [row for row in sound if row.kind == "bias"] or [
+        row for row in sound if row.kind in ("dark", "flat-dark")
+    ]
+    dark = [row for row in dark if not row.master]
+    if not flats or not dark:
+        return
+    offset = statistics.median(look.level for look in looks(dark))
+    grids = [look.grid for look in looks(flats)]
+    reasons, doubt = odd_flats(grids, lights, offset)
+    yield from ((row, why) for row, why in zip(flats, reasons, strict=True) if why)
+    kept = [grid for grid, why in zip(grids, reasons, strict=True) if not why]
+    group.reason = doubt or turned(kept, lights, offset)
 
 
 def _look(row, colour, saturation):
