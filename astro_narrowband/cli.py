@@ -195,6 +195,13 @@ def _add_night(command):
         "SII, green or blue for OIII; all four of a superpixel); mono: there are no colours",
     )
     command.add_argument(
+        "--gain", type=_above_zero, metavar="G", help="gain [electron/adu], where headers lack it"
+    )
+    command.add_argument(
+        "--read-noise", type=_above_zero, metavar="R", help="read noise [electron]"
+    )
+    command.add_argument("--saturation", type=_above_zero, metavar="S", help="saturation [adu]")
+    command.add_argument(
         "--calibration",
         type=_path,
         action="append",
@@ -232,13 +239,6 @@ def _add_reduce(commands):
     command.add_argument(
         "-o", "--output", required=True, type=_path, metavar="OUT", help="folder of products"
     )
-    command.add_argument(
-        "--gain", type=_above_zero, metavar="G", help="gain [electron/adu], where headers lack it"
-    )
-    command.add_argument(
-        "--read-noise", type=_above_zero, metavar="R", help="read noise [electron]"
-    )
-    command.add_argument("--saturation", type=_above_zero, metavar="S", help="saturation [adu]")
     command.add_argument(
         "--registration",
         choices=("stars", "centroid", "astroalign", "none"),
@@ -425,7 +425,7 @@ def _summary(record, output):
 
 
 def _inspect(options):
-    from astro_narrowband.night.pipeline import inspection
+    from astro_narrowband.night.pipeline import Settings, inspection
     from astro_narrowband.night.table import FrameTable
 
     table = FrameTable.from_paths(
@@ -433,13 +433,14 @@ def _inspect(options):
         set_keywords=dict(options.set_keywords),
         max_pixels=options.max_pixels,
         bayer=options.bayer,
+        saturation=options.saturation,
         spellings=options.spellings,
         calibration=options.calibration,
         calibrated=options.calibrated,
     )
-    lines, status = inspection(
-        table, filters=options.filters, without=options.without, calibrated=options.calibrated
-    )
+    names = set(Settings.__dataclass_fields__) & set(vars(options))
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    lines, status = inspection(table, settings=settings)
     print("\n".join(_one_line_kept(line) for line in lines))
     return status
 

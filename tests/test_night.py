@@ -177,6 +177,25 @@ def test_a_frame_left_out_of_the_coadd_is_left_out_everywhere(night, tmp_path, c
         assert "3 of 4" in page
 
 
+def test_lights_of_other_stars_become_a_panel_of_their_own(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    few = {"n_bias": 1, "n_darks": 1, "n_flats": 1, "light_exposures": (60.0,) * 3, "seed": 9}
+    model = NightModel(star_density=2000.0, nebula=0.3)
+    simulate_night(tmp_path / "b", shape=(320, 320), filters=("Ha",), model=model, **few)
+    for path in (tmp_path / "b" / "light").rglob("*.fits"):
+        shutil.copy(path, part / f"light_b_{path.name}")
+    for _ in ("made", "read again"):
+        record = reduce_night(part, tmp_path / "out")
+        groups = {group["object"]: group for group in record["groups"]}
+        assert {name: group["n_used"] for name, group in groups.items()} == {
+            "Crown Nebula": 4,
+            "Crown Nebula panel 2": 3,
+        }
+        assert record["status"] == record["files"]["left out"] == 0
+        assert any("panel 2" in message["text"] for message in record["messages"])
+
+
 def test_a_night_without_lights_is_refused(night, tmp_path):
     with pytest.raises(InputError, match="no light"):
         reduce_night(night / "bias", tmp_path / "out")

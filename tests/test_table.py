@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from astro_narrowband._engine.headers import Spellings, read_exposure
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
-from astro_narrowband.night import table as frames_module
 from astro_narrowband.night.table import VERDICTS, FrameTable
+from astro_narrowband.night.table import _row as frames_module
 from astro_narrowband.night.table._facts import FactReader
 from astro_narrowband.night.table._find import printable
 from astro_narrowband.night.table._path_words import words_of

@@ -16,14 +16,14 @@ from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.frames import usable_cores
 from astro_narrowband._engine.headers import Spellings, clean_text
 from astro_narrowband._engine.validate import choice
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Inputs, Products
-from astro_narrowband.night.run import NOTHING, PARTIAL, Night
+from astro_narrowband.night.run import NOTHING, PARTIAL, Night, decide_for
 from astro_narrowband.night.screen import screen_plan
-from astro_narrowband.night.table import FrameTable, printable
+from astro_narrowband.night.table import FrameTable, Problem, printable
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
@@ -109,15 +109,14 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name not in _HOW}
 
 
-def inspection(table, *, filters=None, without=(), calibrated=False):
+def inspection(table, *, settings=None):
     """
     Return what `reduce_night` would do with the files of a table.
 
     Parameters
     ----------
     table : `~astro_narrowband.night.table.FrameTable`
-    filters, without, calibrated
-        As of `Settings`.
+    settings : Settings, optional
 
     Returns
     -------
@@ -127,8 +126,21 @@ def inspection(table, *, filters=None, without=(), calibrated=False):
         0 if everything can be reduced as far as headers and a look at the pixels say,
         3 if nothing can be, 4 if some groups cannot.
     """
-    plan = make_plan(table, filters=_canonical(filters), without=without, calibrated=calibrated)
-    screen_plan(plan)
+    settings = settings or Settings()
+    plan = make_plan(
+        table,
+        filters=_canonical(settings.filters),
+        without=settings.without,
+        calibrated=settings.calibrated,
+    )
+    screen_plan(plan, saturation=settings.saturation)
+    for group in plan.groups:
+        if not (group.failed or group.alone):
+            try:
+                decide_for(group, settings)
+            except NarrowbandError as error:
+                group.fail(str(error))
+                plan.problems.append(Problem("error", group.label, f"not reduced: {error}"))
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
     failed = [group.failed for group in plan.groups]
     status = NOTHING if all(failed) else PARTIAL if any(failed) else 0

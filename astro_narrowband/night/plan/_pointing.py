@@ -8,7 +8,7 @@ __all__ = ["panels"]
 #: Lights whose centres lie farther apart than this part of the field are of two panels.
 PART_OF_FIELD = 0.4
 #: Where the field is not known: a step this many times the dithers, and at least so large [deg].
-STEP, LEAST_STEP = 8.0, 60 / 3600
+STEP, LEAST_STEP = 8.0, 40 / 3600
 
 
 def panels(rows):

@@ -38,14 +38,15 @@ from astro_narrowband.night.record import (
     with_frames,
 )
 from astro_narrowband.night.report import Pictures, can_render, render_report
-from astro_narrowband.night.run._masters import Masters
+from astro_narrowband.night.run._masters import Masters, decide_for
+from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.photometry import make_catalog
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["Night"]
+__all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
@@ -85,7 +86,7 @@ class Night:
             "masters": [],
             "groups": [],
         }
-        self.masters = Masters(self)
+        self.masters, self.panels = Masters(self), Panels()
 
     def reduce(self, target):
         """Reduce one target: every filter of one object on one detector, on one grid."""
@@ -102,6 +103,7 @@ class Night:
                 if not all(there[g] or g.failed for g in target):
                     lights = self.measured(lights, pool)
                     lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                    target = [g for g in target if g.lights or g.lost or g.failed]
                 for master in self.record["masters"]:
                     self.draw(writer, Pictures.master, master)
                 coadds, writing = {}, None
@@ -117,6 +119,7 @@ class Night:
                     if made:
                         name = f"coadd-{names[group]}.fits"
                         lost = [(row.name, row.serves[group.label]) for row in group.lost]
+                        lost += self.panels.moved.get(group, [])
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
                         self.draw(writer, Pictures.night, frames_record(made[1]), group.filter)
@@ -129,6 +132,8 @@ class Night:
                     waiting.shutdown(cancel_futures=True)
         for group in target:
             self.describe(group, names[group], coadds[group])
+        for panel in self.panels.take():
+            self.reduce(panel)
 
     def prepare(self, target, names, pool):
         """
@@ -173,13 +178,12 @@ class Night:
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        measured = group.calibrated or not (group.bias or group.darks or group.flats)
-        recipe, keys = (None, []) if measured else self.masters.recipe(group)
+        recipe, keys = (None, []) if group.alone else self.masters.recipe(group)
         lights = []
         for row in list(group.lights):
             try:
                 frame = row.open(group.colour)
-                if measured:
+                if group.alone:
                     frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
                 else:
                     frame = CalibratedFrame(frame, recipe)
@@ -239,22 +243,18 @@ class Night:
                 light.alignment = Alignment.identity("none")
             return lights, ""
         options = {"positions": settings.stars} if settings.registration == "centroid" else {}
-        found = align_group(
-            [light.frame for light in lights],
-            method=settings.registration,
-            times=_times([light.row.date for light in lights]),
-            labels=[light.group.filter for light in lights],
-            tables=[light.stars for light in lights],
-            workers=self.workers,
-            **options,
-        )
-        kept = []
+        found = self.aligned(lights, **options)
+        kept, lost = [], []
         for light, result in zip(lights, found.alignments, strict=True):
             if isinstance(result, Alignment):
                 light.alignment = result
                 kept.append(light)
             else:
-                self.leave_out(light.row, str(result), light.group)
+                lost.append((light, str(result)))
+        if not options:
+            lost = self.split_panel(lost)
+        for light, reason in lost:
+            self.leave_out(light.row, reason, light.group)
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
@@ -262,6 +262,39 @@ class Night:
         for light in kept:
             light.grid = grid
         return kept, lights[found.reference].row.name
+
+    def aligned(self, lights, **options):
+        """Align lights with the best of them."""
+        return align_group(
+            [light.frame for light in lights],
+            method=self.settings.registration,
+            times=_times([light.row.date for light in lights]),
+            labels=[light.group.filter for light in lights],
+            tables=[light.stars for light in lights],
+            workers=self.workers,
+            **options,
+        )
+
+    def split_panel(self, lost):
+        """Make a panel of lost lights that can be aligned with each other; return the others."""
+        if len(lost) < 2:
+            return lost
+        try:
+            found = self.aligned([light for light, _ in lost])
+        except NarrowbandError:
+            return lost
+        is_panel = [isinstance(result, Alignment) for result in found.alignments]
+        if sum(is_panel) < 2:
+            return lost
+        name = self.panels.name_for(lost[0][0].group)
+        moved = [light for (light, _), moves in zip(lost, is_panel, strict=True) if moves]
+        for light in moved:
+            self.panels.move(light.row, light.group, name)
+        self.messages.say(
+            f"{moved[0].row.name} and {len(moved) - 1} more: show other stars than the lights of "
+            f"{moved[0].group.object}, and the same among themselves: they become {name}"
+        )
+        return [pair for pair, moves in zip(lost, is_panel, strict=True) if not moves]
 
     def make_coadd(self, group, lights, reference):
         """Coadd the lights of a group; return the coadd and the table of its frames."""
@@ -281,6 +314,7 @@ class Night:
             ("OBJECT", group.object),
             ("FILTER", group.filter),
             ("REFFRAME", Path(reference).name),
+            ("REGISTER", settings.registration),
         ):
             set_card(made.ccd.header, keyword, text)
         if group.without:
@@ -306,7 +340,11 @@ class Night:
         frames, lost = read_frames(path)
         reasons = dict(lost)
         for row in [row for row in group.lights if row.name in reasons]:
-            self.leave_out(row, reasons[row.name], group)
+            if name := self.panels.moved_before(reasons[row.name]):
+                self.panels.move(row, group, name)
+                self.messages.say(f"{row.name}: is of {name}, by its stars")
+            else:
+                self.leave_out(row, reasons[row.name], group)
         return _read_ccd(path), fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):

@@ -23,7 +23,7 @@ from astro_narrowband.night.run._ready import (
     ready_flat,
 )
 
-__all__ = ["Masters"]
+__all__ = ["Masters", "decide_for"]
 
 #: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
 MOST_OF_FLAT = 0.01
@@ -38,6 +38,22 @@ class Master(NamedTuple):
     value: object
     name: str
     key: object
+
+
+def decide_for(group, settings):
+    """Return the `~astro_narrowband.detector.Detector` of a group's camera."""
+    rows = [row for row in (*group.bias, *group.flats) if not row.master]
+    frame = group.lights[0].open(group.colour)
+    # What a user gives is of a pixel of the camera; a mosaic may add some of them.
+    n = frame.n_added
+    return decide_detector(
+        frame.header,
+        gain=_quantity(settings.gain, u.electron / u.adu),
+        read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
+        saturation=_quantity(settings.saturation, n * u.adu),
+        flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
+        biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
+    )
 
 
 class Masters:
@@ -95,18 +111,9 @@ class Masters:
         rows = [row for row in (*group.bias, *group.flats) if not row.master]
         identity = ("detector", group.colour, *(row.path for row in rows or group.lights))
         if identity not in self.made:
-            settings, frame = self.settings, group.lights[0].open(group.colour)
-            # What a user gives is of a pixel of the camera; a mosaic may add some of them.
-            n = frame.n_added
-            self.made[identity] = decide_detector(
-                frame.header,
-                gain=_quantity(settings.gain, u.electron / u.adu),
-                read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
-                saturation=_quantity(settings.saturation, n * u.adu),
-                flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
-                biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
-            )
-            self.check_detector(self.made[identity], group, frame.header)
+            self.made[identity] = decide_for(group, self.settings)
+            header = group.lights[0].open(group.colour).header
+            self.check_detector(self.made[identity], group, header)
         self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
 

@@ -12,15 +12,13 @@ import os
 import re
 import warnings
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 import numpy as np
 from astropy import units as u
 from astropy.table import MaskedColumn, QTable
 
-from astro_narrowband._engine.bayer import COLOURS, MosaicFrame
-from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
-from astro_narrowband._engine.frames.fits_reader import wrong_sums
+from astro_narrowband._engine.bayer import COLOURS
+from astro_narrowband._engine.frames import MAX_PIXELS
 from astro_narrowband._engine.headers import (
     Spellings,
     clean_text,
@@ -29,131 +27,16 @@ from astro_narrowband._engine.headers import (
     read_exposure,
 )
 from astro_narrowband._engine.headers.spellings import SPELLINGS, show
-from astro_narrowband._engine.raw import without_pedestal
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
 from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files, printable
+from astro_narrowband.night.table._row import FrameRow, Problem, problems_of
 
-__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem"]
+__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "printable", "problems_of"]
 
 VERDICTS = ("used", "left out", "ignored")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """
-    Something a user should know: printed as one line, kept as data.
-
-    Attributes
-    ----------
-    level : str
-        ``"warning"`` or ``"error"``.
-    file : str
-        What it is about: a file, or a group of frames.
-    text : str
-        Keyword and value, what was done, what to do.
-    """
-
-    level: str
-    file: str
-    text: str
-
-    def __str__(self):
-        return f"{self.file}: {self.text}" if self.file else self.text
-
-
-@dataclass(eq=False)
-class FrameRow(Facts):
-    """
-    One file found: what it is, and its fate, which nothing else keeps.
-
-    A frame may serve several groups of lights. Where one of them does without it,
-    `leave_out_of` says why; when none is left the frame is left out.
-
-    Attributes
-    ----------
-    path : `~pathlib.Path`
-    name : str
-        The path as it can be shown: no control characters, valid UTF-8.
-    shape : tuple of int or None
-    verdict : str
-        ``"used"``, ``"left out"`` or ``"ignored"``.
-    reason : str
-        Why it is not used, or what was noticed; one line.
-    library : bool
-        Whether it is in a folder of calibration frames.
-    serves : dict
-        Label of each group that it was meant for, and why that does without it, ``""``
-        while it does not.
-    """
-
-    path: Path = Path()
-    shape: tuple | None = None
-    verdict: str = "ignored"
-    reason: str = ""
-    serves: dict = field(default_factory=dict)
-    parts: tuple = ()
-    library: bool = False
-    max_pixels: int = field(default=MAX_PIXELS, repr=False)
-    cards: dict = field(default_factory=dict, repr=False)
-    colour: str = field(default="", repr=False)
-    saturation: float | None = field(default=None, repr=False)
-
-    @property
-    def name(self):
-        """The path as text that can be shown."""
-        return printable(self.path)
-
-    @property
-    def used(self):
-        """Whether the verdict is ``used``."""
-        return self.verdict == "used"
-
-    def ignore(self, reason):
-        """Say that it is no frame of this reduction, for ``reason``."""
-        self.verdict, self.reason = "ignored", clean_text(reason)
-
-    def leave_out(self, reason):
-        """Leave the frame out of everything, for ``reason``."""
-        self.verdict, self.reason = "left out", clean_text(reason)
-        self.serves = dict.fromkeys(self.serves, self.reason)
-
-    def leave_out_of(self, label, reason):
-        """Leave the frame out of one group; of everything, if there is no other."""
-        self.serves[label] = clean_text(reason)
-        if all(self.serves.values()):
-            self.verdict, self.reason = "left out", self.serves[label]
-        else:
-            self.reason = "; ".join(
-                filter(None, (self.reason, f"not in {label}: {self.serves[label]}"))
-            )
-
-    def open_raw(self, unit="adu"):
-        """Return the frame of this file; its header has what was found: EXPTIME, FILTUSED."""
-        cards = dict(self.cards)
-        if self.kind in ("light", "flat"):
-            cards["FILTUSED"] = self.filter
-        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=cards)
-
-    def open(self, colour=""):
-        """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
-        frame, colour = self.open_raw(), self.colour or colour
-        if colour and not self.mosaic:
-            frame = MosaicFrame(frame, colour, saturation=self.saturation)
-        return without_pedestal(frame)
-
-
-def problems_of(rows_and_texts):
-    """Return one `Problem` a text, named by its first file and the number of others."""
-    rows_of = {}
-    for row, text in rows_and_texts:
-        rows_of.setdefault(text, []).append(row)
-    return [
-        Problem("warning", rows[0].name + (f" and {len(rows) - 1} more" if rows[1:] else ""), text)
-        for text, rows in rows_of.items()
-    ]
 
 
 @dataclass
@@ -234,7 +117,7 @@ class FrameTable:
         reader = FactReader(set_keywords=set_keywords, spellings=spellings, mono=bayer == "mono")
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _row(path, parts, why, reader, max_pixels, library)
+            _read_row(path, parts, why, reader, max_pixels, library)
             for path, parts, why, library in find_files(paths, ignore, calibration=calibration)
         ]
         table = cls(sorted(rows, key=lambda row: (row.library, os.fsencode(row.path))))
@@ -287,10 +170,18 @@ class FrameTable:
         table.meta["files"] = self.counts
         return table
 
-    def write(self, path):
-        """Write the table as ECSV, whole or not at all."""
-        from astro_narrowband._engine.files import write_table
+    def write(self, path, *, overwrite=False):
+        """
+        Write the table as ECSV, whole or not at all.
 
+        Raises
+        ------
+        ProductError
+            If it cannot be written, or a file is there and ``overwrite`` is False.
+        """
+        from astro_narrowband._engine.files import check_absent, write_table
+
+        check_absent(path, overwrite=overwrite)
         write_table(path, self.table)
 
     def lines(self):
@@ -500,7 +391,7 @@ def _compare(facts, header, primary, spellings):
                 )
 
 
-def _row(path, parts, why, reader, max_pixels, library):
+def _read_row(path, parts, why, reader, max_pixels, library):
     row = FrameRow(path=path, parts=parts, max_pixels=max_pixels, library=library)
     if why:
         (row.leave_out if why.startswith("!") else row.ignore)(why.removeprefix("!"))
@@ -510,12 +401,9 @@ def _row(path, parts, why, reader, max_pixels, library):
             warnings.simplefilter("ignore")
             frame = row.open_raw()
             header = frame.header
+            row.identity = frame.identity
             facts = reader.facts(header, parts)
-            is_tiled = frame.image.path != path
-            damage = (
-                wrong_sums(path, max_pixels=max_pixels) if is_tiled or "DATASUM" in header else ""
-            )
-            if damage:
+            if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
             if frame.primary is not None:
                 _compare(facts, header, frame.primary, reader.spellings)
