@@ -39,6 +39,7 @@ _HOME = {
     "calibrate_flux": "lines",
     "canonical_filter": "filters",
     "coadd": "coaddition",
+    "citations": "citation",
     "combine": "coaddition",
     "detect_stars": "registration",
     "diagnose_background": "photometry",

@@ -11,7 +11,7 @@ PACKAGE = Path(astro_narrowband.__file__).parent
 
 #: From the ground up. A name is a module, or a folder of modules whose parts are not listed.
 WINGS = {
-    "ground": ["exceptions", "filters"],
+    "ground": ["exceptions", "filters", "citation"],
     "engine": [
         f"_engine.{name}"
         for name in (
@@ -54,6 +54,7 @@ WINGS = {
                 "screen",
                 "products",
                 "figures",
+                "charts",
                 "report",
                 "record",
                 "run",

@@ -139,6 +139,7 @@ def calibrate(
     )
     if cosmic_rays:
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)
+        result.header["LACOSMIC"] = (True, "cosmic rays masked by L.A.Cosmic")
     return result
 
 

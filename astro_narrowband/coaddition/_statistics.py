@@ -30,6 +30,8 @@ MAD = 1.4826
 MAX_STARS, MIN_SNR = 200, 5.0
 #: Radius of their apertures, inner and outer radius of the sky around them [FWHM].
 APERTURE, SKY_RADII = 2.5, (4.0, 6.0)
+#: Of fewer stars than this that are alone as far as the sky, those that are alone so far serve.
+FEW_STARS, NEAR = 6, 2.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,10 +298,15 @@ def _measure_stars(frame, table, exposure):
     half = math.ceil(SKY_RADII[1] * fwhm) + 1
     ny, nx = frame.shape
     good &= (x >= half) & (x <= nx - 1 - half) & (y >= half) & (y <= ny - 1 - half)
-    # The reach of an aperture is free of stars that count.
-    i, j = _pairs_within(x, y, SKY_RADII[1] * fwhm)
-    others = np.bincount(i, flux[j], len(x)) + np.bincount(j, flux[i], len(x))
-    good &= others < 0.2 * flux
+    # The reach of an aperture is free of stars that count. Where few are so lonely, the circle
+    # is: what neighbours add to the sky around it they add in every frame.
+    inside = good
+    for reach in (SKY_RADII[1], NEAR):
+        i, j = _pairs_within(x, y, reach * fwhm)
+        others = np.bincount(i, flux[j], len(x)) + np.bincount(j, flux[i], len(x))
+        good = inside & (others < 0.2 * flux)
+        if np.count_nonzero(good) >= FEW_STARS:
+            break
     index = np.flatnonzero(good)
     index = index[np.argsort(-flux[index], kind="stable")][:MAX_STARS]
     if not index.size:
