@@ -6,7 +6,12 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData
 
-from astro_narrowband.detector import Detector, decide_detector, measure_saturation
+from astro_narrowband.detector import (
+    Detector,
+    confront_detector,
+    decide_detector,
+    measure_saturation,
+)
 from astro_narrowband.exceptions import InputError
 
 
@@ -199,3 +204,28 @@ def test_measured_saturation_stands_behind_user_and_header():
     assert decide_detector(header).saturation == 65504
     header["SATURATE"] = 40000
     assert decide_detector(header, lights=[light]).saturation == 40000
+
+
+@pytest.mark.parametrize("wrong", [0.7, 1.4, 3.0])
+@pytest.mark.parametrize("what", ["gain", "read_noise"])
+def test_a_header_that_flats_and_biases_contradict_is_not_believed(wrong, what):
+    measured = Detector(0.6, 5.0, gain_err=0.003, read_noise_err=0.03)
+    stated = {"gain": 0.6, "read_noise": 5.0}
+    stated[what] *= wrong
+    sources = {"gain": "header, EGAIN", "read_noise": "header, RDNOISE"}
+    camera, said = confront_detector(Detector(**stated, sources=sources), measured)
+    assert camera.gain == pytest.approx(0.6)
+    assert camera.read_noise == pytest.approx(5.0)
+    assert "the measured one is used" in said[0]
+    given, said = confront_detector(
+        Detector(**stated, sources={"gain": "given", "read_noise": "given"}), measured
+    )
+    assert getattr(given, what) == stated[what]
+    assert said
+    assert "check it" in said[0]
+
+
+def test_a_header_that_is_right_is_left_alone():
+    measured = Detector(0.61, 5.1, gain_err=0.01, read_noise_err=0.1)
+    stated = Detector(0.6, 5.0, sources={"gain": "header", "read_noise": "header"})
+    assert confront_detector(stated, measured) == (stated, [])

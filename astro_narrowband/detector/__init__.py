@@ -7,7 +7,7 @@ flats and pairs of biases, and of the saturation from full pixels. Where each va
 came from is kept as text.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from astropy import units as u
 
@@ -17,7 +17,7 @@ from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Detector", "decide_detector", "measure_saturation"]
+__all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturation"]
 
 #: Level [adu] taken for saturation where nothing else is known: the full scale
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
@@ -257,3 +257,58 @@ def _checked(value, unit, name):
     if name == "gain" and isinstance(value, u.Quantity) and value.unit == u.adu / u.electron:
         hint = f"its inverse is {1 / value.value:.6g} electron/adu"
     return value_in(value, unit, name, hint=hint)
+
+
+#: A stated value that is off by more than the first part of itself, and 5 errors, is said to be;
+#: by more than the second, and stated by a header, the measured one is taken.
+SAID, NOT_BELIEVED = 0.05, 0.10
+
+
+def confront_detector(detector, measured):
+    """
+    Hold stated gain and read noise against what flats and biases show.
+
+    Parameters
+    ----------
+    detector : Detector
+    measured : Detector
+        From `Detector.measure`.
+
+    Returns
+    -------
+    detector : Detector
+        With the measured value in place of one that a header has wrong by more than
+        10 % and 5 errors; what a user gave stays.
+    sentences : list of str
+        What is off by more than 5 % and 5 errors, and what was done.
+
+    Examples
+    --------
+    >>> from astro_narrowband.detector import Detector, confront_detector
+    >>> stated = Detector(1.4, 5.0, sources={"gain": "header, EGAIN", "read_noise": "given"})
+    >>> camera, said = confront_detector(stated, Detector(1.0, 3.6, gain_err=0.01))
+    >>> camera.gain, len(said)
+    (1.0, 2)
+    """
+    values, errors, sources, sentences = {}, {}, dict(detector.sources), []
+    gain = detector.gain
+    for name, unit in (("gain", "electron/adu"), ("read_noise", "electron")):
+        stated, source = getattr(detector, name), sources.get(name, "given")
+        found, error = getattr(measured, name), getattr(measured, f"{name}_err")
+        if name == "read_noise":
+            # In adu it is measured whatever the gain.
+            found, error = found * gain / measured.gain, error * gain / measured.gain
+        if abs(found - stated) <= max(SAID * stated, 5 * error):
+            continue
+        text = (
+            f"{name.replace('_', ' ')}: {stated:.4g} {unit} ({source}), but flats and biases show "
+            f"{found:.4g} +- {error:.1g}: "
+        )
+        if source == "given" or abs(found - stated) <= NOT_BELIEVED * stated:
+            sentences.append(f"{text}fluxes and errors follow it: check it")
+            continue
+        values[name], errors[f"{name}_err"] = found, error
+        sources[name] = f"measured, as the {source} is wrong"
+        gain = found if name == "gain" else gain
+        sentences.append(f"{text}the measured one is used")
+    return replace(detector, **values, **errors, sources=sources), sentences
