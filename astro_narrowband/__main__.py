@@ -2,6 +2,10 @@
 
 import sys
 
-from astro_narrowband.cli import main
+try:
+    from astro_narrowband.cli import main
+except KeyboardInterrupt:  # while libraries load
+    print("astro-narrowband: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 sys.exit(main())

@@ -1,11 +1,14 @@
 """The command line: argparse over the pipeline. Results on stdout, messages on stderr."""
 
 import argparse
+import contextlib
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 import warnings
 
@@ -31,7 +34,8 @@ def main(args=None):
     -------
     int
         0 done, 2 usage, 3 input unusable, 4 partial (a whole filter could not
-        be made), 5 environment (space, permission), 70 a bug, 130 interrupted.
+        be made), 5 environment (space, permission), 70 a bug, 130, 143 and
+        129 stopped by Ctrl-C, SIGTERM and SIGHUP.
     """
     _streams()
     try:
@@ -39,15 +43,20 @@ def main(args=None):
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _signals():
             _quieten()
             return options.run(options)
     except ProductError as error:
         return _fail(error, ENVIRONMENT)
     except NarrowbandError as error:
         return _fail(error, INPUT)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what is finished is kept, run the same command to go on", 130)
+    except KeyboardInterrupt as stop:
+        name = signal.Signals(stop.args[0]).name if stop.args else ""
+        what = f"stopped by {name}" if name else "interrupted"
+        return _fail(
+            f"{what}; what is finished is kept, run the same command to go on",
+            128 + (stop.args[0] if stop.args else signal.SIGINT),
+        )
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
@@ -60,6 +69,28 @@ def main(args=None):
         return _fail("out of memory: give a smaller --memory, or fewer --workers", ENVIRONMENT)
     except Exception:  # a bug: the user gets one line, the traceback goes to a file
         return _fail(f"a bug in astro-narrowband {__version__}; please report {_log()}", BUG)
+
+
+@contextlib.contextmanager
+def _signals():
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does, with their own status."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What is ignored stays so: nohup.
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _streams():
@@ -283,6 +314,11 @@ def _add_reduce(commands):
     command.add_argument(
         "--no-resume", dest="resume", action="store_false", help="do all of it again"
     )
+    command.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in OUT that were not made by this command",
+    )
     command.add_argument("--strict", action="store_true", help="a warning is an error (status 3)")
     command.add_argument("--quiet", action="store_true", help="no progress, no summary")
     command.set_defaults(run=_reduce)
@@ -348,6 +384,9 @@ def _add_photometry(commands):
     command.add_argument("--unit", help="unit of the pixels, where BUNIT is missing")
     command.add_argument("--growth", action="store_true", help="growth curves up to --radius")
     command.add_argument("-o", "--output", metavar="FILE", help="write ECSV")
+    command.add_argument(
+        "--overwrite", action="store_true", help="replace FILE, if it is there already"
+    )
     command.set_defaults(run=_photometry)
 
 
@@ -398,7 +437,10 @@ def _reduce(options):
     progress = None if options.quiet else _progress
     record = reduce_night(options.nights, options.output, settings=settings, progress=progress)
     if not options.quiet:
-        print(_summary(record, options.output))
+        try:
+            print(_summary(record, options.output), flush=True)
+        except BrokenPipeError:  # nobody reads it: what was done stays
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return record["status"]
 
 
@@ -469,9 +511,13 @@ def _demo(options):
 def _photometry(options):
     from astropy.coordinates import SkyCoord
 
+    from astro_narrowband._engine.files import check_absent
     from astro_narrowband._engine.frames import as_ccd, as_frame
     from astro_narrowband.photometry import annulus_photometry, growth_curves
 
+    if options.output:
+        _not_the_image(options)
+        check_absent(options.output, overwrite=options.overwrite)
     frame = as_frame(options.image, unit=options.unit)
     if frame.unit is None:
         warnings.warn(
@@ -508,6 +554,11 @@ def _lines(options):
             print(_one_line(f"{each['name']}: {facts['sentence']}"))
     print(os.path.join(options.output, "lines.html"))
     return DONE
+
+
+def _not_the_image(options):
+    if os.path.exists(options.output) and os.path.samefile(options.image, options.output):
+        raise ProductError(f"{options.output}: is the image that is measured: give another -o")
 
 
 def _radii(largest):

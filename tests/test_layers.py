@@ -52,6 +52,7 @@ WINGS = {
                 "table",
                 "plan",
                 "screen",
+                "inputs",
                 "products",
                 "figures",
                 "charts",

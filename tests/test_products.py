@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from astro_narrowband._engine.files import sha256
 from astro_narrowband.exceptions import InputError, ProductError
+from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.products import (
-    Inputs,
     Products,
     provenance_key,
     read_record,

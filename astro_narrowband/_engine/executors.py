@@ -8,12 +8,14 @@ on it so that a worker lost on the way costs time and not the result.
 
 import hashlib
 import pickle
+import signal
 import tempfile
 import threading
+import time
 import warnings
 from collections import OrderedDict
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from astro_narrowband._engine.frames import map_bands, usable_cores
@@ -25,6 +27,8 @@ __all__ = ["open_executor", "run_bands"]
 INLINE = 1 << 20
 #: A band that was lost so often is not tried again elsewhere, but done here.
 ATTEMPTS = 3
+#: Seconds that a scheduler and its workers may take to answer, and that all workers may be away.
+ANSWER, AWAY = 15, 20
 
 
 @contextmanager
@@ -70,8 +74,18 @@ def open_executor(where=None, *, workers=None):
 
         # Not fork: threads of this process may hold locks.
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers or usable_cores(), mp_context=context) as pool:
+        # Ctrl-C reaches them as well: it is this process that ends them.
+        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+        pool = ProcessPoolExecutor(workers or usable_cores(), mp_context=context, **ignore)
+        try:
             yield pool
+        except BaseException:
+            processes = list((pool._processes or {}).values())
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.terminate()
+            raise
+        pool.shutdown()
     elif isinstance(where, str) and (where == "local" or "://" in where or Path(where).is_file()):
         with _dask(where, workers) as pool:
             yield pool
@@ -90,7 +104,7 @@ def _dask(where, workers):
         raise InputError(
             f"scheduler = {where!r} needs Dask: pip install astro-narrowband[dask]"
         ) from None
-    cluster = None
+    cluster = client = None
     try:
         if where == "local":
             cluster = LocalCluster(
@@ -98,23 +112,44 @@ def _dask(where, workers):
                 dashboard_address="127.0.0.1:0",
             )  # fmt: skip
             client = Client(cluster)
-        elif "://" in where:
-            client = Client(where, timeout=20)
         else:
-            client = Client(scheduler_file=where, timeout=20)
-    except (OSError, TimeoutError, RuntimeError) as error:
+            named = {"address": where} if "://" in where else {"scheduler_file": where}
+            client = _within(ANSWER + 10, lambda: Client(timeout=ANSWER, **named))
+        _within(ANSWER + 10, lambda: client.wait_for_workers(1, timeout=ANSWER))
+    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
         if cluster is not None:
             cluster.close()
+        if client is not None:
+            _close(client)
         raise ProductError(
-            f"scheduler {where}: no answer ({type(error).__name__}): start it with 'dask "
-            "scheduler' and workers with 'dask worker', or leave out --scheduler"
+            f"scheduler {where}: no answer from it and a worker ({type(error).__name__}): start "
+            "it with 'dask scheduler' and workers with 'dask worker', or leave out --scheduler"
         ) from None
     try:
         yield client.get_executor(retries=ATTEMPTS)
     finally:
-        client.close()
+        _close(client)
         if cluster is not None:
             cluster.close()
+
+
+def _within(seconds, call):
+    """Do what may never end, and be back in time: `TimeoutError` if it has not ended."""
+    done = Future()
+
+    def run():
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result(timeout=seconds)
+
+
+def _close(client):
+    with suppress(Exception):  # the scheduler may be gone: then there is nothing to close
+        _within(10, lambda: client.close(timeout=5))
 
 
 # --------------------------------------------------------------------------- running
@@ -165,6 +200,14 @@ def _shares_memory(executor):
     from concurrent.futures import ThreadPoolExecutor
 
     return isinstance(executor, ThreadPoolExecutor)
+
+
+def _has_workers(executor):
+    """Whether anybody works for an executor, as far as one can know without asking far away."""
+    client = getattr(executor, "_client", None)
+    if client is None:
+        return True
+    return client.status == "running" and bool(client.scheduler_info().get("workers"))
 
 
 def _n_workers(executor):
@@ -243,7 +286,7 @@ class _Lost(Exception):  # noqa: N818
 
 def _is_loss(error):
     """Whether an error says that the worker went, and not that the work failed."""
-    if isinstance(error, BrokenExecutor | CancelledError | EOFError | ConnectionError):
+    if isinstance(error, _Lost | BrokenExecutor | CancelledError | EOFError | ConnectionError):
         return True
     return type(error).__name__ in ("KilledWorker", "CommClosedError", "FutureCancelledError")
 
@@ -293,16 +336,34 @@ class _Attempt:
             if self.future is None:
                 break
             try:
-                return self.future.result()
+                return self._waited()
             except Exception as error:
                 if not _is_loss(error):
                     raise
                 self.error = error
                 self.future = None
-            if isinstance(self.error, BrokenExecutor):
+            if isinstance(self.error, BrokenExecutor | _Lost):
                 break
             self._submit()
         return self.owner.here(self.rows, self.error)
+
+    def _waited(self):
+        """The result; `_Lost` if nobody is there any more who could give it."""
+        since = None
+        while True:
+            try:
+                return self.future.result(timeout=2)
+            except TimeoutError:
+                if self.future.done():
+                    raise
+            if self.owner.broken:
+                raise _Lost("the executor is broken")
+            if _has_workers(self.owner.executor):
+                since = None
+            else:
+                since = since or time.monotonic()
+                if time.monotonic() - since > AWAY:
+                    raise _Lost("no worker is left")
 
     def cancel(self):
         if self.future is not None:

@@ -18,9 +18,10 @@ from astro_narrowband._engine.headers import Spellings, clean_text
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
+from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
-from astro_narrowband.night.products import Inputs, Products
+from astro_narrowband.night.products import Products
 from astro_narrowband.night.run import NOTHING, PARTIAL, Night, decide_for
 from astro_narrowband.night.screen import screen_plan
 from astro_narrowband.night.table import FrameTable, Problem, printable
@@ -28,7 +29,16 @@ from astro_narrowband.night.table import FrameTable, Problem, printable
 __all__ = ["Settings", "inspection", "reduce_night"]
 
 #: Settings that say how the work is done and change no pixel.
-_HOW = ("filters", "keep_calibrated", "workers", "memory", "scheduler", "resume", "strict")
+_HOW = (
+    "filters",
+    "keep_calibrated",
+    "workers",
+    "memory",
+    "scheduler",
+    "resume",
+    "strict",
+    "overwrite",
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class Settings:
         Use products of an earlier run again where inputs and settings agree.
     strict : bool
         A warning makes the status 3.
+    overwrite : bool
+        Replace files of others that have the names of products.
     """
 
     filters: tuple | None = None
@@ -103,6 +115,7 @@ class Settings:
     scheduler: str | None = None
     resume: bool = True
     strict: bool = False
+    overwrite: bool = False
 
     def of_pixels(self):
         """Return the settings that change a result."""
@@ -205,7 +218,7 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             messages.say(str(problem), problem.level)
         if not plan.groups:
             raise InputError(_no_lights(table, nights, settings.filters))
-        used = [row.path for row in table if row.verdict == "used"]
+        used = {row.path: row.identity for row in table if row.verdict == "used"}
         workers = settings.workers or usable_cores()
         inputs = stack.enter_context(Inputs(used, workers=workers))
         products = stack.enter_context(
@@ -214,13 +227,16 @@ def reduce_night(nights, output, *, settings=None, progress=None):
                 settings={**settings.of_pixels(), "spellings": spellings and asdict(spellings)},
                 inputs=inputs,
                 resume=settings.resume,
+                overwrite=settings.overwrite,
             )
         )
         executor = stack.enter_context(open_executor(settings.scheduler, workers=settings.workers))
         night = Night(
             table, settings, products, messages, executor, progress or _silent, len(plan.groups)
         )
-        for target in _targets(plan):
+        targets = _targets(plan)
+        night.claim(targets)
+        for target in targets:
             night.reduce(target)
         return night.finish(inputs)
 

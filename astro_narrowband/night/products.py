@@ -9,6 +9,7 @@ at any time leaves every product either as it was or as it should be.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -16,10 +17,10 @@ import json
 import math
 import os
 import platform
+import re
 import socket
 import stat
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -39,10 +40,15 @@ from astro_narrowband._engine.files import (
 )
 from astro_narrowband.exceptions import InputError, ProductError
 
-__all__ = ["Inputs", "Products", "provenance_key", "read_record", "software", "strict_json"]
+__all__ = ["Products", "provenance_key", "read_record", "software", "strict_json"]
 
 _LOCK = ".astro-narrowband.lock"
 _JOURNAL = ".astro-narrowband.jsonl"
+_MASTER = re.compile(r"bias(-\d+)?|dark(-\d+)?|flat-.+")
+#: What every run writes.
+_ALWAYS = ("frames.ecsv", "night.json", "report.html")
+#: What a file system says that has no locks.
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _PACKAGES = ("numpy", "scipy", "astropy", "ccdproc", "photutils", "astroalign", "sep")
 
 
@@ -168,58 +174,6 @@ def provenance_key(inputs, settings):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Inputs:
-    """
-    SHA-256 of input files, computed by threads while other work goes on.
-
-    A context manager. It costs about 0.8 s of one core for each GB.
-
-    Parameters
-    ----------
-    paths : iterable of path-like
-        Regular files; hashing starts at once.
-    workers : int, optional
-        Number of threads.
-
-    Examples
-    --------
-    >>> import pathlib, tempfile
-    >>> from astro_narrowband.night.products import Inputs
-    >>> path = pathlib.Path(tempfile.mkdtemp()) / "a"
-    >>> size = path.write_text("light")
-    >>> with Inputs([path]) as inputs:
-    ...     inputs[path][:8]
-    '99a70261'
-    """
-
-    def __init__(self, paths, *, workers=1):
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sha256")
-        self._futures = {str(path): self._pool.submit(sha256, path) for path in paths}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._pool.shutdown(cancel_futures=True)
-
-    def __iter__(self):
-        return iter(self._futures)
-
-    def __getitem__(self, path):
-        """Wait for the SHA-256 of one file; `InputError` if it cannot be read."""
-        return self._futures[str(path)].result()
-
-    def digests(self):
-        """Wait for all, and return ``{path: SHA-256}``; ``None`` for what cannot be read."""
-        out = {}
-        for path, future in self._futures.items():
-            try:
-                out[path] = future.result()
-            except InputError:
-                out[path] = None
-        return out
-
-
 # --------------------------------------------------------------------------- the folder
 
 
@@ -241,6 +195,9 @@ class Products:
         The input files: never written to, and part of the keys.
     resume : bool, optional
         Whether products of an earlier run may be used again.
+    overwrite : bool, optional
+        Whether files that no run of this package made there may be replaced. The
+        journal knows which are its own.
 
     Raises
     ------
@@ -261,11 +218,12 @@ class Products:
     written
     """
 
-    def __init__(self, folder, *, settings=None, inputs=None, resume=True):
+    def __init__(self, folder, *, settings=None, inputs=None, resume=True, overwrite=False):
         self.folder = Path(folder)
         self._digests = {}
         self._settings = dict(settings or {})
-        self._inputs = inputs
+        self._inputs = self.inputs = inputs
+        self._overwrite = overwrite
         self._resume = resume
         self._journal = {}
         self._mutex = threading.Lock()
@@ -323,8 +281,9 @@ class Products:
                     "wait until it ends, or choose another folder with -o"
                 ) from None
             except OSError as error:
-                os.close(lock)
-                raise product_error(path, error) from error
+                if error.errno not in _NO_LOCKS:
+                    os.close(lock)
+                    raise product_error(path, error) from error
             if _same_file(lock, path):
                 break
             os.close(lock)  # its owner ended, and removed it, between the two calls
@@ -408,8 +367,48 @@ class Products:
     def earlier(self):
         """Return the names of products of earlier runs that this run neither made nor used."""
         with self._mutex:
-            names = set(self._journal) - set(self._digests)
+            keyed = {name for name, entries in self._journal.items() if any(k for k, _ in entries)}
+            names = keyed - set(self._digests)
         return sorted(name for name in names if _is_file(self.folder / name))
+
+    def claim(self, names):
+        """
+        Refuse foreign files that have names of products, before anything is written.
+
+        Parameters
+        ----------
+        names : iterable of str
+            Of products to come; masters are known by their names.
+
+        Raises
+        ------
+        ProductError
+            If there is one.
+        """
+        folder = self.folder / "masters"
+        masters = sorted(folder.glob("*.fits")) if _is_folder(folder) else []
+        names = [*names, *(f"masters/{p.name}" for p in masters if _MASTER.fullmatch(p.stem))]
+        for name in names:
+            self._check_foreign(name, self.folder / name)
+
+    def _check_foreign(self, name, path):
+        with self._mutex:
+            ours = self._overwrite or name in self._journal or name in self._digests
+            # Earlier versions did not note these.
+            ours = ours or (bool(self._journal) and name in _ALWAYS)
+        if not ours and os.path.lexists(path):
+            raise ProductError(
+                f"{path}: was not made by a run that wrote here, and would be overwritten: choose "
+                "another folder with -o, move it away, or give --overwrite"
+            )
+
+    def discard(self, name):
+        """Remove a product that this run made or used again, if it did."""
+        with self._mutex:
+            if self._digests.pop(name, None) is None:
+                return
+        with contextlib.suppress(OSError):
+            os.unlink(self.folder / name)
 
     # ---- writing
 
@@ -469,17 +468,20 @@ class Products:
 
     def writer(self, name, planes, key=None):
         """Return a FITS writer, for images written band by band."""
-        return FitsWriter(self.path(name), planes, commit=self._commit(name, key))
+        path = self.path(name)
+        self._check_foreign(name, path)
+        return FitsWriter(path, planes, commit=self._commit(name, key))
 
     def _write(self, write, name, content, key):
-        return write(self.path(name), content, commit=self._commit(name, key))
+        path = self.path(name)
+        self._check_foreign(name, path)
+        return write(path, content, commit=self._commit(name, key))
 
     def _commit(self, name, key):
         def commit(digest):
             wanted = key() if callable(key) else key
             with self._mutex:
-                if wanted is not None:
-                    self._note(name, wanted, digest)
+                self._note(name, wanted or "", digest)
                 self._digests[name] = digest
 
         return commit
@@ -508,14 +510,17 @@ class Products:
                 entry = json.loads(line)
                 name, key, digest = entry["name"], entry["key"], entry["sha256"]
             except (ValueError, TypeError, KeyError):
-                continue  # cut; its product is made again
+                # Cut; its product is made again, and was ours.
+                if cut := re.search(r'"name": "([^"]+)"', line):
+                    self._journal.setdefault(cut[1], [])
+                continue
             if all(isinstance(text, str) for text in (name, key, digest)):
                 self._journal.setdefault(name, []).append((key, digest))
 
     def _compact(self):
         lines = []
         for name, entries in sorted(self._journal.items()):
-            key, digest = entries[-1]
+            key, digest = entries[-1] if entries else ("", "")
             lines.append(json.dumps({"name": name, "key": key, "sha256": digest}))
         if lines:
             write_text(self.folder / _JOURNAL, "\n".join(lines) + "\n")

@@ -114,7 +114,9 @@ class FitsImage:
     @classmethod
     def of_file(cls, path, offset, stored, shape):
         """Return an image in a plain file as it is now, by where it lies."""
-        return cls(PlainFile(path, Identity.of(os.stat(path))), offset, stored, shape)
+        return cls(
+            PlainFile(Path(path).absolute(), Identity.of(os.stat(path))), offset, stored, shape
+        )
 
     @property
     def is_plain(self):

@@ -5,6 +5,7 @@ Every step asks first whether an earlier run has left its product, made of the
 same inputs in the same way.
 """
 
+import os
 import threading
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from astropy.table import QTable
 from astropy.time import Time
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.files import safe_name, set_card, unique_name
+from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
@@ -41,6 +42,7 @@ from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._ready import MeasuredFrame
+from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.photometry import diagnose_background, make_catalog
 from astro_narrowband.registration import Alignment, align_group
@@ -75,7 +77,8 @@ class Night:
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
-        self.names = set()
+        self.names, self.given = set(), {}
+        self.targets, self.lost = [], set()
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
@@ -89,9 +92,75 @@ class Night:
         }
         self.masters, self.panels = Masters(self), Panels()
 
+    def claim(self, targets):
+        """Refuse to go on where a file that no run made has the name of a product."""
+        names = ["report.html", "night.json", "frames.ecsv"]
+        for target in targets:
+            names.append(f"catalog-{self.merged_name(target)}.ecsv")
+            for name in self.names_of(target).values():
+                names += [f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"]
+        self.products.claim(names)
+
+    def names_of(self, target):
+        """Return what the products of each group of a target are called."""
+        return {g: self.name(f"{_short(g.object, 40)}-{_short(g.filter, 20)}", g) for g in target}
+
+    def merged_name(self, target):
+        """Return what the catalogue of all filters of a target is called."""
+        return self.name(safe_name(target[0].object), target[0])
+
     def reduce(self, target):
-        """Reduce one target: every filter of one object on one detector, on one grid."""
-        names = {g: self.name(f"{_short(g.object, 40)}-{_short(g.filter, 20)}") for g in target}
+        """
+        Reduce one target: every filter of one object on one detector, on one grid.
+
+        Where a file turns out to be damaged, or changes on the way, it is done again
+        without.
+        """
+        if target not in self.targets:
+            self.targets.append(target)
+        while True:
+            restore = snapshot(target)
+            try:
+                self.reduce_once(target)
+            except FileError as error:
+                restore()
+                self.lose(error)
+            else:
+                return
+
+    def changed(self, target):
+        """Return what says that a file of a target changed since it was first looked at."""
+        paths = [row.path for g in target if not g.failed for row in g.rows]
+        return next(self.products.inputs.changed(paths), None)
+
+    def lose(self, error):
+        """Go on without a file: a calibration frame that changed stops the groups it serves."""
+        path = os.path.abspath(error.path)
+        pairs = [
+            (group, row)
+            for target in self.targets
+            for group in target
+            if not group.failed
+            for row in group.rows
+            if os.path.abspath(row.path) == path
+        ]
+        if not pairs:  # no input, but a product that was read again
+            raise InputError(str(error)) from error
+        self.lost.add(path)
+        for group, row in pairs:
+            if row in group.lights or not isinstance(error, ChangedError):
+                self.leave_out(row, error.what, group)
+            else:
+                group.fail(f"{row.name}: {error.what}")
+                self.messages.say(f"{group.label}: not reduced: {group.reason}", "error")
+            if not group.lights and not group.failed:
+                group.fail(f"none of its lights can be used: {row.name}: {error.what}")
+        failed = {g.label for target in self.targets for g in target if g.failed}
+        self.masters.forget(failed)
+
+    def reduce_once(self, target):
+        """Reduce a target, if none of its files changes on the way."""
+        names = self.names_of(target)
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
             try:
                 self.draw(writer, Pictures.load)
@@ -111,6 +180,9 @@ class Night:
                 for group in self.progress(target, total=len(target), description="coadds"):
                     if there[group]:
                         coadds[group] = self.attempt([group], self.read_coadd, group, names[group])
+                        if coadds[group] and self.settings.keep_calibrated:
+                            used = set(coadds[group][2]["path"])
+                            self.keep([light for light in lights if light.row.name in used])
                         continue
                     mine = [light for light in lights if light.group is group]
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
@@ -128,6 +200,8 @@ class Night:
                 self.picture(target, names, coadds, key)
                 if writing is not None:
                     writing.result()
+                if error := self.changed(target):
+                    raise error
             finally:
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
@@ -169,7 +243,7 @@ class Night:
             return None
         try:
             return step(*args)
-        except ProductError:
+        except (ProductError, FileError):
             raise
         except NarrowbandError as error:
             for group in groups:
@@ -195,9 +269,11 @@ class Night:
             raise InputError("none of its lights can be calibrated")
         return lights, keys
 
-    def name(self, title):
-        """Return a name for a product that no other one of this run has."""
-        return unique_name(title[:LONGEST], self.names)
+    def name(self, title, owner):
+        """Return the name of a product of ``owner``, which no other one of this run has."""
+        if (title, owner) not in self.given:
+            self.given[title, owner] = unique_name(title[:LONGEST], self.names)
+        return self.given[title, owner]
 
     # ------------------------------------------------------------------ lights
 
@@ -214,6 +290,8 @@ class Night:
             held = self.held.frame = HeldFrame(frame, spare=spare, variance=False)
             light.stars = detect_stars(held, gain=frame.exposure)
             light.statistics = measure_frame(frame, stars=light.stars, held=held)
+        except FileError:
+            raise
         except NarrowbandError as error:
             return str(error)
         return ""
@@ -323,13 +401,17 @@ class Night:
         if settings.catalogue is not None:
             _place(made.ccd, settings.catalogue, group)
         if settings.keep_calibrated:
-            for light in lights:
-                product = f"calibrated/{self.name(light.row.path.stem)}.fits"
-                self.products.write_fits(product, as_ccd(light.frame))
+            self.keep(lights)
         for light, reason in zip(lights, made.frames["reason"], strict=True):
             if reason:  # `coadd` has said so
                 group.drop(light.row, str(reason))
         return made, frames_table(lights, made, reference)
+
+    def keep(self, lights):
+        """Write lights as they were calibrated."""
+        for light in lights:
+            name = self.name(light.row.path.stem, light.row.path)
+            self.products.write_fits(f"calibrated/{name}.fits", as_ccd(light.frame))
 
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
@@ -353,7 +435,7 @@ class Night:
         made = {group: coadds[group][0] for group in target if coadds[group] is not None}
         if not made:
             return
-        merged = f"catalog-{self.name(safe_name(target[0].object))}.ecsv"
+        merged = f"catalog-{self.merged_name(target)}.ecsv"
         files = [f"{kind}-{names[g]}.ecsv" for g in made for kind in ("catalog", "growth")]
         key = self.products.key([(names[g], key) for g in made], product="catalogues")
         there = [self.products.have(file, key) for file in [*files, merged]]
@@ -390,7 +472,7 @@ class Night:
             if not images or image.shape == next(iter(images.values()))[1].shape:
                 images.setdefault(group.filter, (group, image))
         planes = {name: image for name, (_, image) in images.items()}
-        title = self.name(f"colour-{_short(target[0].object, 40)}")
+        title = self.name(f"colour-{_short(target[0].object, 40)}", target[0])
         for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
             file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
             labels = [images[part][0].label for part in recipe]
@@ -402,8 +484,12 @@ class Night:
 
     def describe(self, group, name, made):
         """Put a group into the record."""
+        groups = self.record["groups"]
+        groups[:] = [entry for entry in groups if entry["label"] != group.label]
         if made is None:
-            self.record["groups"].append(group_record(group))
+            for file in (f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"):
+                self.products.discard(file)
+            groups.append(group_record(group))
             return
         ccd, _, frames = made
         products = {
@@ -416,7 +502,7 @@ class Night:
             }.items()
             if file in self.products.digests
         }
-        self.record["groups"].append(group_record(group, frames=frames, ccd=ccd, products=products))
+        groups.append(group_record(group, frames=frames, ccd=ccd, products=products))
 
     def leave_out(self, row, reason, group):
         """Go on without a frame of a group, and say so."""
@@ -428,6 +514,11 @@ class Night:
 
     def finish(self, inputs):
         """Write the table of frames, the record and the report; return the record."""
+        while again := [target for target in self.targets if self.changed(target)]:
+            for target in again:
+                self.reduce(target)
+        order = [group.label for target in self.targets for group in target]
+        self.record["groups"].sort(key=lambda entry: order.index(entry["label"]))
         self.products.write_table("frames.ecsv", self.table.table)
         record = self.record
         states = {group["status"] for group in record["groups"]}
@@ -437,7 +528,10 @@ class Night:
             record["status"] = NOTHING
         record["files"] = self.table.counts
         record["messages"] = self.messages.found
-        record["inputs"] = inputs.digests()
+        record["inputs"] = {
+            path: None if os.path.abspath(path) in self.lost else digest
+            for path, digest in inputs.digests().items()
+        }
         if self.pictures is not None:
             page = render_report(self.products.folder, record, pictures=self.pictures)
             self.products.write_text("report.html", page)

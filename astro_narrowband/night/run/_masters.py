@@ -298,7 +298,7 @@ class Masters:
             title = f"{title}-{group.colour.replace('+', '-')}"
         identity = (title, *(row.path for row in rows))
         if identity not in self.made:
-            name = f"masters/{self.night.name(title)}.fits"
+            name = f"masters/{self.night.name(title, identity)}.fits"
             needed = [(master.name, master.key) for master in needs if master is not None]
             key = self.products.key(
                 [row.path for row in rows] + needed, product=title, depends=depends
@@ -318,7 +318,19 @@ class Masters:
         if entry is None:
             entry = {"kind": kind, "path": master.name, "groups": [], **facts}
             masters.append(entry)
-        entry["groups"].append(group.label)
+        if group.label not in entry["groups"]:
+            entry["groups"].append(group.label)
+
+    def forget(self, labels):
+        """Remove the masters that serve no other groups than these, which are given up."""
+        gone = {entry["path"] for entry in self.record["masters"] if set(entry["groups"]) <= labels}
+        for name in gone:
+            self.products.discard(name)
+        masters = self.record["masters"]
+        masters[:] = [entry for entry in masters if entry["path"] not in gone]
+        self.made = {
+            key: made for key, made in self.made.items() if getattr(made, "name", None) not in gone
+        }
 
 
 def _longest(rows):
