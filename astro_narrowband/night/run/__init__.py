@@ -487,8 +487,8 @@ class Night:
         groups = self.record["groups"]
         groups[:] = [entry for entry in groups if entry["label"] != group.label]
         if made is None:
-            for file in (f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"):
-                self.products.discard(file)
+            for file in ("coadd-{}.fits", "coadd-{}.png", "catalog-{}.ecsv", "growth-{}.ecsv"):
+                self.products.discard(file.format(name))
             groups.append(group_record(group))
             return
         ccd, _, frames = made
