@@ -107,8 +107,8 @@ def compare(truth, record, folder):
     -------
     `~astropy.table.Table`
         One row a filter: ``align_rms`` [pix] over the frame; ``flux_bias`` and
-        ``flux_scatter``, median and robust scatter of measured over true flux
-        less 1; ``flux_bias_err``, with the error of what all stars share, the
+        ``flux_scatter``, median (weighted by S/N) and robust scatter of measured over true
+        flux less 1; ``flux_bias_err``, with the error of what all stars share, the
         correction to the whole light and the scale of the frames; ``pull_width``, robust
         width of (measured - true) / error about that bias, where the error is a star's own:
         without what all share. With ``pull_width_err``.
@@ -120,12 +120,12 @@ def compare(truth, record, folder):
         catalog = QTable.read(Path(folder) / group["products"]["catalog"])
         measured, error, true = _stars(truth, group, catalog)
         ratio, n = measured / true, len(true)
-        bias = np.median(ratio) - 1 if n else np.nan
         correction = catalog.meta.get("correction_err", 0.0) / catalog.meta.get("correction", 1.0)
         scale = fits.getheader(Path(folder) / group["products"]["coadd"]).get("SCALEERR", 0.0)
         # The error of a star alone; nothing is left where the correction is all of it.
         single = np.sqrt(np.maximum(error**2 - (correction * measured) ** 2, 0.0))
         single[single < 0.01 * error] = np.inf
+        bias = _weighted_median(ratio, true / single) - 1 if n else np.nan
         chance = 1.2533 * _robust(ratio) / max(n, 1) ** 0.5
         rows.append(
             {
@@ -142,6 +142,13 @@ def compare(truth, record, folder):
             }
         )
     return Table(rows)
+
+
+def _weighted_median(values, weights):
+    """The value with half of the weight on either side."""
+    order = np.argsort(values)
+    weight = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(weight, weight[-1] / 2)])
 
 
 def _robust(values):

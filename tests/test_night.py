@@ -99,7 +99,7 @@ def test_frames_that_are_out_for_one_cause_are_said_in_one_line(night, tmp_path)
     lines = [m["text"] for m in record["messages"] if ": left out: " in m["text"]]
     assert len(out) == 3
     assert len(lines) < 3
-    assert any("more: left out" in line for line in lines)
+    assert all(any(f["path"] in line for line in lines) for f in out)
 
 
 def test_used_left_out_and_ignored_add_up_to_the_files_found(night, reduced):

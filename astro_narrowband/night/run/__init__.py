@@ -51,6 +51,8 @@ __all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: So many of the frames that are out for one cause are named in a message.
+NAMED = 3
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
 
@@ -431,8 +433,8 @@ class Night:
     def say_left_out(self):
         """Say which frames were left out since this was asked last: a line for each cause."""
         for rows in self.out.values():
-            (name, reason), more = rows[0], len(rows) - 1
-            names = f"{name} and {more} more" if more else name
+            reason, more = rows[0][1], len(rows) - NAMED
+            names = ", ".join(name for name, _ in rows[:NAMED]) + f" and {more} more" * (more > 0)
             self.messages.say(f"{names}: left out: {reason}")
         self.out = {}
 
