@@ -3,7 +3,8 @@ Gain, read noise and saturation of a camera: given, read from a header, or measu
 
 `decide_detector` is the one place where they are decided, each for itself: what
 the user gives comes first, then the header, then a measurement from pairs of
-flats and pairs of biases. Where each value came from is kept as text.
+flats and pairs of biases, and of the saturation from full pixels. Where each value
+came from is kept as text.
 """
 
 from dataclasses import dataclass, field, replace
@@ -12,10 +13,11 @@ from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.validate import positive, value_in
+from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Detector", "confront_detector", "decide_detector"]
+__all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturation"]
 
 #: Level [adu] taken for saturation where nothing else is known: the full scale
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
@@ -161,7 +163,7 @@ class Detector:
 
 
 def decide_detector(
-    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=()
+    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=(), lights=()
 ):
     """
     Decide gain, read noise and saturation: user, then header, then measurement.
@@ -179,6 +181,8 @@ def decide_detector(
         [adu]
     flats, biases : sequence of Frame, optional
         To measure what neither the user nor the header gives; two of each.
+    lights : sequence of Frame, optional
+        With the flats, to measure the saturation from, as `measure_saturation` does.
 
     Returns
     -------
@@ -239,7 +243,11 @@ def decide_detector(
         what = " and ".join(name.replace("_", " ") for name in missing)
         raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
     if "saturation" not in values:
+        level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
         values["saturation"], sources["saturation"] = FULL_SCALE, "full scale of 16 bits"
+        if level is not None and level < FULL_SCALE:
+            values["saturation"] = level
+            sources["saturation"] = "measured from full pixels"
     return Detector(**values, **errors, sources=sources)
 
 

@@ -28,6 +28,9 @@ __all__ = ["Masters", "decide_for"]
 #: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
 MOST_OF_FLAT = 0.01
 
+#: Lights that tell where pixels are full.
+FULL_FROM = 3
+
 #: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
 GAIN_CHECK = 1 << 17
 
@@ -53,6 +56,7 @@ def decide_for(group, settings):
         saturation=_quantity(settings.saturation, n * u.adu),
         flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
         biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
+        lights=[row.open(group.colour) for row in _longest(group.lights)],
     )
 
 
@@ -119,6 +123,12 @@ class Masters:
 
     def check_detector(self, detector, group, header):
         """Return what is to be believed; say where flats and biases show something else."""
+        if "measured" in detector.sources["saturation"]:
+            self.night.messages.say(
+                f"{group.label}: pixels are full at {detector.saturation:.0f} adu (SATURATE is not "
+                "given; full pixels pile up there): it is taken for the saturation: give "
+                "--saturation if it is another"
+            )
         for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
             if "measured" in detector.sources[what]:
                 try:
@@ -183,6 +193,9 @@ class Masters:
             "dark", rows, make, DarkModel.read, group, needs=[bias], depends=asdict(detector)
         )
         model = master.value
+        for note in model.notes:
+            if "disagree" in note:
+                self.night.messages.say(f"{group.label}: {note}")
         self.note_master(
             "dark",
             master,
@@ -306,6 +319,11 @@ class Masters:
             entry = {"kind": kind, "path": master.name, "groups": [], **facts}
             masters.append(entry)
         entry["groups"].append(group.label)
+
+
+def _longest(rows):
+    """Return the lights that tell most of full pixels."""
+    return sorted(rows, key=lambda row: -(row.exposure or 0))[:FULL_FROM]
 
 
 def _quantity(value, unit):
