@@ -509,7 +509,7 @@ case(
     "match",
     "lights-alone",
     lambda n: [shutil.rmtree(n / f) for f in ("bias", "dark", "flat")],
-    {L1: USED},
+    {},
     says="--without bias",
     arguments=("--without", "flat", "--without", "dark", "--without", "bias", "--gain", "0.6"),
 )
@@ -517,7 +517,7 @@ case(
     "match",
     "calibrated",
     lambda n: n.set(n.all("light"), CALSTAT="BDF", BUNIT="adu"),
-    {L1: USED, D1: IGNORED},
+    {D1: IGNORED},
     says="--calibrated",
     arguments=("--calibrated", "", "--gain", "0.6"),
 )

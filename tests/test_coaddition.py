@@ -461,6 +461,8 @@ def test_cosmic_rays_on_stars_go_though_the_seeing_differs():
     assert made.n_rejected[cores & (struck == 0)].sum() < 0.004 * n * cores.sum()
 
 
+# (A star beside the masked one is off by 60 % in one frame, which is rightly said.)
+@pytest.mark.filterwarnings("ignore:fluxes of the coadd may be off")
 def test_the_core_of_a_star_that_most_frames_mask_is_that_of_the_others():
     rng = np.random.default_rng(12)
     shape, widths = (300, 300), (3.2, 3.1, 3.3, 3.2, 2.9, 3.3)

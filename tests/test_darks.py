@@ -398,6 +398,83 @@ def test_masters_of_other_programs():
         DarkModel.from_masters(bias=electrons)
 
 
+def hot_night(make_camera, seed, *, times=(60, 300), colder=1.0, power=None):
+    """Darks, the shortest ``colder``; some pixels of which grow as a power of the time."""
+    camera = make_camera(seed, shape=(64, 64))
+    camera.rate[:] = 0.02
+    kind = camera.rng.uniform(size=camera.shape)
+    hot, bent = kind < 0.02, kind > (0.98 if power else 2)
+    steady, curved = np.full(camera.shape, 0.02), np.zeros(camera.shape)
+    steady[hot] += camera.rng.exponential(8, hot.sum())
+    curved[bent] = camera.rng.exponential(8, bent.sum())
+    biases, darks = camera.biases(20), []
+    for t in times:
+        grown = curved * (t / max(times)) ** ((power or 1) - 1)
+        camera.rate = (steady + grown) * (colder if t == min(times) else 1)
+        darks += camera.darks(t)
+    model = DarkModel.fit(darks, bias=biases)
+    truth = camera.bias + (steady + curved) * max(times) / camera.gain
+    mean = stack(darks[-10:]).mean(axis=0)
+    return model, truth, mean, hot, bent, curved
+
+
+def pulls_at(model, t, truth):
+    rows = slice(0, truth.shape[0])
+    return (model.values(t, rows) - truth) / np.sqrt(model.variance(t, rows))
+
+
+def width_of(pulls):
+    low, high = np.percentile(np.concatenate(pulls), [15.865, 84.135])
+    return (high - low) / 2
+
+
+@pytest.mark.parametrize("colder", [0.7, 0.9])
+def test_colder_darks_of_another_time_cost_the_matched_ones_nothing(make_camera, colder):
+    pulls, lost, notes = [], 0, []
+    for seed in range(20):
+        model, truth, mean, hot, *_ = hot_night(make_camera, seed, colder=colder)
+        pulls.append(pulls_at(model, 300, truth)[hot])
+        ours = model.values(300, slice(0, 64))
+        worse = np.abs(ours - truth) > np.abs(mean - truth) + 3 * np.sqrt(25 + 250) / 3
+        lost += int(worse[hot].sum())
+        notes += model.notes
+    assert lost <= 1
+    # Too few hot pixels to tell a small factor from wandering make errors too large.
+    assert 0.82 < width_of(pulls) < 1.08
+    said = [note for note in notes if "darks of 60 s disagree with those of 300 s" in note]
+    if colder < 0.85:
+        assert len(said) == 20
+        assert all(f"{100 * (1 - colder):.0f}"[0] in note for note in said)
+
+
+def test_no_exposure_time_of_clean_darks_is_said_to_disagree(make_camera):
+    for seed in range(100, 120):
+        model, _, _, hot, *_ = hot_night(make_camera, seed, times=(60, 120, 300))
+        assert not any("disagree" in note for note in model.notes)
+        assert (model.planes["flags"][hot] & FLAGS["NONLINEAR"]).sum() <= 1
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5])
+def test_pixels_that_bend_are_flagged_and_spoil_no_others(make_camera, power):
+    straight, curved, flagged, n_bright = [], [], 0, 0
+    for seed in range(20):
+        model, truth, _, hot, bent, rate = hot_night(make_camera, seed, power=power)
+        flags = model.planes["flags"] & FLAGS["NONLINEAR"] > 0
+        bright = bent & (rate > 1)
+        flagged, n_bright = flagged + flags[bright].sum(), n_bright + bright.sum()
+        assert flags[hot].mean() < 0.02
+        pull = pulls_at(model, 300, truth)
+        straight.append(pull[hot])
+        curved.append(pull[bent])
+        error = np.sqrt(model.variance(150, slice(0, 64)))[hot]
+        truth_150 = truth[hot] - 300
+        assert np.median(error / np.maximum(truth_150, 20)) < 0.03
+        assert not any("disagree" in note for note in model.notes)
+    assert flagged > 0.98 * n_bright
+    assert width_of(straight) == pytest.approx(1, abs=0.08)
+    assert width_of(curved) == pytest.approx(1, abs=0.1)
+
+
 def test_real_cmos_darks_predict_a_longer_one(real_data):
     folder = real_data / "zwo-asi120-darkseries"
     biases = sorted((folder / "Bias").glob("*.fit"))

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.io import fits
+from astropy.nddata import CCDData
 
-from astro_narrowband.detector import Detector, decide_detector
+from astro_narrowband.detector import (
+    Detector,
+    confront_detector,
+    decide_detector,
+    measure_saturation,
+)
 from astro_narrowband.exceptions import InputError
 
 
@@ -125,3 +131,101 @@ def test_real_cmos_flats_of_a_flickering_lamp(real_data):
     found = [Detector.measure([flats[i], flats[j]], biases).gain for i, j in ((0, 1), (2, 3))]
     # One scale for each frame gives 0.06 and 0.09.
     assert found == pytest.approx([0.236, 0.237], rel=0.02)
+
+
+def star_field(rng, *, highest, shape=(256, 256)):
+    """Stars of all brightnesses, the brightest of ``highest`` [adu]."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    image = np.full(shape, 300 + rng.uniform(20, 8000))
+    fwhm = rng.uniform(2, 7)
+    for peak in highest * 10 ** -rng.uniform(0, 3, 40):
+        r2 = (y - rng.uniform(0, shape[0])) ** 2 + (x - rng.uniform(0, shape[1])) ** 2
+        image += peak * (1 + 4 * 0.26 * r2 / fwhm**2) ** -3
+    return image
+
+
+def exposed(rng, image, gain, *, well=np.inf, soft=0, step=1, adc=65535):
+    light = rng.poisson(image * gain) / gain
+    hot = rng.choice(image.size, 50, replace=False)
+    light.ravel()[hot] += rng.exponential(8000, 50)
+    light = np.minimum(light, well + soft * rng.standard_normal(image.shape))
+    light += 5 / gain * rng.standard_normal(image.shape)
+    return CCDData(np.clip(np.rint(light / step), 0, adc // step) * step, unit="adu")
+
+
+@pytest.mark.parametrize(
+    ("camera", "full"),
+    [
+        ({"well": 45000}, 45000),
+        ({"well": 45000, "soft": 50}, 45000),
+        ({"well": 45000, "step": 16}, 45000),
+        ({"well": 50000, "step": 4, "soft": 30}, 50000),
+        ({"adc": 4095}, 4095),
+        ({"adc": 16383}, 16383),
+    ],
+)
+def test_full_pixels_show_the_saturation(camera, full):
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        image, gain = star_field(rng, highest=300000), rng.uniform(0.2, 3)
+        level = measure_saturation([exposed(rng, image, gain, **camera)] * 2, gain=gain)
+        soft = np.hypot(camera.get("soft", 0), 5 / gain) + camera.get("step", 1)
+        assert full - 6 * soft - 0.002 * full < level < full + 16
+        # Flats that are full in the middle only, or nearly everywhere.
+        y, x = np.mgrid[-1:1:200j, -1:1:200j]
+        flat = full * rng.uniform(1.02, 1.3) * (1 - 0.3 * (x * x + y * y))
+        level = measure_saturation([exposed(rng, flat, 1.0, **camera)], gain=1.0)
+        if full > 20000:
+            assert full - 6 * np.hypot(camera.get("soft", 0), 6) - 0.002 * full < level < full + 16
+
+
+def test_no_saturation_is_made_up():
+    y, x = np.mgrid[-1:1:128j, -1:1:128j]
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        gain = rng.uniform(0.2, 4)
+        stars = star_field(rng, highest=rng.uniform(10000, 62000) - 9000, shape=(128, 128))
+        stars = np.minimum(stars, 64500)
+        lights = [exposed(rng, stars, gain, adc=10**6) for _ in range(2)]
+        level = rng.uniform(1000, 60000)
+        flat = level * (1 - rng.uniform(0, 0.3) * (x * x + y * y))
+        assert measure_saturation(lights, gain=gain) is None
+        assert measure_saturation([exposed(rng, flat, gain, adc=10**6)], gain=gain) is None
+        assert measure_saturation([exposed(rng, np.full_like(flat, level), gain)]) is None
+
+
+def test_measured_saturation_stands_behind_user_and_header():
+    rng = np.random.default_rng(3)
+    light = exposed(rng, star_field(rng, highest=300000), 1.0, well=45000)
+    header = fits.Header({"EGAIN": 1.0, "RDNOISE": 5.0})
+    found = decide_detector(header, lights=[light])
+    assert found.saturation == pytest.approx(45000, rel=0.002)
+    assert found.sources["saturation"] == "measured from full pixels"
+    assert decide_detector(header).saturation == 65504
+    header["SATURATE"] = 40000
+    assert decide_detector(header, lights=[light]).saturation == 40000
+
+
+@pytest.mark.parametrize("wrong", [0.7, 1.4, 3.0])
+@pytest.mark.parametrize("what", ["gain", "read_noise"])
+def test_a_header_that_flats_and_biases_contradict_is_not_believed(wrong, what):
+    measured = Detector(0.6, 5.0, gain_err=0.003, read_noise_err=0.03)
+    stated = {"gain": 0.6, "read_noise": 5.0}
+    stated[what] *= wrong
+    sources = {"gain": "header, EGAIN", "read_noise": "header, RDNOISE"}
+    camera, said = confront_detector(Detector(**stated, sources=sources), measured)
+    assert camera.gain == pytest.approx(0.6)
+    assert camera.read_noise == pytest.approx(5.0)
+    assert "the measured one is used" in said[0]
+    given, said = confront_detector(
+        Detector(**stated, sources={"gain": "given", "read_noise": "given"}), measured
+    )
+    assert getattr(given, what) == stated[what]
+    assert said
+    assert "check it" in said[0]
+
+
+def test_a_header_that_is_right_is_left_alone():
+    measured = Detector(0.61, 5.1, gain_err=0.01, read_noise_err=0.1)
+    stated = Detector(0.6, 5.0, sources={"gain": "header", "read_noise": "header"})
+    assert confront_detector(stated, measured) == (stated, [])

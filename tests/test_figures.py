@@ -9,15 +9,16 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
 
+from astro_narrowband.night.charts import dark_png, growth_png, night_charts, price_png
 from astro_narrowband.night.figures import (
     TINTS,
     Stretch,
     composite_png,
     downsample,
-    growth_png,
-    night_png,
+    full_png,
     palette,
     palette_png,
+    recipes,
     scale_bar,
     sky_of,
 )
@@ -123,9 +124,8 @@ def test_a_composite_has_the_hubble_palette(rng):
     images = {name: rng.normal(0, 0.01, (60, 60)) for name in ("Halpha", "OIII", "SII")}
     for k, name in enumerate(("SII", "Halpha", "OIII")):
         images[name][10:50, 20 * k : 20 * k + 15] += 1.0
-    png, channels = composite_png(images)
-    assert channels == ("SII", "Halpha", "OIII")
-    rgb = pixels(png)[30]
+    assert list(recipes(images)) == ["SHO", "HOO", "natural"]
+    rgb = pixels(composite_png(images, recipes(images)["SHO"]))[30]
     for k in range(3):
         assert rgb[20 * k + 7].argmax() == k
         assert rgb[20 * k + 7].max() > 100
@@ -143,14 +143,34 @@ def test_a_composite_has_the_hubble_palette(rng):
     ],
 )
 def test_channels_go_from_red_to_blue(names, channels):
-    images = {name: np.arange(16.0).reshape(4, 4) for name in names}
-    assert composite_png(images)[1] == channels
+    best = next(iter(recipes(names).values()))
+    for k, channel in enumerate(channels):
+        assert [name for name, weights in best.items() if weights[k]] == [channel]
+
+
+def test_one_filter_makes_no_colour():
+    assert recipes(["Halpha"]) == {}
+
+
+def test_sky_is_nearly_black_and_nebula_is_seen(rng):
+    image = rng.normal(5.0, 0.1, (300, 300)).astype(np.float32)
+    image[100:200, 100:200] += 4.0
+    rgb = pixels(full_png(image, "Halpha")).astype(float).mean(axis=2)
+    assert rgb[:80].mean() < 12
+    assert np.percentile(rgb[:80], 99) < 30
+    assert rgb[120:180, 120:180].mean() > 60
+    images = dict.fromkeys(("Halpha", "OIII"), image)
+    rgb = pixels(composite_png(images, recipes(images)["natural"])).astype(float)
+    assert rgb[:80].mean() < 12
 
 
 def test_pixels_that_one_filter_lacks_have_no_colour():
     images = {name: np.ones((3, 3)) for name in ("Halpha", "OIII")}
     images["OIII"][0, 0] = np.nan
-    assert pixels(composite_png(images)[0])[2, 0].tolist() == palette()[0].tolist()
+    assert (
+        pixels(composite_png(images, recipes(images)["HOO"]))[2, 0].tolist()
+        == palette()[0].tolist()
+    )
 
 
 # --------------------------------------------------------------------------- scale
@@ -236,7 +256,7 @@ def test_growth_curves_with_any_title(title):
     radius = np.arange(1, 10.0)
     curve = {"title": title, "radius": radius, "flux": radius**0.5, "flux_err": radius * 0.01}
     curve["raw"] = radius**2
-    png = growth_png([curve, curve], filter_name="OIII", annulus=(12.0, 16.0))
+    png = growth_png(curve, filter_name="OIII", annulus=(12.0, 16.0))
     colours = np.unique(pixels(png).reshape(-1, 3), axis=0)
     assert any((c == TINTS["OIII"]).all() for c in colours)
 
@@ -244,7 +264,7 @@ def test_growth_curves_with_any_title(title):
 def test_growth_curves_full_of_nan():
     radius = np.arange(1, 4.0)
     nan = np.full(3, np.nan)
-    assert growth_png([{"title": "", "radius": radius, "flux": nan, "flux_err": nan}])
+    assert growth_png({"title": "", "radius": radius, "flux": nan, "flux_err": nan})
 
 
 def test_frames_that_lack_values_are_drawn():
@@ -252,6 +272,25 @@ def test_frames_that_lack_values_are_drawn():
         {"verdict": "used", "sky": 1.0, "fwhm": None, "weight": 0.5, "dx": 0.0, "dy": 0.0},
         {"verdict": "left out", "sky": 2.0},
     ]
-    first = night_png(frames, filter_name="SII")
-    assert first == night_png(frames, filter_name="SII")
-    assert first.startswith(b"\x89PNG")
+    first = night_charts(frames, filter_name="SII")
+    assert first == night_charts(frames, filter_name="SII")
+    assert [words for words, _ in first] == ["sky [electron/s]", "weight [%]", "shift"]
+    assert all(png.startswith(b"\x89PNG") for _, png in first)
+
+
+def test_frames_are_drawn_in_order_of_time():
+    dates = ["2026-08-14T23:00:00", "2026-08-14T22:00:00", "2026-08-15T01:30:00.5"]
+    frames = [
+        {"verdict": "used", "date": date, "sky": sky, "noise": 0.1, "predicted": 0.09}
+        for date, sky in zip(dates, (2.0, 1.0, 3.0), strict=True)
+    ]
+    first = night_charts(frames)
+    assert first == night_charts(frames[::-1])
+    assert first != night_charts([{**frame, "date": ""} for frame in frames])
+    assert [words for words, _ in first] == ["sky [electron/s]", "noise of a pixel [electron/s]"]
+
+
+def test_a_dark_is_drawn(rng):
+    rates = np.append(rng.normal(0.01, 0.002, 1000), [np.nan, 5.0])
+    assert dark_png(rates, 0.03).startswith(b"\x89PNG")
+    assert price_png([1, 10, 100], [1, 1, 2], [0, 0, 1], measured=(60,)).startswith(b"\x89PNG")

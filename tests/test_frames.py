@@ -25,13 +25,13 @@ from astro_narrowband._engine.frames import (
     HeldFrame,
     HeldRows,
     MemoryFrame,
-    _untile,
+    _packed,
+    _tiles,
     as_ccd,
     as_frame,
     map_bands,
     row_bands,
 )
-from astro_narrowband._engine.frames.fits_reader import wrong_sums
 from astro_narrowband.exceptions import InputError, ProductError
 
 SHAPE = (40, 50)
@@ -128,17 +128,17 @@ def test_tiles_in_gzip(tmp_path, image):
 def test_helper_for_tiles_may_die(tmp_path, image, monkeypatch):
     path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
     assert_holds(path, image)
-    _untile._HELPER.process.kill()
-    _untile._HELPER.process.wait()
+    _tiles._HELPER.process.kill()
+    _tiles._HELPER.process.wait()
     assert_holds(path, image)
     deadly = tmp_path / "deadly.py"
     deadly.write_text("import os, sys; sys.stdin.readline(); os.abort()")
-    _untile._HELPER.stop()
-    monkeypatch.setattr(_untile, "__file__", str(deadly))
+    _tiles._HELPER.stop()
+    monkeypatch.setattr(_tiles, "__file__", str(deadly))
     with pytest.raises(InputError, match="bring down"):
         FitsFrame(path)
     deadly.write_text("import time; time.sleep(60)")
-    monkeypatch.setattr(_untile, "_PATIENCE", (0.2, 0.0))
+    monkeypatch.setattr(_tiles, "_PATIENCE", (0.2, 0.0))
     with pytest.raises(InputError, match="bring down"):
         FitsFrame(path)
 
@@ -149,8 +149,10 @@ def test_tiles_that_are_damaged(tmp_path, image):
     at = content.index(b"'RICE_1")
     content[at : at + 7] = b"'RISE_1"
     path.write_bytes(content)
+    frame = FitsFrame(path)
+    assert "is damaged" in frame.damage
     with pytest.raises(InputError, match=r"a.fits: is damaged"):
-        FitsFrame(path)
+        frame.read(ALL)
 
 
 def test_one_plane_and_extension(tmp_path, image):
@@ -311,7 +313,7 @@ def test_truncated(raw, size):
 def test_cut_while_it_is_open(raw):
     frame = FitsFrame(raw)
     raw.write_bytes(raw.read_bytes()[:5000])
-    with pytest.raises(InputError, match="was cut"):
+    with pytest.raises(InputError, match="to 5000 bytes while the night was reduced"):
         frame.read(ALL)
     raw.unlink()
     with pytest.raises(InputError, match="cannot be read any more"):
@@ -369,15 +371,25 @@ def test_bomb_is_not_expanded(raw, image):
     assert time.monotonic() - start < 1
 
 
-def test_temporary_goes_with_the_frame(raw, tmp_path, monkeypatch):
+def test_expanded_files_have_no_name_and_are_expanded_once(raw, image, tmp_path, monkeypatch):
     folder = tmp_path / "tmp"
     folder.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(folder))
+    expanded = []
+    monkeypatch.setattr(_packed, "_expand", _counted(_packed._expand, expanded))
     raw.write_bytes(gzip.compress(raw.read_bytes(), mtime=0))
-    frame = FitsFrame(raw)
-    assert len(list(folder.iterdir())) == 1
-    del frame
+    for _ in range(3):
+        assert_holds(raw, image)
+    assert len(expanded) == 1
     assert not list(folder.iterdir())
+
+
+def _counted(function, calls):
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return counted
 
 
 def test_no_space_for_expansion(raw, tmp_path, monkeypatch):
@@ -400,17 +412,17 @@ def test_no_space_for_expansion(raw, tmp_path, monkeypatch):
 
 
 def test_sums(raw, tmp_path):
-    assert wrong_sums(raw) == ""
+    assert FitsFrame(raw).damage == ""
     with fits.open(raw, mode="update") as hdul:
         hdul[0].add_checksum()
-    assert wrong_sums(raw) == ""
+    assert FitsFrame(raw).damage == ""
     content = bytearray(raw.read_bytes())
     content[-3000] ^= 1
     raw.write_bytes(content)
-    assert wrong_sums(raw).startswith("DATASUM = ")
+    assert FitsFrame(raw).damage.startswith("DATASUM = ")
     tiled = fits.CompImageHDU(np.arange(2000, dtype="i2").reshape(SHAPE))
     fits.HDUList([fits.PrimaryHDU(), tiled]).writeto(tmp_path / "b.fits", checksum=True)
-    assert wrong_sums(tmp_path / "b.fits") == ""
+    assert FitsFrame(tmp_path / "b.fits").damage == ""
 
 
 # ------------------------------------------------------------------ the rest of the protocol

@@ -54,6 +54,7 @@ WINGS = {
                 "screen",
                 "products",
                 "figures",
+                "charts",
                 "report",
                 "record",
                 "run",

@@ -17,7 +17,8 @@ from PIL import Image
 
 from astro_narrowband._engine.files import sha256, write_fits, write_table
 from astro_narrowband.exceptions import ProductError
-from astro_narrowband.night.report import Pictures, _fixed, _number, render_report, write_report
+from astro_narrowband.night.report import Pictures, render_report, write_report
+from astro_narrowband.night.report._words import cause_of, fixed, number, settings_words
 
 N = 60
 
@@ -51,13 +52,13 @@ def frame(k, **more):
 def products(folder, rng, name, filter_name):
     write_fits(folder / f"coadd-{name}.fits", coadd(rng, filter_name))
     catalog = {"id": [1, 2], "x_center": [30.0, 12.0], "y_center": [31.0, 44.0]}
-    table = QTable({**catalog, "flux": [900.0, 20.0], "flux_err": [3.0, 1.5]})
+    table = QTable({**catalog, "flux": [900.0, 4.0], "snr": [300.0, 4.0]})
     write_table(folder / f"catalog-{name}.ecsv", table)
     radius = np.tile(np.arange(1, 9.0), 2)
     flux = np.repeat([900.0, 20.0], 8) * (1 - np.exp(-radius))
     table = QTable({"id": np.repeat([1, 2], 8), "radius": radius, "flux": flux})
     table["flux_err"], table["aperture_sum"] = 1 + 0 * flux, flux + radius**2
-    table.meta.update(r_in=10.0, r_out=14.0)
+    table.meta.update(r_in=10.0, r_out=14.0, background={1: "the sky is right here"})
     write_table(folder / f"growth-{name}.ecsv", table)
     return {what: f"{what}-{name}.{end}" for what, end in
             (("coadd", "fits"), ("catalog", "ecsv"), ("growth", "ecsv"))}  # fmt: skip
@@ -155,6 +156,10 @@ def assert_nothing_runs_or_loads(page):
     assert not page.of("link")
     for tag, attrs in page.tags:
         assert not [a for a in attrs if a.startswith("on") or a == "style"], (tag, attrs)
+        if tag == "a":  # a file beside the page, and nowhere else
+            assert re.fullmatch(r"(?!/)[\w./%~-]+", attrs["href"])
+            assert ".." not in attrs["href"].split("/")
+            continue
         for name in ("src", "href", "action", "srcset", "xlink:href", "formaction"):
             assert attrs.get(name, "data:image/png;base64,").startswith("data:image/png;base64,")
 
@@ -175,8 +180,8 @@ def test_the_policy_allows_this_style_and_no_other(text, page):
 
 def test_every_picture_is_a_whole_png(page):
     sources = [a["src"].removeprefix("data:image/png;base64,") for a in page.of("img")]
-    # A composite; coadd, coverage, growth and night for each filter; three masters.
-    assert len(sources) == 1 + 3 * 4 + 3
+    # Composites; coadd, coverage, two stars, four charts for each filter; three masters.
+    assert len(sources) == 3 + 3 * (2 + 2 + 4) + 3
     for source in sources:
         Image.open(io.BytesIO(base64.b64decode(source))).load()
 
@@ -187,10 +192,13 @@ def test_every_picture_is_a_whole_png(page):
         "NGC 7000", "3 of 4 filters", "2026-08-14", "12 of 13", "720 s", "1.270 ± 0.010",
         "measured from 5 flats and 7 biases", "f3.fits: saturated: left out", "NII: no flat",
         "Not made: no flat of NII", "light9.fits 3 stars matched of 41", "SII, Halpha, OIII",
+        "Halpha, OIII, OIII",
         "light0.fits (reference)", "−0.25", "10 × 60 s, 9 × 120 s", "−10 to −9.50", "note of it",
         "3 to 3.50", "f3.fits saturated", "night/light9.fits 3 stars matched of 41",
-        "weights background", "numpy 2.4", "4 in 91.7 % of the image", "Faintest at 5 σ 7.5",
-        "1 input files", "stars [ [ 1.0, 2.0 ] ]",
+        "weights background", "numpy 2.4", "4 in 91.7 % of the image", "Sources 1 S/N > 5, of 2",
+        "1 input files", "stars 1, 2", "Surface at 5 σ 0.50 electron/s per pixel",
+        "Frames 4 of 5",
+        "To cite: astro_narrowband 0.1.0", "the sky is right here",
     ],
 )  # fmt: skip
 def test_the_page_says(page, words):
@@ -272,7 +280,7 @@ def test_pictures_drawn_beforehand_give_the_same_page(made, monkeypatch):
     for master in record["masters"]:
         pictures.master(master)
     page = render_report(folder, record)
-    monkeypatch.setattr("astro_narrowband.night.report.fits.open", None)  # no image is read again
+    monkeypatch.setattr("astropy.io.fits.open", None)  # no image is read again
     assert render_report(folder, record, pictures=pictures) == page
 
 
@@ -326,7 +334,10 @@ def test_two_objects_have_two_headings_and_two_composites(made):
     groups += [{**group, "object": "M 16"} for group in groups[:2]]
     page = Page(render_report(folder, {"groups": groups}))
     alts = [a["alt"] for a in page.of("img") if a["alt"].startswith("Colour")]
-    assert alts == ["Colour composite of NGC 7000", "Colour composite of M 16"]
+    assert alts == [
+        *(f"Colour composite {name} of NGC 7000" for name in ("SHO", "HOO", "natural")),
+        *(f"Colour composite {name} of M 16" for name in ("HOO", "natural")),
+    ]
     assert "Halpha, OIII, OIII" in page.text
 
 
@@ -386,6 +397,66 @@ def test_without_matplotlib_the_extra_is_named(made, monkeypatch):
         render_report(*made)
 
 
+def test_links_lead_to_products_that_are_there(made, page):
+    folder, _ = made
+    hrefs = {attrs["href"] for attrs in page.of("a")}
+    assert {"coadd-x-SII.fits", "masters/dark.fits", "night.json"} <= hrefs
+    assert all((folder / href).is_file() for href in hrefs - {"night.json"})
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "masters/../../x", "javascript:alert(1)"])
+def test_no_link_leads_out_of_the_folder(tmp_path, path):
+    record = {"products": {path: "0"}, "groups": [{"products": {"coadd": path}}]}
+    page = Page(render_report(tmp_path, record))
+    assert {attrs["href"] for attrs in page.of("a")} == {"night.json"}
+
+
+def test_a_count_that_disagrees_with_the_coadd_is_said(made, tmp_path, rng):
+    hdul = coadd(rng, "Halpha")
+    hdul[0].header["NCOMBINE"] = 3
+    write_fits(tmp_path / "c.fits", hdul)
+    group = {**made[1]["groups"][0], "products": {"coadd": "c.fits"}}
+    text = Page(render_report(tmp_path, {"groups": [group]})).text
+    assert "the coadd says NCOMBINE = 3, night.json 4" in text
+
+
+def test_noise_over_predicted_and_the_worst_message_stand_on_the_card(made, tmp_path, rng):
+    hdul = coadd(rng, "Halpha")
+    hdul[0].header.update(NOISEPIX=1.31, NOISEAPR=1.32, ERRSCALE=1.3)
+    hdul[0].header.update(XPIXSZ=4.0, FOCALLEN=412.53)
+    write_fits(tmp_path / "c.fits", hdul)
+    group = {**made[1]["groups"][0], "products": {"coadd": "c.fits"}}
+    messages = [
+        {"level": "warning", "text": "light1.fits: something"},
+        {"level": "warning", "text": "light0.fits, of its coadd: noise of blank sky: gain"},
+        {"level": "error", "text": "another filter"},
+    ]
+    page = Page(render_report(tmp_path, {"groups": [group], "messages": messages}))
+    assert "1.31 pixels 1.31, apertures 1.32; errors were multiplied by 1.30" in page.text
+    assert "Seeing (FWHM) 6.40″" in page.text
+    # 5 sigma of 0.1, times 1.32, over pixels of two arcsec
+    assert "Surface at 5 σ 0.33 electron/s per arcsec²" in page.text
+    assert page.text.count("noise of blank sky") == 2
+
+
+@pytest.mark.parametrize(
+    ("reason", "parts"),
+    [
+        ("truncated: 20 of 40 bytes", ("truncated", "20 of 40 bytes")),
+        ("a copy", ("a copy", "")),
+        (None, ("", "")),
+        ("too few stars (3 of 41)", ("too few stars", "(3 of 41)")),
+    ],
+)
+def test_a_reason_leads_with_its_cause(reason, parts):
+    assert cause_of(reason) == parts
+
+
+def test_settings_show_neither_tuples_nor_nothing():
+    settings = {"a": (), "b": [], "c": "", "d": None, "e": (("GAIN", "2"),), "f": False, "g": 2.0}
+    assert settings_words(settings) == {"e": "GAIN, 2", "f": "no", "g": "2"}
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -395,9 +466,9 @@ def test_without_matplotlib_the_extra_is_named(made, monkeypatch):
     ],
 )  # fmt: skip
 def test_numbers(value, text):
-    assert _number(value) == text
+    assert number(value) == text
 
 
 def test_numbers_of_a_column():
-    assert _fixed(-1.256, 2) == "−1.26"
-    assert _fixed(None, 2) == _fixed("x", 2) == _fixed(float("inf"), 1) == "–"
+    assert fixed(-1.256, 2) == "−1.26"
+    assert fixed(None, 2) == fixed("x", 2) == fixed(float("inf"), 1) == "–"

@@ -97,7 +97,11 @@ def calibrate(
     )
     if detector is None:
         detector = decide_detector(
-            frame.header, gain=gain, read_noise=read_noise, saturation=saturation
+            frame.header,
+            gain=gain,
+            read_noise=read_noise,
+            saturation=saturation,
+            lights=[frame],
         )
     recipe = Recipe.make(
         detector=detector,

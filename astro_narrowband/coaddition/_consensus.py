@@ -94,14 +94,14 @@ def star_consensus(xy, flux, error, reference, shape):
 
 
 def _consensus(scale, scale_err, fits, base):
-    maps, level, chi2, uneven, sure = zip(*fits, strict=True)
+    maps, level, chi2, uneven, pattern, sure = zip(*fits, strict=True)
     scale = np.where([m is None for m in maps], scale, level)
-    uneven, sure = np.array(uneven), np.array(sure)
-    known = np.isfinite(uneven)
+    uneven, pattern, sure = np.array(uneven), np.array(pattern), np.array(sure)
+    known = np.isfinite(pattern)
     # (Of two frames one is even by definition: the lower of the middle values.)
-    usual = float(np.sort(uneven[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
+    usual = float(np.sort(pattern[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
     with np.errstate(invalid="ignore"):
-        patchy = uneven > np.maximum(max(EVEN, UNUSUAL * usual), SIGNIFICANT * sure)
+        patchy = pattern > np.maximum(max(EVEN, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy[base] = False
     error = np.hypot(scale_err / scale, scale_err[base] / scale[base])
     scale = scale / scale[base]
@@ -194,12 +194,11 @@ def _fit(basis, flux, error):
     return found, np.linalg.pinv(matrix[use].T @ matrix[use]) * width**2
 
 
-def _pattern(flux, error, common, common_err, near, model=None):
+def _pattern(flux, error, common, common_err, near, *, model=None, robust=True):
     """
     By how much neighbours together are off, as a part of their flux (rms), and its error.
 
-    A single star that is off (variable, hit, blended) is no pattern; of few stars, one in
-    seven may be.
+    A single star that is off (variable, hit, blended) is no pattern, if ``robust``.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = flux / common if model is None else flux / model
@@ -220,12 +219,11 @@ def _pattern(flux, error, common, common_err, near, model=None):
     if k > 1:
         variance *= MEDIAN_OF_FEW / np.isfinite(around).sum(axis=1)
     weight = relative[good] ** -2.0
-    if k == 1 and len(local) > 3:
-        even = np.argsort(np.abs(local), kind="stable")[: len(local) - max(1, len(local) // 7)]
+    if k == 1 and robust and len(local) > 3:
+        even = np.argsort(np.abs(local), kind="stable")[:-1]
         local, variance, weight = local[even], variance[even], weight[even]
-    local = local - np.sum(weight * local) / weight.sum()
-    square = np.clip(local, -0.5, 0.5) ** 2
     weight = weight / weight.sum()
+    square = np.clip(local - np.sum(weight * local), -0.5, 0.5) ** 2
     excess = float(np.sum(weight * (square - variance)))
     # Neighbours share stars: there are fewer independent ones than stars.
     sure = math.sqrt(2.0 * k * np.sum((weight * variance) ** 2))
@@ -242,12 +240,12 @@ def _map(xy, flux, error, common, common_err, near, shape):
         Of mean 1.
     level : float
         The mean scale.
-    chi2, uneven, sure : float
+    chi2, uneven, pattern, sure : float
         Of what is left; see `Transparency` and `_pattern`.
     """
     good = np.isfinite(flux) & np.isfinite(common)
     if good.sum() < 3:
-        return None, math.nan, math.nan, math.nan, math.nan
+        return None, *[math.nan] * 5
     f, c = flux[good], common[good]
     e = np.hypot(error[good], common_err[good] * np.median(f / c))
     basis = terms(*xy[good].T, MAP_DEGREE, shape) * c[:, None]
@@ -266,9 +264,11 @@ def _map(xy, flux, error, common, common_err, near, shape):
     model = np.full(len(flux), np.nan)
     model[good] = basis[:, : n_terms(degree)] @ best
     chi2 = float(np.sum(((f - model[good]) / e) ** 2) / max(len(f) - len(best), 1))
-    off, sure = _pattern(flux, error, common, common_err, near, model)
+    off, sure = _pattern(flux, error, common, common_err, near, model=model)
+    # What one star shows is no reason to leave a frame out, but may be true.
+    most, _ = _pattern(flux, error, common, common_err, near, model=model, robust=False)
     surface = None if degree == 0 else Surface(best / best[0], tuple(shape))
-    return surface, float(best[0]), chi2, off, sure
+    return surface, float(best[0]), chi2, most, off, sure
 
 
 def _trusted(found, covariance, shape):

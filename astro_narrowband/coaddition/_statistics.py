@@ -162,14 +162,15 @@ def measure_frame(frame, *, stars=None, held=None):
     )
     usual = float(np.median(variance)) if variance.size else math.nan
     table, fwhm = _measure_stars(held, stars, frame.exposure)
+    spoiled = _spoiled(held.data, held.mask, math.sqrt(usual) if usual > 0 else math.nan)
     return FrameStatistics(
         name=frame.name,
         sky=middle,
         variance=usual,
         scatter=float(np.median(scatter)) if scatter.size else math.nan,
         fwhm=fwhm,
-        stars=table,
-        spoiled=_spoiled(held.data, held.mask, math.sqrt(usual) if usual > 0 else math.nan),
+        stars=_whole(table, spoiled, APERTURE * fwhm),
+        spoiled=spoiled,
         cells=level.astype(np.float32),
         centres=cell_centres(frame.shape),
         cell_pixels=data.shape[1],
@@ -268,6 +269,15 @@ def _spoiled(data, mask, sigma):
     with np.errstate(invalid="ignore"):
         bright = high - low > 30.0 * sigma
     return np.column_stack([x, y])[bright].astype(float)
+
+
+def _whole(stars, spoiled, radius):
+    """The stars of a list that have no masked pixel of a bright star within ``radius``."""
+    from scipy.spatial import cKDTree
+
+    if not len(stars) or not len(spoiled):
+        return stars
+    return stars[cKDTree(spoiled).query(stars[:, :2])[0] > radius]
 
 
 def _column(table, name):

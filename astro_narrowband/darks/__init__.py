@@ -338,9 +338,9 @@ class DarkModel:
         """
         Return the pixels of some rows that do not follow their straight line.
 
-        At an exposure time [s] that was measured, pixels flagged NONLINEAR have the
-        mean of the darks of that time; all others follow their straight line, which
-        is what has the least noise.
+        At an exposure time [s] that was measured, pixels flagged NONLINEAR, and hot ones
+        whose line is worth less than it, have the mean of the darks of that time; all
+        others follow their straight line, which is what has the least noise.
 
         Returns
         -------

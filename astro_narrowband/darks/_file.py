@@ -93,4 +93,4 @@ def read_fields(path):
 def _plane(path, hdu):
     """A plane of a file, which is read by rows."""
     stored = np.dtype({8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]])
-    return FitsImage(path, offset=hdu.fileinfo()["datLoc"], stored=stored, shape=hdu.shape)
+    return FitsImage.of_file(path, hdu.fileinfo()["datLoc"], np.dtype(stored), hdu.shape)

@@ -17,7 +17,8 @@ from astro_narrowband._engine.stacking.clipped import (
     sample_noise,
 )
 from astro_narrowband._engine.validate import same_shape
-from astro_narrowband.darks._price import PER_KELVIN, same_exposure
+from astro_narrowband.darks._hot import Hot
+from astro_narrowband.darks._price import same_exposure
 from astro_narrowband.darks._shrink import shrink_fit
 from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
@@ -352,6 +353,7 @@ class _Fit:
                 "base": few["base"][look],
                 "local": local[look],
                 "ratio": own[look],
+                "far": far[look],
             }
             with self.lock:
                 self.rows.append((rows.start, table))
@@ -440,95 +442,21 @@ class _Fit:
             var_offset += t * t * variance
 
     def finish_hot(self, temperatures, notes):
-        """
-        Refit hot pixels with a relative error of their rates.
-
-        Hot pixels are so well measured that what limits them is not noise: the
-        temperature changes from one exposure time to the next, and the current of
-        many is not quite steady. That relative error is found such that the
-        chi-squared of hot pixels is what it should be.
-        """
+        """Look again at hot pixels; see `~astro_narrowband.darks._hot.Hot`."""
         tables = [table for _, table in sorted(self.rows, key=lambda item: item[0])]
         self.rows = []
-        if not tables:
-            return
-        hot = {key: np.concatenate([table[key] for table in tables], axis=-1) for key in tables[0]}
-        t = self.times[:, None]
-        rate, *_, chi2, used = line(hot["y"], hot["v"], hot["ok"], t)
-        own = np.maximum(rate - hot["local"], 0)
-        signal = own * t
-        relative = self._relative_error(hot, signal, temperatures, notes)
-        if relative > 0:
-            v = hot["v"] * hot["ratio"] + (relative * signal) ** 2
-            rate, offset, var_rate, var_offset, cov, chi2, used = line(hot["y"], v, hot["ok"], t)
-            dof = np.maximum(used, 2) - 2
-            bent = chi2 > limit(dof)
-            ratio = np.where(bent, chi2 / np.maximum(dof, 1), np.float32(1))
-            # Such an error is one of the dark that is asked for as well.
-            future = (relative * own) ** 2
-            self._put(hot, "offset", offset + hot["base"])
-            self._put(hot, "rate", rate)
-            self._put(hot, "var_offset", var_offset * ratio)
-            self._put(hot, "var_rate", var_rate * ratio + future)
-            self._put(hot, "cov", cov * ratio)
-            flags = self.planes["flags"].ravel()
-            kept = flags[hot["pixel"]] & np.uint8(255 - FLAGS["NONLINEAR"])
-            flags[hot["pixel"]] = kept | np.where(bent, np.uint8(FLAGS["NONLINEAR"]), np.uint8(0))
-            hot["v"] = v
-        self.hot = hot
+        if tables:
+            self.hot = Hot(tables, self.times, self.planes, FLAGS)
+            self.hot.finish(temperatures, notes)
 
-    def _relative_error(self, hot, signal, temperatures, notes):
-        dof = np.maximum(hot["ok"].sum(axis=0), 2) - 2
-        noise = np.sqrt(hot["v"][-1])
-        steady = self.planes["flags"].ravel()[hot["pixel"]] & FLAGS["UNCERTAIN"] == 0
-        chosen = np.flatnonzero((dof == dof.max()) & (signal[-1] > 10 * noise) & steady)
-        if dof.max() == 0:
-            spread = float(np.std(temperatures)) if temperatures else 0.0
-            return np.float32(PER_KELVIN * spread)
-        if chosen.size < 30:
-            return np.float32(0)
-        chosen = chosen[:: max(1, chosen.size // 20000)]
-        part = {key: hot[key][..., chosen] for key in ("y", "v", "ok")}
-        s = signal[:, chosen]
-        from scipy.special import chdtri
-
-        wanted = chdtri(int(dof.max()), 0.5) * (1 + 3 / chosen.size**0.5)
-
-        def excess(f):
-            value = line(part["y"], part["v"] + (f * s) ** 2, part["ok"], self.times[:, None])[5]
-            return float(np.median(value)) - wanted
-
-        if excess(0.0) <= 0:
-            return np.float32(0)
-        low, high = 0.0, 1.0
-        for _ in range(20):
-            middle = (low + high) / 2
-            low, high = (middle, high) if excess(middle) > 0 else (low, middle)
-        notes.append(
-            f"rates of hot pixels are not steady to better than {100 * high:.2g} % "
-            "(temperature, or the pixels themselves); their errors include it"
-        )
-        return np.float32(high)
-
-    def _put(self, hot, name, values):
-        self.planes[name].ravel()[hot["pixel"]] = values
+    @property
+    def kept(self):
+        """Flat indices of pixels whose rate is not that of their neighbourhood."""
+        return np.empty(0, np.intp) if self.hot is None else self.hot.kept
 
     def measured(self):
-        """Means of the NONLINEAR pixels at the exposure times that were measured."""
-        if self.hot is None:
-            return {}
-        bent = self.planes["flags"].ravel()[self.hot["pixel"]] & FLAGS["NONLINEAR"] != 0
-        dark = self.times > 0
-        if not bent.any() or not self.hot["ok"][dark][:, bent].any():
-            return {}
-        good = self.hot["ok"][dark][:, bent]
-        mean = self.hot["y"][dark][:, bent] + self.hot["base"][bent]
-        variance = (self.hot["v"] * self.hot["ratio"])[dark][:, bent]
-        return {
-            "pixel": self.hot["pixel"][bent].astype(np.int64),
-            "mean": np.where(good, mean, np.nan).astype(np.float32),
-            "variance": np.where(good, variance, np.nan).astype(np.float32),
-        }
+        """Means at the exposure times that were measured, of pixels that should have them."""
+        return {} if self.hot is None else self.hot.measured(self.times > 0)
 
 
 def _block_median(plane):

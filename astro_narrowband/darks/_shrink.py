@@ -41,19 +41,21 @@ def shrink_fit(fit, judged, *, workers=None):
     """
     Shrink rate, then offset, of a fit towards their neighbourhoods; return notes.
 
-    Pixels with flags among ``judged`` keep what they have.
+    Pixels with flags among ``judged`` keep what they have; those that the fit has ``kept``
+    apart keep their rate.
     """
     planes, notes = fit.planes, []
     names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
 
     flagged = np.flatnonzero((planes["flags"] & judged) != 0)
 
-    def lost(rows):
-        nx = fit.shape[1]
-        first, last = np.searchsorted(flagged, [rows.start * nx, rows.stop * nx])
-        return flagged[first:last] - rows.start * nx
-
     for name in names:
+        apart = np.union1d(flagged, fit.kept) if name == "rate" else flagged
+
+        def lost(rows, apart=apart):
+            nx = fit.shape[1]
+            first, last = np.searchsorted(apart, [rows.start * nx, rows.stop * nx])
+            return apart[first:last] - rows.start * nx
 
         def apply(rows, first, second, name=name):
             rate, offset, var_rate, var_offset, cov = (

@@ -3,19 +3,21 @@ Gain, read noise and saturation of a camera: given, read from a header, or measu
 
 `decide_detector` is the one place where they are decided, each for itself: what
 the user gives comes first, then the header, then a measurement from pairs of
-flats and pairs of biases. Where each value came from is kept as text.
+flats and pairs of biases, and of the saturation from full pixels. Where each value
+came from is kept as text.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.validate import positive, value_in
+from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Detector", "decide_detector"]
+__all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturation"]
 
 #: Level [adu] taken for saturation where nothing else is known: the full scale
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
@@ -161,7 +163,7 @@ class Detector:
 
 
 def decide_detector(
-    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=()
+    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=(), lights=()
 ):
     """
     Decide gain, read noise and saturation: user, then header, then measurement.
@@ -179,6 +181,8 @@ def decide_detector(
         [adu]
     flats, biases : sequence of Frame, optional
         To measure what neither the user nor the header gives; two of each.
+    lights : sequence of Frame, optional
+        With the flats, to measure the saturation from, as `measure_saturation` does.
 
     Returns
     -------
@@ -239,7 +243,11 @@ def decide_detector(
         what = " and ".join(name.replace("_", " ") for name in missing)
         raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
     if "saturation" not in values:
+        level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
         values["saturation"], sources["saturation"] = FULL_SCALE, "full scale of 16 bits"
+        if level is not None and level < FULL_SCALE:
+            values["saturation"] = level
+            sources["saturation"] = "measured from full pixels"
     return Detector(**values, **errors, sources=sources)
 
 
@@ -249,3 +257,58 @@ def _checked(value, unit, name):
     if name == "gain" and isinstance(value, u.Quantity) and value.unit == u.adu / u.electron:
         hint = f"its inverse is {1 / value.value:.6g} electron/adu"
     return value_in(value, unit, name, hint=hint)
+
+
+#: A stated value that is off by more than the first part of itself, and 5 errors, is said to be;
+#: by more than the second, and stated by a header, the measured one is taken.
+SAID, NOT_BELIEVED = 0.05, 0.10
+
+
+def confront_detector(detector, measured):
+    """
+    Hold stated gain and read noise against what flats and biases show.
+
+    Parameters
+    ----------
+    detector : Detector
+    measured : Detector
+        From `Detector.measure`.
+
+    Returns
+    -------
+    detector : Detector
+        With the measured value in place of one that a header has wrong by more than
+        10 % and 5 errors; what a user gave stays.
+    sentences : list of str
+        What is off by more than 5 % and 5 errors, and what was done.
+
+    Examples
+    --------
+    >>> from astro_narrowband.detector import Detector, confront_detector
+    >>> stated = Detector(1.4, 5.0, sources={"gain": "header, EGAIN", "read_noise": "given"})
+    >>> camera, said = confront_detector(stated, Detector(1.0, 3.6, gain_err=0.01))
+    >>> camera.gain, len(said)
+    (1.0, 2)
+    """
+    values, errors, sources, sentences = {}, {}, dict(detector.sources), []
+    gain = detector.gain
+    for name, unit in (("gain", "electron/adu"), ("read_noise", "electron")):
+        stated, source = getattr(detector, name), sources.get(name, "given")
+        found, error = getattr(measured, name), getattr(measured, f"{name}_err")
+        if name == "read_noise":
+            # In adu it is measured whatever the gain.
+            found, error = found * gain / measured.gain, error * gain / measured.gain
+        if abs(found - stated) <= max(SAID * stated, 5 * error):
+            continue
+        text = (
+            f"{name.replace('_', ' ')}: {stated:.4g} {unit} ({source}), but flats and biases show "
+            f"{found:.4g} +- {error:.1g}: "
+        )
+        if source == "given" or abs(found - stated) <= NOT_BELIEVED * stated:
+            sentences.append(f"{text}fluxes and errors follow it: check it")
+            continue
+        values[name], errors[f"{name}_err"] = found, error
+        sources[name] = f"measured, as the {source} is wrong"
+        gain = found if name == "gain" else gain
+        sentences.append(f"{text}the measured one is used")
+    return replace(detector, **values, **errors, sources=sources), sentences

@@ -1,11 +1,10 @@
 """
-Pictures of coadds, masters and curves, as PNG bytes for the report.
+Pictures of coadds and masters, as PNG bytes.
 
 Images are written with a palette of 256 colours, one pixel of the picture for
 one block of pixels of the image, which is quick and keeps a page small. What
 is written over them (scale, orientation, colour bar) are numbers for the page
-to draw. Line plots are matplotlib's, through its object interface: no state
-of pyplot, no display, and no text is taken for mathematics.
+to draw.
 """
 
 import io
@@ -17,14 +16,15 @@ import numpy as np
 from astro_narrowband.filters import FILTERS
 
 __all__ = [
+    "Channel",
     "Sky",
     "Stretch",
     "composite_png",
     "downsample",
-    "growth_png",
-    "night_png",
+    "full_png",
     "palette",
     "palette_png",
+    "recipes",
     "scale_bar",
     "sky_of",
 ]
@@ -40,6 +40,14 @@ TINTS = {
     "Hbeta": (78, 128, 236),
 }
 _GREY = (150, 158, 170)
+#: About the colour of each line to the eye, bright enough to be seen.
+_NATURAL = {
+    "SII": (0.75, 0.03, 0.02),
+    "NII": (0.9, 0.06, 0.05),
+    "Halpha": (1.0, 0.13, 0.17),
+    "OIII": (0.04, 0.9, 0.78),
+    "Hbeta": (0.15, 0.5, 1.0),
+}
 #: Brightness that is white in a composite; the brightest nebulae are 1.
 _WHITE = 6.0
 #: Effort of zlib: pictures with noise get hardly smaller for more of it, and take twice as long.
@@ -147,13 +155,15 @@ class Stretch(NamedTuple):
     soft: float | None = None
 
     @classmethod
-    def of(cls, image, *, floor=2.5, percentile=99.7):
-        """Choose an asinh stretch: just below the sky to the brightest ``percentile``."""
+    def of(cls, image, *, percentile=99.8):
+        """Choose an asinh stretch: black is the sky, white the brightest ``percentile``."""
         sky = sky_of(image)
         noise = sky.noise or abs(sky.level) * 1e-3 or 1e-12
         good = image[np.isfinite(image)]
-        white = float(np.percentile(good, percentile)) if good.size else sky.level
-        return cls(sky.level - floor * noise, max(white, sky.level + 10 * noise), 5 * noise)
+        nebula, white = np.percentile(good, [90, percentile]) if good.size else (sky.level,) * 2
+        # Linear as far as noise goes, so that it stays dark; a bright nebula is not washed out.
+        soft = max(8 * noise, 0.5 * (float(nebula) - sky.level))
+        return cls(sky.level - 0.3 * noise, max(float(white), sky.level + 20 * noise), soft)
 
     @classmethod
     def linear(cls, image, *, percentile=1.0):
@@ -235,45 +245,44 @@ def palette_png(brightness, colours):
     return _png(picture)
 
 
-def composite_png(images):
+def recipes(names):
     """
-    Return a colour picture of two or three filters on one grid, and how it was made.
-
-    Red, green and blue go from the longest wavelength to the shortest (SII,
-    Halpha, OIII: the Hubble palette); with two filters, green and blue share
-    one where that is OIII or Hbeta. The sky of each is black, its bright nebulae
-    are scaled to the same level, and each channel has its own asinh stretch, so
-    that bright stars end up white.
+    Return the colour pictures that some filters allow, the best first.
 
     Parameters
     ----------
-    images : dict
-        Canonical filter name to `~numpy.ndarray`, (ny, nx), all of one shape.
+    names : iterable of str
+        Canonical names of filters.
 
     Returns
     -------
-    png : bytes
-    channels : tuple of str
-        The filters that are red, green and blue.
-    """
-    from PIL import Image
+    dict
+        Name of the picture to ``{filter: (red, green, blue)}``. ``SHO`` (the Hubble palette:
+        SII, Halpha, OIII are red, green, blue), ``HOO`` (Halpha is red, OIII green and blue),
+        ``natural`` (each line in about its own colour); of other filters one by the order of
+        their wavelengths. Empty for fewer than two filters.
 
-    names = _channels(images)
-    scaled = {}
-    for name in set(names):
-        image = images[name]
-        sky = sky_of(image)
-        # Nebulae, and not the stars, are what the channels are balanced by.
-        top = max(float(np.nanpercentile(image, 96)) - sky.level, 8 * sky.noise) or 1.0
-        soft = max(2 * sky.noise / top, 0.15)
-        x = np.clip((image - sky.level + 0.5 * sky.noise) / top, 0, None)
-        scaled[name] = np.arcsinh(x / soft) / math.asinh(_WHITE / soft)
-    rgb = np.stack([scaled[name] for name in names], axis=-1)
-    bad = ~np.isfinite(rgb).all(axis=-1)
-    rgb = np.clip(rgb, 0, 1)
-    rgb[bad] = [int(PLATE[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    picture = Image.fromarray(np.rint(255 * rgb[::-1]).astype(np.uint8))
-    return _png(picture), names
+    Examples
+    --------
+    >>> from astro_narrowband.night.figures import recipes
+    >>> list(recipes(["Halpha", "OIII", "SII"])), recipes(["Halpha"])
+    (['SHO', 'HOO', 'natural'], {})
+    """
+    names, out = set(names), {}
+    if len(names) < 2:
+        return out
+    red, green, blue = np.eye(3).tolist()
+    if {"SII", "Halpha", "OIII"} <= names:
+        out["SHO"] = {"SII": red, "Halpha": green, "OIII": blue}
+    if {"Halpha", "OIII"} <= names:
+        out["HOO"] = {"Halpha": red, "OIII": [0.0, 1.0, 1.0]}
+        out["natural"] = {name: _NATURAL[name] for name in _NATURAL if name in names}
+    if not out:
+        channels = _channels(names)
+        label = "-".join(dict.fromkeys(channels))
+        weights = {name: [float(name == channel) for channel in channels] for name in channels}
+        out[label] = weights
+    return out
 
 
 def _channels(names):
@@ -286,6 +295,84 @@ def _channels(names):
         return tuple(chosen)
     red, blue = chosen
     return (red, blue, blue) if blue in ("OIII", "Hbeta") else (red, red, blue)
+
+
+class Channel(NamedTuple):
+    """How a filter becomes brightness in a composite: its sky is 0, its bright nebulae about 1."""
+
+    black: float
+    top: float
+    soft: float
+
+    @classmethod
+    def of(cls, image):
+        """Choose by an image, best one of averaged blocks: nebulae, and not stars, count."""
+        sky = sky_of(image)
+        good = image[np.isfinite(image)]
+        bright = float(np.percentile(good, 96)) if good.size else sky.level
+        top = max(bright - sky.level, 8 * sky.noise) or 1.0
+        return cls(sky.level + 0.5 * sky.noise, top, max(3 * sky.noise / top, 0.15))
+
+    def __call__(self, image):
+        """Return brightness from 0 to 1; NaN stay."""
+        x = np.clip((image - self.black) / self.top, 0, None)
+        return np.clip(np.arcsinh(x / self.soft) / math.asinh(_WHITE / self.soft), 0, 1)
+
+
+def composite_png(images, recipe, *, channels=None):
+    """
+    Return a colour picture of filters on one grid as PNG, its first row at the bottom.
+
+    Parameters
+    ----------
+    images : dict
+        Canonical filter name to `~numpy.ndarray`, (ny, nx), all of one shape.
+    recipe : dict
+        Of `recipes`: what each filter adds to red, green and blue.
+    channels : dict, optional
+        `Channel` of each filter; default is that of its image.
+
+    Returns
+    -------
+    bytes
+    """
+    from PIL import Image
+
+    channels = channels or {name: Channel.of(images[name]) for name in recipe}
+    ny, nx = images[next(iter(recipe))].shape
+    picture = np.empty((ny, nx, 3), np.uint8)
+    plate = [int(PLATE[i : i + 2], 16) for i in (1, 3, 5)]
+    for rows in _bands(ny, nx):
+        rgb = 0.0
+        for name, weights in recipe.items():
+            scaled = channels[name](np.asarray(images[name][rows], np.float32))
+            rgb = rgb + scaled[..., np.newaxis] * np.asarray(weights, np.float32)
+        bad = ~np.isfinite(rgb).all(axis=-1)
+        band = np.rint(255 * np.clip(np.nan_to_num(rgb), 0, 1)).astype(np.uint8)
+        band[bad] = plate
+        picture[rows] = band
+    return _png(Image.fromarray(np.ascontiguousarray(picture[::-1])))
+
+
+def full_png(image, filter_name):
+    """Return an image at full size as PNG in the colours of its filter; NaN have their own."""
+    from PIL import Image
+
+    step = max(1, image.size // (1 << 21))
+    stretch = Stretch.of(np.asarray(image[::step], np.float32))
+    index = np.empty(image.shape, np.uint8)
+    for rows in _bands(*image.shape):
+        brightness = stretch(np.asarray(image[rows], np.float32))
+        index[rows] = np.nan_to_num(1 + np.rint(brightness * 254), nan=0)
+    picture = Image.fromarray(np.ascontiguousarray(index[::-1]))
+    picture.putpalette(palette(filter_name).tobytes())
+    return _png(picture)
+
+
+def _bands(ny, nx):
+    """Rows of about a million pixels at a time."""
+    step = max(1, (1 << 20) // nx)
+    return [slice(y, min(y + step, ny)) for y in range(0, ny, step)]
 
 
 def _png(picture):
@@ -368,147 +455,3 @@ _CARDS = [(p, i, j) for p in ("CD", "PC") for i in (1, 2) for j in (1, 2)]
 def _round_below(value):
     power = 10.0 ** math.floor(math.log10(value))
     return max(step for step in (1, 2, 5) if step * power <= value * (1 + 1e-12)) * power
-
-
-# --------------------------------------------------------------------------- line plots
-
-
-def load():
-    """Load what draws, and its fonts, by drawing nothing."""
-    _finish(_figure(1, 1.0)[0])
-
-
-def _figure(n, height):
-    """A figure with ``n`` axes side by side, in the colours of a plate."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.4, height), dpi=120, facecolor=PLATE)
-    FigureCanvasAgg(figure)
-    # Set by hand: the layout engines draw everything twice.
-    figure.subplots_adjust(
-        left=0.065, right=0.985, top=1 - 0.3 / height, bottom=0.5 / height, wspace=0.2
-    )
-    axes = figure.subplots(1, n, squeeze=False)[0]
-    for ax in axes:
-        ax.set_facecolor(PLATE)
-        ax.tick_params(colors=INK, labelsize=8, length=3)
-        ax.locator_params(nbins=5)
-        ax.grid(color=GRID, linewidth=0.6)
-        ax.set_axisbelow(True)
-        for side, spine in ax.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(GRID)
-    return figure, axes
-
-
-def _label(ax, x, y, title=None):
-    ax.set_xlabel(x, color=INK, fontsize=8.5, parse_math=False)
-    ax.set_ylabel(y, color=INK, fontsize=8.5, parse_math=False)
-    if title:
-        # With a height of its own: to find one, all ticks are laid out once more.
-        ax.set_title(title, y=1.0, color=INK, fontsize=9, loc="left", parse_math=False)
-
-
-def _colour(name):
-    return "#" + "".join(f"{c:02x}" for c in TINTS.get(name, (110, 168, 254)))
-
-
-def _finish(figure):
-    out = io.BytesIO()
-    figure.canvas.print_png(out, metadata={"Software": None}, pil_kwargs={"compress_level": _LEVEL})
-    return out.getvalue()
-
-
-def growth_png(curves, *, filter_name="", annulus=None):
-    """
-    Plot growth curves with their error bands.
-
-    Parameters
-    ----------
-    curves : sequence of dict
-        ``title``, ``radius``, ``flux``, ``flux_err`` and, where it is known,
-        ``raw``: the same before the sky was subtracted; up to four.
-    filter_name : str, optional
-        Gives the colour.
-    annulus : tuple of float, optional
-        Inner and outer radius of the sky annulus [pix], shaded.
-
-    Returns
-    -------
-    bytes
-        PNG.
-    """
-    figure, axes = _figure(max(1, len(curves)), 2.9)
-    colour = _colour(filter_name)
-    for ax, curve in zip(axes, curves, strict=False):
-        radius, flux, error = (np.asarray(curve[k], float) for k in ("radius", "flux", "flux_err"))
-        ax.fill_between(radius, flux - error, flux + error, color=colour, alpha=0.3, linewidth=0)
-        ax.plot(radius, flux, color=colour, linewidth=1.8, marker=".", markersize=4, label="net")
-        top = np.nanmax(flux + np.nan_to_num(error), initial=0.0)
-        low = min(0.0, float(np.nanmin(flux - np.nan_to_num(error), initial=0.0)))
-        if curve.get("raw") is not None:
-            raw = np.asarray(curve["raw"], float)
-            ax.plot(radius, raw, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="with sky")
-            top = max(top, min(float(np.nanmax(raw, initial=0.0)), 1.6 * top))
-        right = float(radius.max())
-        if annulus is not None:
-            ax.axvspan(*annulus, color=INK, alpha=0.1, linewidth=0, label="sky annulus")
-            right = max(right, min(float(annulus[1]), 1.6 * right))
-        ax.set_xlim(0, right * 1.02)
-        if top > low:
-            ax.set_ylim(low * 1.05, top * 1.08)
-        _label(ax, "radius [pix]", "flux [electron/s]" if ax is axes[0] else "", curve["title"])
-    if curves:
-        axes[0].legend(
-            fontsize=8, loc="lower right", labelcolor=INK, facecolor=PLATE, edgecolor=GRID
-        )
-    return _finish(figure)
-
-
-def night_png(frames, *, filter_name=""):
-    """
-    Plot sky, seeing, weight and shift of the frames of a filter, in the order they were taken.
-
-    Parameters
-    ----------
-    frames : sequence of dict
-        With ``verdict``, ``sky``, ``fwhm``, ``weight``, ``dx`` and ``dy``,
-        None where not known.
-    filter_name : str, optional
-        Gives the colour.
-
-    Returns
-    -------
-    bytes
-        PNG. Frames that were left out are hollow.
-    """
-    figure, axes = _figure(4, 2.3)
-    colour = _colour(filter_name)
-    used = np.array([frame.get("verdict") == "used" for frame in frames])
-    number = np.arange(1, len(frames) + 1)
-
-    def column(name):
-        values = [frame.get(name) for frame in frames]
-        return np.array([math.nan if v is None else float(v) for v in values])
-
-    def points(ax, x, y):
-        ax.scatter(x[used], y[used], s=22, color=colour, linewidth=0)
-        ax.scatter(x[~used], y[~used], s=22, facecolor="none", edgecolor=INK, linewidth=0.9)
-
-    panels = [("sky", "sky [electron/s]"), ("fwhm", "seeing [pix]"), ("weight", "weight [%]")]
-    for ax, (name, label) in zip(axes, panels, strict=False):
-        values = column(name) * (100 if name == "weight" else 1)
-        points(ax, number, values)
-        if name == "weight":
-            ax.set_ylim(0, 1.08 * np.nanmax(values, initial=0) or None)
-        ax.set_xlim(0.3, len(frames) + 0.7)
-        ax.locator_params(axis="x", integer=True)
-        _label(ax, "frame", "", label)
-    points(axes[3], column("dx"), column("dy"))
-    axes[3].axhline(0, color=GRID, linewidth=1, zorder=0)
-    axes[3].axvline(0, color=GRID, linewidth=1, zorder=0)
-    axes[3].margins(0.15)
-    axes[3].set_aspect("equal", adjustable="datalim")
-    _label(axes[3], "dx [pix]", "", "shift dy [pix]")
-    return _finish(figure)

@@ -32,6 +32,7 @@ from astro_narrowband._engine.files import (
     safe_text,
     sha256,
     sweep,
+    write_bytes,
     write_fits,
     write_table,
     write_text,
@@ -453,6 +454,10 @@ class Products:
     def write_table(self, name, table, key=None):
         """Write a product as `~astro_narrowband._engine.files.write_table` does."""
         return self._write(write_table, name, table, key)
+
+    def write_bytes(self, name, data, key=None):
+        """Write a product as `~astro_narrowband._engine.files.write_bytes` does."""
+        return self._write(write_bytes, name, data, key)
 
     def write_text(self, name, text, key=None):
         """Write a product as `~astro_narrowband._engine.files.write_text` does."""

@@ -47,6 +47,7 @@ def frames_table(lights, coadd, reference):
     lights = [light for light, is_used in zip(lights, used, strict=True) if is_used]
     alignments = [light.alignment for light in lights]
     table["path"] = [light.row.name for light in lights]
+    table["date"] = [light.row.date for light in lights]
     table["exposure"] = [light.frame.exposure for light in lights]
     table["dx"], table["dy"] = np.transpose([a.shift for a in alignments])
     for name in ("rotation", "rms", "n_matched", "method", "flip"):
@@ -134,6 +135,7 @@ def group_record(group, *, frames=None, ccd=None, products=None):
             "verdict": "left out",
             "reason": row.serves[group.label],
             "exposure": row.exposure,
+            "date": row.date,
         }
         for row in lost
     ]

@@ -21,14 +21,27 @@ from astropy.nddata import CCDData
 from astropy.wcs import WCS
 
 from astro_narrowband._engine.files._fits_writer import FitsWriter, Plane, clean_header, set_card
+from astro_narrowband._engine.files._identity import (
+    ChangedError,
+    FileError,
+    Identity,
+    open_regular,
+    unreadable,
+)
 from astro_narrowband._engine.files._names import safe_name, safe_text, unique_name
-from astro_narrowband._engine.files._whole import Part, digest, product_error, sweep
+from astro_narrowband._engine.files._whole import Part, digest, is_full, product_error, sweep
 from astro_narrowband._engine.wcs import put_wcs
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, ProductError
 
 __all__ = [
+    "ChangedError",
+    "FileError",
     "FitsWriter",
+    "Identity",
+    "check_absent",
     "clean_header",
+    "is_full",
+    "open_regular",
     "product_error",
     "safe_name",
     "safe_text",
@@ -36,6 +49,7 @@ __all__ = [
     "sha256",
     "sweep",
     "unique_name",
+    "unreadable",
     "write_bytes",
     "write_fits",
     "write_table",
@@ -43,25 +57,52 @@ __all__ = [
 ]
 
 
-def sha256(path):
+def sha256(path, identity=None):
     """
     Return the SHA-256 of a regular file, as 64 hexadecimal digits.
 
     The interpreter lock is released meanwhile, so that threads do hash side by side.
 
+    Parameters
+    ----------
+    path : path-like
+    identity : `Identity`, optional
+        What the file must be, before and after.
+
     Raises
     ------
+    ChangedError
+        If it is not that any more.
     InputError
         If it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor, now = open_regular(path, identity)
         try:
-            return digest(descriptor)
+            hashed = digest(descriptor)
+            now.check(path, os.fstat(descriptor))
+            return hashed
         finally:
             os.close(descriptor)
     except OSError as error:
         raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from error
+
+
+def check_absent(path, *, overwrite=False):
+    """
+    Raise `ProductError` if there is a file that was not to be overwritten.
+
+    Parameters
+    ----------
+    path : path-like
+    overwrite : bool, optional
+        It was.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise ProductError(
+            f"{safe_text(path)}: is there already, and is not overwritten: give another name, or "
+            "overwrite=True (--overwrite)"
+        )
 
 
 def write_bytes(path, data, *, commit=None):

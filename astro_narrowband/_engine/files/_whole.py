@@ -12,7 +12,7 @@ from pathlib import Path
 from astro_narrowband._engine.files._names import safe_text
 from astro_narrowband.exceptions import ProductError
 
-__all__ = ["CHUNK", "Part", "digest", "product_error", "sweep"]
+__all__ = ["CHUNK", "Part", "digest", "is_full", "product_error", "sweep"]
 
 #: Bytes that are read or written at a time.
 CHUNK = 1 << 20
@@ -30,6 +30,11 @@ _ADVICE = {
     errno.EEXIST: "a file is where the folder should be: move it away",
     errno.ENOENT: "its folder is not there: make it first",
 }
+
+
+def is_full(number):
+    """Whether the number of a system error says that there is no space."""
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def product_error(path, error):

@@ -8,14 +8,14 @@ import numpy as np
 from astropy import units as u
 from astropy.io import fits
 
-from astro_narrowband._engine.files import set_card
+from astro_narrowband._engine.files import ChangedError, Identity, set_card
 from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.frames._memory import to_variance
-from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, read_structure
+from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, damage_of, read_structure
 from astro_narrowband._engine.headers import clean_text, raw_values
 from astro_narrowband._engine.validate import as_unit
-from astro_narrowband.exceptions import InputError, MissingFileError
+from astro_narrowband.exceptions import InputError
 
 __all__ = ["FitsFrame"]
 
@@ -25,12 +25,12 @@ class FitsFrame(Frame):
     """
     The image of a FITS file, read by bands.
 
-    Plain files are read where they lie; compressed ones (gzip, bzip2, xz, by
-    their first bytes; tile-compressed) are expanded once into a temporary file
-    that goes with the frame. The image is the primary one, or the only one in
-    the extensions; cubes of one plane count as images. ``UNCERT`` and ``MASK``
-    extensions, as `~astropy.nddata.CCDData` writes them, become the band's
-    variance and mask. NaN and BLANK pixels are masked.
+    Plain files are read where they lie, and so are tile-compressed ones, of which the
+    tiles in question are decompressed; packed ones (gzip, bzip2, xz, by their first
+    bytes) are expanded once into a temporary file without a name. The image is the
+    primary one, or the only one in the extensions; cubes of one plane count as images.
+    ``UNCERT`` and ``MASK`` extensions, as `~astropy.nddata.CCDData` writes them, become
+    the band's variance and mask. NaN and BLANK pixels are masked.
 
     Parameters
     ----------
@@ -42,9 +42,14 @@ class FitsFrame(Frame):
         A larger image is refused before anything is allocated or expanded.
     cards : mapping, optional
         Header values that stand in for those of the file.
+    identity : `~astro_narrowband._engine.files.Identity`, optional
+        What the file must still be, now and whenever it is read; default is what it
+        is now.
 
     Raises
     ------
+    ChangedError
+        If the file changed, here and wherever its pixels are read.
     InputError
         If the file is absent, not a regular file, not FITS, truncated, too
         large, or has not one 2-D image.
@@ -54,6 +59,7 @@ class FitsFrame(Frame):
     unit: u.UnitBase | None = None
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
     cards: Mapping = field(default_factory=dict, repr=False)
+    identity: Identity | None = field(default=None, repr=False)
     name: str = field(init=False)
     shape: tuple[int, int] = field(init=False)
     header: fits.Header = field(init=False, repr=False)
@@ -62,15 +68,12 @@ class FitsFrame(Frame):
     def __post_init__(self):
         self.path = Path(self.path)
         self.name = self.path.name
-        if not self.path.is_file():
-            if not self.path.exists():
-                raise MissingFileError(f"{self.path}: does not exist: give the path of a FITS file")
-            raise InputError(f"{self.path}: is not a regular file: give the path of a FITS file")
-        found = read_structure(self.path, max_pixels=self.max_pixels)
+        found = read_structure(self.path, max_pixels=self.max_pixels, identity=self.identity)
+        self.identity = found.identity
         self.header, self.image, self.shape = found.header, found.image, found.image.shape
         self.primary = found.primary
         self._mask, self._uncertainty = found.mask, found.uncertainty
-        self._kind = found.kind
+        self._kind, self._structure = found.kind, found
         for keyword, value in self.cards.items():
             set_card(self.header, keyword, value)
         bunit = [value for value, _ in raw_values(found.header, "BUNIT") if value is not None]
@@ -80,12 +83,22 @@ class FitsFrame(Frame):
             self.unit = as_unit(self.unit, "unit")
 
     def __getstate__(self):
-        names = ("path", "unit", "max_pixels", "cards")
-        return {name: getattr(self, name) for name in names}
+        # Absolute: a worker may be at home elsewhere.
+        state = {"path": self.path.absolute(), "offset": self.image.offset}
+        names = ("unit", "max_pixels", "cards", "identity")
+        return state | {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state):
         # A temporary file of this process is of no use to another one.
+        offset = state.pop("offset")
         self.__init__(**state)
+        if self.image.offset != offset:
+            raise ChangedError(self.path, "has its pixels elsewhere than before")
+
+    @property
+    def damage(self):
+        """Why the data are not those that were written; empty if they are, or nobody knows."""
+        return damage_of(self._structure)
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `Band` of float32 rows; a variance that is not asked for stays on disk."""

@@ -1,28 +1,99 @@
-"""The pixels of one image in an uncompressed FITS file: where they lie, how they are coded."""
+"""The pixels of one image in a FITS file: where they lie, how they are coded."""
 
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from astro_narrowband.exceptions import InputError
+from astro_narrowband._engine.files import FileError, Identity, open_regular, unreadable
+from astro_narrowband._engine.frames._packed import plain_copy
+from astro_narrowband._engine.frames._tiles import TileError, tiled_rows
 
-__all__ = ["FitsImage"]
+__all__ = ["FitsImage", "PackedFile", "PlainFile", "TiledFile"]
+
+
+class PlainFile(NamedTuple):
+    """A file that is not compressed."""
+
+    path: Path
+    identity: Identity
+
+    def fill(self, view, position, rows):  # noqa: ARG002
+        """Fill a view with the bytes at a position; return how many there are."""
+        try:
+            file, identity = open_regular(self.path, self.identity)
+            try:
+                done = _fill(file, view, position)
+                # Written to while it was read: the bytes may be of before or after.
+                identity.check(self.path, os.fstat(file))
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise unreadable(self.path, error) from None
+        return done
+
+
+class PackedFile(NamedTuple):
+    """A file in gzip, bzip2 or xz: its pixels are in a copy, which is made where there is none."""
+
+    path: Path
+    identity: Identity
+    expand: Any
+
+    def fill(self, view, position, rows):  # noqa: ARG002
+        """As of a `PlainFile`."""
+        return _fill(self.copy().descriptor, view, position)
+
+    def copy(self):
+        """Return the copy, which stays while it is held."""
+        return plain_copy(self.path, self.identity, self.expand)
+
+
+class TiledFile(NamedTuple):
+    """A file with a tile-compressed image: only the tiles that are needed are decompressed."""
+
+    path: Path
+    identity: Identity
+    index: int
+    pixels: int
+    #: The file on disk that has the tiles, if it is a copy of the packed one at ``path``.
+    copy: Any = None
+
+    def fill(self, view, position, rows):  # noqa: ARG002
+        """As of a `PlainFile`."""
+        source = self.copy.path if self.copy else self.path
+        try:
+            content = tiled_rows(source, self.identity, self.index, rows, pixels=self.pixels)
+        except TileError as error:
+            self.identity.check_path(self.path)
+            raise FileError(self.path, f"is damaged ({error}): copy it again") from None
+        if self.copy is None:
+            self.identity.check_path(self.path)
+        done = min(len(content), len(view))
+        view[:done] = content[:done]
+        return done
+
+
+def _fill(file, view, position):
+    done = 0
+    while done < len(view) and (n := os.preadv(file, [view[done:]], position + done)):
+        done += n
+    return done
 
 
 @dataclass(frozen=True)
 class FitsImage:
     """
-    Where the pixels of one image lie in an uncompressed FITS file, and how they are coded.
+    Where the pixels of one image lie in a FITS file, and how they are coded.
 
     Attributes
     ----------
-    path : `~pathlib.Path`
+    source : `PlainFile`, `PackedFile` or `TiledFile`
     offset : int
-        Byte at which the first pixel starts.
+        Byte at which the first pixel starts, in the file or its copy.
     stored : `~numpy.dtype`
         The big-endian type on disk.
     shape : tuple of int
@@ -30,18 +101,25 @@ class FitsImage:
         BSCALE and BZERO.
     blank : int or None
         BLANK: the integer on disk that stands for no value.
-    keep : any
-        What must live as long as this, such as the temporary file at ``path``.
     """
 
-    path: Path
+    source: PlainFile | PackedFile | TiledFile = field(repr=False, compare=False)
     offset: int
     stored: np.dtype
     shape: tuple[int, int]
     scale: float = 1.0
     zero: float = 0.0
     blank: int | None = None
-    keep: Any = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def of_file(cls, path, offset, stored, shape):
+        """Return an image in a plain file as it is now, by where it lies."""
+        return cls(PlainFile(path, Identity.of(os.stat(path))), offset, stored, shape)
+
+    @property
+    def is_plain(self):
+        """Whether the pixels lie in the file as they are."""
+        return isinstance(self.source, PlainFile)
 
     @cached_property
     def native(self):
@@ -66,27 +144,12 @@ class FitsImage:
         row_bytes = self.shape[1] * self.stored.itemsize
         out = np.empty((n_rows, self.shape[1]), self.stored)
         view = memoryview(out).cast("B") if out.size else memoryview(b"")
-        position = self.offset + rows.start * row_bytes
-        try:
-            # Not `open`, which takes longer than a few rows do.
-            file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                done = 0
-                while done < len(view):
-                    n = os.preadv(file, [view[done:]], position + done)
-                    if n == 0:
-                        raise InputError(
-                            f"{self.path}: the file ends {len(view) - done} bytes before row "
-                            f"{rows.stop}; it was cut while it was read: copy it again"
-                        )
-                    done += n
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be read any more ({error.strerror}): "
-                "it must stay where it is until the run ends"
-            ) from None
+        done = self.source.fill(view, self.offset + rows.start * row_bytes, rows)
+        if done < len(view):
+            raise FileError(
+                self.source.path,
+                f"ends {len(view) - done} bytes before row {rows.stop}: copy it again",
+            )
         return out
 
     def to_native(self, stored, out=None):

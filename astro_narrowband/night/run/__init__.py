@@ -28,10 +28,10 @@ from astro_narrowband.exceptions import (
     ProductError,
 )
 from astro_narrowband.lines import match_catalogue
+from astro_narrowband.night import figures
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import (
-    frames_record,
     frames_table,
     group_record,
     read_frames,
@@ -42,7 +42,7 @@ from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
-from astro_narrowband.photometry import make_catalog
+from astro_narrowband.photometry import diagnose_background, make_catalog
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
@@ -85,6 +85,7 @@ class Night:
             "detector": {},
             "masters": [],
             "groups": [],
+            "pictures": [],
         }
         self.masters, self.panels = Masters(self), Panels()
 
@@ -122,9 +123,9 @@ class Night:
                         lost += self.panels.moved.get(group, [])
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
-                        self.draw(writer, Pictures.night, frames_record(made[1]), group.filter)
                     del made  # its planes go when they are written
                 self.catalogue(target, names, coadds, key)
+                self.picture(target, names, coadds, key)
                 if writing is not None:
                     writing.result()
             finally:
@@ -367,9 +368,37 @@ class Night:
             # Without a star that is bright and alone there is no curve: an empty table says so.
             columns = ("id", "radius", "flux", "flux_err")
             growth = QTable(names=columns) if curves is None else curves.to_table()
+            if curves is not None:
+                verdicts = diagnose_background(curves)
+                growth.meta["background"] = {
+                    int(star): str(words)
+                    for star, words in zip(verdicts["id"], verdicts["words"], strict=True)
+                }
             self.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
             self.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
         self.products.write_table(merged, found.merged, key)
+
+    def picture(self, target, names, coadds, key):
+        """Draw the coadds of a target and their colours at full size, where what draws is there."""
+        made = {group: coadds[group][0].data for group in target if coadds[group] is not None}
+        if self.pictures is None:
+            return
+        key = self.products.key([(names[g], key) for g in made], product="pictures")
+        jobs = [(f"coadd-{names[g]}.png", figures.full_png, (made[g], g.filter)) for g in made]
+        images = {}
+        for group, image in made.items():
+            if not images or image.shape == next(iter(images.values()))[1].shape:
+                images.setdefault(group.filter, (group, image))
+        planes = {name: image for name, (_, image) in images.items()}
+        title = self.name(f"colour-{_short(target[0].object, 40)}")
+        for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
+            file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
+            labels = [images[part][0].label for part in recipe]
+            self.record["pictures"].append({"name": name, "path": file, "groups": labels})
+            jobs.append((file, figures.composite_png, (planes, recipe)))
+        jobs = [job for job in jobs if not self.products.have(job[0], key)]
+        with ThreadPoolExecutor(self.workers) as pool:
+            list(pool.map(lambda j: self.products.write_bytes(j[0], j[1](*j[2]), key), jobs))
 
     def describe(self, group, name, made):
         """Put a group into the record."""
@@ -383,6 +412,7 @@ class Night:
                 "coadd": f"coadd-{name}.fits",
                 "catalog": f"catalog-{name}.ecsv",
                 "growth": f"growth-{name}.ecsv",
+                "picture": f"coadd-{name}.png",
             }.items()
             if file in self.products.digests
         }

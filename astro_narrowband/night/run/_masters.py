@@ -12,7 +12,7 @@ from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
-from astro_narrowband.detector import Detector, decide_detector
+from astro_narrowband.detector import Detector, confront_detector, decide_detector
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.night.run._ready import (
@@ -27,6 +27,9 @@ __all__ = ["Masters", "decide_for"]
 
 #: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
 MOST_OF_FLAT = 0.01
+
+#: Lights that tell where pixels are full.
+FULL_FROM = 3
 
 #: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
 GAIN_CHECK = 1 << 17
@@ -53,6 +56,7 @@ def decide_for(group, settings):
         saturation=_quantity(settings.saturation, n * u.adu),
         flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
         biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
+        lights=[row.open(group.colour) for row in _longest(group.lights)],
     )
 
 
@@ -111,14 +115,20 @@ class Masters:
         rows = [row for row in (*group.bias, *group.flats) if not row.master]
         identity = ("detector", group.colour, *(row.path for row in rows or group.lights))
         if identity not in self.made:
-            self.made[identity] = decide_for(group, self.settings)
             header = group.lights[0].open(group.colour).header
-            self.check_detector(self.made[identity], group, header)
+            detector = decide_for(group, self.settings)
+            self.made[identity] = self.check_detector(detector, group, header)
         self.record["detector"][group.label] = asdict(self.made[identity])
         return self.made[identity]
 
     def check_detector(self, detector, group, header):
-        """Say what the header has wrong, and where flats and biases show another gain."""
+        """Return what is to be believed; say where flats and biases show something else."""
+        if "measured" in detector.sources["saturation"]:
+            self.night.messages.say(
+                f"{group.label}: pixels are full at {detector.saturation:.0f} adu (SATURATE is not "
+                "given; full pixels pile up there): it is taken for the saturation: give "
+                "--saturation if it is another"
+            )
         for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
             if "measured" in detector.sources[what]:
                 try:
@@ -127,20 +137,18 @@ class Masters:
                     self.night.messages.say(f"{group.label}: {error}: it was measured instead")
         pairs = [[row for row in rows if not row.master][:2] for rows in (group.flats, group.bias)]
         if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
-            return
+            return detector
         try:
             flats, biases = ([row.open(group.colour) for row in rows] for rows in pairs)
             found = Detector.measure(
                 flats, biases, saturation=detector.saturation, sample=GAIN_CHECK
             )
         except InputError:
-            return  # frames that cannot tell
-        if not 1 / 1.5 < detector.gain / found.gain < 1.5:
-            self.night.messages.say(
-                f"{group.label}: the gain is {detector.gain:.4g} electron/adu "
-                f"({detector.sources['gain']}), but flats and biases show {found.gain:.3g}: "
-                "counts and errors follow it: check it, or give --gain"
-            )
+            return detector  # frames that cannot tell
+        detector, sentences = confront_detector(detector, found)
+        for sentence in sentences:
+            self.night.messages.say(f"{group.label}: {sentence}")
+        return detector
 
     def bias(self, group, detector):
         """Return the master bias of a group."""
@@ -185,6 +193,9 @@ class Masters:
             "dark", rows, make, DarkModel.read, group, needs=[bias], depends=asdict(detector)
         )
         model = master.value
+        for note in model.notes:
+            if "disagree" in note:
+                self.night.messages.say(f"{group.label}: {note}")
         self.note_master(
             "dark",
             master,
@@ -308,6 +319,11 @@ class Masters:
             entry = {"kind": kind, "path": master.name, "groups": [], **facts}
             masters.append(entry)
         entry["groups"].append(group.label)
+
+
+def _longest(rows):
+    """Return the lights that tell most of full pixels."""
+    return sorted(rows, key=lambda row: -(row.exposure or 0))[:FULL_FROM]
 
 
 def _quantity(value, unit):

@@ -19,7 +19,6 @@ from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS
 from astro_narrowband._engine.frames import MAX_PIXELS
-from astro_narrowband._engine.frames.fits_reader import wrong_sums
 from astro_narrowband._engine.headers import (
     Spellings,
     clean_text,
@@ -171,10 +170,18 @@ class FrameTable:
         table.meta["files"] = self.counts
         return table
 
-    def write(self, path):
-        """Write the table as ECSV, whole or not at all."""
-        from astro_narrowband._engine.files import write_table
+    def write(self, path, *, overwrite=False):
+        """
+        Write the table as ECSV, whole or not at all.
 
+        Raises
+        ------
+        ProductError
+            If it cannot be written, or a file is there and ``overwrite`` is False.
+        """
+        from astro_narrowband._engine.files import check_absent, write_table
+
+        check_absent(path, overwrite=overwrite)
         write_table(path, self.table)
 
     def lines(self):
@@ -394,12 +401,9 @@ def _read_row(path, parts, why, reader, max_pixels, library):
             warnings.simplefilter("ignore")
             frame = row.open_raw()
             header = frame.header
+            row.identity = frame.identity
             facts = reader.facts(header, parts)
-            is_tiled = frame.image.path != path
-            damage = (
-                wrong_sums(path, max_pixels=max_pixels) if is_tiled or "DATASUM" in header else ""
-            )
-            if damage:
+            if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
             if frame.primary is not None:
                 _compare(facts, header, frame.primary, reader.spellings)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from astro_narrowband._engine.bayer import MosaicFrame
+from astro_narrowband._engine.files import Identity
 from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
 from astro_narrowband._engine.headers import clean_text
 from astro_narrowband._engine.raw import without_pedestal
@@ -72,6 +73,7 @@ class FrameRow(Facts):
     cards: dict = field(default_factory=dict, repr=False)
     colour: str = field(default="", repr=False)
     saturation: float | None = field(default=None, repr=False)
+    identity: Identity | None = field(default=None, repr=False)
 
     @property
     def name(self):
@@ -107,7 +109,13 @@ class FrameRow(Facts):
         cards = dict(self.cards)
         if self.kind in ("light", "flat"):
             cards["FILTUSED"] = self.filter
-        return FitsFrame(self.path, unit=unit, max_pixels=self.max_pixels, cards=cards)
+        return FitsFrame(
+            self.path,
+            unit=unit,
+            max_pixels=self.max_pixels,
+            cards=cards,
+            identity=self.identity,
+        )
 
     def open(self, colour=""):
         """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
