@@ -146,10 +146,11 @@ def make_catalog(
     another filter's is used, half of what it adds being its error; where no filter has one
     the flux is that in the aperture. Both are flagged UNCORRECTED. PARTIAL stars have
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
-    Where the width of stars changes over the field the correction is a surface.
-    Sources that are wider, longer or less dense than single stars of their place are flagged BLENDED. Neighbours that no shape
-    shows are counted on from the density of sources: where more than 0.7 % of the stars
-    have one of more than five times their error, ``flux_err`` is as large as it takes.
+    Where the width of stars changes over the field the correction is a surface. Sources
+    that are wider, longer or less dense than single stars of their place are flagged
+    BLENDED. Neighbours that no shape shows are counted on from the density of sources:
+    where more than 0.7 % of the stars have one of more than five times their error,
+    ``flux_err`` is as large as it takes.
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
