@@ -13,12 +13,12 @@ __all__ = ["hidden_error", "unlike_stars"]
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 #: Most of a crowd may be blends: the usual shape is that of the smallest quarter.
 SMALLEST = 0.25
-#: So many more of the stars must be near a surface for each of its terms.
+#: So many more of the stars, or one, must be near a surface for each of its terms.
 PER_TERM = 0.02
 #: A blend differs by more than so many sigma.
 UNLIKE = 4.0
 #: Errors of width, roundness and concentration in units of 1 / snr, and the least scatter of each.
-SHAPE_NOISE, SHAPE_FLOOR = (1.1, 1.0, 0.75), (0.01, 0.01, 0.003)
+SHAPE_NOISE, SHAPE_FLOOR = (1.1, 1.3, 0.75), (0.01, 0.01, 0.003)
 #: Farther away than this [FWHM] a neighbour is a source of its own, or outside the aperture.
 APART = 1.25
 #: As many of the stars may have a hidden neighbour of more than five times their error.
@@ -85,12 +85,12 @@ def _usual(x, y, value, noise, use, floor):
     terms = np.column_stack([np.ones_like(a), a, b, a * a, a * b, b * b])
     best = (-math.inf,)
     for k in (1, 3, 6):
-        if k > 1 and len(use) < 10 * k:
+        if len(use) < 4 * k:
             break
         solution, scatter = _lowest(terms[use, :k], value[use], noise[use], floor)
         near = np.abs(value[use] - terms[use, :k] @ solution) < 2.5 * np.hypot(noise[use], floor)
         # A surface that bends to half a field of pairs has fewer stars near it than a flat one.
-        score = near.mean() - PER_TERM * k
+        score = near.mean() - max(PER_TERM, 1 / len(use)) * k
         if score > best[0]:
             best = (score, terms[:, :k] @ solution, scatter)
     return best[1:]
