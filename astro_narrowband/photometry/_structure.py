@@ -20,9 +20,9 @@ __all__ = ["structure_variance"]
 
 #: Blank places that are looked at in an image, and the least number that says anything.
 N_PROBES, MIN_PROBES = 900, 6
-#: With less than this part of the image out of reach of its sources, and so many of these, it is a
+#: Where the reach of the sources covers the image so many times, and there are so many, it is a
 #: crowd; there, circles count whose rims are this part of the annulus' outer radius from sources.
-CROWDED, MIN_CROWD, BESIDE = 0.1, 40, 0.2
+CROWDED, MIN_CROWD, BESIDE = 2.5, 40, 0.2
 #: Radii at which structure is measured; between them it is interpolated.
 N_RADII = 4
 #: How many of the nearest blank annuli (None: all), and what weight of a star's own one, may
@@ -119,7 +119,7 @@ def _blank_places(image, x, y, radii, r_out):
     distance = cKDTree(listed).query(np.column_stack([px, py]))[0]
     # Neither in the circle nor in the annulus has a listed star its light.
     keep = distance > r + r_out
-    if keep.mean() < CROWDED and len(x) >= MIN_CROWD:
+    if len(x) >= MIN_CROWD and len(x) * math.pi * (r + r_out) ** 2 > CROWDED * nx * ny:
         # In a crowd every annulus has stars, as those around stars have: the circle is blank.
         keep = distance > radii[0] + BESIDE * r_out
     return px[keep], py[keep], distance[keep]
