@@ -5,6 +5,7 @@ Every step asks first whether an earlier run has left its product, made of the
 same inputs in the same way.
 """
 
+import re
 import threading
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -75,7 +76,7 @@ class Night:
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
-        self.names = set()
+        self.names, self.out = set(), {}
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
@@ -129,6 +130,7 @@ class Night:
                 if writing is not None:
                     writing.result()
             finally:
+                self.say_left_out()
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
         for group in target:
@@ -422,7 +424,17 @@ class Night:
         """Go on without a frame of a group, and say so."""
         reason = reason.removeprefix(f"{row.path.name}: ")
         group.drop(row, reason)
-        self.messages.say(f"{row.name}: left out: {reason}")
+        # Frames that are out for one cause are said in one line.
+        cause = re.sub(r"[\d.]+", "#", re.split(r"[:;]\s|\s\(", reason)[0])
+        self.out.setdefault(cause, []).append((row.name, reason))
+
+    def say_left_out(self):
+        """Say which frames were left out since this was asked last: a line for each cause."""
+        for rows in self.out.values():
+            (name, reason), more = rows[0], len(rows) - 1
+            names = f"{name} and {more} more" if more else name
+            self.messages.say(f"{names}: left out: {reason}")
+        self.out = {}
 
     # ------------------------------------------------------------------ the end
 
