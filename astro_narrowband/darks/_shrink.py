@@ -51,7 +51,6 @@ def shrink_fit(fit, judged, *, workers=None):
     names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
 
     flagged = np.flatnonzero((planes["flags"] & judged) != 0)
-
     for name in names:
         apart = np.union1d(flagged, fit.kept) if name == "rate" else flagged
 
