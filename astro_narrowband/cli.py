@@ -128,7 +128,11 @@ def _quieten():
 
     def show(message, category, filename, lineno, file=None, line=None):  # noqa: ARG001
         level = getattr(message, "level", "warning")
-        print(f"astro-narrowband: {level}: {_one_line(message)}", file=sys.stderr)
+        line = f"astro-narrowband: {level}: {_one_line(message)}"
+        if "tqdm" in sys.modules:  # a line of its own, above a bar that is under way
+            sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
 
     warnings.showwarning = show
 
@@ -445,25 +449,48 @@ def _reduce(options):
 
 
 def _summary(record, output):
-    lines = []
+    rows, failed = [], []
     for group in record["groups"]:
-        title = group["label"]
         if group["status"] != "done":
-            lines.append(f"{title}: not made: {group['reason']}")
+            failed.append(f"{group['label']}: not made: {group['reason']}")
             continue
-        lines.append(
-            f"{title}: {group['n_used']} of {len(group['frames'])} frames, "
-            f"{group['exposure_total']:g} s, noise {group['noise']:.3g} electron/s, "
-            f"FWHM {group['fwhm']:.2f} px"
-            + "".join(f", without {kind}" for kind in group["without"])
+        without = ", ".join(group["without"])
+        test = group.get("self_test") or {}
+        rows.append(
+            [
+                group["label"] + (f" (without {without})" if without else ""),
+                f"{group['n_used']} of {len(group['frames'])}",
+                f"{group['exposure_total']:g}",
+                f"{group['noise']:.3g}",
+                f"{test['NOISEPIX']:.2f}" if "NOISEPIX" in test else "-",
+                f"{group['fwhm']:.2f}",
+            ]
         )
+    heads = ["", "frames", "exposure", "noise", "over", "FWHM"]
+    units = ["", "", "s", "electron/s", "predicted", "pix"]
+    lines = _columns([heads, units, *rows]) if rows else []
     counts = record["files"]
+    lines += [_one_line(line) for line in failed]
     lines.append(
         f"{counts['found']} files: {counts['used']} used, {counts['left out']} left out, "
         f"{counts['ignored']} ignored"
     )
-    lines.append(f"{os.path.join(output, 'report.html')}")
-    return "\n".join(_one_line(line) for line in lines)
+    page = "report.html" if "report.html" in record["products"] else "night.json"
+    lines.append(_one_line(os.path.join(output, page)))
+    return "\n".join(lines)
+
+
+def _columns(rows):
+    """Lines of a table: the first column to the left, numbers to the right."""
+    rows = [[_one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _inspect(options):
@@ -504,7 +531,11 @@ def _demo(options):
     from astro_narrowband.demo import run_demo
 
     progress = None if options.quiet else _progress
-    print(run_demo(options.output, size=options.size, seed=options.seed, progress=progress))
+    rows, sentence, page = run_demo(
+        options.output, size=options.size, seed=options.seed, progress=progress
+    )
+    print("measured against the truth")
+    print("\n".join([*_columns(rows), _one_line(sentence), _one_line(page)]))
     return DONE
 
 
@@ -539,8 +570,27 @@ def _photometry(options):
 
         write_table(options.output, table)
     else:
-        print("\n".join(table.pformat(max_lines=-1, max_width=-1)))
+        print("\n".join(_sensible(table).pformat(max_lines=-1, max_width=-1)))
     return DONE
+
+
+def _sensible(table):
+    """A copy of a table whose numbers have the digits that their errors allow."""
+    table = table.copy()
+    for name in table.colnames:
+        column = table[name]
+        if column.dtype.kind != "f":
+            continue
+        error = next((e for e in (f"{name}_err", name) if e in table.colnames and "err" in e), None)
+        if error is None:
+            column.info.format = ".4g" if name not in ("x_center", "y_center", "radius") else ".2f"
+            continue
+        sizes = [abs(float(value)) for value in getattr(table[error], "value", table[error])]
+        sizes = [size for size in sizes if math.isfinite(size) and size > 0]
+        # Two digits of the smallest error.
+        digits = max(0, 1 - math.floor(math.log10(min(sizes)))) if sizes else 3
+        column.info.format = f".{min(digits, 8)}f"
+    return table
 
 
 def _lines(options):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from astropy.io import fits
 from astropy.table import QTable, Table
 
 from astro_narrowband.exceptions import InputError
@@ -15,7 +16,10 @@ __all__ = ["compare", "run_demo"]
 #: The brightest unsaturated stars that are compared, and how far off they may be found [pix].
 N_STARS, MATCH = 50, 2.0
 #: Stars with any of these flags are not compared.
-_UNFIT = Flag.EDGE | Flag.MASKED | Flag.SATURATED | Flag.NEIGHBOUR | Flag.EXTENDED
+_UNFIT = (
+    Flag.EDGE | Flag.MASKED | Flag.SATURATED | Flag.NEIGHBOUR | Flag.EXTENDED
+    | Flag.PARTIAL | Flag.BLENDED | Flag.UNCORRECTED
+)  # fmt: skip
 
 
 def run_demo(output, *, size=1024, seed=1, progress=None):
@@ -34,29 +38,57 @@ def run_demo(output, *, size=1024, seed=1, progress=None):
 
     Returns
     -------
-    str
-        What was measured beside what is true, for people to read.
+    rows : list of list of str
+        What was measured beside what is true, a table for people to read.
+    sentence : str
+        What is good of it, and what is not.
+    page : str
+        Where to look on.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is not an empty folder: give a new one with -o")
-    truth = simulate_night(output / "night", shape=(size, size), seed=seed)
+    truth = simulate_night(output / "night", shape=(size, size), write_wcs=True, seed=seed)
     record = reduce_night(output / "night", output / "reduced", progress=progress)
-    return "\n".join(
-        [
-            "measured against the truth",
-            *(_line(row) for row in compare(truth, record, output / "reduced")),
-            str(output / "reduced" / "report.html"),
-        ]
-    )
+    rows = compare(truth, record, output / "reduced")
+    page = "report.html" if "report.html" in record["products"] else "night.json"
+    heads = ["", "frames", "aligned to", "stars", "flux off by", "scatter", "pulls"]
+    return [heads, *map(_line, rows)], _sentence(rows), str(output / "reduced" / page)
 
 
 def _line(row):
-    return (
-        f"  {row['filter']:7} {row['n_frames']} frames aligned to {row['align_rms']:.3f} px; "
-        f"{row['n_stars']} stars: flux {100 * row['flux_bias']:+.2f} %, scatter "
-        f"{100 * row['flux_scatter']:.2f} %, pulls of width {row['pull_width']:.2f}"
-    )
+    return [
+        row["filter"],
+        f"{row['n_frames']}",
+        f"{row['align_rms']:.3f} pix",
+        f"{row['n_stars']}",
+        f"{100 * row['flux_bias']:+.2f} ± {100 * row['flux_bias_err']:.2f} %",
+        f"{100 * row['flux_scatter']:.2f} %",
+        f"{row['pull_width']:.2f} ± {row['pull_width_err']:.2f}",
+    ]
+
+
+def _sentence(rows):
+    """What is good of a comparison, and what is not, in words."""
+    if not len(rows):
+        return "nothing could be measured"
+    off = [row["filter"] for row in rows if abs(row["flux_bias"]) > 3 * row["flux_bias_err"]]
+    z = {row["filter"]: (row["pull_width"] - 1) / row["pull_width_err"] for row in rows}
+    words = []
+    if off:
+        words.append(f"the flux scale of {', '.join(off)} is off by more than 3 of its errors")
+    else:
+        words.append("the flux scale is true within its error in every filter")
+    for what, names in (
+        ("too small", [name for name, value in z.items() if value > 2]),
+        ("cautious", [name for name, value in z.items() if value < -2]),
+    ):
+        if names:
+            words.append(f"error bars of {', '.join(names)} are {what}")
+    right = [name for name, value in z.items() if abs(value) <= 2]
+    if right:
+        words.append(f"error bars of {', '.join(right)} are those of the scatter (pulls 1 wide)")
+    return "; ".join(words)
 
 
 def compare(truth, record, folder):
@@ -75,8 +107,11 @@ def compare(truth, record, folder):
     -------
     `~astropy.table.Table`
         One row a filter: ``align_rms`` [pix] over the frame; ``flux_bias`` and
-        ``flux_scatter``, median and robust scatter of measured over true flux
-        less 1; ``pull_width``, robust width of (measured - true) / error.
+        ``flux_scatter``, median (weighted by S/N) and robust scatter of measured over true
+        flux less 1; ``flux_bias_err``, with the error of what all stars share, the
+        correction to the whole light and the scale of the frames; ``pull_width``, robust
+        width of (measured - true) / error about that bias, where the error is a star's own:
+        without what all share. With ``pull_width_err``.
     """
     rows = []
     for group in record["groups"]:
@@ -84,19 +119,36 @@ def compare(truth, record, folder):
             continue
         catalog = QTable.read(Path(folder) / group["products"]["catalog"])
         measured, error, true = _stars(truth, group, catalog)
-        ratio = measured / true
+        ratio, n = measured / true, len(true)
+        correction = catalog.meta.get("correction_err", 0.0) / catalog.meta.get("correction", 1.0)
+        scale = fits.getheader(Path(folder) / group["products"]["coadd"]).get("SCALEERR", 0.0)
+        # The error of a star alone; nothing is left where the correction is all of it.
+        single = np.sqrt(np.maximum(error**2 - (correction * measured) ** 2, 0.0))
+        single[single < 0.01 * error] = np.inf
+        bias = _weighted_median(ratio, true / single) - 1 if n else np.nan
+        chance = 1.2533 * _robust(ratio) / max(n, 1) ** 0.5
         rows.append(
             {
                 "filter": group["filter"],
                 "n_frames": group["n_used"],
                 "align_rms": _align_rms(truth, group),
                 "n_stars": len(true),
-                "flux_bias": np.median(ratio) - 1 if len(true) else np.nan,
+                "flux_bias": bias,
+                "flux_bias_err": float(np.linalg.norm([correction, scale, chance])),
                 "flux_scatter": _robust(ratio),
-                "pull_width": _robust((measured - true) / error),
+                "pull_width": _robust((measured - true * (1 + bias)) / single),
+                # Of half the middle 68 % of a normal distribution.
+                "pull_width_err": 0.93 / max(n, 1) ** 0.5,
             }
         )
     return Table(rows)
+
+
+def _weighted_median(values, weights):
+    """The value with half of the weight on either side."""
+    order = np.argsort(values)
+    weight = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(weight, weight[-1] / 2)])
 
 
 def _robust(values):

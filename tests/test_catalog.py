@@ -8,7 +8,7 @@ from astropy import units as u
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.photometry import Flag, decode_flags
+from astro_narrowband.photometry import Flag, annulus_photometry, decode_flags
 from astro_narrowband.photometry._catalog import detection_image, make_catalog
 
 READ_NOISE = 5.0
@@ -179,9 +179,6 @@ def test_stars_that_some_frames_lack_give_no_correction(rng):
     sure = found & ~partial & (flux[which] > 2e4)
     assert sure.sum() > 8
     assert np.median(ratio[sure]) == pytest.approx(1, abs=0.003)
-    # With them it is wrong.
-    blind = make_catalog({"Halpha": image}).tables["Halpha"]
-    assert np.median((blind["flux"].value / flux[which])[sure]) > 0.99
 
 
 def test_detection_on_one_filter(measured):
@@ -245,33 +242,153 @@ def gaussians(rng, n, xy, flux, sigma):
     return CCDData(data, unit="electron", uncertainty=VarianceUncertainty(model))
 
 
-def test_correction_follows_the_seeing_over_the_field():
-    rng = np.random.default_rng(5)
-    g = np.arange(40, 480, 44)
-    xy = np.array([(a, b) for a in g for b in g]) + rng.uniform(-4, 4, (g.size**2, 2))
-    flux = rng.uniform(2e4, 2e5, len(xy))
-    ccd = gaussians(rng, 520, xy, flux, 1.2 * (1 + 0.3 * xy[:, 0] / 520))
-    table = make_catalog({"Ha": ccd}).tables["Ha"]
+def jittered(rng, n, step, jitter):
+    g = np.arange(step, n - step / 2, step)
+    return np.array([(a, b) for a in g for b in g]) + rng.uniform(-jitter, jitter, (g.size**2, 2))
+
+
+def pulls_of(table, xy, flux):
     which, near = match(table, *xy.T)
-    pull = ((table["flux"].value - flux[which]) / table["flux_err"].value)[near]
-    assert near.sum() > 90
-    assert np.std(pull) < 1.2
+    return ((table["flux"].value - flux[which]) / table["flux_err"].value)[near]
 
 
-def test_equal_pairs_are_in_the_catalogue_and_flagged():
-    rng = np.random.default_rng(6)
-    g = np.arange(35, 400, 50)
-    xy = np.array([(a, b) for a in g for b in g], float)
-    angle = rng.uniform(0, 2 * np.pi, 12)
-    pairs = xy[:12] + 3.9 * np.column_stack([np.cos(angle), np.sin(angle)])
-    every = np.concatenate([xy, pairs])
-    ccd = gaussians(rng, 420, every, np.full(len(every), 5e4), np.full(len(every), 1.274))
-    table = make_catalog({"Ha": ccd}).tables["Ha"]
+@pytest.mark.long
+@pytest.mark.parametrize("shape", ["seeing", "coma"])
+def test_correction_follows_the_field_in_twenty_nights(shape):
+    """Stars that are a third wider, or drawn out by half their width, on one side of the field."""
+    pulls = []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 5])
+        xy = jittered(rng, 480, 40, 4)
+        flux = rng.uniform(2e4, 2e5, len(xy))
+        across = xy[:, 0] / 480
+        if shape == "seeing":
+            ccd = gaussians(rng, 480, xy, flux, 1.2 * (1 + 0.3 * across))
+        else:
+            tail = xy + np.outer(1.5 * across, [1.0, 0.0])
+            ccd = gaussians(
+                rng, 480, np.concatenate([xy, tail]), np.concatenate([0.7 * flux, 0.3 * flux]),
+                np.full(2 * len(xy), 1.3),
+            )  # fmt: skip
+        table = make_catalog({"Ha": ccd}).tables["Ha"]
+        assert ((table["flags"] & Flag.BLENDED) > 0).mean() < 0.03
+        pulls.append(pulls_of(table, xy, flux))
+    # What one night's correction is off by is common to its stars: the mean is over nights.
+    assert min(len(p) for p in pulls) > 90
+    assert 0.8 < np.std(np.concatenate(pulls)) < 1.15
+
+
+@pytest.mark.parametrize(
+    ("ratio", "separation"), [(1.0, 1.3), (1.0, 1.5), (0.3, 1.5), (0.3, 0.8), (0.1, 1.0)]
+)
+def test_pairs_are_in_the_catalogue_and_flagged(ratio, separation):
+    """A third of the stars are pairs, all of one kind."""
+    rng = np.random.default_rng([6, int(100 * ratio), int(10 * separation)])
+    xy = jittered(rng, 420, 40, 3)
+    n = len(xy) // 3
+    angle = rng.uniform(0, 2 * np.pi, n)
+    second = xy[: 3 * n : 3] + 3 * separation * np.column_stack([np.cos(angle), np.sin(angle)])
+    every = np.concatenate([xy, second])
+    flux = 5e4 * np.append(np.ones(len(xy)), np.full(n, ratio))
+    table = make_catalog({"Ha": gaussians(rng, 420, every, flux, np.full(len(every), 1.274))})
+    table = table.tables["Ha"]
     cx, cy = table["x_center"].value, table["y_center"].value
-    for a, b in xy[:12]:
-        rows = np.hypot(cx - a, cy - b) < 4
+    doubtful = (table["flags"] & (Flag.BLENDED | Flag.NEIGHBOUR)) > 0
+    for k, (a, b) in enumerate(xy):
+        rows = np.hypot(cx - a, cy - b) < 3
         assert rows.any()
-        assert (table["flags"][rows] & (Flag.BLENDED | Flag.NEIGHBOUR)).all()
+        assert doubtful[rows].all() == (k % 3 == 0)
+
+
+def crowd(rng, n, area):
+    """One star in ``area`` pixels, counts falling with a power of 0.7."""
+    k = int((n + 40) ** 2 / area)
+    xy = rng.uniform(-20, n + 20, (k, 2))
+    flux = np.minimum(600 * rng.uniform(0, 1, k) ** (-1 / 0.7), 5e5)
+    model = np.full((n + 80, n + 80), 50.0)
+    g = np.arange(-15, 16)
+    for (x, y), f in zip(xy + 40, flux, strict=True):
+        i, j = round(x), round(y)
+        gx, gy = (np.exp(-((g + at) ** 2) / 2 / 1.27**2) for at in (i - x, j - y))
+        model[j - 15 : j + 16, i - 15 : i + 16] += f / (2 * np.pi * 1.27**2) * np.outer(gy, gx)
+    model = model[40:-40, 40:-40]
+    data = rng.poisson(model).astype(float)
+    return CCDData(data, unit="electron", uncertainty=VarianceUncertainty(model)), xy, flux
+
+
+@pytest.mark.parametrize("area", [250, 130])
+def test_errors_hold_in_crowds(area):
+    clean, off = 0, 0
+    for seed in range(6):
+        rng = np.random.default_rng([seed, area])
+        ccd, xy, flux = crowd(rng, 300, area)
+        table = make_catalog({"Ha": ccd}).tables["Ha"]
+        which, near = match(table, *xy.T)
+        good = near & (table["flags"] == 0)
+        pull = (table["flux"].value - flux[which]) / table["flux_err"].value
+        clean += good.sum()
+        off += (np.abs(pull[good]) > 5).sum()
+        # Not by giving up: many rows are clean, and bright ones are good to percents.
+        assert good.sum() > 0.15 * len(table)
+        bright = good & (flux[which] > 2e4)
+        bare = table["flux_aperture_err"] / table["flux_aperture"]
+        assert np.median(bare[bright]) < 0.04
+    assert off <= 0.01 * clean
+
+
+def test_thin_fields_have_no_error_by_crowding():
+    rng = np.random.default_rng(8)
+    ccd, *_ = crowd(rng, 400, 4000)
+    table = make_catalog({"Ha": ccd}).tables["Ha"]
+    plain = annulus_photometry(
+        ccd, table, r=table.meta["r"], r_in=table.meta["r_in"], r_out=table.meta["r_out"]
+    )
+    np.testing.assert_allclose(table["flux_aperture_err"], plain["flux_err"], rtol=1e-6)
+
+
+def test_a_filter_without_a_correction_takes_anothers_and_says_so():
+    rng = np.random.default_rng(9)
+    xy = jittered(rng, 300, 45, 3)
+    flux = rng.uniform(3e4, 1e5, len(xy))
+    bright = gaussians(rng, 300, xy, flux, np.full(len(xy), 1.3))
+    # Its stars are too faint for one of their own, and a little wider.
+    faint = gaussians(rng, 300, xy, flux / 60, np.full(len(xy), 1.4))
+    catalog = make_catalog({"Ha": bright, "OIII": faint})
+    assert catalog.corrections["OIII"] is None
+    table = catalog.tables["OIII"]
+    assert ((table["flags"] & Flag.UNCORRECTED) > 0).all()
+    assert not (catalog.tables["Ha"]["flags"] & Flag.UNCORRECTED).any()
+    factor = catalog.corrections["Ha"].factor
+    np.testing.assert_allclose(table["flux"].value / table["flux_aperture"].value, factor)
+    # Half of what it adds is its error.
+    assert table.meta["correction_err"] > 0.49 * (factor - 1)
+    assert np.std(pulls_of(table, xy, flux / 60)) < 1.3
+
+
+@pytest.mark.long
+def test_error_of_stars_that_some_frames_lack_holds():
+    """They are made of frames of another seeing, by 15 % (1 sigma), in each of 20 nights."""
+    pulls, stated = [], []
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 12])
+        xy = jittered(rng, 360, 45, 4)
+        flux = rng.uniform(3e4, 2e5, len(xy))
+        partial = np.arange(len(xy)) % 5 == 0
+        width = np.where(partial, 3.0 * (1 + np.clip(0.15 * rng.normal(), -0.3, 0.3)), 3.0)
+        model, coverage = np.full((360, 360), 50.0), np.full((360, 360), 6, np.uint8)
+        for (x, y), f, w, lacks in zip(xy, flux, width, partial, strict=True):
+            add_moffat(model, x, y, f, w)
+            if lacks:
+                coverage[round(y) - 1 : round(y) + 2, round(x) - 1 : round(x) + 2] = 2
+        data = rng.poisson(model).astype(float)
+        ccd = CCDData(data, unit="electron", uncertainty=VarianceUncertainty(model))
+        table = make_catalog({"Ha": ccd}, coverage={"Ha": coverage}).tables["Ha"]
+        lacking = (table["flags"] & Flag.PARTIAL) > 0
+        assert lacking.sum() == partial.sum()
+        pulls.append(pulls_of(table[lacking], xy, flux))
+        stated.append(np.median((table["flux_err"] / table["flux"])[lacking]))
+    assert np.std(np.concatenate(pulls)) < 1.2
+    assert np.median(stated) < 0.06
 
 
 def test_what_all_fluxes_share_is_named_and_apart(measured):
@@ -288,4 +405,4 @@ def test_what_all_fluxes_share_is_named_and_apart(measured):
     assert catalog.growth["Halpha"].meta["flux_err_common"] == pytest.approx(0.02)
     # Stars differ by flux_err alone: it is no larger than without the card.
     bare = make_catalog({"Halpha": measured[0]["Halpha"]}).tables["Halpha"]
-    np.testing.assert_allclose(table["flux_err"].value, bare["flux_err"].value, rtol=1e-5)
+    np.testing.assert_allclose(table["flux_err"].value, bare["flux_err"].value, rtol=1e-3)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from astropy.table import QTable
 
 import astro_narrowband
 from astro_narrowband import cli
+from astro_narrowband.exceptions import NarrowbandWarning
 from astro_narrowband.simulate import NightModel, simulate_night
 
 
@@ -39,8 +41,13 @@ def image(tmp_path, rng):
 def test_reduce_prints_a_summary_and_writes_the_products(night, tmp_path, capsys):
     assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
-    assert "3 of 3 frames" in out
-    assert "report.html" in out
+    heads, units, row, _, page = out.splitlines()
+    assert heads.split() == ["frames", "exposure", "noise", "over", "FWHM"]
+    assert "3 of 3" in row
+    # The columns end below their heads.
+    for head, unit in (("exposure", " s"), ("noise", "electron/s")):
+        assert heads.index(head) + len(head) == units.index(unit) + len(unit)
+    assert page.endswith("report.html")
     assert "Traceback" not in err
     assert (tmp_path / "out" / "report.html").is_file()
 
@@ -89,6 +96,35 @@ def test_photometry_prints_a_table(image, capsys):
     out = capsys.readouterr().out
     assert "flux_err" in out
     assert len(out.strip().splitlines()) >= 3
+
+
+def test_photometry_has_the_digits_of_its_errors(image, capsys):
+    assert cli.main(["photometry", str(image), "--at", "30,33", "--radius", "8"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= len(lines[-1]) + 12 for line in lines)
+    row = dict(zip(lines[0].split(), lines[-1].split(), strict=True))
+    assert len(row["flux"].partition(".")[2]) == len(row["flux_err"].partition(".")[2])
+    assert max(map(len, row.values())) < 12
+
+
+def test_a_page_that_was_not_written_is_not_named(night, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("astro_narrowband.night.run.can_render", lambda: False)
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert "report.html" not in out
+    assert out.strip().endswith("night.json")
+    assert "no report.html: pip install" in err
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_a_warning_stands_on_a_line_of_its_own_under_a_bar(capsys):
+    tqdm = pytest.importorskip("tqdm")
+    with warnings.catch_warnings():
+        cli._quieten()
+        for _ in tqdm.tqdm([1, 2], file=sys.stderr):
+            warnings.warn("of a frame", NarrowbandWarning, stacklevel=1)
+    lines = capsys.readouterr().err.replace("\r", "\n").split("\n")
+    assert lines.count("astro-narrowband: warning: of a frame") == 2
 
 
 def test_photometry_writes_ecsv(image, tmp_path):

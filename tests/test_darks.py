@@ -475,6 +475,33 @@ def test_pixels_that_bend_are_flagged_and_spoil_no_others(make_camera, power):
     assert width_of(curved) == pytest.approx(1, abs=0.1)
 
 
+def warm_night(make_camera, seed, fraction, **shape):
+    camera = make_camera(seed, read_noise=3.0, **shape)
+    camera.rate[:] = 0.02
+    warm = camera.rng.uniform(size=camera.shape) < fraction
+    camera.rate[warm] += camera.rng.uniform(0.02, 0.05, warm.sum())
+    model = DarkModel.fit(camera.darks(120), bias=camera.biases(20))
+    return model, pulls_at(model, 360, camera.dark(360)), warm
+
+
+def test_rates_are_not_shrunk_where_warm_pixels_hide_among_the_ordinary(make_camera):
+    warm, ordinary = [], []
+    for seed in range(20):
+        model, pull, place = warm_night(make_camera, seed, 0.04, shape=(128, 128))
+        assert any("rates are not shrunk" in note for note in model.notes)
+        warm.append(pull[place])
+        ordinary.append(pull[~place])
+    assert np.mean(np.abs(np.concatenate(warm)) > 3) < 0.02
+    assert width_of(warm) == pytest.approx(1, abs=0.1)
+    assert width_of(ordinary) == pytest.approx(1, abs=0.05)
+
+
+def test_rates_of_clean_darks_are_shrunk(make_camera):
+    for seed in range(100):
+        model, *_ = warm_night(make_camera, seed, 0)
+        assert not any("not shrunk" in note for note in model.notes)
+
+
 def test_real_cmos_darks_predict_a_longer_one(real_data):
     folder = real_data / "zwo-asi120-darkseries"
     biases = sorted((folder / "Bias").glob("*.fit"))

@@ -229,3 +229,11 @@ def test_a_header_that_is_right_is_left_alone():
     measured = Detector(0.61, 5.1, gain_err=0.01, read_noise_err=0.1)
     stated = Detector(0.6, 5.0, sources={"gain": "header", "read_noise": "header"})
     assert confront_detector(stated, measured) == (stated, [])
+
+
+def test_a_pile_that_another_frame_goes_beyond_is_not_full():
+    rng = np.random.default_rng(4)
+    image = star_field(rng, highest=300000)
+    dimmed = exposed(rng, image, 1.0, well=5000)
+    assert measure_saturation([dimmed], gain=1.0) == pytest.approx(5000, rel=0.01)
+    assert measure_saturation([dimmed, exposed(rng, image / 9, 1.0)], gain=1.0) is None

@@ -292,5 +292,5 @@ def test_frames_are_drawn_in_order_of_time():
 
 def test_a_dark_is_drawn(rng):
     rates = np.append(rng.normal(0.01, 0.002, 1000), [np.nan, 5.0])
-    assert dark_png(rates, 0.03).startswith(b"\x89PNG")
+    assert dark_png(rates, rates > 0.03).startswith(b"\x89PNG")
     assert price_png([1, 10, 100], [1, 1, 2], [0, 0, 1], measured=(60,)).startswith(b"\x89PNG")

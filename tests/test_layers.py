@@ -16,6 +16,7 @@ WINGS = {
         f"_engine.{name}"
         for name in (
             "validate",
+            "plots",
             "wcs",
             "headers",
             "files",

@@ -83,7 +83,23 @@ def test_fluxes_and_alignments_are_true(night, reduced):
         assert row["n_stars"] >= 20
         # Most of the 50 are faint here, and crowd each other's annuli.
         assert abs(row["flux_bias"]) < 0.03
+        assert abs(row["flux_bias"]) < 5 * row["flux_bias_err"]
         assert 0.5 < row["pull_width"] < 1.6
+
+
+def test_frames_that_are_out_for_one_cause_are_said_in_one_line(night, tmp_path):
+    part = tmp_path / "night"
+    shutil.copytree(night, part)
+    for victim in sorted((part / "light" / "Halpha").iterdir())[:3]:
+        image, header = fits.getdata(victim, header=True)
+        stars_gone = np.random.default_rng(1).permutation(image.ravel()).reshape(image.shape)
+        fits.writeto(victim, stars_gone, header, overwrite=True)
+    record = reduce_night(part, tmp_path / "out", settings=Settings(filters=("Halpha", "OIII")))
+    out = [f for g in record["groups"] for f in g["frames"] if f["verdict"] == "left out"]
+    lines = [m["text"] for m in record["messages"] if ": left out: " in m["text"]]
+    assert len(out) == 3
+    assert len(lines) < 3
+    assert all(any(f["path"] in line for line in lines) for f in out)
 
 
 def test_used_left_out_and_ignored_add_up_to_the_files_found(night, reduced):
@@ -166,7 +182,7 @@ def test_a_frame_left_out_of_the_coadd_is_left_out_everywhere(night, tmp_path, c
         assert [frame["path"] for frame in lost] == [str(victim)]
         assert lost[0]["reason"]
         assert (group["n_used"], len(group["frames"])) == (3, 4)
-        assert "3 of 4 frames" in capsys.readouterr().out
+        assert "3 of 4" in capsys.readouterr().out
         header = fits.getheader(tmp_path / "out" / group["products"]["coadd"])
         assert header["NCOMBINE"] == 3
         assert header["EXPTIME"] == group["exposure_total"]

@@ -431,7 +431,8 @@ def test_noise_over_predicted_and_the_worst_message_stand_on_the_card(made, tmp_
         {"level": "warning", "text": "light0.fits, of its coadd: noise of blank sky: gain"},
         {"level": "error", "text": "another filter"},
     ]
-    page = Page(render_report(tmp_path, {"groups": [group], "messages": messages}))
+    record = {"groups": [group, {"filter": "another filter"}], "messages": messages}
+    page = Page(render_report(tmp_path, record))
     assert "1.31 pixels 1.31, apertures 1.32; errors were multiplied by 1.30" in page.text
     assert "Seeing (FWHM) 6.40″" in page.text
     # 5 sigma of 0.1, times 1.32, over pixels of two arcsec

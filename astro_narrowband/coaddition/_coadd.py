@@ -19,10 +19,12 @@ from astropy.table import QTable
 
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
+from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coaddition._draw import draw_coadd
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header, write_matching
 from astro_narrowband.coaddition._matching import (
     choose_reference,
@@ -97,6 +99,34 @@ class Coadd:
     exposure: np.ndarray = field(repr=False)
     n_rejected: np.ndarray = field(repr=False)
     frames: QTable = field(repr=False)
+
+    def __repr__(self):
+        ny, nx = self.ccd.shape
+        n, unit = int(np.sum(self.frames["used"])), self.ccd.unit.to_string()
+        return f"<Coadd of {n} of {len(self.frames)} frames, {nx} x {ny} pixels, {unit}>"
+
+    def _repr_html_(self):
+        return picture_html(repr(self), self.plot, 2)
+
+    def plot(self, ax=None):
+        """
+        Draw the image, and its errors beside it.
+
+        Parameters
+        ----------
+        ax : sequence of two `~matplotlib.axes.Axes`, optional
+            Default is a new figure.
+
+        Returns
+        -------
+        sequence of two `~matplotlib.axes.Axes`
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        return draw_coadd(ax, self)
 
     def to_hdul(self):
         """

@@ -27,6 +27,9 @@ CANDIDATES, PATTERN_STARS = 9, 150
 ALIKE = 1.6
 #: What is off by less than this is no pattern of clouds (part of a star's flux).
 EVEN = 0.01
+#: Where stars are too few to be judged by their neighbours, each may be off by this: nebula in
+#: apertures that grow with the seeing, a faint neighbour.
+EVEN_ALONE = 0.12
 #: More than this many times what is usual in the other frames is patchy.
 UNUSUAL = 3.0
 #: Patterns that are larger than so many times their error count.
@@ -90,10 +93,11 @@ def star_consensus(xy, flux, error, reference, shape):
         agree[standard] = True
     base = reference if agree[reference] else standard
     fits = [_map(xy, flux[i], error[i], common, common_err, near, shape) for i in range(n)]
-    return _consensus(scale, scale_err, fits, base)
+    even = EVEN if near.shape[1] > 1 else EVEN_ALONE
+    return _consensus(scale, scale_err, fits, base, even)
 
 
-def _consensus(scale, scale_err, fits, base):
+def _consensus(scale, scale_err, fits, base, even):
     maps, level, chi2, uneven, pattern, sure = zip(*fits, strict=True)
     scale = np.where([m is None for m in maps], scale, level)
     uneven, pattern, sure = np.array(uneven), np.array(pattern), np.array(sure)
@@ -101,7 +105,7 @@ def _consensus(scale, scale_err, fits, base):
     # (Of two frames one is even by definition: the lower of the middle values.)
     usual = float(np.sort(pattern[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
     with np.errstate(invalid="ignore"):
-        patchy = pattern > np.maximum(max(EVEN, UNUSUAL * usual), SIGNIFICANT * sure)
+        patchy = pattern > np.maximum(max(even, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy[base] = False
     error = np.hypot(scale_err / scale, scale_err[base] / scale[base])
     scale = scale / scale[base]

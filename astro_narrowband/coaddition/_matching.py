@@ -24,7 +24,7 @@ __all__ = [
 #: From this part of a frame's pixels on, rejection is not of outliers only.
 MANY_REJECTED = 0.02
 #: Fluxes that may be off by this part of them are worth a sentence.
-UNEVEN = 0.01
+UNEVEN = 0.05
 
 
 def _of_each(values, frames, what):

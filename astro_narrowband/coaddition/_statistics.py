@@ -354,6 +354,25 @@ def forced_fluxes(frame, x, y, fwhm):
     return out
 
 
+def _uneven_sky(data, level, noise):
+    """
+    Variance of the sky from place to place around each star, that gradients do not explain.
+
+    Seeing changes the apertures from frame to frame, and nebula in them is not the same then.
+    Opposite quarters of the ring together are held against the other two; half of what a
+    star shows is its own, half that of all.
+    """
+    middle = data.shape[1] // 2
+    before, after = slice(0, middle), slice(middle + 1, None)
+    means = []
+    for rows, columns in ((before, before), (after, after), (before, after), (after, before)):
+        count = level[:, rows, columns].sum(axis=(1, 2))
+        means.append(data[:, rows, columns].sum(axis=(1, 2)) / np.maximum(count, 1))
+    off = ((means[0] + means[1] - means[2] - means[3]) / 2) ** 2
+    off -= noise / np.maximum(level.sum(axis=(1, 2)), 1)
+    return np.maximum(0.5 * off + 0.5 * max(float(off.mean()), 0.0), 0.0) if off.size else off
+
+
 def _apertures(frame, exposure, x, y, fwhm, half):
     """Flux, its error, and whether they are known: not where holes cannot be filled."""
     cx, cy = np.rint(x).astype(int), np.rint(y).astype(int)
@@ -390,4 +409,6 @@ def _apertures(frame, exposure, x, y, fwhm, half):
     if not plane and exposure is not None:
         variance += np.maximum(flux, 0.0) / exposure
     variance += area**2 * (np.pi / 2) * spread**2 / np.maximum(n, 1)
+    level = ring & (np.abs(data - sky[:, None, None]) < 4 * spread[:, None, None])
+    variance += area**2 * _uneven_sky(np.where(level, data, 0.0), level, 4 * spread**2)
     return flux, np.sqrt(variance), ~holes & (n > 20)

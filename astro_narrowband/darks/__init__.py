@@ -18,7 +18,9 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.frames import row_bands
+from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice, finite, positive
+from astro_narrowband.darks._draw import draw_dark
 from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import FLAGS, fit_planes
 from astro_narrowband.darks._masters import fields_of_masters
@@ -484,6 +486,31 @@ class DarkModel:
         )
 
     # ------------------------------------------------------------------ files
+
+    def __repr__(self):
+        darks = ", ".join(
+            f"{n} x {t:g} s" for n, t in zip(self.n_frames, self.exposures, strict=False)
+        )
+        ny, nx = self.shape
+        return f"<DarkModel {self.model!r} of {darks or 'no darks'}, {nx} x {ny} pixels>"
+
+    def _repr_html_(self):
+        return picture_html(repr(self), self.plot, 2)
+
+    def plot(self, ax=None):
+        """
+        Draw how the dark current is spread, and the error of a dark over its exposure time.
+
+        Parameters
+        ----------
+        ax : sequence of two `~matplotlib.axes.Axes`, optional
+            Default is a new figure.
+
+        Returns
+        -------
+        sequence of two `~matplotlib.axes.Axes`
+        """
+        return draw_dark(ax, self)
 
     def to_hdul(self):
         """Return the model as an `~astropy.io.fits.HDUList`; the offset is the primary image."""

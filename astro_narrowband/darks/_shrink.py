@@ -35,6 +35,9 @@ N_BINS = round(2 * REACH / BIN)
 CERTAIN = 2.5
 #: From here on the histogram is made: what is smoothed beyond `CERTAIN` needs no more.
 SEEN = 2.0
+#: From and to where [sigma] a tail of warm pixels is looked for, and from when [its errors]
+#: it is believed.
+TAIL_FROM, TAIL, TAIL_SIGMA = (SEEN, 2.5, 3.0), 4.0, 4.0
 
 
 def shrink_fit(fit, judged, *, workers=None):
@@ -48,7 +51,6 @@ def shrink_fit(fit, judged, *, workers=None):
     names = ("rate", "offset") if len(fit.points) > 1 else ("offset",)
 
     flagged = np.flatnonzero((planes["flags"] & judged) != 0)
-
     for name in names:
         apart = np.union1d(flagged, fit.kept) if name == "rate" else flagged
 
@@ -75,7 +77,16 @@ def shrink_fit(fit, judged, *, workers=None):
             var_offset += of_offset
             cov += both
 
-        told = shrink_plane(planes[name], planes[f"var_{name}"], lost, apply, workers=workers)
+        skew = _skew(fit) if name == "rate" else None
+        told = shrink_plane(
+            planes[name], planes[f"var_{name}"], lost, apply, skew=skew, workers=workers
+        )
+        if "tail" in told:
+            notes.append(
+                f"rate: {100 * told['tail']:.2g} % of the pixels are warmer than their neighbours "
+                "by 2 to 4 sigma and cannot be told from chance one by one: rates are not shrunk"
+            )
+            continue
         notes.append(
             f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
             f"(true values spread by {told['spread']:.3g}); their variance is "
@@ -84,7 +95,33 @@ def shrink_fit(fit, judged, *, workers=None):
     return notes
 
 
-def shrink_plane(values, variance, lost, apply, *, workers=None):
+def _skew(fit):
+    """Skewness of the rate of an ordinary pixel: that of the electrons of the longest darks."""
+    t, n = float(fit.times[-1]), fit.points[-1].number
+    rate, variance = (float(np.median(fit.planes[k][::8])) for k in ("rate", "var_rate"))
+    return max(rate, 0.0) * t * float(fit.per_adu) ** 2 / n**2 / (variance * t * t) ** 1.5
+
+
+def _tail(counts, n_pixels, skew):
+    """
+    Return the fraction of pixels in a one-sided tail of deviations, 0 if there is none for sure.
+
+    What is above is held against what is below; electrons are a little skew themselves
+    (the first term of Edgeworth's series).
+    """
+    half, last = N_BINS // 2, round(TAIL / BIN)
+    for z in TAIL_FROM:
+        first = round(z / BIN)
+        above = counts[half + first : half + last].sum()
+        below = counts[half - last : half - first].sum()
+        normal = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
+        expected = skew / 3 * (z**2 - 1) * normal * n_pixels
+        if above - below > 2 * expected + TAIL_SIGMA * (above + below) ** 0.5:
+            return float(above - below - expected) / n_pixels
+    return 0.0
+
+
+def shrink_plane(values, variance, lost, apply, *, skew=None, workers=None):
     """
     Estimate the prior of a plane and hand the correction of every pixel to ``apply``.
 
@@ -98,6 +135,9 @@ def shrink_plane(values, variance, lost, apply, *, workers=None):
         ``apply(rows, first, second)``: with C the covariance of a pixel's
         parameters, and c its column for this one, its posterior is
         ``x + c * first`` and ``C + c c' * second``.
+    skew : float, optional
+        Skewness of the errors. With it a plane with a tail of warm pixels, which no one can
+        tell from ordinary ones, stays as it is: shrunk they would be wrong beyond their errors.
     workers : int, optional
 
     Returns
@@ -105,7 +145,8 @@ def shrink_plane(values, variance, lost, apply, *, workers=None):
     dict
         ``ordinary``: fraction of pixels that follow the neighbourhood;
         ``spread``: typical standard deviation of true values there; ``gain``:
-        typical variance after over before.
+        typical variance after over before. Or ``tail``: fraction of warm pixels, where
+        nothing was done.
     """
     ny, nx = values.shape
     size = min(BLOCK, max(SMALLEST, min(ny, nx) // 6), ny, nx)
@@ -216,6 +257,9 @@ def shrink_plane(values, variance, lost, apply, *, workers=None):
         near += result[0]
         counts += result[1]
         n_pixels += result[2]
+    tail = 0.0 if skew is None else _tail(counts, n_pixels, skew)
+    if tail:
+        return {"tail": tail}
     ordinary = np.pad(_ordinary(near, counts, n_pixels), 1, "edge").astype(np.float32)
 
     def work(rows):

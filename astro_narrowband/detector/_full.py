@@ -56,12 +56,16 @@ def measure_saturation(frames, *, gain=None):
     >>> measure_saturation([CCDData((star / 2).round(), unit="adu")]) is None
     True
     """
-    levels = []
+    levels, highest = [], 0.0
     for frame in map(as_frame, frames):
-        edge = _edge(*_bright(frame), gain)
+        values, place, even = _bright(frame)
+        edge = _edge(values, place, even, gain)
+        highest = max(highest, _top(values) + float(frame.pedestal))
         if edge is not None:
             levels.append(edge + float(frame.pedestal))
-    return min(levels, default=None)
+    # A level that another frame goes beyond is not where the camera is full.
+    believed = (level for level in levels if level > (1 - 2 * TOP * BIN) * highest)
+    return min(believed, default=None)
 
 
 def _bright(frame):

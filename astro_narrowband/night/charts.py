@@ -201,7 +201,7 @@ def _in_time(frames):
     return [frames[i] for i in order], days[order], clock
 
 
-def dark_png(rates, hot):
+def dark_png(rates, is_hot):
     """
     Plot how the dark current is spread over the pixels.
 
@@ -209,8 +209,8 @@ def dark_png(rates, hot):
     ----------
     rates : `~numpy.ndarray`, (n,)
         Of pixels all over the detector [adu/s].
-    hot : float
-        Above this rate pixels are called hot [adu/s].
+    is_hot : `~numpy.ndarray` of bool, (n,)
+        Which of them are hot.
 
     Returns
     -------
@@ -218,11 +218,13 @@ def dark_png(rates, hot):
         PNG.
     """
     figure, ax = _figure()
-    rates = rates[np.isfinite(rates)]
+    good = np.isfinite(rates)
+    rates, is_hot = rates[good], is_hot[good]
     low, high = np.percentile(rates, [0.05, 99.99]) if rates.size else (0.0, 1.0)
-    high = max(high, 1.5 * hot, low + 1e-6)
-    ax.hist(np.clip(rates, low, high), bins=80, color=_colour(None), log=True)
-    ax.axvline(hot, color="#e5ae4a", linewidth=1.2, linestyle=(0, (4, 3)), label="hot from here")
+    rates = np.clip(rates, low, max(high, low + 1e-6))
+    bins = np.linspace(low, max(high, low + 1e-6), 81)
+    ax.hist(rates, bins=bins, color=_colour(None), log=True, label="all")
+    ax.hist(rates[is_hot], bins=bins, color="#e5ae4a", log=True, histtype="step", label="hot")
     _legend(ax, "upper right")
     _label(ax, "dark current [adu/s]", "pixels", "dark current")
     return _finish(figure)

@@ -4,17 +4,12 @@ import math
 
 import numpy as np
 
+from astro_narrowband._engine.plots import new_axes
+
 __all__ = ["draw_aperture", "draw_growth", "draw_stack"]
 
 #: Sky subtracted; not subtracted; the annulus; text and lines.
 BLUE, ORANGE, BAND, INK = "#1b5e9b", "#c8741f", "#d9d3c4", "#333333"
-
-
-def new_axes(width=6.4, height=4.2):
-    """Axes of a new figure."""
-    import matplotlib.pyplot as plt
-
-    return plt.figure(figsize=(width, height), layout="constrained").add_subplot()
 
 
 def _tidy(ax):
@@ -46,7 +41,7 @@ def _shade(ax, r_in, r_out, right):
 def draw_growth(ax, curves, star):
     """Draw one star of `GrowthCurves`: sky subtracted with its error, and as it was summed."""
     if ax is None:
-        ax = new_axes()
+        ax = new_axes(width=6.4, height=4.2)
     radii, flux, err = curves.radii, curves.flux[star], curves.flux_err[star]
     err = np.nan_to_num(err)
     top = float(np.nanmax(flux + err, initial=0.0)) or 1.0
@@ -80,7 +75,7 @@ def draw_growth(ax, curves, star):
 def draw_stack(ax, curves, mean):
     """Draw all normalised curves thinly, their mean with its error on top."""
     if ax is None:
-        ax = new_axes()
+        ax = new_axes(width=6.4, height=4.2)
     ax.axhline(1, color="#999999", linewidth=0.8)
     for row in curves.flux:
         ax.plot(curves.radii, row, color=BLUE, linewidth=0.6, alpha=0.25)
@@ -101,7 +96,7 @@ def draw_stack(ax, curves, mean):
 def draw_aperture(ax, data, x, y, r, r_in, r_out):
     """Draw the image around a star, with its aperture and annulus."""
     if ax is None:
-        ax = new_axes(4.6, 4.4)
+        ax = new_axes(width=4.6, height=4.4)
     reach = math.ceil(1.15 * (r_out or 2.5 * r))
     ny, nx = data.shape
     x0, y0 = round(x), round(y)

@@ -14,6 +14,7 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
+from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
@@ -113,6 +114,9 @@ class GrowthCurves:
     def __repr__(self):
         r = self.radii
         return f"<GrowthCurves of {len(self)} stars, {len(r)} radii from {r[0]:g} to {r[-1]:g} pix>"
+
+    def _repr_html_(self):
+        return picture_html(repr(self), self.plot) if len(self) else None
 
     def __getitem__(self, index):
         """Return the curves of some of the stars."""

@@ -20,6 +20,9 @@ __all__ = ["structure_variance"]
 
 #: Blank places that are looked at in an image, and the least number that says anything.
 N_PROBES, MIN_PROBES = 900, 6
+#: Where the reach of the sources covers the image so many times, and there are so many, it is a
+#: crowd; there, circles count whose rims are this part of the annulus' outer radius from sources.
+CROWDED, MIN_CROWD, BESIDE = 2.5, 40, 0.2
 #: Radii at which structure is measured; between them it is interpolated.
 N_RADII = 4
 #: How many of the nearest blank annuli (None: all), and what weight of a star's own one, may
@@ -68,19 +71,24 @@ def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
     if not len(x):
         return np.zeros((0, len(radii)))
     at = np.unique(np.linspace(0, len(radii) - 1, min(N_RADII, len(radii))).astype(int))
-    blank = _blank_places(image, x, y, radii, r_out)
+    *blank, distance = _blank_places(image, x, y, radii, r_out)
     around = measure_sky(image, *blank, r_in=r_in, r_out=r_out, sky=sky, clip=clip)
     good = np.isfinite(around.spread) & (around.spread > 0) & np.isfinite(around.err)
     if good.sum() < MIN_PROBES:
         return np.repeat(plain[:, None], len(radii), axis=1)
-    blank = tuple(values[good] for values in blank)
+    blank, distance = tuple(values[good] for values in blank), distance[good]
     around = around.rows(good)
     near = _Nearest(blank, around, (x, y), spread)
     sectors = _sector_noise(around)
     mean, noise = _blank_circles(image, blank, around, radii[at])
+    mean[distance[:, None] < radii[at] + BESIDE * r_out] = np.nan
     fits = [_likeliest(mean[:, j], noise[:, j], sectors, near) for j in range(len(at))]
     out = np.zeros((len(x), len(at)))
     for j, (ratio, blend) in enumerate(fits):
+        if j and np.isfinite(mean[:, j]).sum() < MIN_PROBES:
+            # No such circle is blank: the level is that under smaller ones.
+            out[:, j] = out[:, j - 1]
+            continue
         here = near.of_stars(*blend)
         out[:, j] = ratio * own * (np.maximum(here - 1, 0) + UNSEEN)
         # An annulus that is not like the others speaks for itself.
@@ -111,7 +119,10 @@ def _blank_places(image, x, y, radii, r_out):
     distance = cKDTree(listed).query(np.column_stack([px, py]))[0]
     # Neither in the circle nor in the annulus has a listed star its light.
     keep = distance > r + r_out
-    return px[keep], py[keep]
+    if len(x) >= MIN_CROWD and len(x) * math.pi * (r + r_out) ** 2 > CROWDED * nx * ny:
+        # In a crowd every annulus has stars, as those around stars have: the circle is blank.
+        keep = distance > radii[0] + BESIDE * r_out
+    return px[keep], py[keep], distance[keep]
 
 
 class _Nearest:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from astro_narrowband._engine.plots import new_axes, picture_html
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Alignment"]
@@ -61,6 +62,42 @@ class Alignment:
         matrix.flags.writeable = covariance.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "covariance", covariance)
+
+    def __repr__(self):
+        dx, dy = self.shift
+        stars = f", {self.n_matched} stars to {self.rms:.3f} pix" if self.n_matched else ""
+        turn = f"{self.rotation:+.3f} deg"
+        return f"<Alignment by {self.method}: {dx:+.2f}, {dy:+.2f} pix, {turn}{stars}>"
+
+    def _repr_html_(self):
+        return picture_html(repr(self), self.plot)
+
+    def plot(self, ax=None, *, shape=(1000, 1000)):
+        """
+        Draw where the pixels of a frame go, and how well that is known.
+
+        Parameters
+        ----------
+        ax : `~matplotlib.axes.Axes`, optional
+            Default is a new figure.
+        shape : tuple of int, optional
+            (ny, nx) of the frame. Residuals of single stars are not kept, and not drawn.
+
+        Returns
+        -------
+        `~matplotlib.axes.Axes`
+        """
+        if ax is None:
+            ax = new_axes()
+        y, x = np.mgrid[0 : shape[0] - 1 : 9j, 0 : shape[1] - 1 : 9j]
+        u, v = self(x, y)
+        arrows = ax.quiver(x, y, u - x, v - y, self.position_error(x, y), angles="xy")
+        ax.figure.colorbar(arrows, ax=ax, label="error of the position [pix]")
+        ax.set_aspect("equal")
+        ax.set_xlabel("x [pix]")
+        ax.set_ylabel("y [pix]")
+        ax.set_title(f"rms of {self.n_matched} stars: {self.rms:.3f} pix", loc="left", fontsize=10)
+        return ax
 
     @classmethod
     def identity(cls, method="reference"):

@@ -182,6 +182,7 @@ def _page(folder, record, pictures):
             group,
             pictures,
             messages=record.get("messages") or (),
+            alone=len(record["groups"]) == 1,
             camera=_camera(record, group.get("label"), pictures),
         ).view()
         for group in record.get("groups") or ()

@@ -28,9 +28,10 @@ STARS = 3
 class GroupView:
     """One object in one filter."""
 
-    def __init__(self, folder, group, pictures, *, messages=(), camera=None):
+    def __init__(self, folder, group, pictures, *, messages=(), alone=False, camera=None):
         self.folder = folder
         self.messages = messages
+        self.alone = alone
         self.camera = camera
         self.group = group
         self.pictures = pictures
@@ -59,7 +60,7 @@ class GroupView:
         view["growth"] = self._growth()
         view.update(self._coadd())
         view["night"] = self.pictures.night(view["frames"], self.filter)
-        worst = messages_of(self.messages, view)
+        worst = messages_of(self.messages, view, alone=self.alone)
         view["warning"] = worst[0] if worst else None
         if view.get("cards"):
             view["headline"] = headline(view, view["cards"], view["catalog"])

@@ -133,11 +133,11 @@ def _duration(seconds):
     return f"{number(seconds / 60, 3)} min" if seconds >= 120 else f"{number(seconds, 3)} s"
 
 
-def messages_of(messages, group):
-    """Return the messages that name a group, its coadd's frame or a frame of it, worst first."""
+def messages_of(messages, group, *, alone=False):
+    """Return the messages that name a group or a frame of it, worst first; all if it is alone."""
     names = {str(frame.get("path") or "").rpartition("/")[2] for frame in group["frames"]}
     names = {name for name in names if name} | ({group["label"]} if group.get("label") else set())
-    mine = [m for m in messages if any(name in str(m.get("text")) for name in names)]
+    mine = [m for m in messages if alone or any(name in str(m.get("text")) for name in names)]
     worth = {"error": 0, "warning": 2}
 
     def rank(message):

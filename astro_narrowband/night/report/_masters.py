@@ -7,6 +7,7 @@ Private to `astro_narrowband.night.report`.
 import contextlib
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from astro_narrowband._engine.files import safe_text
 from astro_narrowband.darks import DarkModel
@@ -18,8 +19,8 @@ from astro_narrowband.night.report._words import number
 
 __all__ = ["draw_dark", "draw_master", "masters_view"]
 
-#: A pixel whose dark current is so many robust deviations above the median is called hot; so
-#: many rows of a detector tell how they are spread.
+#: A pixel whose dark current is so many robust deviations, and a median, above its neighbours is
+#: called hot; so many rows of a detector tell how they are spread.
 HOT, ROWS = 10.0, 200
 
 
@@ -144,18 +145,18 @@ def draw_dark(path, lights):
     rates = [
         np.asarray(model.planes["rate"][slice(y, y + 1)]) for y in range(0, model.shape[0], step)
     ]
-    rates = np.concatenate(rates).ravel().astype(float)
-    rates = rates[np.isfinite(rates)]
-    middle = float(np.median(rates))
-    hot = middle + HOT * max(1.4826 * float(np.median(np.abs(rates - middle))), 1e-9)
-    share = float(np.mean(rates > hot))
-    charts = [
-        (
-            f"{number(100 * share, 2)} % of the pixels are hot (more than {number(hot, 2)} adu/s; "
-            f"the median is {number(middle, 2)})",
-            dark_png(rates, hot),
-        )
-    ]
+    rates = np.array(rates, float).reshape(len(rates), -1)
+    # Out of its neighbours in the row: the glow of an amplifier is no hot pixel.
+    beside = rates - median_filter(rates, size=(1, 15), mode="nearest")
+    middle = float(np.nanmedian(rates))
+    spread = 1.4826 * float(np.nanmedian(np.abs(beside)))
+    limit = max(HOT * spread, abs(middle))
+    is_hot = beside > limit
+    words = (
+        f"{number(100 * float(np.mean(is_hot)), 2)} % of the pixels are hot (more than "
+        f"{number(limit, 2)} adu/s above those beside them); the median is {number(middle, 2)}"
+    )
+    charts = [(words, dark_png(rates.ravel(), is_hot.ravel()))]
     longest = max([*model.exposures, *(time for time, _ in lights)])
     times, prices = np.geomspace(max(1.0, longest / 100), 1.5 * longest, 24), []
     for time in times:

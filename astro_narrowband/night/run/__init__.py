@@ -6,6 +6,7 @@ same inputs in the same way.
 """
 
 import os
+import re
 import threading
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,6 +53,8 @@ __all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: So many of the frames that are out for one cause are named in a message.
+NAMED = 3
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
 
@@ -77,7 +80,7 @@ class Night:
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
-        self.names, self.given = set(), {}
+        self.names, self.given, self.out = set(), {}, {}
         self.targets, self.lost = [], set()
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
@@ -203,6 +206,7 @@ class Night:
                 if error := self.changed(target):
                     raise error
             finally:
+                self.say_left_out()
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
         for group in target:
@@ -508,7 +512,17 @@ class Night:
         """Go on without a frame of a group, and say so."""
         reason = reason.removeprefix(f"{row.path.name}: ")
         group.drop(row, reason)
-        self.messages.say(f"{row.name}: left out: {reason}")
+        # Frames that are out for one cause are said in one line.
+        cause = re.sub(r"[\d.]+", "#", re.split(r"[:;]\s|\s\(", reason)[0])
+        self.out.setdefault(cause, []).append((row.name, reason))
+
+    def say_left_out(self):
+        """Say which frames were left out since this was asked last: a line for each cause."""
+        for rows in self.out.values():
+            reason, more = rows[0][1], len(rows) - NAMED
+            names = ", ".join(name for name, _ in rows[:NAMED]) + f" and {more} more" * (more > 0)
+            self.messages.say(f"{names}: left out: {reason}")
+        self.out = {}
 
     # ------------------------------------------------------------------ the end
 

@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from dataclasses import dataclass, field, fields
+from html import escape
 
 import numpy as np
 from astropy import units as u
@@ -30,6 +31,7 @@ from astro_narrowband._engine.headers.spellings import SPELLINGS, show
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
+from astro_narrowband.night.table._draw import draw_table
 from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files, printable
 from astro_narrowband.night.table._row import FrameRow, Problem, problems_of
@@ -130,6 +132,30 @@ class FrameTable:
 
     def __len__(self):
         return len(self.rows)
+
+    def __repr__(self):
+        counts = ", ".join(f"{n} {what}" for what, n in self.counts.items() if what != "found")
+        return f"<FrameTable of {len(self)} files: {counts}>"
+
+    def _repr_html_(self):
+        columns = ("verdict", "kind", "object", "filter", "exposure", "date", "reason", "path")
+        return f"<p>{escape(repr(self))}</p>{self.table[columns]._repr_html_()}"
+
+    def plot(self, ax=None):
+        """
+        Draw the exposure times of the files over the time they were taken, by kind.
+
+        Parameters
+        ----------
+        ax : `~matplotlib.axes.Axes`, optional
+            Default is a new figure.
+
+        Returns
+        -------
+        `~matplotlib.axes.Axes`
+            Files without a date are not drawn; those that are not used are crosses.
+        """
+        return draw_table(ax, self)
 
     def __iter__(self):
         return iter(self.rows)
