@@ -1,19 +1,18 @@
 """The command line: argparse over the pipeline. Results on stdout, messages on stderr."""
 
 import argparse
-import contextlib
 import math
 import os
 import re
 import signal
 import sys
 import tempfile
-import threading
 import traceback
 import warnings
 
 from astro_narrowband import __version__
 from astro_narrowband.exceptions import InputError, NarrowbandError, NarrowbandWarning, ProductError
+from astro_narrowband.night.messages import signals_as_interrupts
 
 __all__ = ["main"]
 
@@ -43,7 +42,7 @@ def main(args=None):
     except SystemExit as stop:
         return int(stop.code or 0)
     try:
-        with warnings.catch_warnings(), _signals():
+        with warnings.catch_warnings(), signals_as_interrupts():
             _quieten()
             return options.run(options)
     except ProductError as error:
@@ -69,28 +68,6 @@ def main(args=None):
         return _fail("out of memory: give a smaller --memory, or fewer --workers", ENVIRONMENT)
     except Exception:  # a bug: the user gets one line, the traceback goes to a file
         return _fail(f"a bug in astro-narrowband {__version__}; please report {_log()}", BUG)
-
-
-@contextlib.contextmanager
-def _signals():
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does, with their own status."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number, _):
-        raise KeyboardInterrupt(number)
-
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    # What is ignored stays so: nohup.
-    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _streams():

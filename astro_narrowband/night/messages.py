@@ -1,10 +1,13 @@
 """What there is to say about a run: each thing once, shown and kept."""
 
+import contextlib
+import signal
+import threading
 import warnings
 
 from astro_narrowband.exceptions import NarrowbandWarning
 
-__all__ = ["Messages"]
+__all__ = ["Messages", "signals_as_interrupts"]
 
 
 class Messages:
@@ -46,3 +49,25 @@ class Messages:
             self.say(str(message))
         else:
             self._show(message, category, filename, lineno, file, line)
+
+
+@contextlib.contextmanager
+def signals_as_interrupts():
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does, with their own status."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number, _):
+        raise KeyboardInterrupt(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What is ignored stays so: nohup.
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)

@@ -113,12 +113,7 @@ class Night:
         return self.name(safe_name(target[0].object), target[0])
 
     def reduce(self, target):
-        """
-        Reduce one target: every filter of one object on one detector, on one grid.
-
-        Where a file turns out to be damaged, or changes on the way, it is done again
-        without.
-        """
+        """Reduce one target; again without a file that is damaged, or changes on the way."""
         if target not in self.targets:
             self.targets.append(target)
         while True:
@@ -162,7 +157,7 @@ class Night:
         self.masters.forget(failed)
 
     def reduce_once(self, target):
-        """Reduce a target, if none of its files changes on the way."""
+        """Reduce every filter of one object on one detector, on one grid."""
         names = self.names_of(target)
         with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
             try:
@@ -432,7 +427,7 @@ class Night:
                 self.messages.say(f"{row.name}: is of {name}, by its stars")
             else:
                 self.leave_out(row, reasons[row.name], group)
-        return _read_ccd(path), fits.getdata(path, "NEXP"), frames
+        return as_ccd(FitsFrame(path)), fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
         """Measure the sources of a target in every filter, on the grid that they share."""
@@ -570,10 +565,6 @@ def _grid(lights):
 
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
-
-
-def _read_ccd(path):
-    return as_ccd(FitsFrame(path))
 
 
 def _times(dates):
