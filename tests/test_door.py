@@ -52,7 +52,7 @@ IMAGES = {
 @pytest.mark.parametrize("function", LISTS)
 @pytest.mark.parametrize(
     "bad", [None, 3, "", "no/such/file.fits", [], [None], [3], [{}], frame(), object()],
-    ids=repr,
+    ids=["None", "3", "nothing", "path", "empty", "of None", "of 3", "of dict", "image", "any"],
 )  # fmt: skip
 def test_what_is_no_list_of_frames(function, bad):
     with pytest.raises(NarrowbandError) as caught:
