@@ -12,7 +12,7 @@ import warnings
 
 from astro_narrowband import __version__
 from astro_narrowband.exceptions import InputError, NarrowbandError, NarrowbandWarning, ProductError
-from astro_narrowband.night.messages import signals_as_interrupts
+from astro_narrowband.night.messages import progress_bar, ready_streams, signals_as_interrupts
 
 __all__ = ["main"]
 
@@ -36,7 +36,7 @@ def main(args=None):
         be made), 5 environment (space, permission), 70 a bug, 130, 143 and
         129 stopped by Ctrl-C, SIGTERM and SIGHUP.
     """
-    _streams()
+    ready_streams()
     try:
         options = _parser().parse_args(args)
     except SystemExit as stop:
@@ -68,16 +68,6 @@ def main(args=None):
         return _fail("out of memory: give a smaller --memory, or fewer --workers", ENVIRONMENT)
     except Exception:  # a bug: the user gets one line, the traceback goes to a file
         return _fail(f"a bug in astro-narrowband {__version__}; please report {_log()}", BUG)
-
-
-def _streams():
-    """Let what a terminal cannot show be no error, nor a stream that is closed."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message, status):
@@ -415,7 +405,7 @@ def _reduce(options):
     if options.registration == "centroid" and not options.stars:
         return _fail("--registration centroid needs the star to align on: give --star X,Y", USAGE)
     settings = Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
-    progress = None if options.quiet else _progress
+    progress = None if options.quiet else progress_bar
     record = reduce_night(options.nights, options.output, settings=settings, progress=progress)
     if not options.quiet:
         try:
@@ -507,7 +497,7 @@ def _simulate(options):
 def _demo(options):
     from astro_narrowband.demo import run_demo
 
-    progress = None if options.quiet else _progress
+    progress = None if options.quiet else progress_bar
     rows, sentence, page = run_demo(
         options.output, size=options.size, seed=options.seed, progress=progress
     )
@@ -603,17 +593,6 @@ def _sky_coord(text):
         return SkyCoord(ra.strip(), dec.strip(), unit=unit) if comma else SkyCoord(text, unit=unit)
     except ValueError as error:
         raise InputError(f"--radec {text!r} is not a position ({error}): give RA,DEC") from None
-
-
-def _progress(iterable, *, total, description):
-    """A bar on a terminal; nothing elsewhere, or where tqdm is not installed."""
-    if not sys.stderr.isatty():
-        return iterable
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return iterable
-    return tqdm(iterable, total=total, desc=description, leave=False, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """What there is to say about a run: each thing once, shown and kept."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 import warnings
 
 from astro_narrowband.exceptions import NarrowbandWarning
 
-__all__ = ["Messages", "signals_as_interrupts"]
+__all__ = ["Messages", "progress_bar", "ready_streams", "signals_as_interrupts"]
 
 
 class Messages:
@@ -71,3 +73,24 @@ def signals_as_interrupts():
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
+
+
+def ready_streams():
+    """Let what a terminal cannot show be no error, nor a stream that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def progress_bar(iterable, *, total, description):
+    """A bar on a terminal; nothing elsewhere, or where tqdm is not installed."""
+    if not sys.stderr.isatty():
+        return iterable
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return iterable
+    return tqdm(iterable, total=total, desc=description, leave=False, file=sys.stderr)
