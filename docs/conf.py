@@ -25,7 +25,13 @@ extensions = [
     "matplotlib.sphinxext.plot_directive",
 ]
 default_role = "obj"
-exclude_patterns = ["_build", "changes/*.feature.rst", "changes/*.bugfix.rst", "changes/*.api.rst"]
+exclude_patterns = [
+    "_build",
+    "changes/*.feature.rst",
+    "changes/*.bugfix.rst",
+    "changes/*.api.rst",
+    "changes/changelog.rst",
+]
 suppress_warnings = ["config.cache"]
 
 automodapi_toctreedirnm = "api"
