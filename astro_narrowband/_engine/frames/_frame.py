@@ -92,7 +92,8 @@ class Frame:
     ...     def read(self, rows):
     ...         data = np.full((rows.stop - rows.start, 50), self.level, np.float32)
     ...         return Band(data, variance=np.full_like(data, 0.01))
-    >>> made = coadd([Flat(1.0, 60.0), Flat(3.0, 60.0)], sky="none", reject=False)
+    >>> made = coadd([Flat(1.0, 60.0), Flat(3.0, 60.0)], sky="none", flux_scale="none",
+    ...              reject=False)
     >>> float(made.ccd.data[0, 0])
     2.0
 
