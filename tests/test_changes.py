@@ -183,7 +183,7 @@ def test_photometry_does_not_replace_the_image(tmp_path, capsys):
 # --------------------------------------------------------------------------- signals
 
 
-@pytest.mark.long  # on a loaded machine one in a dozen ends by SIGINT in place of its own status
+@pytest.mark.long  # SIGHUP was seen to end by SIGINT once, on a loaded machine
 @pytest.mark.parametrize(
     ("number", "after"), [(signal.SIGTERM, 2.0), (signal.SIGHUP, 2.6), (signal.SIGINT, 1.7)]
 )
