@@ -117,7 +117,9 @@ class ResampledFrame(Frame):
     Notes
     -----
     Weights are normalised to sum 1 in every output pixel; flux is kept (where
-    the scale is not 1, values are multiplied by the area of a pixel). Bad
+    the scale is not 1, values are multiplied by the area of a pixel): exactly
+    by shifts, in the mean of many stars by turns, where one star of FWHM 2 pix
+    is off by 0.07 % (rms; of 4 pix by 0.014 %). Bad
     pixels are filled from their neighbours before the interpolation, and an
     output pixel is masked where they have more than a tenth of the summed
     absolute weights. Where the kernel's centre lies outside the source, pixels
