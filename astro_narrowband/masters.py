@@ -197,7 +197,8 @@ def _check(frame, exposure, rows, good, dark, detector):
             if band.mask is not None:
                 own &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
-    saturated = np.count_nonzero((values >= detector.saturation - frame.pedestal) & good)
+    counts = [frame.raw_counts(row, band.data) for row, band in zip(rows, bands, strict=True)]
+    saturated = np.count_nonzero((np.concatenate(counts) >= detector.saturation) & good)
     total = np.count_nonzero(good)
     values -= dark
     bad = None if total == good.size else ~good
