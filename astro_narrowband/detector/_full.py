@@ -60,9 +60,9 @@ def measure_saturation(frames, *, gain=None):
     for frame in map(as_frame, frames):
         values, place, even = _bright(frame)
         edge = _edge(values, place, even, gain)
-        highest = max(highest, _top(values) + float(frame.pedestal))
+        highest = max(highest, _top(values))
         if edge is not None:
-            levels.append(edge + float(frame.pedestal))
+            levels.append(edge)
     # A level that another frame goes beyond is not where the camera is full.
     believed = (level for level in levels if level > (1 - 2 * TOP * BIN) * highest)
     return min(believed, default=None)
@@ -90,11 +90,12 @@ def _above(frame, bands, floor):
     values, place = [], []
     for rows in bands:
         band = frame.read(rows)
-        good = band.data > floor
+        counts = frame.raw_counts(rows, band.data)
+        good = counts > floor
         if band.mask is not None:
             good &= ~band.mask
         index = np.flatnonzero(good)
-        values.append(band.data.ravel()[index].astype(float))
+        values.append(counts.ravel()[index].astype(float))
         place.append(index + rows.start * frame.shape[1])
         if np.isfinite(floor):
             floor = max(floor, COMPARED * _top(values[-1]))

@@ -46,7 +46,8 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     shape = same_shape([*biases, *flats], "biases and flats")
     if shape[1] < WIDTH or shape[0] * shape[1] < WIDTH * WIDTH:
         raise InputError(f"frames of shape {shape} are too small to measure a gain from")
-    dark = [_segments(b, sample) for b in biases]
+    limit = np.inf if saturation is None else saturation
+    dark = [_segments(b, sample)[0] for b in biases]
     bias = np.mean(dark, axis=0, dtype=np.float32)
     pairs = list(zip(dark[::2], dark[1::2], strict=False))
     # Row noise is noise of a pixel, but not of a difference of scaled rows.
@@ -58,15 +59,14 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
             "gain and read noise cannot be measured: the biases do not differ from each other: "
             "give both values"
         )
-    images = [_segments(f, sample) for f in flats]
-    limits = [np.inf if saturation is None else saturation - f.pedestal for f in flats]
-    levels = [float(np.median(image - bias)) for image in images]
+    images, counts = zip(*(_segments(f, sample) for f in flats), strict=True)
+    levels = [float(np.nanmedian(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
     found = []
     # Each flat in one pair only: the pairs are independent.
     for i, j in list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
-            full = (images[i] >= limits[i]) | (images[j] >= limits[j])
+            full = (counts[i] >= limit) | (counts[j] >= limit)
             found.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
     per_adu, error = _mean(found) if found else (0.0, 0.0)
     if not (per_adu > 0 and per_adu > 5 * error):
@@ -88,16 +88,25 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
 
 
 def _segments(frame, sample):
-    """Rows spread over a frame, cut into pieces: (n_rows, n_pieces, WIDTH / 2, 2) float32."""
+    """
+    Rows spread over a frame, cut into pieces, and their raw counts.
+
+    Both are (n_rows, n_pieces, WIDTH / 2, 2) float32.
+    """
     ny, nx = frame.shape
     step = max(1, ny * nx // sample)
-    rows = [frame.read(slice(y, y + 1)) for y in range(step // 2, ny, step)]
-    data = np.concatenate([band.data for band in rows])
-    for i, band in enumerate(rows):
+    rows = [slice(y, y + 1) for y in range(step // 2, ny, step)]
+    bands = [frame.read(row) for row in rows]
+    data = np.concatenate([band.data for band in bands])
+    for i, band in enumerate(bands):
         if band.mask is not None:
             data[i][band.mask[0]] = np.nan
+    counts = [frame.raw_counts(row, one[None]) for row, one in zip(rows, data, strict=True)]
     pieces = nx // WIDTH
-    return data[:, : pieces * WIDTH].reshape(len(data), pieces, WIDTH // 2, 2)
+    return [
+        each[:, : pieces * WIDTH].reshape(len(data), pieces, WIDTH // 2, 2)
+        for each in (data, np.concatenate(counts))
+    ]
 
 
 def _own_mean_off(difference):

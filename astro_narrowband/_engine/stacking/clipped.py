@@ -260,16 +260,16 @@ def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
 
 def _read(frame, rows, saturation):
     """Rows of a frame, of plain integers as such, and which of them are not good, if any."""
-    saturation -= frame.pedestal
     if isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None:
         image = frame.image
         if image.native.kind in "iu" and image.blank is None:
             values = image.read(rows)
             return values, values >= saturation if values.max() >= saturation else None
     values, _, mask = frame.read(rows)
+    counts = frame.raw_counts(rows, values)
     # NaN stand under a mask.
-    if mask is not None or values.max() >= saturation:
-        full = values >= saturation
+    if mask is not None or counts.max() >= saturation:
+        full = counts >= saturation
         mask = full if mask is None else mask | full
     return values, mask
 

@@ -68,11 +68,13 @@ def look_at(frame, saturation):
     """
     ny = frame.shape[0]
     rows = np.unique(np.linspace(0, ny - 1, ROWS).astype(int)).tolist()
-    found, wide, same = [], [], 0
+    found, wide, counts, same = [], [], [], 0
     try:
         for y in rows:
             band = frame.read(slice(y, y + 1))
-            values = band.data[0] if band.mask is None else band.data[0][~band.mask[0]]
+            good = slice(None) if band.mask is None else ~band.mask[0]
+            values = band.data[0][good]
+            counts.append(frame.raw_counts(slice(y, y + 1), band.data)[0][good])
             # The first and the last row are dead in many a camera.
             same += 0 < y < ny - 1 and values.size > 8 and values.min() == values.max()
             found.append(values)
@@ -88,7 +90,7 @@ def look_at(frame, saturation):
     sample = values[:: values.size // SAMPLE | 1]
     level = float(np.median(sample))
     scatter = float(1.4826 * np.median(np.abs(sample - level)))
-    full = float(np.mean(values >= saturation))
+    full = float(np.mean(np.concatenate(counts) >= saturation))
     if values.min() == values.max():
         return Look(level, scatter, f"all its pixels are {level:g}: it holds no image")
     if full > 0.5:
