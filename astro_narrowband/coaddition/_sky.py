@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from astro_narrowband.coaddition._statistics import MAD, cell_centres
+from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband.coaddition._statistics import cell_centres
 from astro_narrowband.coaddition._surface import Surface, interpolate, n_terms, terms, transform
 
 __all__ = ["Skies", "cell_levels", "match_skies"]
@@ -178,7 +179,7 @@ def _scatter(rest, good):
     out = np.full(len(rest), math.nan)
     for i, (row, use) in enumerate(zip(rest, good, strict=True)):
         if use.any():
-            out[i] = MAD * np.median(np.abs(row[use]))
+            out[i] = mad_std(row[use], 0.0)
     return out
 
 

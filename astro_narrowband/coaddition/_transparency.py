@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.coaddition._consensus import star_consensus
 from astro_narrowband.coaddition._statistics import (
     APERTURE,
-    MAD,
     NARROW,
     cell_centres,
     forced_fluxes,
@@ -209,7 +209,7 @@ def nebula_scale(reference, other, shape):
         rest = np.column_stack([a, b]) - basis @ smooth
         slope = _deming(*rest[good].T, ratio)
         away = rest[:, 1] - slope * rest[:, 0]
-        width = MAD * np.median(np.abs(away[good]))
+        width = mad_std(away[good], 0.0)
         with np.errstate(invalid="ignore"):
             keep = good & (np.abs(away) <= 4.0 * width)
         if (keep == good).all():
