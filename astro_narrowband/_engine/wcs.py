@@ -16,7 +16,7 @@ from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, Sip, WcsError
 from scipy.signal import convolve2d
 
-from astro_narrowband.exceptions import NarrowbandWarning
+from astro_narrowband.exceptions import warn
 
 __all__ = ["apply_matrix", "move_header", "move_wcs", "put_wcs", "read_wcs", "strip_wcs"]
 
@@ -115,7 +115,7 @@ def read_wcs(header, name=""):
 
 
 def _warn(text):
-    warnings.warn(text, NarrowbandWarning, stacklevel=4)
+    warn(text, stacklevel=4)
 
 
 def _cards(header):

@@ -14,7 +14,13 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from astro_narrowband.coaddition._consensus import star_consensus
-from astro_narrowband.coaddition._statistics import MAD, cell_centres, forced_fluxes
+from astro_narrowband.coaddition._statistics import (
+    APERTURE,
+    MAD,
+    NARROW,
+    cell_centres,
+    forced_fluxes,
+)
 from astro_narrowband.coaddition._surface import interpolate, terms, transform
 
 __all__ = ["MATCH_RADIUS", "Transparency", "measure_transparency"]
@@ -97,14 +103,14 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     `Transparency`
     """
     xy, flux, error = _common_stars(statistics, matrices)
-    few = np.isfinite(flux).sum(axis=1) < ENOUGH
+    few, radius = np.isfinite(flux).sum(axis=1) < ENOUGH, APERTURE
     if len(xy) < ENOUGH:
-        few[:] = True
+        few[:], radius = True, NARROW
         stars = statistics[reference].stars
         stars = stars[stars[:, 2] > FAINT * stars[:, 3]]
         xy = np.column_stack(transform(matrices[reference], stars[:, 0], stars[:, 1]))
         flux, error = np.full((2, len(frames), len(xy)), np.nan)
-    flux[few], error[few] = _forced(frames, statistics, matrices, xy, np.flatnonzero(few))
+    flux[few], error[few] = _forced(frames, statistics, matrices, xy, np.flatnonzero(few), radius)
     found = star_consensus(xy, flux, error, reference, shape)
     scale, scale_err, base = found.scale.copy(), found.error.copy(), found.reference
     method = ["faint stars" if i else "stars" for i in few]
@@ -154,7 +160,7 @@ def _nearest(xy, new):
     return np.where(np.isfinite(distance), place, -1)
 
 
-def _forced(frames, statistics, matrices, xy, which):
+def _forced(frames, statistics, matrices, xy, which, radius):
     """Fluxes and errors (2, n, n_stars) that some of the frames have at given positions."""
     widths = np.array([one.fwhm for one in statistics])
     usual = np.median(widths[np.isfinite(widths)]) if np.isfinite(widths).any() else math.nan
@@ -163,7 +169,7 @@ def _forced(frames, statistics, matrices, xy, which):
         if len(xy):
             width = widths[i] if np.isfinite(widths[i]) else usual
             place = transform(np.linalg.inv(matrices[i]), xy[:, 0], xy[:, 1])
-            out[:, k] = forced_fluxes(frames[i].calibrated, *place, width).T
+            out[:, k] = forced_fluxes(frames[i].calibrated, *place, width, radius=radius).T
     return out
 
 

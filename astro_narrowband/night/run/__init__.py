@@ -8,7 +8,7 @@ same inputs in the same way.
 import os
 import re
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from astropy.time import Time
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
-from astro_narrowband._engine.frames import FitsFrame, HeldFrame, as_ccd, usable_cores
+from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
 from astro_narrowband._engine.wcs import put_wcs, read_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
@@ -158,7 +158,7 @@ class Night:
     def reduce_once(self, target):
         """Reduce every filter of one object on one detector, on one grid."""
         names = self.names_of(target)
-        with ThreadPoolExecutor(self.workers) as pool, ThreadPoolExecutor(1) as writer:
+        with Threads(self.workers) as pool, Threads(1) as writer:
             try:
                 self.draw(writer, Pictures.load)
                 lights, keys = self.prepare(target, names, pool)
@@ -503,7 +503,7 @@ class Night:
             self.record["pictures"].append({"name": name, "path": file, "groups": labels})
             jobs.append((file, figures.composite_png, (planes, recipe)))
         jobs = [job for job in jobs if not self.products.have(job[0], key)]
-        with ThreadPoolExecutor(self.workers) as pool:
+        with Threads(self.workers) as pool:
             list(pool.map(lambda j: self.products.write_bytes(j[0], j[1](*j[2]), key), jobs))
 
     def describe(self, group, name, made):
