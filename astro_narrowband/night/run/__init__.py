@@ -19,7 +19,7 @@ from astropy.time import Time
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
-from astro_narrowband._engine.wcs import put_wcs, read_wcs
+from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
 from astro_narrowband.exceptions import (
@@ -415,7 +415,7 @@ class Night:
         """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
         first = self.placed.get(_grid(group))
         if first is not None:
-            ccd.wcs = put_wcs(ccd.header, read_wcs(first))
+            ccd.wcs = copy_wcs(ccd.header, first)
             ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
             return
         try:
