@@ -12,6 +12,7 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import AlignmentError, InputError
@@ -357,7 +358,7 @@ def _refine(xy, target, matrix, shape, parity, tried):
         else:
             matrix, *_ = _match.fit(xy[i], target[j], np.full(len(i), 0.25), model="similarity")
         residual = target[j] - _match.apply(matrix, xy[i])
-        spread = 1.4826 * float(np.median(np.abs(residual)))
+        spread = mad_std(residual, 0.0)
         radius = min(radius, max(1.2, 5 * spread))
     singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if abs(math.sqrt(singular.prod()) - 1) > SCALE_RANGE + 0.01 or singular[0] > 1.02 * singular[1]:
