@@ -14,6 +14,7 @@ from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines._filters import read_table
 from astro_narrowband.registration import match as _match
@@ -61,10 +62,11 @@ class CatalogueMatch:
     log_chance: float
 
     def to_header(self, header):
-        """Write the WCS, WCSRMS and WCSSTARS into ``header``."""
-        header.update(self.wcs.to_header(relax=True))
+        """Write the WCS, in place of every other one, WCSRMS and WCSSTARS; return the WCS."""
+        wcs = put_wcs(header, self.wcs)
         header["WCSRMS"] = (round(self.rms, 4), "[pix] residuals of the stars, one axis")
         header["WCSSTARS"] = (self.n_matched, "stars matched with the catalogue")
+        return wcs
 
 
 def read_catalogue(table):

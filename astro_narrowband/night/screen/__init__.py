@@ -275,4 +275,4 @@ def _look(row, colour, saturation):
         level = read_saturation(frame.header)
     except InputError:
         level = None  # said where it is decided
-    return look_at(frame, level[0] if level else FULL_SCALE)
+    return look_at(frame, level[0] if level else FULL_SCALE * frame.n_added)
