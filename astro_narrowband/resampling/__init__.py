@@ -6,6 +6,8 @@ turns by 180 degrees are views of the array, so that most nights cost twelve
 multiplications a pixel; anything else is a full two-dimensional kernel.
 """
 
+import math
+
 import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 
