@@ -7,7 +7,7 @@ from astropy.io import fits
 
 from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.frames import FitsImage
-from astro_narrowband.darks._fit import PLANES
+from astro_narrowband.darks._planes import PLANES
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["model_hdul", "read_fields"]
@@ -38,6 +38,8 @@ def model_hdul(model):
             for key in ("mean", "variance")
         ]
         hdul.append(fits.BinTableHDU.from_columns(columns, name="MEASURED"))
+    for key, grids in model.glow.items():
+        hdul.append(fits.ImageHDU(grids, name=f"GLOW{key.upper()}"))
     return hdul
 
 
@@ -66,6 +68,11 @@ def read_fields(path):
                     # One exposure time makes a plain column of the vector.
                     column = table[key].reshape(len(table), -1)
                     measured[key] = np.ascontiguousarray(column.T, np.float32)
+            glow = {
+                hdu.name[4:].lower(): np.array(hdu.data, np.float32)
+                for hdu in hdul
+                if hdu.name.startswith("GLOW")
+            }
             shape = hdul[0].shape
             model = header["DARKMODL"]
             n = header["DARKNEXP"]
@@ -87,6 +94,7 @@ def read_fields(path):
         "header": header,
         "token": header["DARKTOK"],
         "measured": measured,
+        "glow": glow,
     }
 
 
