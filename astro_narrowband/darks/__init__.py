@@ -83,6 +83,7 @@ class DarkModel:
     notes: tuple = ()
     header: fits.Header = field(default_factory=fits.Header)
     measured: dict = field(default_factory=dict)
+    pedestals: tuple = ()
     glow: dict = field(default_factory=dict)
     token: str = ""
 
@@ -337,11 +338,16 @@ class DarkModel:
         """
         Return what the dark of an exposure time [s] that was measured has beyond its line [adu].
 
-        The glow of an amplifier that does not grow in proportion to time; None where there is
-        none.
+        The glow of an amplifier that does not grow in proportion to time, and the level that
+        the darks of that time have in common; None where there is neither.
         """
-        k = None if self._glow is None else self._match(exposure)
-        return None if k is None else self._glow.rest_at(k, rows)
+        k = self._match(exposure)
+        if k is None:
+            return None
+        level = np.float32(self.pedestals[k]) if self.pedestals else np.float32(0)
+        if self._glow is not None:
+            return self._glow.rest_at(k, rows) + level
+        return level if level else None
 
     def _unknown_rest(self, exposure, rows):
         """Return the error of the line at another exposure time that is due to a glow, or None."""

@@ -1,4 +1,4 @@
-"""What is told of a dark by blocks of pixels: their medians, and smooth maps through their means."""
+"""What blocks of pixels tell of a dark: their medians, and smooth maps through their means."""
 
 import numpy as np
 

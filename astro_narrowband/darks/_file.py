@@ -22,6 +22,8 @@ def model_hdul(model):
     for k, (t, n) in enumerate(zip(model.exposures, model.n_frames, strict=True)):
         header[f"DARKT{k}"] = (t, "[s] exposure time")
         header[f"DARKN{k}"] = (n, "darks of this exposure time")
+    for k, level in enumerate(model.pedestals):
+        header[f"DARKL{k}"] = (level, "[adu] their level beyond the straight lines")
     if model.temperatures is not None:
         header["DARKTMIN"], header["DARKTMAX"] = model.temperatures
     header["DARKTOK"] = (model.token, "what this model is known by")
@@ -95,6 +97,7 @@ def read_fields(path):
         "token": header["DARKTOK"],
         "measured": measured,
         "glow": glow,
+        "pedestals": tuple(header.get(f"DARKL{k}", 0.0) for k in range(n)),
     }
 
 

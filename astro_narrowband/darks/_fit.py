@@ -69,6 +69,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
         "temperatures": (min(temperatures), max(temperatures)) if temperatures else None,
         "notes": tuple(notes),
         "measured": fit.measured(),
+        "pedestals": tuple(p.pedestal for p in times),
         "glow": fit.glow.grids(),
         "header": _header(darks, len(points) - 2, np.sum(chi2, axis=0)),
     }
@@ -293,7 +294,11 @@ class _Fit:
 
     def measured(self):
         """Means at the exposure times that were measured, of pixels that should have them."""
-        return {} if self.hot is None else self.hot.measured(self.times > 0)
+        measured = {} if self.hot is None else self.hot.measured(self.times > 0)
+        if measured:
+            pedestals = [p.pedestal for p in self.points if p.time > 0]
+            measured["mean"] += np.array(pedestals, np.float32)[:, None]
+        return measured
 
 
 def _say(notes, fit, times):

@@ -70,7 +70,9 @@ class Glow:
 
         self.count[blocks] = count = size * size - of_lost(None)
         for k, plane in enumerate(y, 1):
-            self.mean[k, blocks] = (sums(plane) - of_lost(plane[row, column])) / np.maximum(count, 1)
+            self.mean[k, blocks] = (sums(plane) - of_lost(plane[row, column])) / np.maximum(
+                count, 1
+            )
         self.variance[:, blocks] = v[:, None, size // 2 : n_x * size : size]
 
     def finish(self, notes):
@@ -82,28 +84,31 @@ class Glow:
         t, ok = self.times, np.broadcast_to(known, v.shape)
         rate, offset = line(self.mean, v, ok, t)[:2]
         rest = np.where(known, self.mean - offset - rate * t, 0)
-        # A level that all share is a pedestal, and was seen to.
-        rest -= np.where(known, np.median(rest[:, known], axis=1)[:, None, None], 0)
+        # A level that all share is a pedestal, and no glow.
+        level = np.median(rest[:, known], axis=1)[:, None, None]
         slope, constant = line(np.broadcast_to(t**2, v.shape), v, ok, t)[:2]
         lever = np.where(known, t**2 - constant - slope * t, 0)
         weight = (lever**2 / v).sum(axis=0)
-        z = np.where(known, (lever * rest / v).sum(axis=0) / np.sqrt(weight + (weight == 0)), 0)
+        bend = (lever * (rest - level) / v).sum(axis=0) / (weight + ~known)
+        z = bend * np.sqrt(weight)
         scale = max(1.0, *(_noise(np.diff(z, axis=axis)) for axis in (0, 1)))
-        # From the widest windows to the blocks themselves, where these are certain.
-        limit = -ndtri(CHANCE / (2 * len(WIDTHS) * z.size)) * scale
-        smooth = np.zeros((len(t) + 1, *z.shape))
+        limit = -ndtri(CHANCE / (2 * len(WIDTHS) * z.size))
+        smooth, error = np.zeros((len(t) + 1, *z.shape)), np.zeros(z.shape)
+        # The widest windows, and smaller ones where these are certain.
         for width in WIDTHS:
-            n = _window(known, width)
-            here = known & (np.abs(_window(z, width)) > limit * np.sqrt(np.maximum(n, 1)))
-            values = np.stack([*rest, (lever * rest / v).sum(axis=0) / (weight + (weight == 0))])
-            for plane, value in zip(smooth, values, strict=True):
-                plane[here] = (_window(value, width) / np.maximum(n, 1))[here]
-            self.seen |= here
+            n = np.sqrt(np.maximum(_window(known, width), 1)) * scale
+            certain = known & (np.abs(_window(z, width)) > limit * n)
+            here = certain if error.any() else known
+            total = np.maximum(_window(weight, width), 1e-300)
+            for plane, value in zip(smooth, [*rest, bend], strict=True):
+                plane[here] = (_window(weight * value, width) / total)[here]
+            error[here] = scale / np.sqrt(total[here])
+            self.seen |= certain
         if not self.seen.any():
             return
         self.rest = smooth[:-1][t[:, 0, 0] > 0]
         self.bend = np.where(known, np.stack([-constant, -slope, np.ones_like(slope)]), 0)
-        self.bend *= smooth[-1]
+        self.bend *= np.hypot(smooth[-1], error)
         worst = np.abs(self.rest[-1]).max()
         notes.append(
             f"glow: {100 * self.seen.mean():.2g} % of the frame does not grow in proportion to "

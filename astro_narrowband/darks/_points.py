@@ -69,7 +69,7 @@ def levelled_points(groups, samples, detector, notes):
     one exposure time frames are brought to their mean level; between exposure
     times, what the mean levels leave of a straight line is taken off if it is far
     larger than its error. It cannot be told from a dark current that is not
-    linear in all pixels alike, and is noted.
+    linear in all pixels alike, and is noted; darks of these times have it back.
     """
     every = sample_levels(samples)
     points, levels = [], []
@@ -93,7 +93,9 @@ def levelled_points(groups, samples, detector, notes):
         if np.abs(rest).max() > limit:
             points = [p._replace(pedestal=float(r)) for p, r in zip(points, rest, strict=True)]
             text = ", ".join(f"{r:+.1f} at {x:g} s" for r, x in zip(rest, t, strict=True))
-            notes.append(f"mean levels leave a straight line by {text} [adu]; taken off")
+            notes.append(
+                f"mean levels leave a straight line by {text} [adu]; taken off for other times"
+            )
     return points
 
 

@@ -430,5 +430,3 @@ def _box(grid):
     padded = np.pad(grid, 1)
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-
-
