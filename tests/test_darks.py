@@ -533,9 +533,8 @@ def test_a_glow_that_does_not_grow_in_proportion_to_time_is_seen(make_camera, po
 
 def test_a_glow_that_grows_in_proportion_to_time_is_no_glow_to_speak_of(make_camera):
     for seed in range(40):
-        model, pulls = glowing(
-            make_camera, seed, 1.0, times=(60, 300), glow=[0, 5, 20, 60][seed % 4]
-        )
+        glow = [0, 5, 20, 60][seed % 4]
+        model, pulls = glowing(make_camera, seed, 1.0, times=(60, 300), glow=glow)
         assert not any("glow" in note for note in model.notes)
         assert glow == 0 or pulls(300).std() < 1.2
 

@@ -1,7 +1,6 @@
 """The fit behind `astro_narrowband.darks.DarkModel`: weighted straight lines, in bands of rows."""
 
 import threading
-import warnings
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from astro_narrowband.darks._shrink import shrink_fit
 from astro_narrowband.darks._single import fit_single, give_prior_rate
 from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 
 __all__ = ["fit_planes"]
 
@@ -313,9 +312,8 @@ def _say(notes, fit, times):
     number = {name: int(np.count_nonzero(flags & bit)) for name, bit in FLAGS.items()}
     notes += [f"{k}: {n} pixels ({100 * n / flags.size:.3g} %)" for k, n in number.items() if n]
     if number["NEGATIVE"] > 0.1 * flags.size:
-        warnings.warn(
+        warn(
             "the darks lie below the bias in more than 10 % of the pixels: bias and darks were "
             "not taken alike (offset, gain, temperature, light leak): the dark will be wrong",
-            NarrowbandWarning,
             stacklevel=5,
         )

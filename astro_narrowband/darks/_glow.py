@@ -11,6 +11,7 @@ import numpy as np
 from scipy.ndimage import convolve
 from scipy.special import ndtri
 
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks._blocks import SIDE, Parabolas
 from astro_narrowband.darks._straight import line
 
@@ -134,7 +135,7 @@ class Glow:
 
 def _noise(differences):
     """Robust standard deviation of values of which neighbours' differences are given."""
-    return 1.4826 * float(np.median(np.abs(differences))) / 2**0.5 if differences.size > 2 else 0.0
+    return mad_std(differences, 0.0) / 2**0.5 if differences.size > 2 else 0.0
 
 
 def _window(grid, width):

@@ -1,9 +1,8 @@
 """Whether exposure times are the same, and what a dark of another one costs a frame."""
 
-import warnings
 from typing import NamedTuple
 
-from astro_narrowband.exceptions import CalibrationError, NarrowbandWarning
+from astro_narrowband.exceptions import CalibrationError, warn
 
 __all__ = ["PER_KELVIN", "DarkPrice", "pay", "same_exposure", "tolerance"]
 
@@ -113,4 +112,4 @@ def pay(model, exposure, policy, *, noise, name, what, limited):
             f"{what} of {exposure:g} s: their dark is extrapolated from darks of {longest}: "
             f"its variance grows {model.variance_factor(exposure):.3g} times{cost}"
         )
-    warnings.warn(f"{text}; {advice} to be better", NarrowbandWarning, stacklevel=4)
+    warn(f"{text}; {advice} to be better", stacklevel=4)

@@ -1,7 +1,6 @@
 """A line image less its continuum, by a scale that stars say, with the error of that scale."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from astropy.io import fits
@@ -9,6 +8,7 @@ from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
@@ -200,7 +200,7 @@ def _level(ccd, bad):
 
 def _common_stars(line, continuum, stars):
     """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
-    with ThreadPoolExecutor(2) as threads:
+    with Threads(2) as threads:
         tables = list(
             threads.map(lambda ccd: detect_stars(ccd, mask=unusable(ccd)), (line, continuum))
         )

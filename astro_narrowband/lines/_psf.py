@@ -1,7 +1,6 @@
 """The stars of two images brought to one shape: the broader wins."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from astropy.io import fits
@@ -10,7 +9,7 @@ from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
 from scipy.signal import oaconvolve
 
-from astro_narrowband._engine.frames import usable_cores
+from astro_narrowband._engine.frames import Threads, usable_cores
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import noise_correlation, random_variance, unusable
 
@@ -151,7 +150,7 @@ def _convolved(ccd, bad, kernel):
     data = np.where(bad, np.float32(0), np.float32(ccd.data))
     variance = np.where(bad, np.float32(0), random_variance(ccd))
     # Outside the image there is nothing: its rim is cut like a hole.
-    with ThreadPoolExecutor(usable_cores()) as threads:
+    with Threads(usable_cores()) as threads:
         share, data, variance = threads.map(
             lambda plane: oaconvolve(plane, kernel32, mode="same"),
             (np.float32(good), data, variance),
