@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from astropy.io import fits
@@ -12,6 +11,7 @@ from scipy.ndimage import center_of_mass, label
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
@@ -208,7 +208,7 @@ def _level(ccd, bad):
 
 def _common_stars(line, continuum, stars):
     """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
-    with ThreadPoolExecutor(2) as threads:
+    with Threads(2) as threads:
         tables = list(
             threads.map(
                 lambda ccd: detect_stars(ccd, mask=unusable(ccd), n_brightest=MAX_STARS),

@@ -1,7 +1,6 @@
 """The stars of two images brought to one shape: the broader wins."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from astropy.io import fits
@@ -11,7 +10,7 @@ from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
 from scipy.signal import oaconvolve
 
-from astro_narrowband._engine.frames import usable_cores
+from astro_narrowband._engine.frames import Threads, usable_cores
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
     LineMap,
@@ -174,7 +173,7 @@ def _convolved(ccd, bad, kernel):
     planes = {name: np.where(bad, np.float32(0), plane) for name, plane in planes.items()}
     planes["lost"] = _contrast(data, bad)
     kernel32 = np.float32(kernel)
-    with ThreadPoolExecutor(usable_cores()) as threads:
+    with Threads(usable_cores()) as threads:
         blurred = threads.map(
             lambda name: oaconvolve(
                 planes[name], np.abs(kernel32) if name == "lost" else kernel32, mode="same"

@@ -17,7 +17,7 @@ from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
 
 from astro_narrowband._engine.files import safe_name
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import (
     GENERIC,
@@ -139,7 +139,7 @@ def make_lines(folder, output, *, settings=None):
             _make(each, Path(folder), settings)
             _write(each, products)
             for note in each.notes:
-                warnings.warn(f"{each.name}: {note}", NarrowbandWarning, stacklevel=2)
+                warn(f"{each.name}: {note}", stacklevel=2)
             record["objects"].append(
                 {"name": each.name, "notes": each.notes, "lines": each.facts,
                  "ratios": {f"{a}/{b}": _ratio_facts(r) for (a, b), r in each.ratios.items()}}
