@@ -143,7 +143,7 @@ def read_record(path):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{safe_text(path)}: is not JSON: run reduce again") from None
     if not isinstance(record, dict):
         raise InputError(f"{safe_text(path)}: holds no record: run reduce again")
@@ -509,7 +509,7 @@ class Products:
             try:
                 entry = json.loads(line)
                 name, key, digest = entry["name"], entry["key"], entry["sha256"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 # Cut; its product is made again, and was ours.
                 if cut := re.search(r'"name": "([^"]+)"', line):
                     self._journal.setdefault(cut[1], [])
