@@ -378,18 +378,19 @@ class Products:
         Parameters
         ----------
         names : iterable of str
-            Of products to come; masters are known by their names.
+            Of products to come; ``*`` stands for any text. Masters are known by their names.
 
         Raises
         ------
         ProductError
             If there is one.
         """
-        folder = self.folder / "masters"
-        masters = sorted(folder.glob("*.fits")) if _is_folder(folder) else []
-        names = [*names, *(f"masters/{p.name}" for p in masters if _MASTER.fullmatch(p.stem))]
-        for name in names:
-            self._check_foreign(name, self.folder / name)
+        names = list(names)
+        for pattern in [name for name in names if "*" in name] + ["masters/*.fits"]:
+            names += [str(path.relative_to(self.folder)) for path in self.folder.glob(pattern)]
+        for name in sorted(names):
+            if not name.startswith("masters/") or _MASTER.fullmatch(name[8:-5]):
+                self._check_foreign(name, self.folder / name)
 
     def _check_foreign(self, name, path):
         with self._mutex:

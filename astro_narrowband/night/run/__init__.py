@@ -52,6 +52,13 @@ __all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: What is made of each group, and what it is called.
+PRODUCTS = {
+    "coadd": "coadd-{}.fits",
+    "catalog": "catalog-{}.ecsv",
+    "growth": "growth-{}.ecsv",
+    "picture": "coadd-{}.png",
+}
 #: So many of the frames that are out for one cause are named in a message.
 NAMED = 3
 #: Longest name from headers in the name of a product, which may have 80 characters.
@@ -98,9 +105,16 @@ class Night:
         """Refuse to go on where a file that no run made has the name of a product."""
         names = ["report.html", "night.json", "frames.ecsv"]
         for target in targets:
-            names.append(f"catalog-{self.merged_name(target)}.ecsv")
+            colour = self.colour_name(target)
+            names += [
+                f"catalog-{self.merged_name(target)}.ecsv",
+                f"{colour}.png",
+                f"{colour}-*.png",
+            ]
             for name in self.names_of(target).values():
-                names += [f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"]
+                names += [form.format(name) for form in PRODUCTS.values()]
+            if self.settings.keep_calibrated:
+                names += [self.calibrated_name(row) for group in target for row in group.lights]
         self.products.claim(names)
 
     def names_of(self, target):
@@ -110,6 +124,14 @@ class Night:
     def merged_name(self, target):
         """Return what the catalogue of all filters of a target is called."""
         return self.name(safe_name(target[0].object), target[0])
+
+    def colour_name(self, target):
+        """Return what the pictures of all filters of a target are called."""
+        return self.name(f"colour-{_short(target[0].object, 40)}", target[0])
+
+    def calibrated_name(self, row):
+        """Return the name of the product that a calibrated light is."""
+        return f"calibrated/{self.name(row.path.stem, row.path)}.fits"
 
     def reduce(self, target):
         """Reduce one target; again without a file that is damaged, or changes on the way."""
@@ -408,8 +430,7 @@ class Night:
     def keep(self, lights):
         """Write lights as they were calibrated."""
         for light in lights:
-            name = self.name(light.row.path.stem, light.row.path)
-            self.products.write_fits(f"calibrated/{name}.fits", as_ccd(light.frame))
+            self.products.write_fits(self.calibrated_name(light.row), as_ccd(light.frame))
 
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
@@ -470,7 +491,7 @@ class Night:
             if not images or image.shape == next(iter(images.values()))[1].shape:
                 images.setdefault(group.filter, (group, image))
         planes = {name: image for name, (_, image) in images.items()}
-        title = self.name(f"colour-{_short(target[0].object, 40)}", target[0])
+        title = self.colour_name(target)
         for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
             file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
             labels = [images[part][0].label for part in recipe]
@@ -485,21 +506,13 @@ class Night:
         groups = self.record["groups"]
         groups[:] = [entry for entry in groups if entry["label"] != group.label]
         if made is None:
-            for file in ("coadd-{}.fits", "coadd-{}.png", "catalog-{}.ecsv", "growth-{}.ecsv"):
-                self.products.discard(file.format(name))
+            for form in PRODUCTS.values():
+                self.products.discard(form.format(name))
             groups.append(group_record(group))
             return
         ccd, _, frames = made
-        products = {
-            what: file
-            for what, file in {
-                "coadd": f"coadd-{name}.fits",
-                "catalog": f"catalog-{name}.ecsv",
-                "growth": f"growth-{name}.ecsv",
-                "picture": f"coadd-{name}.png",
-            }.items()
-            if file in self.products.digests
-        }
+        files = {what: form.format(name) for what, form in PRODUCTS.items()}
+        products = {what: file for what, file in files.items() if file in self.products.digests}
         groups.append(group_record(group, frames=frames, ccd=ccd, products=products))
 
     def leave_out(self, row, reason, group):
