@@ -21,7 +21,7 @@ from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
-from astro_narrowband._engine.wcs import put_wcs
+from astro_narrowband._engine.wcs import apply_matrix, put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._draw import draw_coadd
@@ -49,7 +49,6 @@ from astro_narrowband.coaddition._reject import (
 )
 from astro_narrowband.coaddition._self_test import self_test
 from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
-from astro_narrowband.coaddition._surface import transform
 from astro_narrowband.coaddition._weights import judge, spoiled_discs, weigh
 from astro_narrowband.exceptions import InputError
 
@@ -447,7 +446,7 @@ def _learn_shapes(task, found, matrix, workers):
     """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
     x, y, flux, error = found.stars.T
     clear = flux > SHAPE_SNR * error
-    positions = np.column_stack(transform(matrix, x[clear], y[clear]))
+    positions = np.column_stack(apply_matrix(matrix, x[clear], y[clear]))
     best = best_frames(task.background[:PANEL])
     task.shapes, measured = star_shapes(task, positions, best, workers or usable_cores())
     # No more is allowed than what is asked for.

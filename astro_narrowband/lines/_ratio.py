@@ -8,6 +8,7 @@ import numpy as np
 from astropy.io import fits
 
 from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import on_grid_of, opened, pixel_sigma, unusable
 from astro_narrowband.lines._psf import blurred_to
@@ -136,7 +137,7 @@ def line_ratio(a, b, *, min_snr=3.0):
         )  # fmt: skip
     header = fits.Header(a.header)
     if a.wcs is not None:
-        header.update(a.wcs.to_header(relax=True))
+        put_wcs(header, a.wcs)
     for keyword in ("BUNIT", "NOISECOR", "GAINERR", "SCALEERR", "FLUXERR"):
         header.remove(keyword, ignore_missing=True)
     header["MINSNR"] = (min_snr, "a line is seen from this S/N on")

@@ -19,6 +19,7 @@ from astropy.time import Time
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
 from astro_narrowband.exceptions import (
@@ -26,7 +27,6 @@ from astro_narrowband.exceptions import (
     InputError,
     NarrowbandError,
     ProductError,
-    warn,
 )
 from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
@@ -86,7 +86,7 @@ class Night:
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
-        self.names, self.given, self.out = set(), {}, {}
+        self.names, self.given, self.out, self.placed = set(), {}, {}, {}
         self.targets, self.lost = [], set()
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
@@ -340,7 +340,7 @@ class Night:
         if not lights or settings.registration == "none":
             for light in lights:
                 light.alignment = Alignment.identity("none")
-            return lights, ""
+            return self.on_one_grid(lights), ""
         options = {"positions": settings.stars} if settings.registration == "centroid" else {}
         found = self.aligned(lights, **options)
         kept, lost = [], []
@@ -357,10 +357,16 @@ class Night:
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
-        grid = _grid([lights[found.reference], *kept])
-        for light in kept:
+        reference = lights[found.reference]
+        return self.on_one_grid(kept, reference), reference.row.name
+
+    def on_one_grid(self, lights, *first):
+        """Give aligned lights the WCS of the first that has one, ``first`` before all others."""
+        headers = (ResampledFrame(each.frame, each.alignment).header for each in (*first, *lights))
+        grid = next((header for header in headers if "CTYPE1" in header), None)
+        for light in lights:
             light.grid = grid
-        return kept, lights[found.reference].row.name
+        return lights
 
     def aligned(self, lights, **options):
         """Align lights with the best of them."""
@@ -419,13 +425,30 @@ class Night:
         if group.without:
             set_card(made.ccd.header, "WITHOUT", " ".join(group.without), "not calibrated with")
         if settings.catalogue is not None:
-            _place(made.ccd, settings.catalogue, group)
+            self.place(made.ccd, group)
         if settings.keep_calibrated:
             self.keep(lights)
         for light, reason in zip(lights, made.frames["reason"], strict=True):
             if reason:  # `coadd` has said so
                 group.drop(light.row, str(reason))
         return made, frames_table(lights, made, reference)
+
+    def place(self, ccd, group):
+        """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
+        first = self.placed.get(_grid(group))
+        if first is not None:
+            ccd.wcs = copy_wcs(ccd.header, first)
+            ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
+            return
+        try:
+            match = match_catalogue(ccd, self.settings.catalogue)
+        except AlignmentError as error:
+            self.messages.say(
+                f"{group.label}: {self.settings.catalogue}: {error}: its WCS is left as it was"
+            )
+            return
+        ccd.wcs = match.to_header(ccd.header)
+        self.placed[_grid(group)] = ccd.header
 
     def keep(self, lights):
         """Write lights as they were calibrated."""
@@ -447,7 +470,10 @@ class Night:
                 self.messages.say(f"{row.name}: is of {name}, by its stars")
             else:
                 self.leave_out(row, reasons[row.name], group)
-        return as_ccd(FitsFrame(path)), fits.getdata(path, "NEXP"), frames
+        ccd = as_ccd(FitsFrame(path))
+        if "WCSSTARS" in ccd.header:
+            self.placed.setdefault(_grid(group), ccd.header)
+        return ccd, fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
         """Measure the sources of a target in every filter, on the grid that they share."""
@@ -566,13 +592,9 @@ class Night:
 # --------------------------------------------------------------------------- helpers
 
 
-def _grid(lights):
-    """The header of the grid that all are on: the WCS of the first that has one, moved there."""
-    for light in lights:
-        header = ResampledFrame(light.frame, light.alignment).header
-        if "CTYPE1" in header:
-            return header
-    return None
+def _grid(group):
+    """What groups on one grid have in common: object and detector."""
+    return group.object, repr(group.setup)
 
 
 def _short(text, longest):
@@ -585,23 +607,3 @@ def _times(dates):
         return list(Time(list(dates), format="isot").mjd)
     except ValueError:
         return None
-
-
-#: Cards of an old WCS that a new one does not overwrite.
-_LINEAR = ("CD1_", "CD2_", "PC1_", "PC2_", "CROTA", "CDELT", "A_", "B_", "AP_", "BP_")
-
-
-def _place(ccd, catalogue, group):
-    """Give a new coadd the WCS of its stars in a catalogue, or say that it has none."""
-    try:
-        match = match_catalogue(ccd, catalogue)
-    except AlignmentError as error:
-        warn(
-            f"{group.label}: {catalogue}: {error}: its WCS is left as it was",
-            stacklevel=2,
-        )
-        return
-    for keyword in [name for name in ccd.header if name.startswith(_LINEAR)]:
-        del ccd.header[keyword]
-    ccd.wcs = match.wcs
-    match.to_header(ccd.header)
