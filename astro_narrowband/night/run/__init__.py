@@ -14,7 +14,6 @@ from pathlib import Path
 
 from astropy.io import fits
 from astropy.table import QTable
-from astropy.time import Time
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
@@ -23,12 +22,10 @@ from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
 from astro_narrowband.exceptions import (
-    AlignmentError,
     InputError,
     NarrowbandError,
     ProductError,
 )
-from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
@@ -41,6 +38,7 @@ from astro_narrowband.night.record import (
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
+from astro_narrowband.night.run._placing import days_of, grid_of, place
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.night.table import FrameRow
@@ -340,7 +338,7 @@ class Night:
         if not lights or settings.registration == "none":
             for light in lights:
                 light.alignment = Alignment.identity("none")
-            return self.on_one_grid(lights), ""
+            return self.on_onegrid_of(lights), ""
         options = {"positions": settings.stars} if settings.registration == "centroid" else {}
         found = self.aligned(lights, **options)
         kept, lost = [], []
@@ -358,9 +356,9 @@ class Night:
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
         reference = lights[found.reference]
-        return self.on_one_grid(kept, reference), reference.row.name
+        return self.on_onegrid_of(kept, reference), reference.row.name
 
-    def on_one_grid(self, lights, *first):
+    def on_onegrid_of(self, lights, *first):
         """Give aligned lights the WCS of the first that has one, ``first`` before all others."""
         headers = (ResampledFrame(each.frame, each.alignment).header for each in (*first, *lights))
         grid = next((header for header in headers if "CTYPE1" in header), None)
@@ -373,7 +371,7 @@ class Night:
         return align_group(
             [light.frame for light in lights],
             method=self.settings.registration,
-            times=_times([light.row.date for light in lights]),
+            times=days_of([light.row.date for light in lights]),
             labels=[light.group.filter for light in lights],
             tables=[light.stars for light in lights],
             workers=self.workers,
@@ -435,7 +433,7 @@ class Night:
 
     def place(self, ccd, group):
         """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
-        first = self.placed.get(_grid(group))
+        first = self.placed.get(grid_of(group))
         if first is not None:
             ccd.wcs = copy_wcs(ccd.header, first)
             ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
@@ -448,7 +446,7 @@ class Night:
             )
             return
         ccd.wcs = match.to_header(ccd.header)
-        self.placed[_grid(group)] = ccd.header
+        self.placed[grid_of(group)] = ccd.header
 
     def keep(self, lights):
         """Write lights as they were calibrated."""
@@ -472,7 +470,7 @@ class Night:
                 self.leave_out(row, reasons[row.name], group)
         ccd = as_ccd(FitsFrame(path))
         if "WCSSTARS" in ccd.header:
-            self.placed.setdefault(_grid(group), ccd.header)
+            self.placed.setdefault(grid_of(group), ccd.header)
         return ccd, fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
@@ -589,21 +587,5 @@ class Night:
         return record
 
 
-# --------------------------------------------------------------------------- helpers
-
-
-def _grid(group):
-    """What groups on one grid have in common: object and detector."""
-    return group.object, repr(group.setup)
-
-
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
-
-
-def _times(dates):
-    """Dates as days, or None where one of them cannot be trusted."""
-    try:
-        return list(Time(list(dates), format="isot").mjd)
-    except ValueError:
-        return None
