@@ -14,6 +14,7 @@ from pathlib import Path
 
 from astropy.io import fits
 from astropy.table import QTable
+from astropy.time import Time
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
@@ -21,24 +22,15 @@ from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_cc
 from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.exceptions import (
-    InputError,
-    NarrowbandError,
-    ProductError,
-)
+from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandError, ProductError
+from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
-from astro_narrowband.night.record import (
-    frames_table,
-    group_record,
-    read_frames,
-    with_frames,
-)
+from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
-from astro_narrowband.night.run._placing import days_of, grid_of, place
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.night.table import FrameRow
@@ -103,12 +95,8 @@ class Night:
         """Refuse to go on where a file that no run made has the name of a product."""
         names = ["report.html", "night.json", "frames.ecsv"]
         for target in targets:
-            colour = self.colour_name(target)
-            names += [
-                f"catalog-{self.merged_name(target)}.ecsv",
-                f"{colour}.png",
-                f"{colour}-*.png",
-            ]
+            names.append(f"catalog-{self.merged_name(target)}.ecsv")
+            names += [f"{self.colour_name(target)}{end}.png" for end in ("", "-*")]
             for name in self.names_of(target).values():
                 names += [form.format(name) for form in PRODUCTS.values()]
             if self.settings.keep_calibrated:
@@ -338,7 +326,7 @@ class Night:
         if not lights or settings.registration == "none":
             for light in lights:
                 light.alignment = Alignment.identity("none")
-            return self.on_onegrid_of(lights), ""
+            return self.on_one_grid(lights), ""
         options = {"positions": settings.stars} if settings.registration == "centroid" else {}
         found = self.aligned(lights, **options)
         kept, lost = [], []
@@ -356,9 +344,9 @@ class Night:
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
         reference = lights[found.reference]
-        return self.on_onegrid_of(kept, reference), reference.row.name
+        return self.on_one_grid(kept, reference), reference.row.name
 
-    def on_onegrid_of(self, lights, *first):
+    def on_one_grid(self, lights, *first):
         """Give aligned lights the WCS of the first that has one, ``first`` before all others."""
         headers = (ResampledFrame(each.frame, each.alignment).header for each in (*first, *lights))
         grid = next((header for header in headers if "CTYPE1" in header), None)
@@ -371,7 +359,7 @@ class Night:
         return align_group(
             [light.frame for light in lights],
             method=self.settings.registration,
-            times=days_of([light.row.date for light in lights]),
+            times=_times([light.row.date for light in lights]),
             labels=[light.group.filter for light in lights],
             tables=[light.stars for light in lights],
             workers=self.workers,
@@ -433,7 +421,7 @@ class Night:
 
     def place(self, ccd, group):
         """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
-        first = self.placed.get(grid_of(group))
+        first = self.placed.get(_grid(group))
         if first is not None:
             ccd.wcs = copy_wcs(ccd.header, first)
             ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
@@ -446,7 +434,7 @@ class Night:
             )
             return
         ccd.wcs = match.to_header(ccd.header)
-        self.placed[grid_of(group)] = ccd.header
+        self.placed[_grid(group)] = ccd.header
 
     def keep(self, lights):
         """Write lights as they were calibrated."""
@@ -470,7 +458,7 @@ class Night:
                 self.leave_out(row, reasons[row.name], group)
         ccd = as_ccd(FitsFrame(path))
         if "WCSSTARS" in ccd.header:
-            self.placed.setdefault(grid_of(group), ccd.header)
+            self.placed.setdefault(_grid(group), ccd.header)
         return ccd, fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
@@ -589,3 +577,16 @@ class Night:
 
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
+
+
+def _grid(group):
+    """What groups on one grid have in common: object and detector."""
+    return group.object, repr(group.setup)
+
+
+def _times(dates):
+    """Dates as days, or None where one of them cannot be trusted."""
+    try:
+        return list(Time(list(dates), format="isot").mjd)
+    except ValueError:
+        return None
