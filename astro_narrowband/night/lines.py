@@ -135,6 +135,10 @@ def make_lines(folder, output, *, settings=None):
     fields = [_Field(name, images) for name, images in _coadds(Path(folder)).items()]
     record = {"settings": asdict(settings), "objects": []}
     with Products(output, settings=record["settings"], resume=False) as products:
+        names = [
+            f"{kind}-{f.name}*" for f in fields for kind in ("line", "ratio", "regions", "scale")
+        ]
+        products.claim([*names, "lines.json", "lines.html"])
         for each in fields:
             _make(each, Path(folder), settings)
             _write(each, products)
