@@ -284,10 +284,10 @@ def check_parts(nights, kind, parts, how, folder):
 def test_what_a_coadd_tells_is_there_for_the_next(nights):
     ccds = nights["undithered"][0].ccds()
     first = coadded(ccds[:8])[0]
-    told = SharedNoise.from_header(first.header)
-    assert told.masters == nights["undithered"][0].recipe.masters
-    assert told.exposure == pytest.approx(EXPOSURE)
-    assert len(told.places) == 1
+    shared = SharedNoise.from_header(first.header)
+    assert shared.masters == nights["undithered"][0].recipe.masters
+    assert shared.exposure == pytest.approx(EXPOSURE)
+    assert len(shared.places) == 1
     both = SharedNoise.from_header(coadded([first, coadded(ccds[8:])[0]])[0].header)
     assert both.exposure == pytest.approx(EXPOSURE)
     whole = SharedNoise.from_header(coadded(ccds)[0].header)

@@ -57,8 +57,8 @@ def write_header(header, task, reference, weights, planes, unit):
     header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
-    if (told := noise_to_tell(task, planes[1])) is not None:
-        told.to_header(header)
+    if (shared := noise_to_tell(task, planes[1])) is not None:
+        shared.to_header(header)
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
     set_card(header, "COADDREF", str(reference)[:60], "frame of the grid")
     header["REJECTED"] = (

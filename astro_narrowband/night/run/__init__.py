@@ -22,22 +22,12 @@ from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_cc
 from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.exceptions import (
-    AlignmentError,
-    InputError,
-    NarrowbandError,
-    ProductError,
-)
+from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandError, ProductError
 from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
-from astro_narrowband.night.record import (
-    frames_table,
-    group_record,
-    read_frames,
-    with_frames,
-)
+from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
@@ -52,6 +42,13 @@ __all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: What is made of each group, and what it is called.
+PRODUCTS = {
+    "coadd": "coadd-{}.fits",
+    "catalog": "catalog-{}.ecsv",
+    "growth": "growth-{}.ecsv",
+    "picture": "coadd-{}.png",
+}
 #: So many of the frames that are out for one cause are named in a message.
 NAMED = 3
 #: Longest name from headers in the name of a product, which may have 80 characters.
@@ -99,8 +96,11 @@ class Night:
         names = ["report.html", "night.json", "frames.ecsv"]
         for target in targets:
             names.append(f"catalog-{self.merged_name(target)}.ecsv")
+            names += [f"{self.colour_name(target)}{end}.png" for end in ("", "-*")]
             for name in self.names_of(target).values():
-                names += [f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"]
+                names += [form.format(name) for form in PRODUCTS.values()]
+            if self.settings.keep_calibrated:
+                names += [self.calibrated_name(row) for group in target for row in group.lights]
         self.products.claim(names)
 
     def names_of(self, target):
@@ -110,6 +110,14 @@ class Night:
     def merged_name(self, target):
         """Return what the catalogue of all filters of a target is called."""
         return self.name(safe_name(target[0].object), target[0])
+
+    def colour_name(self, target):
+        """Return what the pictures of all filters of a target are called."""
+        return self.name(f"colour-{_short(target[0].object, 40)}", target[0])
+
+    def calibrated_name(self, row):
+        """Return the name of the product that a calibrated light is."""
+        return f"calibrated/{self.name(row.path.stem, row.path)}.fits"
 
     def reduce(self, target):
         """Reduce one target; again without a file that is damaged, or changes on the way."""
@@ -431,8 +439,7 @@ class Night:
     def keep(self, lights):
         """Write lights as they were calibrated."""
         for light in lights:
-            name = self.name(light.row.path.stem, light.row.path)
-            self.products.write_fits(f"calibrated/{name}.fits", as_ccd(light.frame))
+            self.products.write_fits(self.calibrated_name(light.row), as_ccd(light.frame))
 
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
@@ -496,7 +503,7 @@ class Night:
             if not images or image.shape == next(iter(images.values()))[1].shape:
                 images.setdefault(group.filter, (group, image))
         planes = {name: image for name, (_, image) in images.items()}
-        title = self.name(f"colour-{_short(target[0].object, 40)}", target[0])
+        title = self.colour_name(target)
         for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
             file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
             labels = [images[part][0].label for part in recipe]
@@ -511,21 +518,13 @@ class Night:
         groups = self.record["groups"]
         groups[:] = [entry for entry in groups if entry["label"] != group.label]
         if made is None:
-            for file in ("coadd-{}.fits", "coadd-{}.png", "catalog-{}.ecsv", "growth-{}.ecsv"):
-                self.products.discard(file.format(name))
+            for form in PRODUCTS.values():
+                self.products.discard(form.format(name))
             groups.append(group_record(group))
             return
         ccd, _, frames = made
-        products = {
-            what: file
-            for what, file in {
-                "coadd": f"coadd-{name}.fits",
-                "catalog": f"catalog-{name}.ecsv",
-                "growth": f"growth-{name}.ecsv",
-                "picture": f"coadd-{name}.png",
-            }.items()
-            if file in self.products.digests
-        }
+        files = {what: form.format(name) for what, form in PRODUCTS.items()}
+        products = {what: file for what, file in files.items() if file in self.products.digests}
         groups.append(group_record(group, frames=frames, ccd=ccd, products=products))
 
     def leave_out(self, row, reason, group):
@@ -576,16 +575,13 @@ class Night:
         return record
 
 
-# --------------------------------------------------------------------------- helpers
+def _short(text, longest):
+    return safe_name(safe_name(text)[:longest])
 
 
 def _grid(group):
     """What groups on one grid have in common: object and detector."""
     return group.object, repr(group.setup)
-
-
-def _short(text, longest):
-    return safe_name(safe_name(text)[:longest])
 
 
 def _times(dates):
