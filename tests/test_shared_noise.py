@@ -179,7 +179,7 @@ def test_other_masters_than_those_it_was_made_with_are_refused(nights):
     with pytest.raises(InputError, match="was calibrated with other masters"):
         coadd(first.ccds(), masters=second.recipe, flux_scale="none")
     moved_ccds = [resample(c, Alignment.translation(0.5, 0)) for c in first.ccds()[:2]]
-    with pytest.raises(InputError, match="is resampled"):
+    with pytest.raises(InputError, match="is no single frame"):
         coadd(moved_ccds, masters=first.recipe, flux_scale="none")
 
 
@@ -234,16 +234,15 @@ PARTS = {
 }
 
 
-@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner", "written", "resampled"])
-@pytest.mark.parametrize("parts", ["halves", "unlike"])
+@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner"])
 @pytest.mark.parametrize("kind", ["undithered", "whole"])
-def test_coadds_of_coadds_share_what_their_frames_do(nights, kind, parts, how, tmp_path):
-    check_parts(nights[kind], kind, parts, how, tmp_path)
+def test_coadds_of_coadds_share_what_their_frames_do(nights, kind, how, tmp_path):
+    check_parts(nights[kind], kind, "halves", how, tmp_path)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner"])
-@pytest.mark.parametrize("parts", ["in turn", "three"])
+@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner", "written", "resampled"])
+@pytest.mark.parametrize("parts", ["unlike", "in turn", "three"])
 @pytest.mark.parametrize("kind", SHIFTS)
 def test_other_parts_of_a_night(nights, kind, parts, how, tmp_path):
     check_parts(nights[kind], kind, parts, how, tmp_path)
