@@ -20,6 +20,7 @@ __all__ = [
     "flux_from_magnitudes",
     "flux_from_spectra",
     "flux_scale",
+    "scale_of_area",
     "surface_brightness",
 ]
 
@@ -213,6 +214,41 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, colour=None, flo
         math.exp(mean + air), float(random), floor, int(used.sum()), float(scatter), term[1],
         term[2], used, values - model,
     )  # fmt: skip
+
+
+def scale_of_area(curve, line, *, area, error, velocity=0.0):
+    """
+    What one electron/s of a line is, by the collecting area: without reference stars.
+
+    Parameters
+    ----------
+    curve : FilterCurve
+        With all that is between the sky and the counts: optics, filter, detector.
+    line : str or Line
+    area : float or `~astropy.units.Quantity`
+        [cm2].
+    error : float
+        Relative, of the area and of the curve.
+    velocity : float, optional
+        [km/s].
+
+    Returns
+    -------
+    FluxScale
+
+    Examples
+    --------
+    >>> from astro_narrowband.lines import FilterCurve, scale_of_area
+    >>> curve = FilterCurve.from_shape(656.3, 7.0, peak=0.5)
+    >>> print(f"{scale_of_area(curve, 'Halpha', area=300.0, error=0.1).value:.3e}")
+    2.018e-14
+    """
+    area = positive(area.to_value(u.cm**2) if isinstance(area, u.Quantity) else area, "area")
+    response = curve.checked_response(line, velocity=velocity)
+    value = (h * c).to_value(u.erg * u.nm) / (response * area)
+    nothing = np.zeros(0)
+    return FluxScale(value, 0.0, positive(error, "error"), 0, math.nan, 0.0, math.nan,
+                     nothing.astype(bool), nothing)  # fmt: skip
 
 
 def calibrate_flux(line_map, scale):
