@@ -428,7 +428,7 @@ class Night:
             return
         try:
             match = match_catalogue(ccd, self.settings.catalogue)
-        except AlignmentError as error:
+        except (AlignmentError, InputError) as error:
             self.messages.say(
                 f"{group.label}: {self.settings.catalogue}: {error}: its WCS is left as it was"
             )
