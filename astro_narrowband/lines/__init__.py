@@ -16,6 +16,7 @@ from astro_narrowband.lines._flux import (
     flux_from_magnitudes,
     flux_from_spectra,
     flux_scale,
+    reference_fluxes,
     scale_of_area,
     surface_brightness,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "read_catalogue",
     "read_image",
     "read_regions",
+    "reference_fluxes",
     "region_fluxes",
     "restore_lines",
     "scale_of_area",

@@ -27,8 +27,6 @@ from astro_narrowband.lines import (
     calibrate_flux,
     correct_blend,
     extinction,
-    flux_from_magnitudes,
-    flux_from_spectra,
     flux_scale,
     line_in_continuum,
     line_ratio,
@@ -36,6 +34,7 @@ from astro_narrowband.lines import (
     read_catalogue,
     read_image,
     read_regions,
+    reference_fluxes,
     region_fluxes,
     restore_lines,
     scale_of_area,
@@ -50,8 +49,6 @@ __all__ = ["LineSettings", "make_lines"]
 
 #: Ratios that are made where both lines are there.
 RATIOS = (("SII", "Halpha"), ("OIII", "Halpha"), ("NII", "Halpha"), ("Halpha", "Hbeta"))
-#: Columns of AB magnitudes in catalogues, and their wavelengths [nm].
-BANDS = {"g": 475.0, "r": 622.0, "i": 763.0, "z": 905.0}
 #: Signal over noise of a reference star.
 MIN_SNR = 20.0
 
@@ -355,10 +352,16 @@ def _calibrate(each, name, folder, settings):
     if each.maps[name].wcs is None:
         each.maps[name].wcs = match.wcs
     curve = each.curves[name]
-    reference, colour = _reference(match.stars, curve, name, settings)
+    reference, colour = reference_fluxes(
+        match.stars, curve, name, velocity=settings.velocity, source=settings.references
+    )
     rate = match.stars["star_flux"].to_value(u.electron / u.s)
     error = match.stars["star_flux_err"].to_value(u.electron / u.s)
-    scale = flux_scale(rate, reference, rate_err=error, colour=colour, floor=settings.floor)
+    correction = measured.meta.get("correction", 1.0)
+    scale = flux_scale(
+        rate, reference, rate_err=error, colour=colour, floor=settings.floor,
+        rate_common=measured.meta.get("correction_err", 0.0) / correction,
+    )  # fmt: skip
     each.scales[name] = (scale, match)
     each.maps[name] = calibrate_flux(each.maps[name], scale)
 
@@ -374,36 +377,6 @@ def _matched(ccd, measured, references):
     for column in ("flux", "flux_err"):
         match.stars.rename_column(column, f"star_{column}")
     return match
-
-
-def _reference(stars, curve, name, settings):
-    """Line flux of as many counts of each star, and its colour where it is known."""
-    lower = {c.lower().replace("'", "").removesuffix("mag").rstrip("_"): c for c in stars.colnames}
-    if "spectrum" in stars.colnames:
-        sampling = stars.meta.get("sampling")
-        if sampling is None or stars["spectrum"].unit is None:
-            raise InputError(
-                f"{settings.references}: spectra need a unit, and meta['sampling'], their "
-                "wavelengths in nm (GaiaXPy's sampling)"
-            )
-        flux = flux_from_spectra(
-            curve, name, wavelength=np.asarray(sampling, float) * u.nm, density=stars["spectrum"],
-            velocity=settings.velocity,
-        )  # fmt: skip
-        return flux, None
-    bands = {
-        wavelength: np.asarray(getattr(stars[lower[band]], "value", stars[lower[band]]), float)
-        for band, wavelength in BANDS.items()
-        if band in lower
-    }
-    if len(bands) < 2:
-        raise InputError(
-            f"{settings.references}: has neither spectra (spectrum) nor AB magnitudes in two of "
-            f"{', '.join(BANDS)}"
-        )
-    first, second = sorted(bands)[:2]
-    flux = flux_from_magnitudes(curve, name, bands=bands, velocity=settings.velocity)
-    return flux, bands[first] - bands[second]
 
 
 def _unblend(each, settings):
