@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
+from scipy.special import ndtri
 
 from astro_narrowband._engine.apertures import circle_sums
-from astro_narrowband.photometry._measure import read_image
 
 __all__ = ["hidden_error", "unlike_stars"]
 
@@ -18,7 +18,7 @@ PER_TERM = 0.02
 #: A blend differs by more than so many sigma.
 UNLIKE = 4.0
 #: Errors of width, roundness and concentration in units of 1 / snr, and the least scatter of each.
-SHAPE_NOISE, SHAPE_FLOOR = (1.1, 1.3, 0.75), (0.01, 0.01, 0.003)
+WHOLE_NOISE, SHAPE_FLOOR = 0.75, 0.003
 #: Farther away than this [FWHM] a neighbour is a source of its own, or outside the aperture.
 APART = 1.25
 #: As many of the stars may have a hidden neighbour of more than five times their error.
@@ -29,13 +29,15 @@ NEAREST, MIN_COUNTS = 30, 40
 UNSEEN = 1.5
 
 
-def unlike_stars(ccd, stars, table, r):
+def unlike_stars(pixels, shapes, stars, table, r):
     """
     Find sources that are wider, longer or less dense than single stars of their place.
 
     Parameters
     ----------
-    ccd : `~astropy.nddata.CCDData`
+    pixels : `~astro_narrowband._engine.apertures.Pixels`
+    shapes : `~astro_narrowband.photometry._shapes.Shapes`
+        Of all sources.
     stars : `~astropy.table.QTable`
         From `~astro_narrowband.detect_stars`.
     table : `~astropy.table.QTable`
@@ -47,39 +49,47 @@ def unlike_stars(ccd, stars, table, r):
     -------
     unlike : `~numpy.ndarray` of bool, (n,)
     allowed : `~numpy.ndarray`, (n,)
-        What the concentration may differ by, as a part of it.
+        What a neighbour may add to the size of a source unseen, as a part of the size.
 
     Notes
     -----
-    The usual shape is a surface over the field: the quantile regression of the lowest
-    quarter of the bright stars, for most of a field may be pairs, then the mean of those near it.
+    The usual shape is a surface over the field. Of sizes: the quantile regression of the
+    lowest quarter of the bright stars, for most of a field may be pairs, then the mean of
+    those near it. A neighbour in any direction adds as much to the size as to the length;
+    both are weighed by their errors.
     """
     x, y = (stars[name].value for name in ("x_center", "y_center"))
-    core = circle_sums(read_image(ccd).pixels._replace(noise=None, gain=None), x, y, [r / 2])
+    core = circle_sums(pixels._replace(noise=None, gain=None), x, y, [r / 2])
     sky, flux = (_bare(table[name]) for name in ("sky", "flux"))
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = flux / (core.total - sky[:, None] * core.area)[:, 0]
-        own = np.maximum(_bare(table["snr"]), 1.0)
-    snr = np.maximum(_bare(stars["snr"]), 1.0)
-    good = (snr > SHAPE_SNR) & (own > SHAPE_SNR) & ~np.asarray(stars["saturated"])
-    unlike, allowed = np.zeros(len(stars), bool), np.full(len(stars), np.inf)
-    for value, noise, absolute, unit, floor in zip(
-        (_bare(stars["fwhm"]), _bare(stars["roundness"]), whole),
-        (1 / snr, 1 / snr, 1 / own), (False, True, False), SHAPE_NOISE, SHAPE_FLOOR, strict=True,
-    ):  # fmt: skip
-        use = np.flatnonzero(good & np.isfinite(value))
-        if len(use) < MIN_SHAPES:
-            continue
-        use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
-        value = value if absolute else value / np.median(value[use])
-        usual, scatter = _usual(x, y, value, unit * noise, use, floor)
-        allowed = UNLIKE * np.hypot(scatter, unit * noise)
-        with np.errstate(invalid="ignore"):
-            unlike |= value - usual > allowed
-    return unlike & ~np.asarray(stars["saturated"]), allowed
+        snr = np.maximum(_bare(table["snr"]), 1.0)
+    saturated = np.asarray(stars["saturated"])
+    good = (snr > SHAPE_SNR) & ~saturated & np.isfinite(shapes.size) & np.isfinite(whole)
+    use = np.flatnonzero(good)
+    use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
+    if len(use) < MIN_SHAPES:
+        return np.zeros(len(x), bool), np.full(len(x), np.inf)
+    unit = np.median(shapes.size[use])
+    away = {}
+    for name, value, noise, lowest in (
+        ("size", shapes.size / unit, shapes.size_err / unit, SMALLEST),
+        ("plus", shapes.plus / unit, shapes.long_err / unit, 0.5),
+        ("cross", shapes.cross / unit, shapes.long_err / unit, 0.5),
+        ("whole", whole / np.median(whole[use]), WHOLE_NOISE / snr, SMALLEST),
+    ):
+        usual, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
+        away[name] = value - usual, np.hypot(scatter, noise)
+    with np.errstate(invalid="ignore"):
+        longer = np.hypot(away["plus"][0], away["cross"][0])
+        weight = away["size"][1] ** -2, away["plus"][1] ** -2
+        err = (weight[0] + weight[1]) ** -0.5
+        shape = (away["size"][0] * weight[0] + longer * weight[1]) * err
+        unlike = (shape > UNLIKE) | (away["whole"][0] > UNLIKE * away["whole"][1])
+    return unlike & ~saturated, np.nan_to_num(UNLIKE * err, nan=np.inf)
 
 
-def _usual(x, y, value, noise, use, floor):
+def _usual(x, y, value, noise, use, floor, lowest):
     """The shape of single stars at all places, and its scatter beyond noise."""
     a, b = ((at - at.min()) / (np.ptp(at) or 1.0) * 2 - 1 for at in (x, y))
     terms = np.column_stack([np.ones_like(a), a, b, a * a, a * b, b * b])
@@ -87,7 +97,7 @@ def _usual(x, y, value, noise, use, floor):
     for k in (1, 3, 6):
         if len(use) < 4 * k:
             break
-        solution, scatter = _lowest(terms[use, :k], value[use], noise[use], floor)
+        solution, scatter = _fit_lowest(terms[use, :k], value[use], noise[use], floor, lowest)
         near = np.abs(value[use] - terms[use, :k] @ solution) < 2.5 * np.hypot(noise[use], floor)
         # A surface that bends to half a field of pairs has fewer stars near it than a flat one.
         score = near.mean() - max(PER_TERM, 1 / len(use)) * k
@@ -96,8 +106,8 @@ def _usual(x, y, value, noise, use, floor):
     return best[1:]
 
 
-def _lowest(design, seen, noise, floor):
-    """Fit the lowest quarter, then the stars that are near it: coefficients and scatter."""
+def _fit_lowest(design, seen, noise, floor, lowest):
+    """Fit the quantile ``lowest``, then the stars that are near it: coefficients and scatter."""
     error = np.hypot(noise, floor)
     weight = np.ones(len(seen))
     for _ in range(40):
@@ -105,10 +115,9 @@ def _lowest(design, seen, noise, floor):
         solution = np.linalg.lstsq(design * root, seen * root[:, 0], rcond=None)[0]
         left = (seen - design @ solution) / error
         # Iterated weights of a quantile.
-        weight = np.where(left > 0, SMALLEST, 1 - SMALLEST) / np.maximum(np.abs(left), 0.05)
+        weight = np.where(left > 0, lowest, 1 - lowest) / np.maximum(np.abs(left), 0.05)
     scatter = floor
-    # The lowest quarter of single stars is 0.67 sigma below their mean.
-    left = left - 0.67
+    left = left + ndtri(lowest)
     for _ in range(6):
         width = np.hypot(noise, scatter)
         keep = np.abs(left * error) < 2.5 * width

@@ -16,7 +16,8 @@ from astropy import units as u
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
-from astro_narrowband._engine.detection import detect_stars, stamps
+from astro_narrowband._engine.apertures import sky_levels
+from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.frames import row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
@@ -28,6 +29,7 @@ from astro_narrowband.photometry._growth import (
     growth_curves,
 )
 from astro_narrowband.photometry._measure import read_image
+from astro_narrowband.photometry._shapes import measure_shapes
 
 __all__ = ["Catalog", "make_catalog"]
 
@@ -41,6 +43,8 @@ MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
+#: As many of the brightest stars tell the seeing of an image.
+MAX_SEEING = 300
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -174,16 +178,15 @@ def make_catalog(
     if not np.isfinite(typical):
         typical = 3.0
     with ThreadPoolExecutor(usable_cores()) as pool:
-        widths = list(pool.map(lambda ccd: _widths(ccd, x, y, typical), ccds.values()))
-        seeing = [_seeing(width, stars, typical) for width in widths]
+        seeing = list(pool.map(lambda ccd: _seeing(ccd, stars, typical), ccds.values()))
         scale = typical if fwhm is not None else max(seeing)
 
-        def measure(name, width, point):
+        def measure(name, point):
             options = {"sky": sky, "saturation": (saturation or {}).get(name)}
             partial = _partial(counts[name], x, y)
-            return _measure(name, ccds[name], stars, partial, width, point, scale, options)
+            return _measure(name, ccds[name], stars, partial, point, scale, options)
 
-        found = list(pool.map(measure, ccds, widths, seeing))
+        found = list(pool.map(measure, ccds, seeing))
     tables, growth, corrections = (
         dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
     )
@@ -245,40 +248,17 @@ class _Shape:
         self.name, self.shape = str(ccd.header.get("FILTER", "image")), ccd.data.shape
 
 
-def _widths(ccd, x, y, fwhm):
-    """FWHM of every source in one image [pix], NaN where it has none."""
-    width = np.full(len(x), np.nan)
-    if not len(x):
-        return width
+def _seeing(ccd, stars, typical):
+    """Median FWHM of the good bright stars in one image [pix]."""
+    use = ~stars["saturated"] & (stars["snr"] > 30)
+    if use.sum() < 5:
+        use = ~stars["saturated"]
+    bright = stars[use][:MAX_SEEING]
     pixels = read_image(ccd).pixels._replace(noise=None, gain=None)
-    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
-    half = max(4, int(np.ceil(2 * fwhm)))
-    offset = np.arange(-half, half + 1)
-    step = max(1, 400_000 // offset.size**2)
-    sigma = fwhm / stamps.FWHM
-    for start in range(0, len(x), step):
-        part = slice(start, start + step)
-        oy, ox = np.meshgrid(offset, offset, indexing="ij")
-        data, _, good, _, _ = pixels.around(iy[part], ix[part], oy, ox, narrow=True)
-        rim = np.maximum(np.abs(offset)[:, None], np.abs(offset)) == half
-        level = np.median(data[:, rim], axis=1)
-        data -= level[:, None, None]
-        weight = None if good is None else good.astype(np.float32)
-        moments = stamps.windowed(
-            data.astype(np.float32, copy=False), weight, sigma,
-            x=x[part] - ix[part], y=y[part] - iy[part],
-        )  # fmt: skip
-        found, _ = stamps._shape(moments, sigma)
-        width[part] = np.where(np.isfinite(found) & (found < 2 * half), found, np.nan)
-    return width
-
-
-def _seeing(width, stars, typical):
-    """Median width of the good bright stars."""
-    good = np.isfinite(width) & ~stars["saturated"]
-    bright = good & (stars["snr"] > 30)
-    use = bright if bright.sum() >= 5 else good
-    return float(np.median(width[use])) if use.any() else float(typical)
+    x, y = bright["x_center"].value, bright["y_center"].value
+    sky = sky_levels(pixels, x, y, R_IN * typical, R_OUT * typical)
+    width = measure_shapes(pixels, x, y, sky.median, sky.std, typical).fwhm
+    return float(np.nanmedian(width)) if np.isfinite(width).any() else float(typical)
 
 
 def _partial(coverage, x, y):
@@ -293,7 +273,7 @@ def _partial(coverage, x, y):
     return core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
 
 
-def _measure(name, ccd, stars, partial, width, point, scale, options):
+def _measure(name, ccd, stars, partial, point, scale, options):
     """Measure one filter; return its table, growth curves and correction."""
     positions = QTable([stars["x_center"], stars["y_center"]])
     r = round(R_APERTURE * scale, 2)
@@ -303,10 +283,16 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
     flags[partial] |= Flag.PARTIAL
+    pixels = read_image(ccd).pixels
+    sky, std = (_bare(table[name]) for name in ("sky", "sky_std"))
+    shapes = measure_shapes(
+        pixels, stars["x_center"].value, stars["y_center"].value, sky, std, point
+    )
+    width = shapes.fwhm
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
-    unlike, allowed = unlike_stars(ccd, stars, table, r)
+    unlike, allowed = unlike_stars(pixels, shapes, stars, table, r)
     flags[unlike] |= Flag.BLENDED
     isolated = _isolated(stars, table, r_in, scale)
     grid = np.linspace(r_in / 20, r_in, 20)
@@ -337,6 +323,10 @@ def _count_hidden(table, allowed, fwhm, shape):
     flux, err = (np.asarray(getattr(table[k], "value", table[k])) for k in ("flux", "flux_err"))
     hidden = hidden_error(x, y, flux, err, allowed, fwhm=fwhm, shape=shape)
     table["flux_err"][:] = np.hypot(err, hidden) * (getattr(table["flux_err"], "unit", None) or 1)
+
+
+def _bare(column):
+    return np.asarray(getattr(column, "value", column), float)
 
 
 def _correct(table, correction, known):
