@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
+from scipy.stats import false_discovery_control
 
 from astro_narrowband._engine.apertures import circle_sums
 
@@ -15,8 +16,8 @@ SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 SMALLEST = 0.25
 #: So many more of the stars, or one, must be near a surface for each of its terms.
 PER_TERM = 0.02
-#: A blend differs by more than so many sigma.
-UNLIKE = 4.0
+#: No more than this part of those that are called blends is single.
+FALSE = 0.1
 #: Errors of width, roundness and concentration in units of 1 / snr, and the least scatter of each.
 WHOLE_NOISE, SHAPE_FLOOR = 0.75, 0.003
 #: Farther away than this [FWHM] a neighbour is a source of its own, or outside the aperture.
@@ -69,7 +70,7 @@ def unlike_stars(pixels, shapes, stars, table, r):
     use = np.flatnonzero(good)
     use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
     if len(use) < MIN_SHAPES:
-        return np.zeros(len(x), bool), np.full(len(x), np.inf)
+        return np.zeros(len(x), bool)
     unit = np.median(shapes.size[use])
     away = {}
     for name, value, noise, lowest in (
@@ -80,13 +81,27 @@ def unlike_stars(pixels, shapes, stars, table, r):
     ):
         usual, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
         away[name] = value - usual, np.hypot(scatter, noise)
-    with np.errstate(invalid="ignore"):
-        longer = np.hypot(away["plus"][0], away["cross"][0])
-        weight = away["size"][1] ** -2, away["plus"][1] ** -2
-        err = (weight[0] + weight[1]) ** -0.5
-        shape = (away["size"][0] * weight[0] + longer * weight[1]) * err
-        unlike = (shape > UNLIKE) | (away["whole"][0] > UNLIKE * away["whole"][1])
-    return unlike & ~saturated, np.nan_to_num(UNLIKE * err, nan=np.inf)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dense = ndtr(-away["whole"][0] / away["whole"][1])
+        chance = 2 * np.fmin(_chance(*away["size"], *away["plus"], away["cross"][0]), dense)
+    known = np.isfinite(chance) & ~saturated
+    unlike = np.zeros(len(x), bool)
+    unlike[known] = false_discovery_control(np.minimum(chance[known], 1)) < FALSE
+    return unlike
+
+
+def _chance(wider, size_err, plus, long_err, cross):
+    """
+    Chance that noise makes a star as wide and as long as that, whatever its direction.
+
+    Width and length, weighed by their errors, are the sum of a normal and of a Rayleigh
+    variable, with weights c and s, c**2 + s**2 = 1: it is above t with a chance of
+    Q(t / c) + s exp(-t**2 / 2) P(t s / c), P being the normal distribution and Q = 1 - P.
+    """
+    err = (size_err**-2 + long_err**-2) ** -0.5
+    c, s = err / size_err, err / long_err
+    t = c * wider / size_err + s * np.hypot(plus, cross) / long_err
+    return ndtr(-t / c) + s * np.exp(-t * np.maximum(t, 0) / 2) * ndtr(t * s / c)
 
 
 def _usual(x, y, value, noise, use, floor, lowest):
@@ -131,60 +146,6 @@ def _fit_lowest(design, seen, noise, floor, lowest):
         excess = spread**2 - np.median(noise[keep]) ** 2
         scatter = max(floor, math.sqrt(max(excess, 0.0)))
     return solution, scatter
-
-
-def hidden_error(x, y, flux, err, allowed, *, fwhm, shape):
-    """
-    Return the error that neighbours give whom no shape shows, beyond ``err``, (n,).
-
-    Parameters
-    ----------
-    x, y, flux, err : `~numpy.ndarray`, (n,)
-        All sources of an image.
-    allowed : `~numpy.ndarray`, (n,)
-        From `unlike_stars`.
-    fwhm : float
-        [pix]
-    shape : tuple of int
-        Of the image.
-
-    Notes
-    -----
-    The counts of the image, a power law normalised to the density around each source, tell
-    how many neighbours brighter than c are within a distance: one of a part q of the flux
-    at d FWHM changes a concentration by about q d**2, and stays hidden where that is less than
-    ``allowed``, no farther away than 1.25. The flux c that 0.7 % of the stars have hidden, at
-    most half of what was measured, is five times the error; where that is less than ``err``
-    nothing is added.
-    """
-    from scipy.spatial import cKDTree
-
-    none = np.zeros(len(x))
-    known = np.isfinite(flux) & (flux > 0) & np.isfinite(err)
-    if known.sum() < MIN_COUNTS:
-        return none
-    # Half of the sources are brighter: as many of those are seen as there are.
-    faintest = float(np.median(flux[known]))
-    bright = np.flatnonzero(known & (flux > faintest))
-    slope = float(np.clip(1 / np.mean(np.log(flux[bright] / faintest)), 0.3, 2.0))
-    tree = cKDTree(np.column_stack([x[bright], y[bright]]))
-    n = min(NEAREST, len(bright) - 1)
-    reach = tree.query(np.column_stack([x, y]), n)[0][:, -1]
-    area = np.ones(len(x))
-    for at, size in ((x, shape[1]), (y, shape[0])):
-        area *= np.clip(at + reach, 0, size) - np.clip(at - reach, 0, size)
-    near = n / (np.pi / 4 * np.maximum(area, 1.0)) * np.pi * fwhm**2 / HIDDEN
-    flux = np.where(known, flux, np.nan)
-    # The integral of the counts times the area in which a neighbour of each flux is hidden.
-    hidden = near * slope / (1 + slope) * allowed * flux
-    neighbour = np.minimum(
-        faintest * (near * APART**2) ** (1 / slope),
-        (faintest**slope * hidden) ** (1 / (1 + slope)),
-    )
-    # The counts end where they have as many as there can be.
-    end = faintest * (len(bright) / (UNSEEN * known.sum())) ** (1 / slope)
-    neighbour = np.where(neighbour > end, np.minimum(neighbour, flux / 2), 0.0)
-    return np.nan_to_num(np.sqrt(np.maximum((neighbour / 5) ** 2 - err**2, 0.0)))
 
 
 def _bare(column):

@@ -22,7 +22,7 @@ from astro_narrowband._engine.frames import row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
-from astro_narrowband.photometry._blends import hidden_error, unlike_stars
+from astro_narrowband.photometry._blends import unlike_stars
 from astro_narrowband.photometry._growth import (
     aperture_correction,
     diagnose_background,
@@ -292,7 +292,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
-    unlike, allowed = unlike_stars(pixels, shapes, stars, table, r)
+    unlike = unlike_stars(pixels, shapes, stars, table, r)
     flags[unlike] |= Flag.BLENDED
     isolated = _isolated(stars, table, r_in, scale)
     grid = np.linspace(r_in / 20, r_in, 20)
@@ -307,7 +307,6 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     correction = aperture_correction(curves, r, use=clean) if clean.any() else None
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
-    _count_hidden(table, allowed, point, ccd.data.shape)
     table.meta.update(filter=name, fwhm=point)
     if correction is not None:
         table.meta.update(
@@ -315,14 +314,6 @@ def _measure(name, ccd, stars, partial, point, scale, options):
             correction_scatter=correction.scatter, correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
-
-
-def _count_hidden(table, allowed, fwhm, shape):
-    """Add the error by neighbours that are not seen, of which the counts tell."""
-    x, y = table["x_center"].value, table["y_center"].value
-    flux, err = (np.asarray(getattr(table[k], "value", table[k])) for k in ("flux", "flux_err"))
-    hidden = hidden_error(x, y, flux, err, allowed, fwhm=fwhm, shape=shape)
-    table["flux_err"][:] = np.hypot(err, hidden) * (getattr(table["flux_err"], "unit", None) or 1)
 
 
 def _bare(column):
