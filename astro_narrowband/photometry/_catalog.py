@@ -28,6 +28,7 @@ from astro_narrowband.photometry._growth import (
     diagnose_background,
     growth_curves,
 )
+from astro_narrowband.photometry._isolated import isolated_stars, without_field
 from astro_narrowband.photometry._measure import read_image
 from astro_narrowband.photometry._shapes import measure_shapes
 
@@ -35,8 +36,10 @@ __all__ = ["Catalog", "make_catalog"]
 
 #: Radii in units of the widest filter's FWHM: aperture and annulus.
 R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
-#: A neighbour within the growth curve with more than this part of the flux spoils it.
-NEIGHBOUR_FLUX = 0.01
+#: A neighbour only ever adds: stars so many sigma from the median give no correction.
+STRANGE = 2.5
+#: Of the clipping of annuli, in sigma.
+CLIP = 3.0
 #: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
 MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 #: A source whose core more than this part of the frames lacks has a profile of its own.
@@ -152,9 +155,7 @@ def make_catalog(
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
     Where the width of stars changes over the field the correction is a surface. Sources
     that are wider, longer or less dense than single stars of their place are flagged
-    BLENDED. Neighbours that no shape shows are counted on from the density of sources:
-    where more than 0.7 % of the stars have one of more than five times their error,
-    ``flux_err`` is as large as it takes.
+    BLENDED; the denser the field, the less it takes.
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
@@ -283,18 +284,20 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
     flags[partial] |= Flag.PARTIAL
-    pixels = read_image(ccd).pixels
+    image = read_image(ccd)
     sky, std = (_bare(table[name]) for name in ("sky", "sky_std"))
     shapes = measure_shapes(
-        pixels, stars["x_center"].value, stars["y_center"].value, sky, std, point
+        image.pixels, stars["x_center"].value, stars["y_center"].value, sky, std, point
     )
     width = shapes.fwhm
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
-    unlike = unlike_stars(pixels, shapes, stars, table, r)
+    unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
-    isolated = _isolated(stars, table, r_in, scale)
+    x, y, flux = (_bare(table[name]) for name in ("x_center", "y_center", "flux"))
+    reach = r_in + 2 * scale
+    isolated = _isolated(x, y, flux, table, reach)
     grid = np.linspace(r_in / 20, r_in, 20)
     # Of two radii that are all but the same, the ring between them has no variance.
     radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
@@ -304,7 +307,16 @@ def _measure(name, ccd, stars, partial, point, scale, options):
         curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
     )
     clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
-    correction = aperture_correction(curves, r, use=clean) if clean.any() else None
+    correction = None
+    if clean.any():
+        alone, err = without_field(
+            image, curves[clean], (x, y, flux), reach, r_from=r,
+            r_in=r_in, r_out=r_out, sky=options["sky"], clip=CLIP,
+        )  # fmt: skip
+        correction = aperture_correction(alone, r, use=np.ones(len(alone), bool), clip=STRANGE)
+        correction = correction._replace(
+            err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
+        )
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
     table.meta.update(filter=name, fwhm=point)
@@ -351,9 +363,8 @@ def _correct(table, correction, known):
         table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
 
 
-def _isolated(stars, table, reach, scale):
+def _isolated(x, y, flux, table, reach):
     """Indices of bright, clean stars with no neighbour that disturbs them, brightest first."""
-    flux = np.asarray(getattr(table["flux"], "value", table["flux"]))
     bright = table["snr"] > MIN_SNR
     # Neighbours are looked at here, with their brightness. In a nebula no annulus is even.
     uneven = Flag.NEIGHBOUR | Flag.SKY_UNEVEN
@@ -361,17 +372,7 @@ def _isolated(stars, table, reach, scale):
         good = ((table["flags"] & ~np.int32(allowed)) == 0) & bright
         if good.sum() >= MIN_STARS:
             break
-    if not good.any():
-        return np.zeros(0, int)
-    from scipy.spatial import cKDTree
-
-    xy = np.column_stack([stars["x_center"].value, stars["y_center"].value])
-    pairs = cKDTree(xy).query_pairs(reach + 2 * scale, output_type="ndarray")
-    for a, b in (pairs.T, pairs[:, ::-1].T) if len(pairs) else ():
-        # A neighbour that could not be measured may be bright.
-        disturbs = ~(flux[b] <= NEIGHBOUR_FLUX * flux[a])
-        good[a[disturbs]] = False
-    chosen = np.flatnonzero(good)
+    chosen = np.flatnonzero(isolated_stars(x, y, flux, good, reach))
     return chosen[np.argsort(-flux[chosen])][:MAX_STARS]
 
 
