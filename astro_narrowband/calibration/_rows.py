@@ -58,8 +58,8 @@ class _Tile:
         inner = slice(rows.start - wide.start, rows.stop - wide.start)
 
         raw = self.frame.frame.read(wide)
-        full = np.float32(detector.saturation - self.frame.frame.pedestal)
-        np.greater_equal(raw.data, full, out=flagged)
+        counts = self.frame.frame.raw_counts(wide, raw.data)
+        np.greater_equal(counts, np.float32(detector.saturation), out=flagged)
         for plane in (raw.mask, known):
             if plane is not None:
                 flagged |= plane
@@ -69,6 +69,9 @@ class _Tile:
         else:
             current = np.multiply(rate, np.float32(exposure), out=self.current[: len(rate)])
             # Where the dark of this exposure was measured it does not follow its line.
+            rest = recipe.dark.rest_at(exposure, wide)
+            if rest is not None:
+                current += rest
             pixels, dark, _ = recipe.dark.measured_at(exposure, wide)
             current.ravel()[pixels] = dark - offset.ravel()[pixels]
             np.subtract(raw.data, offset, out=electrons)

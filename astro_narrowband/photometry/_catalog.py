@@ -7,7 +7,6 @@ show has a flux around zero with an error there, not a hole.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,7 +17,7 @@ from astropy.table import QTable
 
 from astro_narrowband._engine.apertures import sky_levels
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.frames import row_bands, usable_cores
+from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
@@ -178,7 +177,7 @@ def make_catalog(
     typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
     if not np.isfinite(typical):
         typical = 3.0
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with Threads(usable_cores()) as pool:
         seeing = list(pool.map(lambda ccd: _seeing(ccd, stars, typical), ccds.values()))
         scale = typical if fwhm is not None else max(seeing)
 
