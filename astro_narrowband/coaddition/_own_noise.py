@@ -173,7 +173,11 @@ class _WithMasters(_Apart):
                 f"those given ({masters.masters}): give those, or leave out masters"
             )
         super().__init__(frame, masters.masters)
-        self.master_noise = masters.master_noise
+        self.recipe = masters
+
+    def master_noise(self, rows):
+        """As of a `~astro_narrowband.calibration.CalibratedFrame`."""
+        return self.recipe.master_noise(rows, self.exposure)
 
 
 def _recipe(frame, model):
