@@ -125,7 +125,7 @@ ax.legend(frameon=False)
 # Of the [NII] in the filter only the ratio is known, 0.35 +- 0.05, and so it is divided out.
 
 halpha = correct_blend(maps["Halpha"], 0.35, ratio_err=0.05, curve=curves["Halpha"])
-print(f"divided by {halpha.header['BLEND']:.3f}, known to {100 * halpha.common['blend']:.1f} %")
+print(f"divided by {halpha.header['BLEND']:.3f} +- {halpha.header['BLENDERR']:.3f}")
 
 # %%
 # Against the truth
