@@ -104,6 +104,7 @@ def expected(night, tmp_path_factory):
 
 def run(night, out, *options, meanwhile=None, cwd=None):
     command = [sys.executable, "-m", "astro_narrowband", "reduce", night, "-o", out, "--quiet"]
+    command += ["--memory", "2M"]  # several bands
     child = subprocess.Popen(  # noqa: S603
         list(map(str, [*command, *options])), stderr=subprocess.PIPE, text=True, cwd=cwd
     )
@@ -182,7 +183,7 @@ def test_all_workers_or_the_scheduler_are_killed_on_the_way(
 ):
     made, out = cluster(2), tmp_path / "out"
     kill = killing(made, out, which)
-    options = ["--scheduler", made.address, "--memory", "1M"]
+    options = ["--scheduler", made.address]
     status, errors = check(night, out, expected, *options, meanwhile=kill)
     assert status == 0
     assert not errors or "a worker was lost" in errors[0]
