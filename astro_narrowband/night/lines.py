@@ -292,7 +292,9 @@ def _calibrate(each, name, folder, settings):
     # A sky that is not even makes an error larger, which it is; the rest makes a flux wrong.
     wrong = sum(int(flag) for flag in Flag if not flag.name.startswith("SKY"))
     flags = np.asarray(measured["flags"])
-    measured = measured[(flags & wrong == 0) & (measured["flux"] > MIN_SNR * measured["flux_err"])]
+    # What all stars share of the aperture correction makes none of them fainter.
+    seen = measured["flux_aperture"] > MIN_SNR * measured["flux_aperture_err"]
+    measured = measured[(flags & wrong == 0) & seen]
     if len(measured) < 3:
         raise InputError(
             f"{path}: {len(measured)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed"
