@@ -17,6 +17,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
+from astro_narrowband._engine.door import door, each, of_class, rule_or_numbers
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
 from astro_narrowband._engine.plots import picture_html
@@ -141,6 +142,7 @@ class Coadd:
         return hdul
 
 
+@door(stars=each(of_class("Table", "ndarray")), sky=rule_or_numbers)
 def coadd(
     frames,
     *,

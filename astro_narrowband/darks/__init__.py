@@ -16,6 +16,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import row_bands
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice, finite, positive
@@ -99,6 +100,7 @@ class DarkModel:
     # ------------------------------------------------------------------ making
 
     @classmethod
+    @door
     def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
         """
         Fit offset and rate of every pixel.
@@ -141,6 +143,7 @@ class DarkModel:
         return cls(**result)
 
     @classmethod
+    @door
     def from_masters(cls, *, bias=None, dark=None, exposure=None):
         """
         Return the model that a master bias and at most one master dark make.
@@ -453,6 +456,7 @@ class DarkModel:
             bad_pixels.append(index + rows.start * self.shape[1])
         return np.concatenate(bad_pixels)
 
+    @door
     def at(self, exposure, *, max_extrapolation=None):
         """
         Return the dark of ``exposure``, bias included, with its uncertainty.
@@ -522,13 +526,22 @@ class DarkModel:
         """Return the model as an `~astropy.io.fits.HDUList`; the offset is the primary image."""
         return model_hdul(self)
 
-    def write(self, path):
-        """Write the model to a FITS file, whole or not at all."""
-        from astro_narrowband._engine.files import write_fits
+    def write(self, path, *, overwrite=False):
+        """
+        Write the model to a FITS file, whole or not at all.
 
+        Raises
+        ------
+        ProductError
+            If it cannot be written, or a file is there and ``overwrite`` is False.
+        """
+        from astro_narrowband._engine.files import check_absent, write_fits
+
+        check_absent(path, overwrite=overwrite)
         write_fits(path, self.to_hdul())
 
     @classmethod
+    @door
     def read(cls, path):
         """
         Return the model in a file that `write` made; its planes stay on disk.

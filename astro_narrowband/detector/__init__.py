@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import as_frame
 from astro_narrowband._engine.validate import positive, value_in
 from astro_narrowband.detector._full import measure_saturation
@@ -113,6 +114,7 @@ class Detector:
         )
 
     @classmethod
+    @door
     def from_header(cls, header):
         """
         Return the detector that a header describes.
@@ -125,6 +127,7 @@ class Detector:
         return decide_detector(header)
 
     @classmethod
+    @door
     def measure(cls, flats, biases, *, saturation=None, sample=SAMPLE):
         """
         Measure gain and read noise from pairs of flats and pairs of biases.

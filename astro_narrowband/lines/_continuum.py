@@ -11,6 +11,7 @@ from scipy.ndimage import center_of_mass, label
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import a_text, door
 from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
@@ -39,6 +40,7 @@ APART = 4.0
 MIN_SNR = 20.0
 
 
+@door(name=a_text)
 def subtract_continuum(
     line,
     continuum,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
@@ -71,6 +72,7 @@ class RatioMap:
         return hdul
 
 
+@door
 def line_ratio(a, b, *, min_snr=3.0):
     """
     Divide one line map by another, where that means something.

@@ -16,6 +16,7 @@ from astropy.table import QTable
 
 from astro_narrowband._engine import apertures
 from astro_narrowband._engine.detection import stamps
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
@@ -126,6 +127,7 @@ def flag_where(conditions):
     )
 
 
+@door
 def annulus_photometry(
     image,
     positions,

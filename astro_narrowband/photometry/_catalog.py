@@ -17,6 +17,7 @@ from astropy.table import QTable
 
 from astro_narrowband._engine.apertures import sky_levels
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
@@ -93,6 +94,7 @@ class Catalog:
         return {name: diagnose_background(curves) for name, curves in self.growth.items()}
 
 
+@door(images=items, saturation=items, coverage=items)
 def make_catalog(
     images,
     *,

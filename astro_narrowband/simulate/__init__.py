@@ -15,6 +15,7 @@ from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 
+from astro_narrowband._engine.door import door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.simulate._camera import (
@@ -75,6 +76,7 @@ class _Exposure:
     filter: str = ""
 
 
+@door
 def simulate_night(
     folder,
     *,
