@@ -7,7 +7,7 @@ Count what is said of clean nights, of which nothing ought to be said.
 
 Each night has one filter and a sky, a seeing, exposures, a camera, a nebula, a dither and a density
 of stars of its own (one in three is sparse: 4 to 12 stars), and nothing that the model of the
-noise does not know. Printed are the messages and the frames left out, by kind; how many errors
+noise does not know; nights with fewer than 4 stars that serve are passed over. Printed are the messages and the frames left out, by kind; how many errors
 were scaled; and, over all nights, noise measured over predicted and the pulls of the stars'
 fluxes: single ones, and the medians of nights with the error that all stars of a night share.
 """
@@ -31,6 +31,8 @@ from astro_narrowband.simulate import NightModel
 
 #: Light exposures of a night [s].
 EXPOSURES = ((60.0, 120.0, 300.0), (300.0,) * 4, (30.0, 60.0, 60.0), (120.0,) * 6, (60.0,) * 5)
+#: Stars that a night must have, further from the edge than this [pix].
+LEAST, MARGIN = 4, 20
 RATIOS = ("NOISEPIX", "NOISEBLK", "NOISEAPR", "NOISELIN")
 
 
@@ -52,6 +54,7 @@ def night(seed):
         star_density=1e6 * n_stars / size**2,
         # What is meant by a star of a sparse field is one that can be seen.
         faintest=60.0 if sparse else 5.0,
+        full_well=1e5,  # no pile of full pixels below what 16 bits hold
         transparency_scatter=rng.choice([0.02, 0.08, 0.15]),
     )
     exposures = EXPOSURES[rng.integers(len(EXPOSURES))]
@@ -68,12 +71,31 @@ def night(seed):
     }
 
 
+def n_usable(truth):
+    """How many stars are well inside the field and saturate in no light."""
+    lights, model = truth.frames[truth.frames["kind"] == "light"], truth.model
+    x, y = truth.stars["x"].value, truth.stars["y"].value
+    ny, nx = truth.shape
+    flux = truth.stars[f"flux_{truth.filters[0]}"].value
+    # A circle with the area of a pixel, centred on the star.
+    core = truth.aperture_fraction(0.5642, fwhm=lights["fwhm"].value.min())
+    peak = flux * core * lights["exposure"].value.max() / model.gain
+    inside = (x > MARGIN) & (x < nx - MARGIN) & (y > MARGIN) & (y < ny - MARGIN)
+    return np.count_nonzero(inside & (peak + model.pedestal < 50_000))
+
+
 def judge(seed):
-    """Reduce the night of a seed: its messages, and what its coadd says against its truth."""
+    """
+    Reduce the night of a seed: its messages, and what its coadd says against its truth.
+
+    None for a night by whose stars, fewer than `LEAST`, nobody could register its frames.
+    """
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         truth = simulate_night(folder / "night", **night(seed))
+        if n_usable(truth) < LEAST:
+            return None
         record = reduce_night(folder / "night", folder / "reduced", settings=Settings(workers=1))
         said = [message["text"] for message in record["messages"]]
         figures = {}
@@ -108,6 +130,8 @@ def main():
     with ProcessPoolExecutor(options.processes) as pool:
         nights = {pool.submit(judge, seed): seed for seed in seeds}
         for done in as_completed(nights):
+            if done.result() is None:
+                continue
             said, figures = done.result()
             rows.append(figures)
             for text in said:
