@@ -9,16 +9,6 @@ package costs nothing.
 """
 
 from importlib import import_module
-from importlib.metadata import version as _version
-from importlib.resources import files as _files
-
-__version__ = _version("astro-narrowband")
-__citation__ = (
-    _files(__name__)
-    .joinpath("CITATION")
-    .read_text(encoding="utf-8")
-    .replace("VERSION", __version__)
-)
 
 _HOME = {
     "Alignment": "registration",
@@ -62,10 +52,15 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("astro-narrowband")
+    if name == "__citation__":
+        text = import_module("importlib.resources").files(__name__).joinpath("CITATION")
+        return text.read_text(encoding="utf-8").replace("VERSION", __getattr__("__version__"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__all__, "__citation__", "__version__"])

@@ -44,6 +44,8 @@ def run_demo(output, *, size=1024, seed=1, progress=None):
         What is good of it, and what is not.
     page : str
         Where to look on.
+    status : int
+        As that of the record of the night: 0 if every filter could be made.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -53,7 +55,8 @@ def run_demo(output, *, size=1024, seed=1, progress=None):
     rows = compare(truth, record, output / "reduced")
     page = "report.html" if "report.html" in record["products"] else "night.json"
     heads = ["", "frames", "aligned to", "stars", "flux off by", "scatter", "pulls"]
-    return [heads, *map(_line, rows)], _sentence(rows), str(output / "reduced" / page)
+    where = str(output / "reduced" / page)
+    return [heads, *map(_line, rows)], _sentence(rows), where, record["status"]
 
 
 def _line(row):

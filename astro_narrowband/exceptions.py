@@ -3,7 +3,14 @@ One base for the errors of this package, one for its warnings.
 
 A message is one line: what (file, or argument), which keyword and value, what
 was done about it, and what to do.
+
+Warnings of this package go through `warn`: a run has its own ears, whatever other threads do
+with the filters of `warnings`, which all threads share.
 """
+
+import warnings
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from astropy.utils.exceptions import AstropyUserWarning
 
@@ -17,7 +24,11 @@ __all__ = [
     "NarrowbandWarning",
     "ProductError",
     "SharedNoiseWarning",
+    "listening",
+    "warn",
 ]
+
+_LISTENER = ContextVar("listener", default=None)
 
 
 class NarrowbandError(Exception):
@@ -54,3 +65,41 @@ class NarrowbandWarning(AstropyUserWarning):
 
 class SharedNoiseWarning(NarrowbandWarning):
     """Frames do not say what noise they share, so that a coadd's error may be too small."""
+
+
+def warn(text, category=NarrowbandWarning, *, level="warning", stacklevel=1):
+    """
+    Tell who listens in this context, or else warn as `warnings.warn` does.
+
+    Parameters
+    ----------
+    text : str
+        One line.
+    category : type, optional
+        A `NarrowbandWarning`.
+    level : {"warning", "error"}, optional
+        For those who listen.
+    stacklevel : int, optional
+        As of `warnings.warn`.
+    """
+    listener = _LISTENER.get()
+    if listener is None:
+        warnings.warn(text, category, stacklevel=stacklevel + 1)
+    else:
+        listener(text, level)
+
+
+@contextmanager
+def listening(listener):
+    """
+    Let ``listener(text, level)`` hear what is said with `warn`, in this context.
+
+    Another thread hears it where its work was submitted with this context, as by `Threads`.
+    Yields who listened before, or ``None``.
+    """
+    before = _LISTENER.get()
+    token = _LISTENER.set(listener)
+    try:
+        yield before
+    finally:
+        _LISTENER.reset(token)

@@ -1,6 +1,5 @@
 """Master bias and master flat: what the camera and the optics do to every frame."""
 
-import warnings
 from functools import cache
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from astro_narrowband._engine.stacking.clipped import (
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import decide_detector
-from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.exceptions import CalibrationError, InputError, warn
 
 __all__ = ["FlatCheck", "check_flats", "master_bias", "master_flat"]
 
@@ -76,10 +75,9 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     offsets -= offsets.mean()
     drift = float(np.ptp(offsets))
     if drift > max(noise, 1.0):
-        warnings.warn(
+        warn(
             f"{len(frames)} biases: their level drifts by {drift:.1f} adu; they were brought to "
             "the mean level: take biases close to the lights",
-            NarrowbandWarning,
             stacklevel=2,
         )
     data = np.empty(shape, np.float32)
@@ -199,7 +197,8 @@ def _check(frame, exposure, rows, good, dark, detector):
             if band.mask is not None:
                 own &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
-    saturated = np.count_nonzero((values >= detector.saturation - frame.pedestal) & good)
+    counts = [frame.raw_counts(row, band.data) for row, band in zip(rows, bands, strict=True)]
+    saturated = np.count_nonzero((np.concatenate(counts) >= detector.saturation) & good)
     total = np.count_nonzero(good)
     values -= dark
     bad = None if total == good.size else ~good
@@ -290,9 +289,8 @@ def master_flat(
     used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
     for check in checks:
         if check.reason:
-            warnings.warn(
+            warn(
                 f"{check.name}: {check.reason}: left out of the flat",
-                NarrowbandWarning,
                 stacklevel=2,
             )
     if not used:

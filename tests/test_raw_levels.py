@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import warnings
 
+import ccdproc
 import numpy as np
 import pytest
 from astropy import units as u
@@ -63,6 +64,37 @@ def test_saturated_flats_and_darks_are_seen_under_an_overscan(rng):
     model = DarkModel.fit(darks, bias=biases, detector=DETECTOR)
     assert model.mask(slice(30, 31))[0, 40]
     assert model.mask(slice(0, 60)).sum() < 20
+
+
+@pytest.mark.parametrize("kind", ["ramp", "step", "fraction"])
+@pytest.mark.parametrize("below", [False, True])
+@pytest.mark.parametrize("cards", [{}, {"PEDESTAL": 100}], ids=["plain", "pedestal"])
+def test_an_overscan_that_moves_masks_what_is_full_and_nothing_else(rng, kind, below, cards):
+    # Just below the level, and at it, in every row and column: the level is one of raw counts.
+    raw = with_overscan(rng, np.full((60, 80), 300.0), below=below, **cards)
+    ny, nx = raw.shape
+    along = np.arange(nx)[None, :] if below else np.arange(ny)[:, None]
+    drift = {"ramp": 40.0 * along, "step": 900.0 * (along > 33), "fraction": 0.3 * along}[kind]
+    raw.data = (raw.data + drift).astype(np.float32)
+    inner = raw.data[16:] if below else raw.data[:, 16:]
+    true = rng.random(inner.shape) < 0.1
+    inner[true] = 65504.0
+    inner[~true & (rng.random(inner.shape) < 0.1)] = 65503.0
+    result = calibrate(raw, detector=DETECTOR)
+    np.testing.assert_array_equal(result.mask, true)
+
+
+def test_full_pixels_after_ccdproc_took_the_overscan_off(rng):
+    level = np.full((60, 80), 300.0)
+    level[20:25, 10:23] = 1e6
+    raw = with_overscan(rng, level)
+    raw.header["SATURATE"] = 65535
+    sections = raw.header.pop("BIASSEC"), raw.header.pop("TRIMSEC")
+    light = ccdproc.subtract_overscan(raw, fits_section=sections[0], median=True)
+    light = ccdproc.trim_image(light, fits_section=sections[1])
+    result = calibrate(light, gain=1 * u.electron / u.adu, read_noise=5 * u.electron)
+    assert result.mask[20:25, 10:23].all()
+    assert result.mask.sum() == 65
 
 
 # ------------------------------------------------------------------ geometry
@@ -206,6 +238,22 @@ def test_one_grid_has_one_wcs(nights, kind, rng):
     reference = next((nights[kind] / "raw").rglob(headers[0]["REFFRAME"]))
     apart = np.array(first) - np.array(world(fits.getheader(reference), x, y))
     assert np.abs(apart).max() < 0.05 * 2.8e-4
+
+
+@pytest.mark.parametrize("way", ["registration", "catalogue"])
+def test_one_grid_has_one_wcs_whatever_it_comes_from(nights, way, tmp_path):
+    # Not registered, by the files' own WCS; or by the stars of a catalogue.
+    catalogue = next((nights["CD"] / "out").glob("catalog-*-Halpha.ecsv"))
+    options = {"registration": {"registration": "none"}, "catalogue": {"catalogue": catalogue}}[way]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reduce_night(nights["CD"] / "raw", tmp_path, settings=Settings(**options))
+    headers = [fits.getheader(path) for path in sorted(tmp_path.glob("coadd-*.fits"))]
+    linear = ("CTYPE", "CRVAL", "CRPIX", "CDELT", "PC")
+    first, second = ({k: h[k] for k in h if k.startswith(linear)} for h in headers)
+    assert first == second
+    assert len(first) > 8
+    assert ("WCSSTARS" in headers[0]) == ("WCSSTARS" in headers[1]) == (way == "catalogue")
 
 
 @pytest.mark.parametrize("kind", ["none", "PC", "CD", "CROTA", "SIP"])

@@ -6,6 +6,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData
 
+from astro_narrowband import calibrate
 from astro_narrowband._engine.frames import MemoryFrame, as_ccd
 from astro_narrowband._engine.raw import prepared, without_pedestal
 from astro_narrowband.detector import Detector
@@ -104,7 +105,9 @@ def test_a_pedestal_is_taken_off_and_full_pixels_stay_full(sign):
     frame = MemoryFrame(CCDData(image, unit="adu", meta={"PEDESTAL": 100 * sign}))
     made = as_ccd(prepared(frame))
     assert (made.data[0] == 1000).all()
-    assert np.argwhere(made.mask).tolist() == [[1, 2]]
+    light = CCDData(image, unit="adu", meta={"PEDESTAL": 100 * sign, "EXPTIME": 1.0})
+    rate = calibrate(light, detector=Detector(1.0, 5.0, saturation=65535.0))
+    assert np.argwhere(rate.mask).tolist() == [[1, 2]]
     assert "PEDESTAL" not in made.header
     assert without_pedestal(made_frame := MemoryFrame(made)) is made_frame
     with pytest.raises(InputError, match="PEDESTAL"):

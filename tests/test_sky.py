@@ -230,6 +230,24 @@ def test_transparency_from_what_there_is(n_stars):
     assert 0.4 < np.std(pulls) < 1.35
 
 
+def test_a_small_crowded_frame_has_stars_enough():
+    n, off = 64, []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        stars, xy = 0, np.stack(np.meshgrid(*2 * [np.arange(8, n - 8, 9)]), -1).reshape(-1, 2)
+        xy = xy + rng.uniform(-1.5, 1.5, xy.shape)
+        y, x = np.mgrid[:n, :n]
+        for (a, b), f in zip(xy, 10 ** rng.uniform(1.3, 2.5, len(xy)), strict=True):
+            stars = stars + f / 9.05 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 2.88)
+        truth = np.array([1.0, 0.7, 1.0])
+        made = coadd([light(rng, stars * part + 3, t=60.0, read_noise=6.0) for part in truth])
+        assert (np.array(made.frames["n_stars"]) >= 5).all()
+        scale, error = np.array(made.frames["scale"]), np.array(made.frames["scale_err"])
+        base = int(np.flatnonzero(error == 0)[0])
+        off.append(scale / (truth / truth[base]) - 1)
+    assert np.sqrt(np.mean(np.square(off))) < 0.02
+
+
 def test_what_cannot_be_measured_is_said_and_kept():
     rng = np.random.default_rng(1)
     frames = [light(rng, np.full((96, 96), 0.4)) for _ in range(3)]

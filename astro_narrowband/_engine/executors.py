@@ -7,28 +7,60 @@ on it so that a worker lost on the way costs time and not the result.
 """
 
 import hashlib
+import json
+import multiprocessing
+import os
 import pickle
 import signal
 import tempfile
 import threading
 import time
-import warnings
 from collections import OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from astro_narrowband._engine.files import Temporary, safe_text, sweep
 from astro_narrowband._engine.frames import map_bands, usable_cores
-from astro_narrowband.exceptions import InputError, NarrowbandWarning, ProductError
+from astro_narrowband.exceptions import InputError, ProductError, warn
 
-__all__ = ["open_executor", "run_bands"]
+__all__ = ["check_place", "open_executor", "run_bands"]
 
 #: Work that pickles to more than this is sent to the workers once, as a file.
 INLINE = 1 << 20
 #: A band that was lost so often is not tried again elsewhere, but done here.
 ATTEMPTS = 3
+_WORDS = ("threads", "processes", "local")
+_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
 #: Seconds that a scheduler and its workers may take to answer, and that all workers may be away.
 ANSWER, AWAY = 15, 20
+
+
+def check_place(where):
+    """
+    Return where bands are worked on, a str, if it is a word or may be a cluster.
+
+    Raises
+    ------
+    InputError
+        If it is not: an address of another kind, a file that is no scheduler file.
+    """
+    address = where
+    if "://" not in where and Path(where).is_file():
+        try:
+            address = json.loads(Path(where).read_bytes())["address"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(
+                f"{safe_text(where)}: is no scheduler file: give the one that 'dask scheduler "
+                "--scheduler-file' writes"
+            ) from None
+    scheme, _, host = str(address).partition("://")
+    if where not in _WORDS and not (scheme in _SCHEMES and host):
+        raise InputError(
+            f"scheduler = {safe_text(where)!r} is not known: use threads, processes, local, the "
+            "address of a Dask scheduler (tcp://HOST:PORT) or its scheduler file"
+        )
+    return where
 
 
 @contextmanager
@@ -70,30 +102,44 @@ def open_executor(where=None, *, workers=None):
     elif isinstance(where, Executor) or hasattr(where, "submit"):
         yield where
     elif where == "processes":
-        import multiprocessing
-
-        # Not fork: threads of this process may hold locks.
-        context = multiprocessing.get_context("spawn")
-        # Ctrl-C reaches them as well: it is this process that ends them.
-        ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
-        pool = ProcessPoolExecutor(workers or usable_cores(), mp_context=context, **ignore)
-        try:
-            yield pool
-        except BaseException:
-            processes = list((pool._processes or {}).values())
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.terminate()
-            raise
-        pool.shutdown()
-    elif isinstance(where, str) and (where == "local" or "://" in where or Path(where).is_file()):
-        with _dask(where, workers) as pool:
+        with _processes(workers or usable_cores()) as pool:
             yield pool
     else:
-        raise InputError(
-            f"scheduler = {where!r} is not known: use threads, processes, local, the address of "
-            "a Dask scheduler (tcp://HOST:PORT) or its scheduler file"
-        )
+        with _dask(check_place(str(where)), workers or usable_cores()) as pool:
+            yield pool
+
+
+@contextmanager
+def _processes(workers):
+    # Not fork: threads of this process may hold locks.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        # Ctrl-C in a terminal, and its end, reach them as well: it is this process that ends them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+        try:
+            for _ in range(workers):
+                pool.submit(int)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield pool
+    except BaseException:
+        processes = list((pool._processes or {}).values())
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _end_with_parent():
+    """Let this process not outlive the one that started it, however that ends."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -104,33 +150,27 @@ def _dask(where, workers):
         raise InputError(
             f"scheduler = {where!r} needs Dask: pip install astro-narrowband[dask]"
         ) from None
-    cluster = client = None
-    try:
-        if where == "local":
-            cluster = LocalCluster(
-                n_workers=workers or usable_cores(), threads_per_worker=1, processes=True,
-                dashboard_address="127.0.0.1:0",
-            )  # fmt: skip
-            client = Client(cluster)
-        else:
-            named = {"address": where} if "://" in where else {"scheduler_file": where}
+    with ExitStack() as stack:
+        try:
+            if where == "local":
+                place = LocalCluster(
+                    n_workers=workers, threads_per_worker=1, processes=True,
+                    dashboard_address="127.0.0.1:0",
+                )  # fmt: skip
+                stack.callback(_close, place)
+                named = {"address": place}
+            else:
+                named = {"address" if "://" in where else "scheduler_file": where}
             client = _within(ANSWER + 10, lambda: Client(timeout=ANSWER, **named))
-        _within(ANSWER + 10, lambda: client.wait_for_workers(1, timeout=ANSWER))
-    except (OSError, TimeoutError, RuntimeError, ValueError) as error:
-        if cluster is not None:
-            cluster.close()
-        if client is not None:
-            _close(client)
-        raise ProductError(
-            f"scheduler {where}: no answer from it and a worker ({type(error).__name__}): start "
-            "it with 'dask scheduler' and workers with 'dask worker', or leave out --scheduler"
-        ) from None
-    try:
+            stack.callback(_close, client)
+            _within(ANSWER + 10, lambda: client.wait_for_workers(1, timeout=ANSWER))
+        except (OSError, TimeoutError, RuntimeError, ValueError) as error:
+            raise ProductError(
+                f"scheduler {where}: no answer from it and a worker ({type(error).__name__}): "
+                "start it with 'dask scheduler' and workers with 'dask worker', or leave out "
+                "--scheduler"
+            ) from None
         yield client.get_executor(retries=ATTEMPTS)
-    finally:
-        _close(client)
-        if cluster is not None:
-            cluster.close()
 
 
 def _within(seconds, call):
@@ -147,9 +187,10 @@ def _within(seconds, call):
     return done.result(timeout=seconds)
 
 
-def _close(client):
-    with suppress(Exception):  # the scheduler may be gone: then there is nothing to close
-        _within(10, lambda: client.close(timeout=5))
+def _close(remote):
+    """Close a client or a cluster; where it is gone there is nothing to close."""
+    with suppress(Exception):
+        _within(10, lambda: remote.close(timeout=5))
 
 
 # --------------------------------------------------------------------------- running
@@ -189,7 +230,7 @@ def run_bands(function, bands, *, executor=None, workers=None):
     if executor is None or _shares_memory(executor):
         yield from map_bands(function, bands, executor=executor, workers=workers)
         return
-    with _Parcel(function) as parcel:
+    with _Parcel(function).sent() as parcel:
         resilient = _Resilient(executor, function)
         yield from map_bands(
             parcel, bands, executor=resilient, workers=workers or _n_workers(executor)
@@ -238,18 +279,18 @@ class _Parcel:
         self.content = content
         self.path = None
 
-    def __enter__(self):
-        if len(self.content) > INLINE:
-            with tempfile.NamedTemporaryFile(
-                prefix="astro-narrowband-", suffix=".work", delete=False
-            ) as file:
-                file.write(self.content)
-            self.path, self.content = file.name, None
-        return self
-
-    def __exit__(self, *_):
-        if self.path is not None:
-            Path(self.path).unlink(missing_ok=True)
+    @contextmanager
+    def sent(self):
+        """Hold the file that a large one goes by."""
+        if len(self.content) <= INLINE:
+            yield self
+            return
+        folder = Path(tempfile.gettempdir())
+        sweep(folder)
+        with Temporary(folder / "work") as file:
+            file.write(self.content)
+            self.path, self.content = str(file.name), None
+            yield self
 
     def __call__(self, rows):
         return _unpacked(self)(rows)
@@ -304,10 +345,9 @@ class _Resilient:
     def here(self, rows, error):
         if not self.broken:
             self.broken = True
-            warnings.warn(
+            warn(
                 f"a worker was lost ({type(error).__name__}: {error}): its bands are done again "
                 "in this process; if it ran out of memory, give a smaller --memory",
-                NarrowbandWarning,
                 stacklevel=2,
             )
         return self.function(rows)

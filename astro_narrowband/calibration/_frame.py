@@ -1,7 +1,6 @@
 """A raw frame that is calibrated while it is read."""
 
 import math
-import warnings
 from copy import copy
 from functools import cached_property
 
@@ -18,7 +17,7 @@ from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.calibration._recipe import divisor
 from astro_narrowband.calibration._rows import calibrate_rows
-from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.exceptions import CalibrationError, InputError, warn
 from astro_narrowband.noise import SharedNoise, sample_rows, signal_variance
 
 __all__ = ["CalibratedFrame", "refuse_twice"]
@@ -190,7 +189,7 @@ class CalibratedFrame(Frame):
                 f"{text}: take darks at that temperature, or raise max_temperature_difference"
             )
         if apart > 0.5:
-            warnings.warn(f"{text}: hot pixels will remain", NarrowbandWarning, stacklevel=3)
+            warn(f"{text}: hot pixels will remain", stacklevel=3)
 
     def _header(self):
         recipe, header = self.recipe, self.frame.header.copy()

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import warnings
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -20,7 +19,7 @@ from astro_narrowband._engine.frames import (
 )
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.noise import sample_rows
 
 __all__ = ["Recipe", "divisor"]
@@ -202,9 +201,8 @@ def _normalised(flat):
     level = _median(flat, [slice(0, flat.shape[0])])
     if not level > 0:
         raise InputError(f"{flat.name}: the flat's median is {level:.3g}: a flat is around 1")
-    warnings.warn(
+    warn(
         f"{flat.name}: the flat's median is {level:.4g}, not 1: it was divided by that",
-        NarrowbandWarning,
         stacklevel=4,
     )
     return _ScaledFlat(flat, level)

@@ -58,8 +58,8 @@ class _Tile:
         inner = slice(rows.start - wide.start, rows.stop - wide.start)
 
         raw = self.frame.frame.read(wide)
-        full = np.float32(detector.saturation - self.frame.frame.pedestal)
-        np.greater_equal(raw.data, full, out=flagged)
+        counts = self.frame.frame.raw_counts(wide, raw.data)
+        np.greater_equal(counts, np.float32(detector.saturation), out=flagged)
         for plane in (raw.mask, known):
             if plane is not None:
                 flagged |= plane

@@ -5,16 +5,16 @@ Private to `astro_narrowband.coaddition._coadd`.
 """
 
 import math
-import warnings
 
 import numpy as np
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.validate import choice, finite, positive
+from astro_narrowband.coaddition._own_noise import exposure_of
 from astro_narrowband.coaddition._sky import Skies, match_skies
 from astro_narrowband.coaddition._statistics import FrameStatistics, measure_frame
 from astro_narrowband.coaddition._transparency import Transparency, measure_transparency
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 
 __all__ = [
     "choose_reference", "fixed_order", "identity", "in_order", "match_flux", "match_sky",
@@ -70,13 +70,19 @@ def identity(found):
     return b"" if found.cells is None else found.cells.tobytes()
 
 
-def fixed_order(frames, table, exposure):
+def fixed_order(frames, table):
     """Indices of the frames in an order that does not depend on the one given."""
 
     def key(i):
         alignment = frames[i].alignment
         place = b"" if alignment is None else alignment.matrix.tobytes()
-        return (table[i].variance, frames[i].name, exposure[i], identity(table[i]), place)
+        return (
+            table[i].variance,
+            frames[i].name,
+            exposure_of(frames[i]),
+            identity(table[i]),
+            place,
+        )
 
     return np.array(sorted(range(len(frames)), key=key))
 
@@ -113,18 +119,17 @@ def warn_of_frames(frames, reasons, seen):
     for frame, reason in zip(frames, reasons, strict=True):
         if reason:
             text = f"{frame.name}: left out of the coadd: {reason}"
-            warnings.warn(text, NarrowbandWarning, stacklevel=3)
+            warn(text, stacklevel=3)
     lost = [
         frame.name
         for frame, method, reason in zip(frames, seen.method, reasons, strict=True)
         if method == "not measured" and not reason
     ]
     if lost:
-        warnings.warn(
+        warn(
             f"{_listed(lost)}: transparency could not be measured, by stars or nebula in common "
             f"with {frames[seen.reference].name}: taken as usual (scale_err is NaN): through "
             "cloud, fluxes are too low: give flux_scale, or leave the frame out",
-            NarrowbandWarning,
             stacklevel=3,
         )
 
@@ -133,11 +138,10 @@ def warn_of_uneven(seen, weight):
     """Say by how much fluxes may be off where the transparency of used frames is uneven."""
     off = math.sqrt(np.nansum((weight * seen.uneven) ** 2))
     if off > UNEVEN:
-        warnings.warn(
+        warn(
             f"fluxes of the coadd may be off by {off:.1%} (SCALESYS) from one part of the image to "
             "another: the star fluxes of its frames differ by more than scales and slow maps "
             "describe (scale_uneven): leave out the frames that are worst",
-            NarrowbandWarning,
             stacklevel=3,
         )
 
@@ -146,12 +150,11 @@ def warn_of_rejected(frames, rejected):
     """Name the frames of which more is rejected than outliers make up."""
     many = np.flatnonzero(rejected >= MANY_REJECTED)
     if many.size:
-        warnings.warn(
+        warn(
             f"{_listed([frames[i].name for i in many])}: up to {rejected.max():.1%} of the pixels "
             "of a frame were rejected as outliers, where less than 2 % is usual: a trail over much "
             "of it, cloud, a wrong registration, or noise that is larger than its uncertainty: "
             "look at it, or leave it out",
-            NarrowbandWarning,
             stacklevel=3,
         )
 

@@ -7,7 +7,6 @@ header which masters it was made with and how much noise they left in blank sky
 """
 
 import math
-import warnings
 from copy import copy
 
 import numpy as np
@@ -17,7 +16,7 @@ from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
-from astro_narrowband.exceptions import InputError, SharedNoiseWarning
+from astro_narrowband.exceptions import InputError, SharedNoiseWarning, warn
 from astro_narrowband.noise import SharedNoise, sample_rows
 from astro_narrowband.registration import Alignment
 
@@ -72,7 +71,7 @@ def warn_of_unknown(frames):
     """Warn once of frames that do not say what noise they share."""
     unknown = [frame.name for frame in frames if frame.masters is None]
     if unknown and len(frames) > 1:
-        warnings.warn(
+        warn(
             f"{unknown[0]}{' and others' if len(unknown) > 1 else ''}: {len(unknown)} of "
             f"{len(frames)} frames do not say which masters they were calibrated with: noise of "
             "bias, dark and flat that they share is taken to average down: calibrate them with "

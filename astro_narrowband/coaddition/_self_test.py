@@ -4,10 +4,8 @@ A coadd's error bars against its own blank sky.
 Private to `astro_narrowband.coaddition`.
 """
 
-import warnings
-
 from astro_narrowband.confront import compare_noise
-from astro_narrowband.exceptions import NarrowbandWarning
+from astro_narrowband.exceptions import warn
 
 __all__ = ["self_test"]
 
@@ -38,8 +36,7 @@ def self_test(ccd):
     if test.failures:
         ccd.uncertainty.array *= test.factor
         header["NOISECOR"] = round(header["NOISECOR"] * test.correlation, 6)
-        warnings.warn(
+        warn(
             f"{header.get('COADDREF', 'coadd')}, of its coadd: {test.sentence}",
-            NarrowbandWarning,
             stacklevel=3,
         )

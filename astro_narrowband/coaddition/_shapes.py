@@ -14,10 +14,11 @@ difference itself that cosmic rays are seen on the wings and cores of stars, and
 how much is left says what a frame may differ by.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
+
+from astro_narrowband._engine.frames import Threads
 
 __all__ = ["N_TERMS", "derivatives", "star_shapes", "structure_at"]
 
@@ -136,7 +137,7 @@ def star_shapes(task, positions, best, workers):
     strips = _strips(positions, task.shape)
     if not strips:
         return shapes, tolerance
-    with ThreadPoolExecutor(workers) as pool:
+    with Threads(workers) as pool:
         stamps = list(pool.map(partial(_stamps, task, strips), range(n)))
     # All stamps as one image, one below the other.
     side = 2 * RADIUS + 1

@@ -15,8 +15,9 @@ import numpy as np
 from astropy import units as u
 
 from astro_narrowband._engine.frames import HeldFrame, as_frame
+from astro_narrowband._engine.statistics import MAD_TO_STD
 
-__all__ = ["MAD", "FrameStatistics", "cell_centres", "forced_fluxes", "measure_frame"]
+__all__ = ["FrameStatistics", "cell_centres", "forced_fluxes", "measure_frame"]
 
 #: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
 MAX_CELLS, MIN_CELL = 64, 16
@@ -24,14 +25,13 @@ MAX_CELLS, MIN_CELL = 64, 16
 CELL_PIXELS = 256
 #: Rows of cells in which the noise is measured, at least where there are so many.
 NOISE_CELLS = 16
-#: Standard deviation of a Gaussian over its median absolute deviation.
-MAD = 1.4826
 #: Stars of a frame that serve for its flux scale, at most, and their least signal to noise.
 MAX_STARS, MIN_SNR = 200, 5.0
 #: Radius of their apertures, inner and outer radius of the sky around them [FWHM].
 APERTURE, SKY_RADII = 2.5, (4.0, 6.0)
-#: Of fewer stars than this that are alone as far as the sky, those that are alone so far serve.
-FEW_STARS, NEAR = 6, 2.5
+#: Of fewer stars than this that are alone as far as the sky, those that are alone in their
+#: aperture serve; where these are few as well, in a narrow one that loses little light [FWHM].
+FEW_STARS, NARROW = 6, 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,7 @@ def _noise(data, level, variance):
     away = data - level[:, None].astype(np.float32)
     np.abs(away, out=away)
     sigma, _ = _median_of_rows(away)
-    sigma *= MAD
+    sigma *= MAD_TO_STD
     if variance is None:
         return sigma**2, np.where(np.isnan(level), np.nan, 0.0)
     with np.errstate(invalid="ignore"):
@@ -305,16 +305,14 @@ def _measure_stars(frame, table, exposure):
     good = np.isfinite(flux) & (flux > 0)
     if "saturated" in table.colnames:
         good &= ~np.asarray(table["saturated"], bool)
-    half = math.ceil(SKY_RADII[1] * fwhm) + 1
-    ny, nx = frame.shape
-    good &= (x >= half) & (x <= nx - 1 - half) & (y >= half) & (y <= ny - 1 - half)
-    # The reach of an aperture is free of stars that count. Where few are so lonely, the circle
-    # is: what neighbours add to the sky around it they add in every frame.
-    inside = good
-    for reach in (SKY_RADII[1], NEAR):
+    useful = good
+    # The reach of an aperture is in the frame and free of stars that count. Where few are so
+    # lonely, the circle is: what neighbours add to the sky around it they add in every frame.
+    for reach in (SKY_RADII[1], APERTURE, NARROW):
         i, j = _pairs_within(x, y, reach * fwhm)
         others = np.bincount(i, flux[j], len(x)) + np.bincount(j, flux[i], len(x))
-        good = inside & (others < 0.2 * flux)
+        inside = _inside(frame, x, y, max(reach, APERTURE) * fwhm)
+        good = useful & inside & (others < 0.2 * flux)
         if np.count_nonzero(good) >= FEW_STARS:
             break
     index = np.flatnonzero(good)
@@ -322,7 +320,7 @@ def _measure_stars(frame, table, exposure):
     if not index.size:
         return np.empty((0, 4)), fwhm
     x, y = x[index], y[index]
-    flux, error, known = _apertures(frame, exposure, x, y, fwhm, half)
+    flux, error, known = _apertures(frame, exposure, x, y, fwhm, APERTURE)
     with np.errstate(invalid="ignore"):
         known &= flux > MIN_SNR * error
     return np.column_stack([x, y, flux, error])[known], fwhm
@@ -337,19 +335,18 @@ def _pairs_within(x, y, radius):
     return known[tree.query_pairs(radius, output_type="ndarray")].T
 
 
-def forced_fluxes(frame, x, y, fwhm):
+def forced_fluxes(frame, x, y, fwhm, *, radius=APERTURE):
     """
     Return flux and error (n, 2) at given positions, whether or not there is a star.
 
-    NaN where the circle leaves the frame or has holes that cannot be filled. As
-    nothing was asked of the frame itself, no chance makes its faint stars brighter.
+    NaN where the circle leaves the frame or has holes that cannot be filled; the sky around
+    it may leave the frame, or a small one would hardly have a star. As nothing was asked of
+    the frame itself, no chance makes its faint stars brighter.
     """
-    half = math.ceil(SKY_RADII[1] * fwhm) + 1
-    ny, nx = frame.shape
-    inside = (x >= half) & (x <= nx - 1 - half) & (y >= half) & (y <= ny - 1 - half)
+    inside = _inside(frame, x, y, radius * fwhm)
     out = np.full((len(x), 2), np.nan)
     if inside.any():
-        flux, error, good = _apertures(frame, frame.exposure, x[inside], y[inside], fwhm, half)
+        flux, error, good = _apertures(frame, frame.exposure, x[inside], y[inside], fwhm, radius)
         out[inside] = np.where(good[:, None], np.column_stack([flux, error]), np.nan)
     return out
 
@@ -373,34 +370,48 @@ def _uneven_sky(data, level, noise):
     return np.maximum(0.5 * off + 0.5 * max(float(off.mean()), 0.0), 0.0) if off.size else off
 
 
-def _apertures(frame, exposure, x, y, fwhm, half):
+def _inside(frame, x, y, radius):
+    """Whether circles do not leave a frame."""
+    edge, (ny, nx) = math.ceil(radius) + 1, frame.shape
+    return (x >= edge) & (x <= nx - 1 - edge) & (y >= edge) & (y <= ny - 1 - edge)
+
+
+def _cut(centre, half, n):
+    """Pixels of an axis around a place, as far as there are any, and where they lie in a stamp."""
+    start, stop = max(centre - half, 0), min(centre + half + 1, n)
+    return slice(start, stop), slice(start - centre + half, stop - centre + half)
+
+
+def _apertures(frame, exposure, x, y, fwhm, reach):
     """Flux, its error, and whether they are known: not where holes cannot be filled."""
+    half = math.ceil(SKY_RADII[1] * fwhm) + 1
     cx, cy = np.rint(x).astype(int), np.rint(y).astype(int)
     side = 2 * half + 1
-    data = np.empty((len(x), side, side), np.float32)
-    noise, bad, plane = np.zeros_like(data), np.zeros(data.shape, bool), False
+    data = np.zeros((len(x), side, side), np.float32)
+    noise, bad, plane = np.zeros_like(data), np.ones(data.shape, bool), False
     for k in range(len(x)):
-        columns = slice(cx[k] - half, cx[k] + half + 1)
-        band = frame.read(slice(int(cy[k]) - half, int(cy[k]) + half + 1))
-        data[k] = band.data[:, columns]
+        (rows, in_y), (columns, in_x) = (
+            _cut(int(centre[k]), half, n) for centre, n in zip((cy, cx), frame.shape, strict=True)
+        )
+        band = frame.read(rows)
+        data[k, in_y, in_x] = band.data[:, columns]
         if band.variance is not None:
-            noise[k], plane = band.variance[:, columns], True
-        if band.mask is not None:
-            bad[k] = band.mask[:, columns]
+            noise[k, in_y, in_x], plane = band.variance[:, columns], True
+        bad[k, in_y, in_x] = False if band.mask is None else band.mask[:, columns]
     step = np.arange(-half, half + 1)
     radius = np.sqrt(
         (step - (x - cx)[:, None])[:, None, :] ** 2 + (step - (y - cy)[:, None])[:, :, None] ** 2
     )
     # A star is the same seen from behind: holes are filled from the other side.
     data[bad], noise[bad] = data[:, ::-1, ::-1][bad], noise[:, ::-1, ::-1][bad]
-    weight = np.clip(APERTURE * fwhm + 0.5 - radius, 0.0, 1.0)
+    weight = np.clip(reach * fwhm + 0.5 - radius, 0.0, 1.0)
     holes = (bad & bad[:, ::-1, ::-1] & (weight > 0)).any(axis=(1, 2))
     holes |= (bad & (radius < fwhm)).any(axis=(1, 2))
     ring = (radius > SKY_RADII[0] * fwhm) & (radius < SKY_RADII[1] * fwhm) & ~bad
     some = ring.any(axis=0)
     around = np.where(ring[:, some], data[:, some], np.float32(np.nan))
     sky, n = _median_of_rows(around)
-    spread = MAD * _median_of(np.abs(around - sky[:, None]).astype(np.float32), n)
+    spread = MAD_TO_STD * _median_of(np.abs(around - sky[:, None]).astype(np.float32), n)
     area = weight.sum(axis=(1, 2))
     data[holes], noise[holes] = 0.0, 0.0
     flux = (data.astype(float) * weight).sum(axis=(1, 2)) - sky * area

@@ -8,7 +8,6 @@ of an exposure with its error, and says when that is an extrapolation.
 """
 
 import hashlib
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -25,7 +24,7 @@ from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import FLAGS, fit_planes
 from astro_narrowband.darks._masters import fields_of_masters
 from astro_narrowband.darks._price import WORTH_SAYING, DarkPrice, same_exposure, tolerance
-from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.exceptions import CalibrationError, InputError, warn
 
 __all__ = ["FLAGS", "DarkModel", "DarkPrice", "decode_flags", "same_exposure"]
 
@@ -334,7 +333,7 @@ class DarkModel:
                 f"{what} of {exposure:g} s: their dark is extrapolated from darks of {longest}: "
                 f"its variance grows {self.variance_factor(exposure):.3g} times{cost}"
             )
-        warnings.warn(f"{text}; {advice} to be better", NarrowbandWarning, stacklevel=4)
+        warn(f"{text}; {advice} to be better", stacklevel=4)
 
     def measured_at(self, exposure, rows):
         """

@@ -1,7 +1,6 @@
 """The fit behind `astro_narrowband.darks.DarkModel`: weighted straight lines, in bands of rows."""
 
 import threading
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from astro_narrowband.darks._price import same_exposure
 from astro_narrowband.darks._shrink import shrink_fit
 from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 
 __all__ = ["FLAGS", "PLANES", "empty_planes", "fit_planes"]
 
@@ -492,9 +491,8 @@ def _say_flags(flags, notes):
         if n:
             notes.append(f"{name}: {n} pixels ({100 * n / total:.3g} %)")
     if np.count_nonzero(flags & FLAGS["NEGATIVE"]) > 0.1 * total:
-        warnings.warn(
+        warn(
             "the darks lie below the bias in more than 10 % of the pixels: bias and darks were "
             "not taken alike (offset, gain, temperature, light leak): the dark will be wrong",
-            NarrowbandWarning,
             stacklevel=4,
         )

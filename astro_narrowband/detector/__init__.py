@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.frames import as_frame
 from astro_narrowband._engine.validate import positive, value_in
 from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
@@ -228,6 +229,8 @@ def decide_detector(
             continue
         if found is not None:
             values[name], sources[name] = float(found[0]), f"header, {found[1]}"
+    # ccdproc took an overscan off: levels of raw counts are not those of the pixels any more.
+    moved = header is not None and saturation is None and "SUBOSCAN" in header
     errors = {}
     missing = [name for name in ("gain", "read_noise") if name not in values]
     if missing and len(flats) >= 2 and len(biases) >= 2:
@@ -242,10 +245,12 @@ def decide_detector(
             raise trouble
         what = " and ".join(name.replace("_", " ") for name in missing)
         raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
-    if "saturation" not in values:
+    if "saturation" not in values or moved:
         level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
-        values["saturation"], sources["saturation"] = FULL_SCALE, "full scale of 16 bits"
-        if level is not None and level < FULL_SCALE:
+        n_added = max((as_frame(light).n_added for light in lights), default=1)
+        values.setdefault("saturation", FULL_SCALE * n_added)
+        sources.setdefault("saturation", "full scale of 16 bits")
+        if level is not None and level < values["saturation"]:
             values["saturation"] = level
             sources["saturation"] = "measured from full pixels"
     return Detector(**values, **errors, sources=sources)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from astro_narrowband._engine.frames import as_frame, row_bands
+from astro_narrowband._engine.statistics import mad_std
 
 __all__ = ["measure_saturation"]
 
@@ -60,9 +61,9 @@ def measure_saturation(frames, *, gain=None):
     for frame in map(as_frame, frames):
         values, place, even = _bright(frame)
         edge = _edge(values, place, even, gain)
-        highest = max(highest, _top(values) + float(frame.pedestal))
+        highest = max(highest, _top(values))
         if edge is not None:
-            levels.append(edge + float(frame.pedestal))
+            levels.append(edge)
     # A level that another frame goes beyond is not where the camera is full.
     believed = (level for level in levels if level > (1 - 2 * TOP * BIN) * highest)
     return min(believed, default=None)
@@ -90,11 +91,12 @@ def _above(frame, bands, floor):
     values, place = [], []
     for rows in bands:
         band = frame.read(rows)
-        good = band.data > floor
+        counts = frame.raw_counts(rows, band.data)
+        good = counts > floor
         if band.mask is not None:
             good &= ~band.mask
         index = np.flatnonzero(good)
-        values.append(band.data.ravel()[index].astype(float))
+        values.append(counts.ravel()[index].astype(float))
         place.append(index + rows.start * frame.shape[1])
         if np.isfinite(floor):
             floor = max(floor, COMPARED * _top(values[-1]))
@@ -122,10 +124,10 @@ def _edge(values, place, even, gain):
     asked = place[pile][:: max(1, np.count_nonzero(pile) // ASKED)]
     middle = float(np.median(values[pile]))
     upper = values[values >= middle] - middle
-    sigma = 1.4826 * float(np.median(np.abs(values[pile] - middle)))
+    sigma = mad_std(values[pile], middle)
     if gain is not None:
         shot = (middle / gain) ** 0.5
-        if 1.4826 * float(np.median(upper)) > (SHOT_EVEN if even else SHOT) * shot:
+        if mad_std(upper, 0.0) > (SHOT_EVEN if even else SHOT) * shot:
             return None
     beside = np.isin(asked + 1, place[pile]) | np.isin(asked - 1, place[pile])
     return middle - SIGMA * sigma if beside.mean() > TOUCHING else None

@@ -6,6 +6,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import as_frames
 from astro_narrowband._engine.raw import prepared
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
@@ -46,7 +47,8 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     shape = same_shape([*biases, *flats], "biases and flats")
     if shape[1] < WIDTH or shape[0] * shape[1] < WIDTH * WIDTH:
         raise InputError(f"frames of shape {shape} are too small to measure a gain from")
-    dark = [_segments(b, sample) for b in biases]
+    limit = np.inf if saturation is None else saturation
+    dark = [_segments(b, sample)[0] for b in biases]
     bias = np.mean(dark, axis=0, dtype=np.float32)
     pairs = list(zip(dark[::2], dark[1::2], strict=False))
     # Row noise is noise of a pixel, but not of a difference of scaled rows.
@@ -58,15 +60,14 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
             "gain and read noise cannot be measured: the biases do not differ from each other: "
             "give both values"
         )
-    images = [_segments(f, sample) for f in flats]
-    limits = [np.inf if saturation is None else saturation - f.pedestal for f in flats]
-    levels = [float(np.median(image - bias)) for image in images]
+    images, counts = zip(*(_segments(f, sample) for f in flats), strict=True)
+    levels = [float(np.nanmedian(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
     found = []
     # Each flat in one pair only: the pairs are independent.
     for i, j in list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
-            full = (images[i] >= limits[i]) | (images[j] >= limits[j])
+            full = (counts[i] >= limit) | (counts[j] >= limit)
             found.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
     per_adu, error = _mean(found) if found else (0.0, 0.0)
     if not (per_adu > 0 and per_adu > 5 * error):
@@ -88,16 +89,25 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
 
 
 def _segments(frame, sample):
-    """Rows spread over a frame, cut into pieces: (n_rows, n_pieces, WIDTH / 2, 2) float32."""
+    """
+    Rows spread over a frame, cut into pieces, and their raw counts.
+
+    Both are (n_rows, n_pieces, WIDTH / 2, 2) float32.
+    """
     ny, nx = frame.shape
     step = max(1, ny * nx // sample)
-    rows = [frame.read(slice(y, y + 1)) for y in range(step // 2, ny, step)]
-    data = np.concatenate([band.data for band in rows])
-    for i, band in enumerate(rows):
+    rows = [slice(y, y + 1) for y in range(step // 2, ny, step)]
+    bands = [frame.read(row) for row in rows]
+    data = np.concatenate([band.data for band in bands])
+    for i, band in enumerate(bands):
         if band.mask is not None:
             data[i][band.mask[0]] = np.nan
+    counts = [frame.raw_counts(row, one[None]) for row, one in zip(rows, data, strict=True)]
     pieces = nx // WIDTH
-    return data[:, : pieces * WIDTH].reshape(len(data), pieces, WIDTH // 2, 2)
+    return [
+        each[:, : pieces * WIDTH].reshape(len(data), pieces, WIDTH // 2, 2)
+        for each in (data, np.concatenate(counts))
+    ]
 
 
 def _own_mean_off(difference):
@@ -105,7 +115,7 @@ def _own_mean_off(difference):
     n = difference.shape[2]
     centre = np.nanmedian(difference, axis=2, keepdims=True)
     rest = difference - centre
-    far = np.abs(rest) > CLIP * 1.4826 * np.nanmedian(np.abs(rest))
+    far = np.abs(rest) > CLIP * mad_std(rest, 0.0)
     centre += np.nanmean(np.where(far, np.nan, rest), axis=2, keepdims=True)
     return (difference - centre) * np.float32((n / (n - 1)) ** 0.5)
 
@@ -123,7 +133,7 @@ def _step(data):
 
 def _variance(difference, step):
     """Clipped variance of each piece; NaN where nothing is left. Two ``step`` are no outlier."""
-    width = 1.4826 * np.nanmedian(np.abs(difference))
+    width = mad_std(difference, 0.0)
     kept = np.abs(difference) <= CLIP * max(width, 0.5 * step)
     square = np.where(kept, difference * difference, 0).sum(axis=(2, 3), dtype=float)
     count = kept.sum(axis=(2, 3))
@@ -143,7 +153,7 @@ def _noise_per_adu(first, second, noise, full):
         unit = np.sqrt(np.abs(a) * (1 + k))
         scaled = (first - k * second) / unit * np.float32((n / (n - 1)) ** 0.5)
         offset = (noise * (1 + k * k) / unit**2).mean(axis=(2, 3))
-    width = 1.4826 * np.nanmedian(np.abs(scaled))
+    width = mad_std(scaled, 0.0)
     kept = np.abs(scaled) <= CLIP * width
     count = kept.sum(axis=(2, 3))
     square = np.where(kept, scaled * scaled, 0).sum(axis=(2, 3), dtype=float)
@@ -164,7 +174,7 @@ def _mean(values):
         return 0.0, 0.0
     every = np.concatenate(kept)
     centre = np.median(every)
-    width = 1.4826 * np.median(np.abs(every - centre))
+    width = mad_std(every, centre)
     near = [v[np.abs(v - centre) <= 6 * width] if width > 0 else v for v in kept]
     means = np.array([v.mean() for v in near])
     errors = np.array([v.std() / v.size**0.5 for v in near])

@@ -9,10 +9,12 @@ to draw.
 
 import io
 import math
+import zlib
 from typing import NamedTuple
 
 import numpy as np
 
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.filters import FILTERS
 
 __all__ = [
@@ -133,7 +135,7 @@ def sky_of(image):
     values = image[np.isfinite(image)]
     if not steps.size:
         return Sky(float(values.mean()) if values.size else 0.0, 0.0)
-    noise = 1.4826 * float(np.median(np.abs(steps[:: max(1, steps.size // 200_000)]))) / 2**0.5
+    noise = mad_std(steps[:: max(1, steps.size // 200_000)], 0.0) / 2**0.5
     values = values[:: max(1, values.size // 200_000)]
     return Sky(float(np.percentile(values, 10)) + 1.2816 * noise, noise)
 
@@ -338,19 +340,17 @@ def composite_png(images, recipe, *, channels=None):
     """
     from PIL import Image
 
-    channels = channels or {name: Channel.of(images[name]) for name in recipe}
+    channels = channels or {name: Channel.of(_sampled(images[name])) for name in recipe}
     ny, nx = images[next(iter(recipe))].shape
     picture = np.empty((ny, nx, 3), np.uint8)
     plate = [int(PLATE[i : i + 2], 16) for i in (1, 3, 5)]
     for rows in _bands(ny, nx):
-        rgb = 0.0
-        for name, weights in recipe.items():
-            scaled = channels[name](np.asarray(images[name][rows], np.float32))
-            rgb = rgb + scaled[..., np.newaxis] * np.asarray(weights, np.float32)
-        bad = ~np.isfinite(rgb).all(axis=-1)
-        band = np.rint(255 * np.clip(np.nan_to_num(rgb), 0, 1)).astype(np.uint8)
-        band[bad] = plate
-        picture[rows] = band
+        scaled = {n: channels[n](np.asarray(images[n][rows], np.float32)) for n in recipe}
+        bad = ~np.isfinite(sum(scaled.values()))
+        for k, empty in enumerate(plate):
+            colour = sum(scaled[n] * np.float32(w[k]) for n, w in recipe.items() if w[k])
+            colour = np.rint(255 * np.minimum(colour, 1))
+            picture[rows, :, k] = np.where(bad, np.float32(empty), colour)
     return _png(Image.fromarray(np.ascontiguousarray(picture[::-1])))
 
 
@@ -358,8 +358,7 @@ def full_png(image, filter_name):
     """Return an image at full size as PNG in the colours of its filter; NaN have their own."""
     from PIL import Image
 
-    step = max(1, image.size // (1 << 21))
-    stretch = Stretch.of(np.asarray(image[::step], np.float32))
+    stretch = Stretch.of(_sampled(image))
     index = np.empty(image.shape, np.uint8)
     for rows in _bands(*image.shape):
         brightness = stretch(np.asarray(image[rows], np.float32))
@@ -367,6 +366,11 @@ def full_png(image, filter_name):
     picture = Image.fromarray(np.ascontiguousarray(index[::-1]))
     picture.putpalette(palette(filter_name).tobytes())
     return _png(picture)
+
+
+def _sampled(image):
+    """Whole rows, as many as a stretch needs."""
+    return np.asarray(image[:: max(1, image.size // (1 << 21))], np.float32)
 
 
 def _bands(ny, nx):
@@ -377,7 +381,7 @@ def _bands(ny, nx):
 
 def _png(picture):
     out = io.BytesIO()
-    picture.save(out, format="PNG", compress_level=_LEVEL)
+    picture.save(out, format="PNG", compress_level=_LEVEL, compress_type=zlib.Z_RLE)
     return out.getvalue()
 
 

@@ -1,9 +1,9 @@
 """The input files of a run: what each is, and its digest."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 from astro_narrowband._engine.files import ChangedError, sha256
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Inputs"]
@@ -34,7 +34,7 @@ class Inputs:
     """
 
     def __init__(self, paths, *, workers=1):
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="sha256")
+        self._pool = Threads(workers, thread_name_prefix="sha256")
         identities = paths if isinstance(paths, Mapping) else dict.fromkeys(paths)
         self._identities = {str(path): identity for path, identity in identities.items()}
         self._futures = {

@@ -17,7 +17,7 @@ from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
 
 from astro_narrowband._engine.files import safe_name
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import (
     GENERIC,
@@ -135,11 +135,15 @@ def make_lines(folder, output, *, settings=None):
     fields = [_Field(name, images) for name, images in _coadds(Path(folder)).items()]
     record = {"settings": asdict(settings), "objects": []}
     with Products(output, settings=record["settings"], resume=False) as products:
+        names = [
+            f"{kind}-{f.name}*" for f in fields for kind in ("line", "ratio", "regions", "scale")
+        ]
+        products.claim([*names, "lines.json", "lines.html"])
         for each in fields:
             _make(each, Path(folder), settings)
             _write(each, products)
             for note in each.notes:
-                warnings.warn(f"{each.name}: {note}", NarrowbandWarning, stacklevel=2)
+                warn(f"{each.name}: {note}", stacklevel=2)
             record["objects"].append(
                 {"name": each.name, "notes": each.notes, "lines": each.facts,
                  "ratios": {f"{a}/{b}": _ratio_facts(r) for (a, b), r in each.ratios.items()}}
@@ -288,7 +292,9 @@ def _calibrate(each, name, folder, settings):
     # A sky that is not even makes an error larger, which it is; the rest makes a flux wrong.
     wrong = sum(int(flag) for flag in Flag if not flag.name.startswith("SKY"))
     flags = np.asarray(measured["flags"])
-    measured = measured[(flags & wrong == 0) & (measured["flux"] > MIN_SNR * measured["flux_err"])]
+    # What all stars share of the aperture correction makes none of them fainter.
+    seen = measured["flux_aperture"] > MIN_SNR * measured["flux_aperture_err"]
+    measured = measured[(flags & wrong == 0) & seen]
     if len(measured) < 3:
         raise InputError(
             f"{path}: {len(measured)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed"

@@ -7,7 +7,6 @@ show has a flux around zero with an error there, not a hole.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,7 +16,7 @@ from astropy.nddata import CCDData
 from astropy.table import QTable
 
 from astro_narrowband._engine.detection import detect_stars, stamps
-from astro_narrowband._engine.frames import row_bands, usable_cores
+from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
@@ -173,7 +172,7 @@ def make_catalog(
     typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
     if not np.isfinite(typical):
         typical = 3.0
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with Threads(usable_cores()) as pool:
         widths = list(pool.map(lambda ccd: _widths(ccd, x, y, typical), ccds.values()))
         seeing = [_seeing(width, stars, typical) for width in widths]
         scale = typical if fwhm is not None else max(seeing)

@@ -21,7 +21,7 @@ from astro_narrowband._engine import apertures
 from astro_narrowband._engine.frames import as_ccd, as_frame
 from astro_narrowband._engine.headers import exposures_in
 from astro_narrowband._engine.validate import as_mask, choice, finite, positive
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 
 __all__ = [
     "Image",
@@ -459,10 +459,9 @@ def correlation_factor(image, r):
 def warn_of_errors(image):
     """Warn if the errors of an image will lack the photon noise of the sources."""
     if image.pixels.noise is None and image.pixels.gain is None:
-        warnings.warn(
+        warn(
             "the image has no uncertainty: errors are of the sky's scatter alone; "
             "give it one, or effective_gain (electrons per unit) for the photons of the stars",
-            NarrowbandWarning,
             stacklevel=3,
         )
 

@@ -7,7 +7,6 @@ and then it is validated: a doubtful answer is an `AlignmentError` with the
 numbers, never a wrong shift.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +14,7 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import _methods
@@ -299,7 +299,7 @@ def align_group(
         if given is not None and len(given) != n:
             raise InputError(f"{name} has {len(given)} values for {n} frames")
     if tables is None:
-        with ThreadPoolExecutor(workers) as pool:
+        with Threads(workers) as pool:
             tables = list(pool.map(lambda image: _table_of(image, threshold, mask), images))
     if reference is None:
         reference = choose_reference(tables)

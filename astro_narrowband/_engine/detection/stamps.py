@@ -6,11 +6,10 @@ side), so that the candidates of a frame cost milliseconds.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from astro_narrowband._engine.frames import usable_cores
+from astro_narrowband._engine.frames import Threads, usable_cores
 
 __all__ = ["COLUMNS", "gather", "measure", "windowed"]
 
@@ -329,7 +328,7 @@ def _numbers(image, variance, candidates, fwhm, gain):
 def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, gain, blends):
     n = len(candidates[0])
     chunks = [[a[k : k + CHUNK] for a in candidates] for k in range(0, n, CHUNK)]
-    with ThreadPoolExecutor(min(len(chunks), usable_cores())) as pool:
+    with Threads(min(len(chunks), usable_cores())) as pool:
         parts = list(pool.map(lambda part: _numbers(image, variance, part, fwhm, gain), chunks))
     stars = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     at_x, at_y, flat, snr = (stars[name] for name in ("x_center", "y_center", "saturated", "snr"))

@@ -16,7 +16,7 @@ from astropy.nddata import CCDData, NDData
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import BaseHighLevelWCS
 
-from astro_narrowband._engine.frames._bands import map_bands, row_bands, usable_cores
+from astro_narrowband._engine.frames._bands import Threads, map_bands, row_bands, usable_cores
 from astro_narrowband._engine.frames._fits_frame import FitsFrame
 from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
@@ -34,6 +34,7 @@ __all__ = [
     "HeldFrame",
     "HeldRows",
     "MemoryFrame",
+    "Threads",
     "as_ccd",
     "as_frame",
     "as_frames",

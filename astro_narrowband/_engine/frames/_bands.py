@@ -3,11 +3,20 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextvars import copy_context
 
 from astro_narrowband._engine.validate import as_count
 from astro_narrowband.exceptions import InputTypeError
 
-__all__ = ["map_bands", "row_bands", "usable_cores"]
+__all__ = ["Threads", "map_bands", "row_bands", "usable_cores"]
+
+
+class Threads(ThreadPoolExecutor):
+    """A pool of threads that work in the context of whoever submits: its run hears them warn."""
+
+    def submit(self, function, /, *args, **kwargs):
+        """As of `~concurrent.futures.Executor`."""
+        return super().submit(copy_context().run, function, *args, **kwargs)
 
 
 def usable_cores():
@@ -62,7 +71,7 @@ def map_bands(
         for rows in bands:
             yield rows, function(rows)
         return
-    own = ThreadPoolExecutor(workers) if executor is None else None
+    own = Threads(workers) if executor is None else None
     pool = own or executor
     under_way = []
     try:

@@ -55,9 +55,6 @@ class Frame:
     n_added : int
         Pixels of the camera in one of the frame: 2 where the two greens of a colour
         mosaic were added.
-    pedestal : float
-        What was taken from its raw counts at the most, an overscan [adu]: levels of raw
-        counts, as that of saturation, are lower by it in the frame's values.
     noise_correlation : float
         Variance of single pixels over the variance plane: NOISECOR of the header, or 1.
     masters : str or None
@@ -109,7 +106,6 @@ class Frame:
     wcs = None
     exposure = None
     n_added = 1
-    pedestal = 0.0
     masters = None
     alignment = None
     pixel_area = 1.0
@@ -161,6 +157,24 @@ class Frame:
     def noise_correlation(self):
         """Variance of single pixels over the variance plane, 1 where nothing was interpolated."""
         return float(self.header.get("NOISECOR", 1.0))
+
+    def raw_counts(self, rows, data):  # noqa: ARG002
+        """
+        Return what the camera counted where the frame has ``data``: saturation is judged by it.
+
+        Parameters
+        ----------
+        rows : slice
+            That were read.
+        data : `~numpy.ndarray`, (n_rows, nx)
+            What `read` gave.
+
+        Returns
+        -------
+        `~numpy.ndarray`, (n_rows, nx)
+            [adu]; ``data`` itself where nothing was taken off.
+        """
+        return data
 
     def master_noise(self, rows):  # noqa: ARG002
         """

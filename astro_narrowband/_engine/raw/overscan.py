@@ -1,10 +1,7 @@
-"""Overscan and trim, where BIASSEC and TRIMSEC stand in the header; through ccdproc."""
-
-from functools import cached_property
+"""Overscan and trim, where BIASSEC and TRIMSEC stand in the header."""
 
 import numpy as np
 from astropy import units as u
-from astropy.nddata import CCDData
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
@@ -13,9 +10,6 @@ from astro_narrowband._engine.wcs import move_header, move_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["OverscanFrame", "prepared"]
-
-#: Rows of an overscan that its level is told by.
-SAMPLED = 64
 
 
 def prepared(image, *, unit=u.adu):
@@ -77,6 +71,7 @@ class OverscanFrame(Frame):
             self.wcs = move_wcs(frame.wcs, moved)
         self.header["OVERSCAN"] = (True, "overscan subtracted and trimmed")
         self._overscan, self._strip = overscan, None
+        self._levels = np.full(self.shape[0], np.nan, np.float32)
         if overscan is None:
             return
         rows, columns = overscan
@@ -90,18 +85,16 @@ class OverscanFrame(Frame):
             )
         self._strip = np.median(frame.read(rows).data[:, self._columns], axis=0)
 
-    @cached_property
-    def pedestal(self):
-        """The highest level of the overscan, by some of its rows."""
-        if self._strip is not None:
-            return float(np.max(self._strip))
-        if self._overscan is None:
-            return 0.0
-        first, last = self._rows.start, self._rows.stop
-        rows = range(first, last, max(1, (last - first) // SAMPLED))
-        strips = [self.frame.read(slice(y, y + 1), variance=False).data for y in rows]
-        levels = np.median([strip[0, self._overscan[1]] for strip in strips], axis=1)
-        return float(levels.max() + 3 * levels.std())
+    def raw_counts(self, rows, data):
+        """The counts with the overscan of each row or column in them, see `Frame.raw_counts`."""
+        level = np.float32(0) if self._strip is None else self._strip
+        if self._strip is None and self._overscan is not None:
+            if np.isnan(self._levels[rows]).any():
+                self.read(rows, variance=False)
+            level = self._levels[rows, None]
+        # Rounding must not bring a full pixel below the level at which it is full.
+        counts = (data + level) * np.float32(1 + 2**-22)
+        return self.frame.raw_counts(rows, counts)
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of trimmed float32 rows."""
@@ -114,18 +107,6 @@ class OverscanFrame(Frame):
         if self._strip is not None:
             data = data - self._strip
         elif self._overscan is not None:
-            data = _subtract(data, raw.data[:, self._overscan[1]])
+            self._levels[rows] = np.median(raw.data[:, self._overscan[1]], axis=1)
+            data = data - self._levels[rows, None]
         return handed(Band(np.ascontiguousarray(data, np.float32), squared, mask), out=out)
-
-
-def _subtract(data, strip):
-    from ccdproc import subtract_overscan
-
-    ccd = subtract_overscan(
-        CCDData(data, unit=u.adu),
-        overscan=CCDData(strip, unit=u.adu),
-        overscan_axis=1,
-        median=True,
-        add_keyword=None,
-    )
-    return ccd.data

@@ -3,13 +3,10 @@
 import numpy as np
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import Band, Frame
+from astro_narrowband._engine.frames import Frame
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["PedestalFrame", "without_pedestal"]
-
-#: Level from which a pixel is full where the header does not say it [adu].
-FULL = 65504.0
 
 
 def without_pedestal(frame):
@@ -33,7 +30,7 @@ def without_pedestal(frame):
 
 class PedestalFrame(Frame):
     """
-    A raw frame less a constant; pixels that were full stay masked.
+    A raw frame less a constant.
 
     Parameters
     ----------
@@ -48,16 +45,12 @@ class PedestalFrame(Frame):
         self.header = frame.header.copy()
         del self.header["PEDESTAL"]
         self.pedestal = np.float32(pedestal * frame.n_added)
-        try:
-            level = keywords.read_saturation(frame.header)
-        except InputError:
-            level = None  # it is refused where it is needed
-        self.full = np.float32(level[0] if level else FULL * frame.n_added)
 
     def read(self, rows, *, variance=True):
         """Return a `~astro_narrowband.Band` of rows without the pedestal."""
-        data, var, mask = self.frame.read(rows, variance=variance)
-        full = data >= self.full
-        if full.any():
-            mask = full if mask is None else mask | full
-        return Band(data - self.pedestal, var, mask)
+        band = self.frame.read(rows, variance=variance)
+        return band._replace(data=band.data - self.pedestal)
+
+    def raw_counts(self, rows, data):
+        """The counts with the pedestal in them, see `Frame.raw_counts`."""
+        return self.frame.raw_counts(rows, data + self.pedestal)

@@ -7,6 +7,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import FitsFrame, row_bands
 from astro_narrowband._engine.stacking.network import select_rows
+from astro_narrowband._engine.statistics import mad_std
 
 __all__ = [
     "READ",
@@ -260,16 +261,16 @@ def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
 
 def _read(frame, rows, saturation):
     """Rows of a frame, of plain integers as such, and which of them are not good, if any."""
-    saturation -= frame.pedestal
     if isinstance(frame, FitsFrame) and frame._mask is None and frame._uncertainty is None:
         image = frame.image
         if image.native.kind in "iu" and image.blank is None:
             values = image.read(rows)
             return values, values >= saturation if values.max() >= saturation else None
     values, _, mask = frame.read(rows)
+    counts = frame.raw_counts(rows, values)
     # NaN stand under a mask.
-    if mask is not None or values.max() >= saturation:
-        full = values >= saturation
+    if mask is not None or counts.max() >= saturation:
+        full = counts >= saturation
         mask = full if mask is None else mask | full
     return values, mask
 
@@ -359,7 +360,7 @@ def _clip(values):
     """Mean and standard deviation without outliers; whole numbers do no harm to either."""
     part = values[:: max(1, values.size // 16384)]
     centre = np.median(part)
-    width = max(1.4826 * np.median(np.abs(part - centre)), 0.5)
+    width = max(mad_std(part, centre), 0.5)
     for _ in range(3):
         kept = values[np.abs(values - centre) <= 4 * width]
         centre, width = kept.mean(dtype=float), max(kept.std(dtype=float), 1e-6)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine.headers import read_saturation
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.detector import FULL_SCALE
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.night.screen._flats import coarse, odd_flats, turned
@@ -68,11 +69,13 @@ def look_at(frame, saturation):
     """
     ny = frame.shape[0]
     rows = np.unique(np.linspace(0, ny - 1, ROWS).astype(int)).tolist()
-    found, wide, same = [], [], 0
+    found, wide, counts, same = [], [], [], 0
     try:
         for y in rows:
             band = frame.read(slice(y, y + 1))
-            values = band.data[0] if band.mask is None else band.data[0][~band.mask[0]]
+            good = slice(None) if band.mask is None else ~band.mask[0]
+            values = band.data[0][good]
+            counts.append(frame.raw_counts(slice(y, y + 1), band.data)[0][good])
             # The first and the last row are dead in many a camera.
             same += 0 < y < ny - 1 and values.size > 8 and values.min() == values.max()
             found.append(values)
@@ -87,8 +90,8 @@ def look_at(frame, saturation):
     # An odd step: even and odd columns may be of two amplifiers, or two colours.
     sample = values[:: values.size // SAMPLE | 1]
     level = float(np.median(sample))
-    scatter = float(1.4826 * np.median(np.abs(sample - level)))
-    full = float(np.mean(values >= saturation))
+    scatter = mad_std(sample, level)
+    full = float(np.mean(np.concatenate(counts) >= saturation))
     if values.min() == values.max():
         return Look(level, scatter, f"all its pixels are {level:g}: it holds no image")
     if full > 0.5:
@@ -272,4 +275,4 @@ def _look(row, colour, saturation):
         level = read_saturation(frame.header)
     except InputError:
         level = None  # said where it is decided
-    return look_at(frame, level[0] if level else FULL_SCALE)
+    return look_at(frame, level[0] if level else FULL_SCALE * frame.n_added)

@@ -29,7 +29,7 @@ from astro_narrowband._engine.headers import (
 )
 from astro_narrowband._engine.headers.spellings import SPELLINGS, show
 from astro_narrowband._engine.validate import choice
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
 from astro_narrowband.night.table._draw import draw_table
 from astro_narrowband.night.table._facts import FactReader, Facts
@@ -332,7 +332,7 @@ class FrameTable:
     def warn(self):
         """Emit every problem as a `NarrowbandWarning`."""
         for problem in self.problems:
-            warnings.warn(str(problem), NarrowbandWarning, stacklevel=2)
+            warn(str(problem), stacklevel=2)
 
 
 def _text(values):
