@@ -199,10 +199,12 @@ def test_the_sky_under_cloud_is_not_made_brighter(rng):
 def test_uneven_transparency_is_in_the_error_that_fluxes_share():
     rng = np.random.default_rng(1)
     xy, flux, stars = star_field(rng, 300, 49)
-    patches = 1 + 0.04 * np.sign(np.sin(np.mgrid[:300, :300] / 22)).prod(axis=0)
-    made = coadd([light(rng, stars * m + 0.3) for m in (patches, patches[:, ::-1], 1)])
+    y, x = np.mgrid[:300, :300] / 300
+    maps = [np.where(dim, 0.96, 1.0) for dim in (x > 0.5, y > 0.5, x + y < 1)]
+    made = coadd([light(rng, stars * m + 0.3) for m in maps])
+    assert made.frames["used"].all()
     header = made.ccd.header
-    assert header["SCALESYS"] > 0.005
+    assert header["SCALESYS"] > 0.003
     both = np.hypot(header["SCALEERR"], header["SCALESYS"])
     assert header["FLUXERR"] == pytest.approx(both, abs=2e-6)
     table = annulus_photometry(made, xy, r=5, r_in=9, r_out=14)
