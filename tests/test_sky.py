@@ -250,6 +250,25 @@ def test_a_small_crowded_frame_has_stars_enough():
     assert np.sqrt(np.mean(np.square(off))) < 0.02
 
 
+def test_wings_of_a_saturated_star_are_no_nebula(rng):
+    """They change with the seeing: the few stars that are there are believed."""
+    n = 300
+    y, x = np.mgrid[:n, :n]
+    places = [(80, 70), (220, 60), (70, 230)]
+    frames = []
+    for part, width in ((1.0, 6.0), (0.9, 4.0), (0.95, 3.0)):
+        alpha2 = (width / 1.02) ** 2
+        image = sum(
+            f * 1.5 / np.pi / alpha2 * (1 + ((x - a) ** 2 + (y - b) ** 2) / alpha2) ** -2.5
+            for (a, b), f in zip([*places, (160, 160)], [400, 300, 350, 3e5], strict=True)
+        )
+        frame = light(rng, part * image + 0.3)
+        frame.mask = image > 200
+        frames.append(frame)
+    scale = np.array(coadd(frames, reject=False).frames["scale"])
+    assert scale / scale[0] == pytest.approx([1, 0.9, 0.95], rel=0.03)
+
+
 def test_what_cannot_be_measured_is_said_and_kept():
     rng = np.random.default_rng(1)
     frames = [light(rng, np.full((96, 96), 0.4)) for _ in range(3)]
