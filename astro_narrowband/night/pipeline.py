@@ -18,6 +18,7 @@ from astro_narrowband._engine.headers import Spellings, clean_text
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
+from astro_narrowband.lines import read_catalogue
 from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
@@ -195,6 +196,8 @@ def reduce_night(nights, output, *, settings=None, progress=None):
     # Read once: what the files of the user say is part of what products are made of.
     spellings = None if settings.spellings is None else Spellings.read(settings.spellings)
     _apart(nights, output)
+    if settings.catalogue is not None:
+        read_catalogue(settings.catalogue)  # one that cannot be used is refused at once
     choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
     with ExitStack() as stack:
         messages = stack.enter_context(Messages())

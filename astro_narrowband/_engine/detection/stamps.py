@@ -11,7 +11,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads, usable_cores
 
-__all__ = ["COLUMNS", "gather", "measure", "windowed"]
+__all__ = ["COLUMNS", "gather", "measure", "shape_of", "windowed"]
 
 COLUMNS = (
     "x_center", "y_center", "x_err", "y_err", "flux", "flux_err", "fwhm",
@@ -122,7 +122,7 @@ def _moments(light, half, step, x, y):
         }  # fmt: skip
 
 
-def _shape(m, sigma):
+def shape_of(m, sigma):
     """FWHM and ellipticity of the source, the window's own width taken out of the moments."""
     with np.errstate(all="ignore"):
         inverse = np.array([[m["xx"], m["xy"]], [m["xy"], m["yy"]]]).transpose(2, 0, 1)
@@ -251,7 +251,7 @@ def _typical_width(image, y, x, contrast, flat):
         stamps, weight, _ = image.stamps(y, x, half)
         stamps = stamps - _local_sky(stamps, weight, 0.8 * half)[0][:, None, None]
         m = windowed(stamps, weight, sigma, iterations=5)
-        widths, _ = _shape(m, sigma)
+        widths, _ = shape_of(m, sigma)
         known = widths[np.isfinite(widths) & (widths < 3 * half)]
         if len(known) == 0:
             return 3.0
@@ -284,7 +284,7 @@ def _numbers(image, variance, candidates, fwhm, gain):
     stamps = stamps - local[:, None, None]
     peak = peak - local
     m = windowed(stamps, weight, sigma)
-    widths, roundness = _shape(m, sigma)
+    widths, roundness = shape_of(m, sigma)
     at_x, at_y = x + m["x"], y + m["y"]
     # Noise of each pixel: as given, or that of the sky and, where the gain is known, the photons.
     if variance is not None:

@@ -184,23 +184,27 @@ class Night:
                     self.draw(writer, Pictures.master, master)
                 coadds, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
-                    if there[group]:
-                        coadds[group] = self.attempt([group], self.read_coadd, group, names[group])
-                        if coadds[group] and self.settings.keep_calibrated:
-                            used = set(coadds[group][2]["path"])
-                            self.keep([light for light in lights if light.row.name in used])
-                        continue
                     mine = [light for light in lights if light.group is group]
+                    name = f"coadd-{names[group]}.fits"
+                    if there[group]:
+                        made = self.attempt([group], self.read_coadd, group, names[group])
+                        coadds[group] = made
+                        if made and self.settings.keep_calibrated:
+                            used = set(made[2]["path"])
+                            self.keep([light for light in mine if light.row.name in used])
+                        if made:
+                            self.draw(writer, Pictures.light, name, group.filter, mine, made[2])
+                        continue
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
                     coadds[group] = made and (made[0].ccd, made[0].coverage, made[1])
                     if writing is not None:
                         writing.result()  # no more than one waits to be written
                     if made:
-                        name = f"coadd-{names[group]}.fits"
                         lost = [(row.name, row.serves[group.label]) for row in group.lost]
                         lost += self.panels.moved.get(group, [])
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
+                        self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
                     del made  # its planes go when they are written
                 self.catalogue(target, names, coadds, key)
                 self.picture(target, names, coadds, key)
@@ -429,7 +433,7 @@ class Night:
             return
         try:
             match = match_catalogue(ccd, self.settings.catalogue)
-        except AlignmentError as error:
+        except (AlignmentError, InputError) as error:
             self.messages.say(
                 f"{group.label}: {self.settings.catalogue}: {error}: its WCS is left as it was"
             )
