@@ -336,9 +336,7 @@ def coadd(
     skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
     rules = Rules(n_sigma, spacing=structure_spacing(fwhm[weight > 0])) if reject else None
     task, order = _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules)
-    task.tolerance[:] = tolerances(gradient_tolerance, len(order))[:, None]
-    if reject and len(order) > 2:
-        _learn_shapes(task, table[reference], matrices[reference], workers)
+    _learn_shapes(task, table[reference], matrices[reference], gradient_tolerance, workers)
     planes, count = _run(task, executor, workers, memory)
     data, sigma, texp, coverage, n_rejected = planes
     rejected = np.zeros(len(frames))
@@ -460,9 +458,12 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
 # --------------------------------------------------------------------------- the second pass
 
 
-def _learn_shapes(task, found, matrix, workers):
+def _learn_shapes(task, reference, matrix, gradient_tolerance, workers):
     """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
-    x, y, flux, error = found.stars.T
+    task.tolerance[:] = tolerances(gradient_tolerance, len(task.frames))[:, None]
+    if task.rules is None or len(task.frames) <= 2:
+        return
+    x, y, flux, error = reference.stars.T
     clear = flux > SHAPE_SNR * error
     positions = np.column_stack(apply_matrix(matrix, x[clear], y[clear]))
     best = best_frames(task.background[:PANEL])
