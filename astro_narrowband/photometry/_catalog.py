@@ -131,6 +131,7 @@ def make_catalog(
     Returns
     -------
     `Catalog`
+        A table of each filter, one of all, and growth curves.
 
     Raises
     ------

@@ -370,6 +370,7 @@ def growth_curves(
     Returns
     -------
     `GrowthCurves`
+        Of all positions, in their order.
 
     Raises
     ------
