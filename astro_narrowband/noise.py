@@ -353,7 +353,7 @@ class SharedNoise:
     included : bool
         Whether the frame's uncertainty has that noise in it.
     exposure : float
-        Of a coadd: exposure time of a frame [s], which the noise of the offset goes with; NaN
+        Of a coadd: exposure time of a frame [s], which the noise of the offset goes with; 0
         where it is that of the image.
     places : tuple of (float, float, float, float, float)
         Of a coadd: where the pixels of the detector went, in its frames. A weight, and a, b,
@@ -367,7 +367,7 @@ class SharedNoise:
     flat: float = 0.0
     flat_error: float = 0.0
     included: bool = True
-    exposure: float = math.nan
+    exposure: float = 0.0
     places: tuple = ()
 
     def to_header(self, header):
@@ -403,7 +403,7 @@ class SharedNoise:
         keywords = ("MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNFLATER")
         try:
             parts = [float(header.get(keyword, 0.0)) for keyword in keywords]
-            exposure = float(header.get("MNEXPT", "nan"))
+            exposure = float(header.get("MNEXPT", 0.0))
             text = str(header.get("MNPLACES", "")).split(";")
             places = tuple(tuple(map(float, place.split(","))) for place in text if place)
         except (TypeError, ValueError):

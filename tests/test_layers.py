@@ -29,6 +29,7 @@ WINGS = {
             "stacking",
             "raw",
             "apertures",
+            "annuli",
             "lanczos",
             "detection",
         )
