@@ -101,7 +101,8 @@ def _count(value, name, least=1):
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InputTypeError(f"{name}: {type(value).__name__} is not a whole number")
     if not least <= value <= MOST:
-        raise InputError(f"{name} = {_number(value, name):g}: give {least} to {MOST:g}")
+        low = "must not be negative" if value < 0 else f"give {least} to {MOST:g}"
+        raise InputError(f"{name} = {_number(value, name):g}: {low}")
     return int(value)
 
 

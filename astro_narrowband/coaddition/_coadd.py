@@ -17,7 +17,6 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
-from astro_narrowband._engine.door import door, each, of_class, rule_or_numbers
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
 from astro_narrowband._engine.plots import picture_html
@@ -142,7 +141,6 @@ class Coadd:
         return hdul
 
 
-@door(stars=each(of_class("Table", "ndarray")), sky=rule_or_numbers)
 def coadd(
     frames,
     *,

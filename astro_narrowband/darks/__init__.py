@@ -16,7 +16,6 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import row_bands
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice, positive
@@ -87,7 +86,6 @@ class DarkModel:
     # ------------------------------------------------------------------ making
 
     @classmethod
-    @door
     def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
         """
         Fit offset and rate of every pixel.
@@ -130,7 +128,6 @@ class DarkModel:
         return cls(**result)
 
     @classmethod
-    @door
     def from_masters(cls, *, bias=None, dark=None, exposure=None):
         """
         Return the model that a master bias and at most one master dark make.
@@ -415,7 +412,6 @@ class DarkModel:
             bad_pixels.append(index + rows.start * self.shape[1])
         return np.concatenate(bad_pixels)
 
-    @door
     def at(self, exposure, *, max_extrapolation=None):
         """
         Return the dark of ``exposure``, bias included, with its uncertainty.
@@ -500,7 +496,6 @@ class DarkModel:
         write_fits(path, self.to_hdul())
 
     @classmethod
-    @door
     def read(cls, path):
         """
         Return the model in a file that `write` made; its planes stay on disk.

@@ -12,7 +12,6 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.door import a_ccd, door
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
@@ -118,7 +117,6 @@ def _filled(column):
     return np.ma.filled(np.ma.asarray(values, float), np.nan)
 
 
-@door(ccd=a_ccd)
 def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     """
     Match the stars of an image with a catalogue.

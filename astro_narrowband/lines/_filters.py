@@ -9,7 +9,6 @@ from astropy import units as u
 from astropy.constants import c
 from astropy.table import QTable, Table
 
-from astro_narrowband._engine.door import a_text, door
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
@@ -140,7 +139,6 @@ class FilterCurve:
         object.__setattr__(self, "transmission", transmission)
 
     @classmethod
-    @door(name=a_text)
     def from_shape(cls, centre, width, *, peak=1.0, name="filter"):
         """
         Return a curve of centre, width and peak.
@@ -171,7 +169,6 @@ class FilterCurve:
         return cls(name, centre + x, peak / (1 + (2 * x / width) ** 6))
 
     @classmethod
-    @door(name=a_text)
     def generic(cls, name):
         """Return the curve that a filter of this canonical name usually has (`GENERIC`)."""
         canonical = canonical_filter(name)
@@ -183,7 +180,6 @@ class FilterCurve:
         return cls.from_shape(*GENERIC[canonical], name=canonical)
 
     @classmethod
-    @door
     def from_file(cls, path, *, unit=None):
         """
         Read a curve: the first two columns of a FITS, ECSV, VOTable or text table.

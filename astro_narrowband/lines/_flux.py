@@ -7,7 +7,6 @@ import numpy as np
 from astropy import units as u
 from astropy.constants import c, h
 
-from astro_narrowband._engine.door import door, of_class
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
@@ -205,7 +204,6 @@ def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references
     return flux, bands[first] - bands[second]
 
 
-@door
 def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0, colour=None,
                floor=FLOOR, extinction=0.0, airmass=(1.0, 1.0)):  # fmt: skip
     """
@@ -312,7 +310,6 @@ def scale_of_area(curve, line, *, area, error, velocity=0.0):
                      nothing.astype(bool), nothing)  # fmt: skip
 
 
-@door(scale=of_class("FluxScale"))
 def calibrate_flux(line_map, scale):
     """
     Return a line map in erg/(s cm2).

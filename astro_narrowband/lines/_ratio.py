@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
@@ -72,7 +71,6 @@ class RatioMap:
         return hdul
 
 
-@door
 def line_ratio(a, b, *, min_snr=3.0):
     """
     Divide one line map by another, where that means something.

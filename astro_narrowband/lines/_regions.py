@@ -7,7 +7,6 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
-from astro_narrowband._engine.door import door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
     LineMap,
@@ -58,7 +57,6 @@ def read_regions(path):
     return regions, sky
 
 
-@door
 def region_fluxes(line_map, regions, *, sky=None):
     """
     Measure the flux of a line in regions.

@@ -17,7 +17,6 @@ from astropy.table import QTable
 from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import stamps
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.validate import clip_limit
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
@@ -127,7 +126,6 @@ def flag_where(conditions):
     )
 
 
-@door
 def annulus_photometry(
     image,
     positions,

@@ -17,7 +17,6 @@ from astropy.table import QTable
 
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.door import door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
@@ -94,7 +93,6 @@ class Catalog:
         return {name: diagnose_background(curves) for name, curves in self.growth.items()}
 
 
-@door(images=items, saturation=items, coverage=items)
 def make_catalog(
     images,
     *,

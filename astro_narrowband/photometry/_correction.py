@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from astro_narrowband._engine.door import door, of_class
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._curves import (
@@ -119,7 +118,6 @@ def _surface(x, y, ratio, variance):
     return surface, scatter
 
 
-@door(curves=of_class("GrowthCurves"))
 def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0, clip=4.0):
     """
     Return the factor from the flux in a small aperture to that in a large one.

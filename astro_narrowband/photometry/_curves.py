@@ -8,7 +8,6 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
-from astro_narrowband._engine.door import door, of_class
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.exceptions import InputError
 
@@ -20,7 +19,6 @@ MIN_RADII = 5
 PRIOR = (0.3, 0.1)
 
 
-@door(curves=of_class("GrowthCurves"))
 def optimal_radius(curves, *, profile=None):
     """
     Return the radius that gives each star its best signal to noise.
@@ -78,7 +76,6 @@ def _peak(x, y, j):
 # --------------------------------------------------------------------------- background
 
 
-@door(curves=of_class("GrowthCurves"))
 def diagnose_background(curves, *, wing="moffat", r_min=None):
     """
     Say whether the sky under growth curves is right: a number, its error, and in words.

@@ -14,7 +14,6 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import clip_limit, finite, positive
 from astro_narrowband.exceptions import InputError
@@ -341,7 +340,6 @@ class GrowthCurves:
         return draw_growth(ax, self, star)
 
 
-@door
 def growth_curves(
     image,
     positions,

@@ -14,7 +14,6 @@ import numpy as np
 from astropy.table import QTable, Table
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband.exceptions import AlignmentError, InputError
@@ -41,7 +40,6 @@ MAX_CHANCE_BORROWED = -4.0
 MAX_DRIFT = 0.7
 
 
-@door
 def align(
     source,
     target,

@@ -11,7 +11,6 @@ import math
 import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.validate import choice
 from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.resampling._frame import KERNELS, ResampledFrame
@@ -66,7 +65,6 @@ def noise_factor(noise_correlation, area, *, kernel="lanczos3"):
     return 1.0 - (1.0 - math.sqrt(noise_correlation)) / np.maximum(area, 1.0) ** power
 
 
-@door
 def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     """
     Interpolate an image once, onto the grid that an alignment leads to.

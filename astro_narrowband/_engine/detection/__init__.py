@@ -15,7 +15,6 @@ from astropy.table import QTable
 from astro_narrowband._engine.detection import stamps
 from astro_narrowband._engine.detection._sky import SkyFree, measure_sky
 from astro_narrowband._engine.detection.search import binned_candidates, candidates
-from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import HeldFrame, as_frame
 from astro_narrowband._engine.validate import as_mask, positive
 from astro_narrowband.exceptions import InputError
@@ -23,7 +22,6 @@ from astro_narrowband.exceptions import InputError
 __all__ = ["detect_stars"]
 
 
-@door
 def detect_stars(
     image,
     *,
