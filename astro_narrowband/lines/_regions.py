@@ -22,7 +22,7 @@ __all__ = ["read_regions", "region_fluxes"]
 #: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
 N_TILES, MIN_SIDE = 100, 8
 #: Tiles for a plane.
-MIN_TILES = 12
+MIN_TILES = 6
 
 
 def read_regions(path):
@@ -64,6 +64,7 @@ def region_fluxes(line_map, regions, *, sky=None):
     Parameters
     ----------
     line_map : LineMap or `~astropy.nddata.CCDData`
+        With an uncertainty.
     regions : sequence of `regions.Region`
         Circles, ellipses, polygons ..., in pixels, or on the sky where the map has a WCS.
     sky : sequence of `regions.Region`, optional

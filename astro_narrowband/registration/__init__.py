@@ -94,6 +94,7 @@ def align(
     Returns
     -------
     `Alignment`
+        From ``source`` to ``target``, with its covariance and how it was found.
 
     Raises
     ------
