@@ -193,9 +193,9 @@ def _check(frame, exposure, rows, good, dark, detector):
     bands = [frame.read(row) for row in rows]
     if any(band.mask is not None for band in bands):
         good = good.copy()
-        for own, band in zip(good, bands, strict=True):
+        for row, band in zip(good, bands, strict=True):
             if band.mask is not None:
-                own &= ~band.mask[0]
+                row &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
     counts = [frame.raw_counts(row, band.data) for row, band in zip(rows, bands, strict=True)]
     saturated = np.count_nonzero((np.concatenate(counts) >= detector.saturation) & good)
@@ -347,12 +347,12 @@ class _Average:
         """Average some rows."""
         darks = {exposure: self.model.values(exposure, rows) for exposure in self.share}
 
-        def prepare(stack, part):
+        def prepare(stack, tile):
             if len(darks) == 1:
-                stack -= next(iter(darks.values()))[part]
+                stack -= next(iter(darks.values()))[tile]
             else:
                 for frame, check in zip(stack, self.checks, strict=True):
-                    frame -= darks[check.exposure][part]
+                    frame -= darks[check.exposure][tile]
             stack *= self.factors
 
         # The lamp's pattern may change by a little from frame to frame.
@@ -381,12 +381,12 @@ class _Average:
     def _common_variance(self, rows):
         """Variance of what darks take off all flats."""
         if len(self.share) == 1:
-            ((exposure, part),) = self.share.items()
-            return self.model.variance(exposure, rows) * np.float32(part * part)
+            ((exposure, share),) = self.share.items()
+            return self.model.variance(exposure, rows) * np.float32(share * share)
         common = np.zeros((2, rows.stop - rows.start, self.model.shape[1]), np.float32)
-        for exposure, part in self.share.items():
+        for exposure, share in self.share.items():
             modes = self.model.modes(exposure, rows)
-            modes *= part
+            modes *= share
             common += modes
         common *= common
         return common[0] + common[1]

@@ -120,10 +120,10 @@ def _tail(counts, n_pixels, skew):
         normal = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
         skewed = skew / 3 * (z**2 - 1) * normal * n_pixels
         chance = (ndtr(-z) - ndtr(-TAIL)) * n_pixels
-        # The excess over what is below has the noise of both.
-        noise = TAIL_SIGMA * max(below + chance, 1.0) ** 0.5 + TAIL_SIGMA**2 / 2
-        if above - max(below, chance) > 2 * skewed + noise:
-            return float(above - below - skewed) / n_pixels
+        usual = max(below, chance)
+        # Of a few counts chance makes more than a normal distribution says.
+        if above - usual > 2 * skewed + TAIL_SIGMA * usual**0.5 + 2:
+            return float(above - usual - skewed) / n_pixels
     return 0.0
 
 
