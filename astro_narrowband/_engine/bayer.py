@@ -55,6 +55,8 @@ class MosaicFrame(Frame):
 
     Attributes
     ----------
+    pixels : list of (int, int)
+        Row and column in a cell of each that is added.
     n_added : int
         Pixels of the camera in one of the image that is left.
     name, shape, unit, header
@@ -84,8 +86,8 @@ class MosaicFrame(Frame):
         self.name, self.unit = frame.name, frame.unit
         self.shape = (frame.shape[0] // 2, frame.shape[1] // 2)
         pattern = _first_cell(frame)
-        self._pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
-        self.n_added = n = len(self._pixels)
+        self.pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
+        self.n_added = n = len(self.pixels)
         try:
             if read_overscan(frame.header, frame.shape) or read_trim(frame.header, frame.shape):
                 raise InputError(
@@ -99,14 +101,14 @@ class MosaicFrame(Frame):
             self._full = positive(saturation, "saturation")
         else:
             self._full = found[0] if found else _FULL
-        y, x = np.mean(self._pixels, axis=0)
+        y, x = np.mean(self.pixels, axis=0)
         self.header = _header(frame.header, colour, n, self._full, float(x), float(y))
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of float32 rows."""
         band = self.frame.read(slice(2 * rows.start, 2 * rows.stop), variance=variance)
         ny, nx = 2 * (rows.stop - rows.start), 2 * self.shape[1]
-        parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self._pixels]
+        parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self.pixels]
         data, summed, mask = band.data[parts[0]].copy(), None, None
         if band.variance is not None:
             summed = sum(band.variance[part] for part in parts)

@@ -223,7 +223,7 @@ def shrink_plane(values, variance, lost, apply, *, skew=None, workers=None):
     # What the frame as a whole says is known best, but where a neighbourhood, or the
     # nine around it, say more. Cut at zero the estimate is too large on average,
     # never too small.
-    expected = _spread_of_frame(spread, level, number / np.maximum(noise, 1e-30) ** 2)
+    expected = _spread_of_frame(spread, level, _weights(number, noise))
     total = np.maximum(_box(number), 1)
     found = expected
     for estimate, n in ((_box(spread * number) / total, total), (spread, np.maximum(number, 1))):
@@ -298,6 +298,12 @@ def _bins(rest, variance):
     return np.maximum(z + 1, 0).astype(np.intp)
 
 
+def _weights(number, noise):
+    """Weights of neighbourhoods, of sum 1: those of which no pixel is judged have none."""
+    weight = np.where(noise > 0, number / np.where(noise > 0, noise, 1).astype(float) ** 2, 0)
+    return weight / max(weight.sum(), np.finfo(float).tiny)
+
+
 def _spread_of_frame(spread, level, weight):
     """
     Variance of true values in every neighbourhood, ``a + c * level**2`` over the frame.
@@ -305,7 +311,6 @@ def _spread_of_frame(spread, level, weight):
     Pixels differ by a part of what they have: where a glow is bright, the rates
     differ more. Neither part is allowed to be negative.
     """
-    weight = weight / weight.sum()
     a = max(float((weight * spread).sum()), 0.0)
     if not np.ptp(level) > 0.3 * abs(float(np.median(level))):
         return np.full_like(spread, a)

@@ -13,10 +13,15 @@ from dataclasses import dataclass
 
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.night.plan._group import HARD_KEYS, Group, setup_label
-from astro_narrowband.night.plan._match import Candidates, close, median_temperature
+from astro_narrowband.night.plan._match import Candidates, close, dark_runs, median_temperature
 from astro_narrowband.night.table import FrameTable, Problem, problems_of
 
 __all__ = ["HARD_KEYS", "Group", "Plan", "make_plan"]
+
+NO_LIGHT = (
+    "no light is there: the calibration frames become masters: give their folder to reduce with "
+    "--calibration, for nights that have lights"
+)
 
 
 @dataclass(eq=False)
@@ -43,8 +48,8 @@ class Plan:
         lines = []
         for group in self.groups:
             pixels = f", {group.colour.replace('+', ' and ')} pixels" if group.colour else ""
-            count = _count(group.lights, "light")
-            lines.append(f"{group.label}: {count}, {group.setup_label}{pixels}")
+            what = "masters" if group.library else _count(group.lights, "light")
+            lines.append(f"{group.label}: {what}, {group.setup_label}{pixels}")
             if group.failed:
                 lines.append(f"  cannot be reduced: {group.reason}")
             for name in ("bias", "darks", "flats"):
@@ -123,11 +128,15 @@ def make_plan(
             row.ignore(f"--without {row.kind.removeprefix('flat-')}")
     night = Candidates(table)
     problems = list(table.problems)
+    # Without a single light, not even one that is left out: a library is to be made.
     groups = night.groups(filters)
+    if not any(row.kind == "light" for row in table) and (groups := night.libraries(filters)):
+        problems.append(Problem("warning", "", NO_LIGHT))
     for group in groups:
         group.without, group.calibrated = tuple(without), calibrated
         _label(group, groups)
-        _serve(group, night, limits)
+        if not group.library:
+            _serve(group, night, limits)
     for group in groups:
         problems += [Problem("warning", group.label, note) for note in group.notes]
         if group.failed:
@@ -162,14 +171,7 @@ def _of_temperature(group, darks, night, limits):
         if darks and math.isnan(wanted) != (not known):
             group.notes.append("CCD-TEMP: missing in darks or lights: not compared")
         return darks
-    # Darks of one run drift; a gap parts two set points.
-    runs = []
-    for row in sorted(known, key=lambda row: row.temperature):
-        if runs and row.temperature - runs[-1][-1].temperature <= 1.0:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    best = min(runs, key=lambda run: abs(median_temperature(run) - wanted))
+    best = min(dark_runs(known), key=lambda run: abs(median_temperature(run) - wanted))
     middle = median_temperature(best)
     chosen = {id(row) for row in best}
     for row in darks:
@@ -201,8 +203,12 @@ def _check(group, night, tolerance):
             if not times or not close(time, times[-1], tolerance):
                 times.append(time)
     has_offset = bool(group.bias) or any(row.model for row in group.darks)
-    for kind in group.without:
-        group.notes.append(f"without {kind} (--without {kind}): {_WITHOUT[kind]}")
+    without = set(group.without)
+    if without >= {"bias", "dark"}:
+        without = (without - {"bias", "dark"}) | {"bias and dark"}
+    for kind in sorted(without):
+        option = kind.replace("and ", "--without ")
+        group.notes.append(f"without {kind} (--without {option}): {_WITHOUT[kind]}")
     if not group.flats and "flat" not in group.without:
         group.reason = (
             f"no flat of {group.beam} fits: {_why(night, ('flat',), group)}: give flats, "
@@ -226,11 +232,12 @@ def _check(group, night, tolerance):
         group.notes.append("no bias: it is taken from the darks of several exposure times")
     elif not times and "dark" not in group.without:
         group.notes.append("no darks: only the bias is subtracted, dark current stays in")
-    group.notes += [
-        f"the {kind} is a master of another run or program: its noise is measured from it"
-        for kind, rows in (("bias", group.bias), ("dark", group.darks), ("flat", group.flats))
-        if any(row.master for row in rows)
-    ]
+    kinds = (("bias", group.bias), ("dark", group.darks), ("flat", group.flats))
+    if masters := [kind for kind, rows in kinds if any(row.master for row in rows)]:
+        group.notes.append(
+            f"{', '.join(masters)}: of another run or program: where a master does not say its "
+            "noise, it is measured from it"
+        )
 
 
 #: What is wrong with frames that were calibrated without.
@@ -238,6 +245,7 @@ _WITHOUT = {
     "flat": "vignetting, dust and unequal pixels stay in, and in every flux",
     "dark": "dark current and hot pixels stay in, and in the sky",
     "bias": "the offset is that of the darks",
+    "bias and dark": "offset, dark current and hot pixels stay in, and in the sky",
 }
 
 

@@ -29,6 +29,8 @@ class Group:
     object, filter : str
     setup : dict
         Value of each of `HARD_KEYS`; ``None`` or ``""`` where no header gives it.
+    library : bool
+        Whether there is no light, and only masters are made of its frames.
     beam : str
         Filter in the header: that of the flats. It may let several lines through.
     colour : str
@@ -40,6 +42,8 @@ class Group:
     lights, bias, darks, flats : list of `~astro_narrowband.night.table.FrameRow`
         ``darks`` holds flat-darks too: frames of any exposure time that are used
         to model the dark current.
+    lamps : list of `~astro_narrowband.night.table.FrameRow`
+        Of a library, flats that tell the gain, if only that.
     lost : list of `~astro_narrowband.night.table.FrameRow`
         Lights that it had to do without.
     reason : str
@@ -51,6 +55,7 @@ class Group:
     object: str
     filter: str
     setup: dict
+    library: bool = False
     beam: str = ""
     colour: str = ""
     without: tuple = ()
@@ -60,6 +65,7 @@ class Group:
     bias: list = field(default_factory=list)
     darks: list = field(default_factory=list)
     flats: list = field(default_factory=list)
+    lamps: list = field(default_factory=list)
     lost: list = field(default_factory=list)
     reason: str = ""
     notes: list = field(default_factory=list)
@@ -68,6 +74,11 @@ class Group:
     def failed(self):
         """Whether the group cannot be reduced."""
         return bool(self.reason)
+
+    @property
+    def first(self):
+        """The frame whose header speaks for the camera."""
+        return (self.lights or self.flats or self.darks or self.bias)[0]
 
     @property
     def alone(self):

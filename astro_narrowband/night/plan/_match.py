@@ -7,7 +7,7 @@ from astro_narrowband.filters import lines_of, pixels_of
 from astro_narrowband.night.plan._group import HARD_KEYS, Group
 from astro_narrowband.night.plan._pointing import panels
 
-__all__ = ["Candidates", "close", "median_temperature"]
+__all__ = ["Candidates", "close", "dark_runs", "median_temperature"]
 
 #: Angles of a rotator [deg] that are one.
 SAME_ANGLE = 2.0
@@ -134,6 +134,42 @@ class Candidates:
         every = [group for same in groups.values() for group in same]
         return sorted(every, key=lambda g: (g.object, g.filter, repr(g.setup), g.lights[0].name))
 
+    def libraries(self, filters=None):
+        """
+        Group raw calibration frames that are there without lights, by settings.
+
+        Each run of darks (by temperature) is a group, and each filter of flats, with the
+        darks whose temperature is nearest.
+        """
+        sets = {}
+        for row in self.of_kind("bias", "dark", "flat-dark", "flat"):
+            if row.master:
+                row.ignore("is a master already, and there is no light")
+            elif row.kind == "flat" and filters is not None and row.filter not in filters:
+                row.ignore(f"filter {row.filter} is not asked for")
+            else:
+                setup = {key: self._setting(row, key) for key in HARD_KEYS}
+                sets.setdefault(repr(setup), (setup, []))[1].append(row)
+        groups = []
+        for setup, rows in sets.values():
+            biases = [row for row in rows if row.kind == "bias"]
+            lamps = [row for row in rows if row.kind == "flat"]
+            runs = dark_runs([row for row in rows if row.kind.endswith("dark")]) or [[]]
+            beams = {}
+            for row in lamps:
+                angle = row.rotator and round(row.rotator[0] / SAME_ANGLE)
+                beams.setdefault((row.filter, angle), []).append(row)
+            for (beam, _), flats in beams.items():
+                group = _library(beam, setup, runs, biases, _nearest_run(runs, flats))
+                group.flats = flats
+                groups.append(group)
+            served = [group.darks for group in groups]
+            groups += [_library("", setup, runs, biases, run) for run in runs if run not in served]
+            for group in groups:
+                if group.setup is setup:
+                    group.lamps = lamps
+        return groups
+
     def _setting(self, row, key):
         value = getattr(row, key)
         if value in (None, ""):
@@ -184,6 +220,30 @@ class Candidates:
             if row not in best:
                 self.refuse(row, "there are others that are taken before it")
         return best
+
+
+def dark_runs(darks):
+    """Darks by set point: those of one run drift; a gap parts two. What has none is one run."""
+    runs = []
+    for row in sorted(darks, key=lambda row: row.temperature):
+        if runs and not row.temperature - runs[-1][-1].temperature > 1.0:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _nearest_run(runs, rows):
+    wanted = median_temperature(rows)
+    off = [abs(median_temperature(run) - wanted) for run in runs]
+    return runs[min(range(len(runs)), key=lambda k: math.inf if math.isnan(off[k]) else off[k])]
+
+
+def _library(beam, setup, runs, biases, darks):
+    where = f" at {median_temperature(darks):.0f} C" if len(runs) > 1 else ""
+    group = Group(f"calibration{where}", beam, setup, library=True, beam=beam)
+    group.bias, group.darks = list(biases), list(darks)
+    return group
 
 
 def _nearest_in_time(masters, lights):

@@ -98,6 +98,8 @@ class Night:
         """Refuse to go on where a file that no run made has the name of a product."""
         names = ["report.html", "night.json", "frames.ecsv"]
         for target in targets:
+            if target[0].library:
+                continue
             names.append(f"catalog-{self.merged_name(target)}.ecsv")
             for name in self.names_of(target).values():
                 names += [f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"]
@@ -157,6 +159,9 @@ class Night:
 
     def reduce_once(self, target):
         """Reduce every filter of one object on one detector, on one grid."""
+        if target[0].library:
+            self.make_library(target)
+            return
         names = self.names_of(target)
         with Threads(self.workers) as pool, Threads(1) as writer:
             try:
@@ -207,6 +212,16 @@ class Night:
             self.describe(group, names[group], coadds[group])
         for panel in self.panels.take():
             self.reduce(panel)
+
+    def make_library(self, target):
+        """Make the masters of calibration frames that are there without lights."""
+        for group in target:
+            self.attempt([group], self.masters.of, group)
+            if group.failed:
+                self.describe(group, "", None)
+        self.say_left_out()
+        if error := self.changed(target):
+            raise error
 
     def prepare(self, target, names, pool):
         """
@@ -529,9 +544,9 @@ class Night:
         self.record["groups"].sort(key=lambda entry: order.index(entry["label"]))
         self.products.write_table("frames.ecsv", self.table.table)
         record = self.record
-        states = {group["status"] for group in record["groups"]}
-        if "failed" in states:
-            record["status"] = PARTIAL if "done" in states else NOTHING
+        states = {group.failed for target in self.targets for group in target}
+        if True in states:
+            record["status"] = PARTIAL if False in states else NOTHING
         elif self.settings.strict and self.messages.found:
             record["status"] = NOTHING
         record["files"] = self.table.counts

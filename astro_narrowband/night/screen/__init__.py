@@ -219,7 +219,7 @@ def screen_plan(plan, *, saturation=None):
             unfit = [lost[id(row)] for row in rows if id(row) in lost]
             for row, why in unfit:
                 group.drop(row, why)
-            if unfit and len(unfit) == len(rows):
+            if unfit and len(unfit) == len(rows) and not (group.library and group.rows):
                 group.reason = f"none of its {what} can be used: {unfit[0][1]}"
     for group in before:
         if group.failed:
@@ -260,6 +260,9 @@ def _shapes(group, sound, looks):
     reasons, doubt = odd_flats(grids, lights, offset)
     yield from ((row, why) for row, why in zip(flats, reasons, strict=True) if why)
     kept = [grid for grid, why in zip(grids, reasons, strict=True) if not why]
+    if group.library:
+        yield from ((row, doubt) for row in flats if doubt)
+        return
     group.reason = doubt or turned(kept, lights, offset)
 
 

@@ -261,6 +261,8 @@ class FrameTable:
         """Take the wanted colour of mosaics; leave out those of which none is wanted."""
         rows = [row for row in self.rows if row.used]
         mosaics = {(row.shape, row.camera) for row in rows if row.bayer}
+        # Flats that only become masters stay whole.
+        seen = ("light", "flat") if any(row.kind == "light" for row in self.rows) else ()
         for row in rows:
             if row.bayer and bayer in COLOURS:
                 row.colour, row.saturation = bayer, saturation
@@ -269,7 +271,7 @@ class FrameTable:
                     row.shape = row.open().shape
                 except InputError as error:
                     row.leave_out(str(error).removeprefix(f"{row.path.name}: "))
-            elif row.bayer and row.kind in ("light", "flat") and not lines_of(row.filter):
+            elif row.bayer and row.kind in seen and not lines_of(row.filter):
                 row.leave_out(
                     f"BAYERPAT = {row.bayer}: is a colour mosaic, and no line is known of "
                     f"{row.filter}: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
