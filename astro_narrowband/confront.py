@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astro_narrowband._engine.statistics import mad_std
+
 __all__ = ["NoiseTest", "compare_noise"]
 
 #: Cells of so many pixels a side are looked at, so many of them at the most.
@@ -201,7 +203,7 @@ def _typical(values):
         return math.nan, math.nan
     # 1.4826 MAD is a standard deviation; a median is 1.2533 times noisier than a mean.
     middle = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - middle)))
+    spread = mad_std(values, middle)
     return middle, 1.2533 * spread / math.sqrt(values.size)
 
 
@@ -239,7 +241,7 @@ def _objects(whitened):
     from scipy.ndimage import binary_dilation, uniform_filter
 
     smooth = 3.0 * uniform_filter(whitened, 3)
-    spread = 1.4826 * np.median(np.abs(smooth - np.median(smooth)))
+    spread = mad_std(smooth)
     out = smooth - np.median(smooth) > 4.0 * spread
     return binary_dilation(out, np.ones((9, 9), bool)) if out.any() else out
 
@@ -264,5 +266,5 @@ def _difference_variance(values, lag, axes=(0, 1)):
     difference = difference[np.isfinite(difference)]
     if difference.size < 12:
         return math.nan
-    spread = 1.4826 * np.median(np.abs(difference - np.median(difference)))
+    spread = mad_std(difference)
     return float(spread**2 / 1.5)

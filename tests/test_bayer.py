@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband.cli import main
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.night.pipeline import Settings
 from astro_narrowband.night.plan import make_plan
+from astro_narrowband.night.run._masters import Masters
 from astro_narrowband.night.table import FrameTable
 
 LEVELS = {"R": 100.0, "G": 20.0, "B": 3.0}
@@ -194,6 +197,27 @@ def test_colours_share_the_light_of_stars(colour_night, tmp_path):
         assert ccd.shape == (160, 160)
         assert ccd.unit == u.electron / u.s
     assert np.median(flux["green"] / flux["red"]) == pytest.approx(2, rel=0.1)
+
+
+def test_a_level_that_is_measured_is_one_of_each_pixel(colour_night, tmp_path):
+    level = 5000.0
+    for path in sorted(colour_night.rglob("light_*.fits")):
+        with fits.open(path) as hdul:
+            image = np.minimum(hdul[0].data, level).astype(np.uint16)
+            image[40:60, 40:60] = level
+            image[100, 101] = level  # one green of a cell, its fellow at the sky
+            hdul[0].header.remove("SATURATE", ignore_missing=True)
+            fits.writeto(tmp_path / path.name, image, hdul[0].header)
+    (group,) = make_plan(FrameTable.from_paths(tmp_path, bayer="green")).groups
+    night = SimpleNamespace(
+        settings=Settings(gain=1.0, read_noise=5.0), products=None, workers=1,
+        record={"detector": {}}, messages=SimpleNamespace(say=lambda text: None),
+    )  # fmt: skip
+    detector = Masters(night).detector(group)
+    assert detector.saturation == pytest.approx(2 * level, rel=0.01)
+    frame = group.lights[0].open(group.colour)
+    assert pixels(frame)[50, 50] >= detector.saturation
+    assert pixels(frame)[50, 51] < detector.saturation
 
 
 def test_frames_without_a_pattern_are_refused_by_name(colour_night, tmp_path):

@@ -2,10 +2,6 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import numpy as np
@@ -178,24 +174,3 @@ def test_photometry_does_not_replace_the_image(tmp_path, capsys):
         warnings.simplefilter("ignore")
         assert main(command) == 0
     assert table.read_text() != "mine"
-
-
-# --------------------------------------------------------------------------- signals
-
-
-@pytest.mark.long  # SIGHUP was seen to end by SIGINT once, on a loaded machine
-@pytest.mark.parametrize(
-    ("number", "after"), [(signal.SIGTERM, 2.0), (signal.SIGHUP, 2.6), (signal.SIGINT, 1.7)]
-)
-def test_a_signal_ends_a_run_in_one_line(night, tmp_path, number, after):
-    command = [sys.executable, "-m", "astro_narrowband", "reduce", str(night), "--quiet", "-o"]
-    child = subprocess.Popen(  # noqa: S603
-        [*command, str(tmp_path / "out"), "--workers", "1"], stderr=subprocess.PIPE, text=True
-    )
-    time.sleep(after)
-    child.send_signal(number)
-    errors = child.communicate(timeout=60)[1]
-    assert "Traceback" not in errors
-    assert child.returncode in (0, 128 + number)
-    if child.returncode:
-        assert not list(tmp_path.rglob("*.part"))

@@ -1,5 +1,7 @@
 """The command line: what it prints, and what a script may rely on."""
 
+import errno
+import io
 import os
 import shutil
 import subprocess
@@ -14,7 +16,8 @@ from astropy.table import QTable
 import astro_narrowband
 from astro_narrowband import cli
 from astro_narrowband.cli import _commands
-from astro_narrowband.cli._process import say
+from astro_narrowband.cli._process import ready_streams, say
+from astro_narrowband.cli._text import show
 from astro_narrowband.simulate import NightModel, simulate_night
 
 
@@ -215,15 +218,93 @@ def run(*arguments, **options):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_of_any_encoding_is_no_error(night, tmp_path, encoding):
-    folder = tmp_path / "ночь Hα"
-    shutil.copytree(night, folder)
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    done = run("inspect", folder, env=environment)
-    assert done.returncode == 0
-    done = run("reduce", folder, "-o", tmp_path / "вых", env=environment)
-    assert done.returncode == 0, done.stderr
+def test_a_terminal_of_any_encoding_is_no_error(monkeypatch, encoding):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    ready_streams()
+    show("ночь Hα")
+    say("ночь Hα")
+    for stream in streams.values():
+        stream.flush()
+        assert rb"\u043d\u043e\u0447\u044c H\u03b1" in stream.buffer.getvalue()
+
+
+def test_folders_of_other_alphabets_are_reduced(night, tmp_path):
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "вых"), "--quiet"]) == 0
     assert (tmp_path / "вых" / "report.html").is_file()
+
+
+def test_a_broken_pipe_does_not_hide_the_status(night, tmp_path):
+    """Nobody reads what a night says of itself: its status stays that of the night."""
+    command = [sys.executable, "-m", "astro_narrowband", "inspect", night, "--filter", "OIII"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)  # noqa: S603
+    os.close(write)
+    assert (done.returncode, done.stderr) == (3, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+@pytest.mark.parametrize("arguments", [["--version"], ["inspect", None]])
+def test_a_stdout_that_is_full_is_named(night, arguments):
+    command = [sys.executable, "-m", "astro_narrowband", *(a or str(night) for a in arguments)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(  # noqa: S603
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 5
+    assert done.stderr.count("\n") == 1
+    assert "standard output: cannot be written (No space left on device)" in done.stderr
+
+
+def test_a_file_system_without_locks_is_no_error(night, tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out"), "--quiet"]) == 0
+
+
+def test_calibrated_lights_of_a_finished_night_are_written(night, tmp_path):
+    command = ["reduce", str(night), "-o", str(tmp_path / "out"), "--quiet"]
+    assert cli.main(command) == 0
+    assert cli.main([*command, "--keep-calibrated"]) == 0
+    there = {path.stem for path in (tmp_path / "out" / "calibrated").glob("*.fits")}
+    assert there == {path.stem for path in (night / "light").rglob("*.fits")}
+    # One that the user put there is refused by name, before anything is written.
+    mine = tmp_path / "other" / "calibrated" / f"{min(there)}.fits"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    command = ["reduce", str(night), "-o", str(tmp_path / "other"), "--keep-calibrated"]
+    assert cli.main(command) == 5
+    assert [p for p in (tmp_path / "other").rglob("*") if p.is_file()] == [mine]
+
+
+def test_a_demonstration_of_which_nothing_could_be_made_is_not_done(tmp_path, capsys):
+    assert cli.main(["demo", "-o", str(tmp_path / "out"), "--size", "48", "--quiet"]) in (3, 4)
+    assert "not reduced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["http://localhost:8787", "tcp://", "/no/such/file.json", "slurm"])
+def test_a_scheduler_that_is_none_is_usage(night, tmp_path, capsys, text):
+    command = ["reduce", str(night), "-o", str(tmp_path / "out"), "--scheduler", text]
+    assert cli.main(command) == 2
+    assert text in capsys.readouterr().err
+    (tmp_path / "bad.json").write_text("[" * 100_000)
+    command[-1] = str(tmp_path / "bad.json")
+    assert cli.main(command) == 2
+    assert "is no scheduler file" in capsys.readouterr().err
+
+
+def test_spellings_and_journals_that_are_nested_deep_are_named(night, tmp_path, capsys):
+    spellings, out = tmp_path / "deep.toml", tmp_path / "out"
+    spellings.write_text("kinds = " + "[" * 100_000)
+    assert cli.main(["inspect", str(night), "--spellings", str(spellings)]) == 3
+    assert str(spellings) in capsys.readouterr().err
+    out.mkdir()
+    (out / ".astro-narrowband.jsonl").write_text("[" * 100_000)
+    assert cli.main(["reduce", str(night), "-o", str(out), "--quiet"]) == 0
 
 
 def test_closed_streams_are_no_error(night, tmp_path):

@@ -511,7 +511,7 @@ def test_blocks_without_a_pixel_that_is_judged_cost_only_themselves(rng):
     def lost(rows):
         return np.arange(0 if rows.start >= 32 else (min(rows.stop, 32) - rows.start) * 128)
 
-    def apply(rows, first, second):  # noqa: ARG001 - the mean only
+    def apply(rows, first, second):
         changes[rows] = variance[rows] * first
 
     told = shrink_plane(values, variance, lost, apply)

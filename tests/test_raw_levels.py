@@ -240,6 +240,22 @@ def test_one_grid_has_one_wcs(nights, kind, rng):
     assert np.abs(apart).max() < 0.05 * 2.8e-4
 
 
+@pytest.mark.parametrize("way", ["registration", "catalogue"])
+def test_one_grid_has_one_wcs_whatever_it_comes_from(nights, way, tmp_path):
+    # Not registered, by the files' own WCS; or by the stars of a catalogue.
+    catalogue = next((nights["CD"] / "out").glob("catalog-*-Halpha.ecsv"))
+    options = {"registration": {"registration": "none"}, "catalogue": {"catalogue": catalogue}}[way]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reduce_night(nights["CD"] / "raw", tmp_path, settings=Settings(**options))
+    headers = [fits.getheader(path) for path in sorted(tmp_path.glob("coadd-*.fits"))]
+    linear = ("CTYPE", "CRVAL", "CRPIX", "CDELT", "PC")
+    first, second = ({k: h[k] for k in h if k.startswith(linear)} for h in headers)
+    assert first == second
+    assert len(first) > 8
+    assert ("WCSSTARS" in headers[0]) == ("WCSSTARS" in headers[1]) == (way == "catalogue")
+
+
 @pytest.mark.parametrize("kind", ["none", "PC", "CD", "CROTA", "SIP"])
 def test_products_pass_fitsverify(nights, kind):
     if shutil.which("fitsverify") is None:

@@ -97,12 +97,10 @@ class MosaicFrame(Frame):
             found = read_saturation(frame.header)
         except InputError as error:
             raise InputError(f"{frame.name}: {error}") from None
-        if saturation is not None:
-            self._full = positive(saturation, "saturation")
-        else:
-            self._full = found[0] if found else _FULL
+        full = found and found[0] if saturation is None else positive(saturation, "saturation")
+        self._full = _FULL if full is None else full
         y, x = np.mean(self.pixels, axis=0)
-        self.header = _header(frame.header, colour, n, self._full, float(x), float(y))
+        self.header = _header(frame.header, colour, n, full, float(x), float(y))
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of float32 rows."""
@@ -148,7 +146,8 @@ def _header(raw, colour, n, full, x, y):
             noise = None  # it is refused where it is needed
         if noise:
             header[noise[1]] = noise[0] * math.sqrt(n)
-        header["SATURATE"] = n * full
+        if full is not None:
+            header["SATURATE"] = n * full
     for keyword in list(dict.fromkeys(header)):
         if keyword.startswith(_LENGTHS):
             _change(header, keyword, lambda value: value * 2)

@@ -20,7 +20,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from astro_narrowband._engine.files import safe_text
+from astro_narrowband._engine.files import Temporary, safe_text, sweep
 from astro_narrowband._engine.frames import map_bands, usable_cores
 from astro_narrowband.exceptions import InputError, ProductError, warn
 
@@ -230,7 +230,7 @@ def run_bands(function, bands, *, executor=None, workers=None):
     if executor is None or _shares_memory(executor):
         yield from map_bands(function, bands, executor=executor, workers=workers)
         return
-    with _Parcel(function) as parcel:
+    with _Parcel(function).sent() as parcel:
         resilient = _Resilient(executor, function)
         yield from map_bands(
             parcel, bands, executor=resilient, workers=workers or _n_workers(executor)
@@ -279,18 +279,18 @@ class _Parcel:
         self.content = content
         self.path = None
 
-    def __enter__(self):
-        if len(self.content) > INLINE:
-            with tempfile.NamedTemporaryFile(
-                prefix="astro-narrowband-", suffix=".work", delete=False
-            ) as file:
-                file.write(self.content)
-            self.path, self.content = file.name, None
-        return self
-
-    def __exit__(self, *_):
-        if self.path is not None:
-            Path(self.path).unlink(missing_ok=True)
+    @contextmanager
+    def sent(self):
+        """Hold the file that a large one goes by."""
+        if len(self.content) <= INLINE:
+            yield self
+            return
+        folder = Path(tempfile.gettempdir())
+        sweep(folder)
+        with Temporary(folder / "work") as file:
+            file.write(self.content)
+            self.path, self.content = str(file.name), None
+            yield self
 
     def __call__(self, rows):
         return _unpacked(self)(rows)

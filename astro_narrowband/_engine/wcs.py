@@ -18,7 +18,15 @@ from scipy.signal import convolve2d
 
 from astro_narrowband.exceptions import warn
 
-__all__ = ["apply_matrix", "move_header", "move_wcs", "put_wcs", "read_wcs", "strip_wcs"]
+__all__ = [
+    "apply_matrix",
+    "copy_wcs",
+    "move_header",
+    "move_wcs",
+    "put_wcs",
+    "read_wcs",
+    "strip_wcs",
+]
 
 #: Cards of the first WCS of a header; a letter behind them makes them those of another one.
 _LINEAR = (
@@ -172,6 +180,13 @@ def put_wcs(header, wcs):
             if _FIRST.fullmatch(card.keyword):
                 header.append(card, end=True)
     return wcs
+
+
+def copy_wcs(header, other):
+    """Write the WCS of another header into one, card by card; return it. It must be one of ours."""
+    strip_wcs(header)
+    header.extend(_cards(other)[0])
+    return read_wcs(header)
 
 
 def move_header(header, matrix, name=""):

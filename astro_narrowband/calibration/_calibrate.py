@@ -114,21 +114,7 @@ def calibrate(
     if exposure is not None:
         exposure = value_in(exposure, u.s, "exposure")
     calibrated = CalibratedFrame(frame, recipe, exposure=exposure)
-    shape = calibrated.shape
-    data = np.empty(shape, np.float32)
-    error = np.empty(shape, np.float32)
-    mask = np.empty(shape, bool)
-
-    def work(rows):
-        out = Band(data[rows], error[rows], mask[rows])
-        calibrate_rows(calibrated, rows, out)
-        common = calibrated.common(rows, out.data)
-        if common is not None:
-            np.add(out.variance, common, out=out.variance)
-        np.sqrt(out.variance, out=out.variance)
-
-    for _ in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
-        pass
+    data, error, mask = _planes(calibrated, workers)
     header = calibrated.header.copy() if add_keyword else frame.header.copy()
     calibrated.shared_noise(included=True).to_header(header)
     header.pop("BUNIT", None)
@@ -145,6 +131,25 @@ def calibrate(
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)
         result.header["LACOSMIC"] = (True, "cosmic rays masked by L.A.Cosmic")
     return result
+
+
+def _planes(calibrated, workers):
+    """Values, standard deviations with the masters' part, and mask of a whole frame."""
+    shape = calibrated.shape
+    data, error = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    mask = np.empty(shape, bool)
+
+    def work(rows):
+        out = Band(data[rows], error[rows], mask[rows])
+        calibrate_rows(calibrated, rows, out)
+        common = calibrated.common(rows, out.data)
+        if common is not None:
+            np.add(out.variance, common, out=out.variance)
+        np.sqrt(out.variance, out=out.variance)
+
+    for _ in map_bands(work, row_bands(shape[0], ROWS), workers=workers):
+        pass
+    return data, error, mask
 
 
 def _cosmic_rays(ccd, calibrated, options):

@@ -4,7 +4,6 @@ The process: its streams, and the signals that stop it. Nothing heavy is importe
 Ctrl-C, SIGTERM and SIGHUP end a run in one line, with a status of their own.
 """
 
-import _thread
 import contextlib
 import os
 import re
@@ -81,7 +80,8 @@ class _Listener:
         """Stop again where Python dropped the exception, as it does in callbacks of its own."""
         if isinstance(problem.exc_value, Stopped):
             self.since = None
-            threading.Timer(0.02, _thread.interrupt_main, problem.exc_value.args).start()
+            target = threading.main_thread().ident, problem.exc_value.args[0]
+            threading.Timer(0.02, signal.pthread_kill, target).start()
         else:
             sys.__unraisablehook__(problem)
 

@@ -21,7 +21,7 @@ from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
-from astro_narrowband._engine.wcs import put_wcs
+from astro_narrowband._engine.wcs import apply_matrix, put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._draw import draw_coadd
@@ -49,7 +49,6 @@ from astro_narrowband.coaddition._reject import (
 )
 from astro_narrowband.coaddition._self_test import self_test
 from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
-from astro_narrowband.coaddition._surface import transform
 from astro_narrowband.coaddition._weights import judge, spoiled_discs, weigh
 from astro_narrowband.exceptions import InputError
 
@@ -319,61 +318,25 @@ def coadd(
     if finite(gradient_tolerance, "gradient_tolerance") < 0:
         raise InputError(f"gradient_tolerance = {gradient_tolerance} must not be below zero")
     table = measure_all(frames, stars, statistics, flux_scale)
-    exposure = np.array([exposure_of(frame) for frame in frames])
+    first = fixed_order(frames, table)
     # All that follows is done in an order that does not depend on the one given.
-    first = fixed_order(frames, table, exposure)
-    frames, table, exposure = [frames[i] for i in first], [table[i] for i in first], exposure[first]
-    weights, flux_scale, sky = (
-        in_order(rule, first, name)
-        for rule, name in ((weights, "weights"), (flux_scale, "flux_scale"), (sky, "sky"))
-    )
+    frames, table = [frames[i] for i in first], [table[i] for i in first]
+    exposure = np.array([exposure_of(frame) for frame in frames])
+    weights = in_order(weights, first, "weights")
+    flux_scale, sky = in_order(flux_scale, first, "flux_scale"), in_order(sky, first, "sky")
     matrices = [np.eye(3) if f.alignment is None else f.alignment.matrix for f in frames]
     reference = choose_reference(frames, table)
     check_registered(frames, table, reference)
     seen = match_flux(flux_scale, frames, table, matrices, reference=reference, shape=shape)
-    scale, dimming = seen.scale, seen.dimming
-    background = np.array([s.variance for s in table]) / scale**2 * dimming[:, 0]
     fwhm = np.array([s.fwhm for s in table])
-    weight = weigh(weights, background=background, exposure=exposure, fwhm=fwhm)
-    reasons = judge(table, seen, weight, max_seeing=max_seeing, min_transparency=min_transparency)
-    used = np.array([not reason for reason in reasons])
-    warn_of_frames(frames, reasons, seen)
-    if not used.any():
-        raise InputError(f"no frame is left to coadd: {frames[0].name}: {reasons[0]}")
-    weight = np.where(used, weight, 0.0)
-    weight /= weight.sum()
+    asked = weigh(weights, background=_backgrounds(table, seen), exposure=exposure, fwhm=fwhm)
+    reasons = judge(table, seen, asked, max_seeing=max_seeing, min_transparency=min_transparency)
+    weight = _of_used(asked, frames, reasons, seen)
     warn_of_uneven(seen, weight)
     skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
-    offset = skies.offset
-
-    cluster, correlations = shared_clusters(frames, [frame.placement for frame in frames], shape)
-    overlap = overlap_factors(cluster, correlations, weight / scale)
-    discs = spoiled_discs(table, matrices, weight)
-    order = _canonical(frames, table, background, exposure, offset, cluster, used)
-    task = BandSum(
-        frames=[frames[i] for i in order],
-        shape=shape,
-        scale=scale[order],
-        offset=offset[order],
-        weight=weight[order],
-        background=background[order],
-        correlation=np.array([frames[i].noise_correlation for i in order]),
-        scatter=(np.array([s.scatter for s in table]) / scale**2)[order],
-        exposure=exposure[order],
-        sky=(np.array([s.sky for s in table]) / scale - offset)[order],
-        cluster=cluster[order],
-        overlap=overlap[order],
-        shapes=np.zeros((len(order), N_TERMS), np.float32),
-        tolerance=np.repeat(tolerances(gradient_tolerance, len(order))[:, None], 2, axis=1),
-        discs=[discs[i] for i in order],
-        surfaces=[
-            skies.surfaces[i] if skies.degree > 0 or seen.maps[i] is not None else None
-            for i in order
-        ],
-        maps=[seen.maps[i] for i in order],
-        dimmest=dimming[order, 1] / dimming[order, 0],
-        rules=Rules(n_sigma, spacing=structure_spacing(fwhm[order])) if reject else None,
-    )
+    rules = Rules(n_sigma, spacing=structure_spacing(fwhm[weight > 0])) if reject else None
+    task, order = _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules)
+    task.tolerance[:] = tolerances(gradient_tolerance, len(order))[:, None]
     if reject and len(order) > 2:
         _learn_shapes(task, table[reference], matrices[reference], workers)
     planes, count = _run(task, executor, workers, memory)
@@ -381,15 +344,7 @@ def coadd(
     rejected = np.zeros(len(frames))
     rejected[order] = count / data.size
     warn_of_rejected(frames, rejected)
-    header = fits.Header(frames[reference].header, copy=True)
-    ccd = CCDData(
-        data,
-        uncertainty=StdDevUncertainty(sigma, copy=False),
-        mask=coverage == 0,
-        unit=unit,
-        header=header,
-        wcs=put_wcs(header, wcs_of(frames[reference])),
-    )
+    ccd = _as_ccd(data, sigma, coverage, frames[reference], unit)
     write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     write_matching(ccd.header, frames, seen, skies, weight)
@@ -415,6 +370,68 @@ def _one_unit(frames):
                 f"{frame.name}: is in {frame.unit}, {frames[0].name} in {unit}: calibrate all alike"
             )
     return unit
+
+
+def _backgrounds(table, seen):
+    """Variance of a pixel of blank sky of each frame, in the unit of the coadd."""
+    return np.array([s.variance for s in table]) / seen.scale**2 * seen.dimming[:, 0]
+
+
+def _of_used(weight, frames, reasons, seen):
+    """Say which frames are left out; return the weights of the others, which add up to 1."""
+    warn_of_frames(frames, reasons, seen)
+    if all(reasons):
+        raise InputError(f"no frame is left to coadd: {frames[0].name}: {reasons[0]}")
+    weight = np.where([not reason for reason in reasons], weight, 0.0)
+    return weight / weight.sum()
+
+
+def _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules):
+    """The sum over the frames that count, and their indices in its order."""
+    scale, dimming, offset = seen.scale, seen.dimming, skies.offset
+    background = _backgrounds(table, seen)
+    cluster, correlations = shared_clusters(frames, [frame.placement for frame in frames], shape)
+    overlap = overlap_factors(cluster, correlations, weight / scale)
+    discs = spoiled_discs(table, matrices, weight)
+    order = _canonical(frames, table, background, exposure, offset, cluster, weight > 0)
+    task = BandSum(
+        frames=[frames[i] for i in order],
+        shape=shape,
+        scale=scale[order],
+        offset=offset[order],
+        weight=weight[order],
+        background=background[order],
+        correlation=np.array([frames[i].noise_correlation for i in order]),
+        scatter=(np.array([s.scatter for s in table]) / scale**2)[order],
+        exposure=exposure[order],
+        sky=(np.array([s.sky for s in table]) / scale - offset)[order],
+        cluster=cluster[order],
+        overlap=overlap[order],
+        shapes=np.zeros((len(order), N_TERMS), np.float32),
+        tolerance=np.zeros((len(order), 2)),
+        discs=[discs[i] for i in order],
+        surfaces=[
+            skies.surfaces[i] if skies.degree > 0 or seen.maps[i] is not None else None
+            for i in order
+        ],
+        maps=[seen.maps[i] for i in order],
+        dimmest=dimming[order, 1] / dimming[order, 0],
+        rules=rules,
+    )
+    return task, order
+
+
+def _as_ccd(data, sigma, coverage, reference, unit):
+    """The planes as CCDData on the grid of the reference."""
+    header = fits.Header(reference.header, copy=True)
+    return CCDData(
+        data,
+        uncertainty=StdDevUncertainty(sigma, copy=False),
+        mask=coverage == 0,
+        unit=unit,
+        header=header,
+        wcs=put_wcs(header, wcs_of(reference)),
+    )
 
 
 def _canonical(frames, table, background, exposure, offset, cluster, used):
@@ -447,7 +464,7 @@ def _learn_shapes(task, found, matrix, workers):
     """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
     x, y, flux, error = found.stars.T
     clear = flux > SHAPE_SNR * error
-    positions = np.column_stack(transform(matrix, x[clear], y[clear]))
+    positions = np.column_stack(apply_matrix(matrix, x[clear], y[clear]))
     best = best_frames(task.background[:PANEL])
     task.shapes, measured = star_shapes(task, positions, best, workers or usable_cores())
     # No more is allowed than what is asked for.

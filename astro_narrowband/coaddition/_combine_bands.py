@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from astropy.stats import sigma_clip
 
+from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import (
     FitsFrame,
     MemoryFrame,
@@ -218,7 +219,7 @@ def reduce_bands(reducer, shape, mem_limit, executor, workers, want_count):
         for _ in map_bands(lambda rows: store(rows, reducer(rows)), bands, workers=workers):
             pass
     else:
-        for rows, reduced in map_bands(reducer, bands, executor=executor, workers=workers):
+        for rows, reduced in run_bands(reducer, bands, executor=executor, workers=workers):
             store(rows, reduced)
     rows = np.flatnonzero(empty)
     planes.mask = np.zeros(shape, bool)

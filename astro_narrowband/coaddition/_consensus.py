@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
-from astro_narrowband.coaddition._statistics import MAD
+from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
 from astro_narrowband.coaddition._surface import Surface, n_terms, terms
 
 __all__ = ["star_consensus"]
@@ -190,7 +190,7 @@ def _fit(basis, flux, error):
         pull = np.abs(values - matrix @ found)
         # Where errors are too small for the scatter, they are enlarged and not believed.
         free = max(use.sum() - len(found), 1)
-        width = max(1.0, MAD * float(np.median(pull)) * math.sqrt(use.sum() / free))
+        width = max(1.0, MAD_TO_STD * float(np.median(pull)) * math.sqrt(use.sum() / free))
         keep = pull <= CLIP * width
         if (keep == use).all() or keep.sum() <= len(found):
             break
@@ -259,7 +259,7 @@ def _map(xy, flux, error, common, common_err, near, shape):
             break
         found, covariance = _fit(basis[:, : n_terms(d)], f, e)
         pulls = [(f - basis[:, : len(v)] @ v) / e for v in (best, found)]
-        width = max(1.0, MAD * float(np.median(np.abs(pulls[1]))))
+        width = max(1.0, mad_std(pulls[1], 0.0))
         # No single star, as far off as it may be, makes a map.
         before, after = (np.sum(np.minimum((p / width) ** 2, CLIP**2)) for p in pulls)
         price = (len(found) - len(best)) * math.log(len(f))

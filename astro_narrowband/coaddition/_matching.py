@@ -10,6 +10,7 @@ import numpy as np
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.validate import choice, finite, positive
+from astro_narrowband.coaddition._own_noise import exposure_of
 from astro_narrowband.coaddition._sky import Skies, match_skies
 from astro_narrowband.coaddition._statistics import FrameStatistics, measure_frame
 from astro_narrowband.coaddition._transparency import Transparency, measure_transparency
@@ -69,13 +70,19 @@ def identity(found):
     return b"" if found.cells is None else found.cells.tobytes()
 
 
-def fixed_order(frames, table, exposure):
+def fixed_order(frames, table):
     """Indices of the frames in an order that does not depend on the one given."""
 
     def key(i):
         alignment = frames[i].alignment
         place = b"" if alignment is None else alignment.matrix.tobytes()
-        return (table[i].variance, frames[i].name, exposure[i], identity(table[i]), place)
+        return (
+            table[i].variance,
+            frames[i].name,
+            exposure_of(frames[i]),
+            identity(table[i]),
+            place,
+        )
 
     return np.array(sorted(range(len(frames)), key=key))
 

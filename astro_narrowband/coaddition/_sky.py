@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from astro_narrowband.coaddition._statistics import MAD, cell_centres
-from astro_narrowband.coaddition._surface import Surface, interpolate, n_terms, terms, transform
+from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband._engine.wcs import apply_matrix
+from astro_narrowband.coaddition._statistics import cell_centres
+from astro_narrowband.coaddition._surface import Surface, interpolate, n_terms, terms
 
 __all__ = ["Skies", "cell_levels", "match_skies"]
 
@@ -77,7 +79,7 @@ def cell_levels(statistics, matrices, shape):
     """
     x, y = (part.ravel() for part in np.meshgrid(*cell_centres(shape)))
     levels = np.array([
-        interpolate(one.cells, one.centres, *transform(np.linalg.inv(matrix), x, y))
+        interpolate(one.cells, one.centres, *apply_matrix(np.linalg.inv(matrix), x, y))
         for one, matrix in zip(statistics, matrices, strict=True)
     ])  # fmt: skip
     return levels, x, y
@@ -178,7 +180,7 @@ def _scatter(rest, good):
     out = np.full(len(rest), math.nan)
     for i, (row, use) in enumerate(zip(rest, good, strict=True)):
         if use.any():
-            out[i] = MAD * np.median(np.abs(row[use]))
+            out[i] = mad_std(row[use], 0.0)
     return out
 
 

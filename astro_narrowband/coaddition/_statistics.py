@@ -15,8 +15,9 @@ import numpy as np
 from astropy import units as u
 
 from astro_narrowband._engine.frames import HeldFrame, as_frame
+from astro_narrowband._engine.statistics import MAD_TO_STD
 
-__all__ = ["MAD", "FrameStatistics", "cell_centres", "forced_fluxes", "measure_frame"]
+__all__ = ["FrameStatistics", "cell_centres", "forced_fluxes", "measure_frame"]
 
 #: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
 MAX_CELLS, MIN_CELL = 64, 16
@@ -24,8 +25,6 @@ MAX_CELLS, MIN_CELL = 64, 16
 CELL_PIXELS = 256
 #: Rows of cells in which the noise is measured, at least where there are so many.
 NOISE_CELLS = 16
-#: Standard deviation of a Gaussian over its median absolute deviation.
-MAD = 1.4826
 #: Stars of a frame that serve for its flux scale, at most, and their least signal to noise.
 MAX_STARS, MIN_SNR = 200, 5.0
 #: Radius of their apertures, inner and outer radius of the sky around them [FWHM].
@@ -220,7 +219,7 @@ def _noise(data, level, variance):
     away = data - level[:, None].astype(np.float32)
     np.abs(away, out=away)
     sigma, _ = _median_of_rows(away)
-    sigma *= MAD
+    sigma *= MAD_TO_STD
     if variance is None:
         return sigma**2, np.where(np.isnan(level), np.nan, 0.0)
     with np.errstate(invalid="ignore"):
@@ -412,7 +411,7 @@ def _apertures(frame, exposure, x, y, fwhm, reach):
     some = ring.any(axis=0)
     around = np.where(ring[:, some], data[:, some], np.float32(np.nan))
     sky, n = _median_of_rows(around)
-    spread = MAD * _median_of(np.abs(around - sky[:, None]).astype(np.float32), n)
+    spread = MAD_TO_STD * _median_of(np.abs(around - sky[:, None]).astype(np.float32), n)
     area = weight.sum(axis=(1, 2))
     data[holes], noise[holes] = 0.0, 0.0
     flux = (data.astype(float) * weight).sum(axis=(1, 2)) - sky * area

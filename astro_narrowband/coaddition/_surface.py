@@ -10,19 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.polynomial import legendre
 
-__all__ = ["Surface", "interpolate", "n_terms", "terms", "transform"]
+__all__ = ["Surface", "interpolate", "n_terms", "terms"]
 
 #: Pixels of a surface that are worked on at a time: they stay in the cache.
 PIXELS = 1 << 15
-
-
-def transform(matrix, x, y):
-    """Apply a 3 x 3 matrix to pixel positions."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    return (
-        matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2],
-        matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2],
-    )
 
 
 def interpolate(cells, centres, x, y):

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial import cKDTree
 
+from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.coaddition._consensus import star_consensus
 from astro_narrowband.coaddition._statistics import (
     APERTURE,
-    MAD,
     NARROW,
     cell_centres,
     forced_fluxes,
 )
-from astro_narrowband.coaddition._surface import interpolate, terms, transform
+from astro_narrowband.coaddition._surface import interpolate, terms
 
 __all__ = ["MATCH_RADIUS", "Transparency", "measure_transparency"]
 
@@ -108,7 +109,7 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
         few[:], radius = True, NARROW
         stars = statistics[reference].stars
         stars = stars[stars[:, 2] > FAINT * stars[:, 3]]
-        xy = np.column_stack(transform(matrices[reference], stars[:, 0], stars[:, 1]))
+        xy = np.column_stack(apply_matrix(matrices[reference], stars[:, 0], stars[:, 1]))
         flux, error = np.full((2, len(frames), len(xy)), np.nan)
     flux[few], error[few] = _forced(frames, statistics, matrices, xy, np.flatnonzero(few), radius)
     found = star_consensus(xy, flux, error, reference, shape)
@@ -139,7 +140,9 @@ def _common_stars(statistics, matrices):
     lists = []
     for one, matrix in zip(statistics, matrices, strict=True):
         stars = one.stars[one.stars[:, 2] > BRIGHT * one.stars[:, 3]]
-        lists.append((np.column_stack(transform(matrix, stars[:, 0], stars[:, 1])), stars[:, 2:]))
+        lists.append(
+            (np.column_stack(apply_matrix(matrix, stars[:, 0], stars[:, 1])), stars[:, 2:])
+        )
     xy, places = np.empty((0, 2)), []
     for new, _ in sorted(lists, key=lambda item: -len(item[0])):
         xy = np.concatenate([xy, new[_nearest(xy, new) < 0]])
@@ -168,7 +171,7 @@ def _forced(frames, statistics, matrices, xy, which, radius):
     for k, i in enumerate(which):
         if len(xy):
             width = widths[i] if np.isfinite(widths[i]) else usual
-            place = transform(np.linalg.inv(matrices[i]), xy[:, 0], xy[:, 1])
+            place = apply_matrix(np.linalg.inv(matrices[i]), xy[:, 0], xy[:, 1])
             out[:, k] = forced_fluxes(frames[i].calibrated, *place, width, radius=radius).T
     return out
 
@@ -196,7 +199,7 @@ def nebula_scale(reference, other, shape):
     off = sum(_off_centre(s.centres, m, x, y) for s, m in (reference, other))
     x, y = x - 0.5 * off[0], y - 0.5 * off[1]
     a, b = (
-        interpolate(s.cells, s.centres, *transform(np.linalg.inv(m), x, y)).astype(float)
+        interpolate(s.cells, s.centres, *apply_matrix(np.linalg.inv(m), x, y)).astype(float)
         for s, m in (reference, other)
     )
     basis = terms(x, y, SKY_DEGREE, shape)
@@ -209,7 +212,7 @@ def nebula_scale(reference, other, shape):
         rest = np.column_stack([a, b]) - basis @ smooth
         slope = _deming(*rest[good].T, ratio)
         away = rest[:, 1] - slope * rest[:, 0]
-        width = MAD * np.median(np.abs(away[good]))
+        width = mad_std(away[good], 0.0)
         with np.errstate(invalid="ignore"):
             keep = good & (np.abs(away) <= 4.0 * width)
         if (keep == good).all():
@@ -227,7 +230,7 @@ def nebula_scale(reference, other, shape):
 def _off_centre(centres, matrix, x, y):
     """How far the place of x, y in a frame is from the centre of a cell, on the grid (2, n)."""
     off = []
-    for place, at in zip(transform(np.linalg.inv(matrix), x, y), centres, strict=True):
+    for place, at in zip(apply_matrix(np.linalg.inv(matrix), x, y), centres, strict=True):
         step = (at[-1] - at[0]) / max(len(at) - 1, 1) or 1.0
         off.append(np.remainder(place - at[0] + 0.5 * step, step) - 0.5 * step)
     return matrix[:2, :2] @ np.array(off)

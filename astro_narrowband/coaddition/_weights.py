@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from astro_narrowband._engine.validate import choice, positive
-from astro_narrowband.coaddition._surface import transform
+from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["judge", "spoiled_discs", "weigh"]
@@ -52,7 +52,7 @@ def spoiled_discs(statistics, matrices, weight):
             continue
         # Of the many pixels of one core, one in each square of 2 x 2 is enough.
         _, first = np.unique(found.spoiled // 2, axis=0, return_index=True)
-        x, y = transform(matrix, *found.spoiled[first].T)
+        x, y = apply_matrix(matrix, *found.spoiled[first].T)
         discs.append(np.column_stack([x, y, np.full(len(x), SPOILED_RADIUS * widest)]))
         owner.append(np.full(len(x), i))
     empty = np.empty((0, 3))

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from astro_narrowband._engine.frames import map_bands, row_bands
+from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
 
 __all__ = ["shrink_fit"]
 
@@ -354,8 +355,8 @@ def _ordinary(near, counts, n):
 
 def _mad(x):
     """Robust standard deviation of a band about zero, from a part of it."""
-    part = np.abs(x.ravel()[:: max(1, x.size // 4096)])
-    return np.float32(1.4826 * np.median(part)) if part.size else np.float32(0)
+    part = x.ravel()[:: max(1, x.size // 4096)]
+    return np.float32(mad_std(part, 0.0)) if part.size else np.float32(0)
 
 
 def _far(x, width, lost):
@@ -395,7 +396,7 @@ def _robust(x, variance, lost, size, about=None):
     part = part.swapaxes(0, 1).reshape(n_blocks, -1)
     seen = np.count_nonzero(part < np.inf, axis=1)
     centre = np.zeros(n_blocks, np.float32) if about is not None else _medians(part, seen)
-    width = np.float32(1.4826) * _medians(np.abs(part - centre[:, None]), seen)
+    width = np.float32(MAD_TO_STD) * _medians(np.abs(part - centre[:, None]), seen)
     rest = x
     for _ in range(2):
         if about is None:

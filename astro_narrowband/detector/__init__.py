@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.frames import as_frame
 from astro_narrowband._engine.validate import positive, value_in
 from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
@@ -246,7 +247,8 @@ def decide_detector(
         raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
     if "saturation" not in values or moved:
         level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
-        values.setdefault("saturation", FULL_SCALE)
+        n_added = max((as_frame(light).n_added for light in lights), default=1)
+        values.setdefault("saturation", FULL_SCALE * n_added)
         sources.setdefault("saturation", "full scale of 16 bits")
         if level is not None and level < values["saturation"]:
             values["saturation"] = level

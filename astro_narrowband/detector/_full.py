@@ -3,6 +3,7 @@
 import numpy as np
 
 from astro_narrowband._engine.frames import as_frame, row_bands
+from astro_narrowband._engine.statistics import mad_std
 
 __all__ = ["measure_saturation"]
 
@@ -123,10 +124,10 @@ def _edge(values, place, even, gain):
     asked = place[pile][:: max(1, np.count_nonzero(pile) // ASKED)]
     middle = float(np.median(values[pile]))
     upper = values[values >= middle] - middle
-    sigma = 1.4826 * float(np.median(np.abs(values[pile] - middle)))
+    sigma = mad_std(values[pile], middle)
     if gain is not None:
         shot = (middle / gain) ** 0.5
-        if 1.4826 * float(np.median(upper)) > (SHOT_EVEN if even else SHOT) * shot:
+        if mad_std(upper, 0.0) > (SHOT_EVEN if even else SHOT) * shot:
             return None
     beside = np.isin(asked + 1, place[pile]) | np.isin(asked - 1, place[pile])
     return middle - SIGMA * sigma if beside.mean() > TOUCHING else None

@@ -6,6 +6,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import as_frames
 from astro_narrowband._engine.raw import prepared
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
@@ -114,7 +115,7 @@ def _own_mean_off(difference):
     n = difference.shape[2]
     centre = np.nanmedian(difference, axis=2, keepdims=True)
     rest = difference - centre
-    far = np.abs(rest) > CLIP * 1.4826 * np.nanmedian(np.abs(rest))
+    far = np.abs(rest) > CLIP * mad_std(rest, 0.0)
     centre += np.nanmean(np.where(far, np.nan, rest), axis=2, keepdims=True)
     return (difference - centre) * np.float32((n / (n - 1)) ** 0.5)
 
@@ -132,7 +133,7 @@ def _step(data):
 
 def _variance(difference, step):
     """Clipped variance of each piece; NaN where nothing is left. Two ``step`` are no outlier."""
-    width = 1.4826 * np.nanmedian(np.abs(difference))
+    width = mad_std(difference, 0.0)
     kept = np.abs(difference) <= CLIP * max(width, 0.5 * step)
     square = np.where(kept, difference * difference, 0).sum(axis=(2, 3), dtype=float)
     count = kept.sum(axis=(2, 3))
@@ -152,7 +153,7 @@ def _noise_per_adu(first, second, noise, full):
         unit = np.sqrt(np.abs(a) * (1 + k))
         scaled = (first - k * second) / unit * np.float32((n / (n - 1)) ** 0.5)
         offset = (noise * (1 + k * k) / unit**2).mean(axis=(2, 3))
-    width = 1.4826 * np.nanmedian(np.abs(scaled))
+    width = mad_std(scaled, 0.0)
     kept = np.abs(scaled) <= CLIP * width
     count = kept.sum(axis=(2, 3))
     square = np.where(kept, scaled * scaled, 0).sum(axis=(2, 3), dtype=float)
@@ -173,7 +174,7 @@ def _mean(values):
         return 0.0, 0.0
     every = np.concatenate(kept)
     centre = np.median(every)
-    width = 1.4826 * np.median(np.abs(every - centre))
+    width = mad_std(every, centre)
     near = [v[np.abs(v - centre) <= 6 * width] if width > 0 else v for v in kept]
     means = np.array([v.mean() for v in near])
     errors = np.array([v.std() / v.size**0.5 for v in near])

@@ -1,10 +1,11 @@
 """Lines that share a filter: [NII] in that of Halpha."""
 
 import numpy as np
+from astropy.nddata import StdDevUncertainty
 
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
-from astro_narrowband.lines._map import LineMap, _with_errors, on_grid_of, random_variance
+from astro_narrowband.lines._map import add_common, combined, on_grid_of
 
 __all__ = ["correct_blend", "restore_lines", "separate_lines"]
 
@@ -56,16 +57,13 @@ def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NI
     share /= curve.checked_response(line, velocity=velocity)
     factor = 1 / (1 + ratio * share)
     relative = share * ratio_err * factor
-    factor = np.float32(factor)
-    old = {k: v if np.ndim(v) == 0 else v * factor for k, v in line_map.common.items()}
-    random = random_variance(line_map) * factor**2
-    data = line_map.data * factor
+    result = combined([(factor, line_map, "")], like=line_map)
     if ratio_err.ndim:
-        random = random + np.square(np.float32(relative) * data)
+        noise = np.hypot(result.uncertainty.array, np.float32(relative) * result.data)
+        result.uncertainty = StdDevUncertainty(noise)
     else:
         # One ratio for the whole map: one error of the whole map.
-        old[blend.name] = float(np.mean(relative))
-    result = _with_errors(line_map, data, random, old, line_map.unit)
+        add_common(result, blend.name, float(np.mean(relative)))
     result.meta["BLEND"] = (float(np.nanmean(1 / factor)), f"divided by, for {blend.name}")
     result.meta["BLENDERR"] = (float(np.nanmean(relative)), "relative error of that")
     return result
@@ -109,26 +107,11 @@ def separate_lines(a, b, *, curves, lines=("Halpha", "NII"), velocity=0.0):
             f"{curves[0].name} and {curves[1].name} see {first.name} and {second.name} alike: "
             "the lines cannot be told apart"
         )
-    solved = []
-    for own, other, share in ((a, b, p), (b, a, q)):
-        gain = np.float32(1 / (1 - p * q))
-        data = (own.data - np.float32(share) * other.data) * gain
-        random = (random_variance(own) + np.float32(share**2) * random_variance(other)) * gain**2
-        common = {name: value * gain for name, value in _patterns(own).items()}
-        for name, value in _patterns(other).items():
-            # What two maps share of one error (their continuum) goes in with its sign.
-            common[name] = common.get(name, np.float32(0)) - np.float32(share) * gain * value
-        mask = (
-            None if own.mask is None else own.mask | (False if other.mask is None else other.mask)
-        )
-        result = _with_errors(own, data, random, common, own.unit)
-        result.mask = mask
-        solved.append(result)
-    return tuple(solved)
-
-
-def _patterns(line_map):
-    return line_map.patterns() if isinstance(line_map, LineMap) else {}
+    gain = 1 / (1 - p * q)
+    return (
+        combined([(gain, a, ""), (-p * gain, b, "")], like=a),
+        combined([(gain, b, ""), (-q * gain, a, "")], like=b),
+    )
 
 
 def restore_lines(maps, parts):
@@ -183,18 +166,14 @@ def restore_lines(maps, parts):
     scales = {name: float(line_map.meta["KCONT"]) for name, line_map in maps.items()}
     restored = {}
     for name, line_map in maps.items():
-        data, variance, common = 0.0, 0.0, {}
+        terms = [(1.0, line_map, "")]
         for other, source in maps.items():
             share = parts.get(other, 0.0) / (1 - total) * scales[name] / scales[other]
-            share = np.float32(share + (other == name))
-            if share == 0:
-                continue
-            data = data + share * source.data
-            variance = variance + share**2 * random_variance(source)
-            for what, value in source.patterns().items():
-                common[what if other == name else f"{what} of {other}"] = share * value
-        result = _with_errors(line_map, data, variance, common, line_map.unit)
-        result.mask = ~np.isfinite(data)
+            if other == name:
+                terms[0] = (1.0 + share, line_map, "")
+            elif share:
+                terms.append((share, source, f" of {other}"))
+        result = combined(terms, like=line_map)
         result.meta["KLOST"] = (round(total, 6), "part of the lines in the continuum filter")
         restored[name] = result
     return restored

@@ -12,7 +12,9 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines._filters import read_table
 from astro_narrowband.registration import match as _match
@@ -60,10 +62,11 @@ class CatalogueMatch:
     log_chance: float
 
     def to_header(self, header):
-        """Write the WCS, WCSRMS and WCSSTARS into ``header``."""
-        header.update(self.wcs.to_header(relax=True))
+        """Write the WCS, in place of every other one, WCSRMS and WCSSTARS; return the WCS."""
+        wcs = put_wcs(header, self.wcs)
         header["WCSRMS"] = (round(self.rms, 4), "[pix] residuals of the stars, one axis")
         header["WCSSTARS"] = (self.n_matched, "stars matched with the catalogue")
+        return wcs
 
 
 def read_catalogue(table):
@@ -355,7 +358,7 @@ def _refine(xy, target, matrix, shape, parity, tried):
         else:
             matrix, *_ = _match.fit(xy[i], target[j], np.full(len(i), 0.25), model="similarity")
         residual = target[j] - _match.apply(matrix, xy[i])
-        spread = 1.4826 * float(np.median(np.abs(residual)))
+        spread = mad_std(residual, 0.0)
         radius = min(radius, max(1.2, 5 * spread))
     singular = np.linalg.svd(matrix[:2, :2], compute_uv=False)
     if abs(math.sqrt(singular.prod()) - 1) > SCALE_RANGE + 0.01 or singular[0] > 1.02 * singular[1]:

@@ -1,11 +1,14 @@
 """A line image less its continuum, by a scale that stars say, with the error of that scale."""
 
 import math
+import zlib
 
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
+from scipy.ndimage import center_of_mass, label
+from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.frames import Threads
@@ -20,13 +23,15 @@ from astro_narrowband.lines._map import (
     random_variance,
     unusable,
 )
-from astro_narrowband.lines._psf import match_shapes
+from astro_narrowband.lines._psf import REACH, match_shapes, moffat_of, star_shape
 from astro_narrowband.lines._starscale import Scale, measure_stars, scale_of
 
 __all__ = ["RESIDUAL_STAR", "subtract_continuum"]
 
 #: In the flags of a result: beside a star that is not gone.
 RESIDUAL_STAR = 1
+#: Stars that are looked at, at most.
+MAX_STARS = 5000
 #: Stars farther from their neighbours than this many widths count.
 APART = 4.0
 #: Signal over noise of the stars that count, in the line image and in the continuum.
@@ -124,6 +129,9 @@ def subtract_continuum(
         if name is None:
             raise InputError("curves need the name of the line: give name='Halpha', say")
         lost = line_in_continuum(*curves, name, velocity=velocity)
+    # What other lines hold of the same continuum image is the same noise.
+    digest = zlib.crc32(np.ascontiguousarray(continuum.data))
+    source = f"{continuum.meta.get('FILTER', 'continuum')} {digest:08x}"
     continuum = on_grid_of(continuum, line, "the continuum image")
     if k is not None:
         scale = Scale(positive(k, "k"), finite(k_err, "k_err"))
@@ -139,18 +147,18 @@ def subtract_continuum(
         measured = measure_stars(line, continuum, table, fwhm=fwhm, min_snr=MIN_SNR)
         matched = line is not before[0] or continuum is not before[1]
         scale = scale_of(measured, colour=colour, matched=matched)
-    result = _difference(line, continuum, scale, lost)
+    result = _difference(line, continuum, scale, lost, source)
     if measured is not None:
         result.meta["PSFWIDTH"] = (round(width, 3), "[pix] width of the stars in both images")
         _flag_residuals(result, measured, scale, fwhm)
-        _add_spectra(
-            result, continuum, sources, scale.k / (1 - lost) * _star_to_star(measured, scale), fwhm
-        )
+        amount = scale.k / (1 - lost) * _star_to_star(measured, scale)
+        isolated = np.column_stack([measured["x_center"], measured["y_center"]])
+        _add_spectra(result, *_star_light(continuum, sources, isolated, width), amount)
         result.stars = measured
     return result
 
 
-def _difference(line, continuum, scale, lost):
+def _difference(line, continuum, scale, lost, source):
     bad = unusable(line) | unusable(continuum)
     if bad.all():
         raise InputError("line and continuum image have no good pixel in common")
@@ -183,7 +191,7 @@ def _difference(line, continuum, scale, lost):
         uncertainty=StdDevUncertainty(np.sqrt(variance + common**2)),
         flags=np.zeros(data.shape, np.uint8),
         wcs=None if line.wcs is None else line.wcs.deepcopy(),
-        common={"continuum": common},
+        common={"continuum": common}, shared={source: -np.sqrt(v_continuum) * gain},
     )  # fmt: skip
 
 
@@ -202,7 +210,10 @@ def _common_stars(line, continuum, stars):
     """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
     with Threads(2) as threads:
         tables = list(
-            threads.map(lambda ccd: detect_stars(ccd, mask=unusable(ccd)), (line, continuum))
+            threads.map(
+                lambda ccd: detect_stars(ccd, mask=unusable(ccd), n_brightest=MAX_STARS),
+                (line, continuum),
+            )
         )
     widths = [t.meta["fwhm"] for t in tables]
     if not np.isfinite(widths).all():
@@ -238,34 +249,71 @@ def _star_to_star(measured, scale):
     return math.hypot(scale.scatter, scale.colour_slope * float(np.std(measured["colour"])))
 
 
-def _add_spectra(result, continuum, sources, amount, fwhm):
+def _star_light(continuum, sources, isolated, fwhm):
+    """
+    Light of the stars of an image: x, y, flux; those with holes in them by what is around.
+
+    ``isolated`` are the places of stars that show the profile.
+
+    Returns
+    -------
+    array (n, 3), (float, float)
+        And width and exponent of their Moffat profile.
+    """
+    bad = unusable(continuum)
+    try:
+        half = math.ceil(REACH * fwhm)
+        _, width, beta, _ = moffat_of(star_shape(continuum.data, bad, isolated, half))
+    except (InputError, RuntimeError):
+        width, beta = fwhm / (2 * math.sqrt(2 ** (1 / 3) - 1)), 3.0
+    labels, n = label(bad)
+    holes = np.array(center_of_mass(bad, labels, range(1, n + 1))).reshape(n, 2)[:, ::-1]
+    area = np.bincount(labels.ravel())[1:]
+    holes = holes[(area >= 3) & (area < 20 * fwhm**2)]
+    near = cKDTree(sources).query(holes)[0] < 2 * fwhm if len(holes) else np.zeros(0, bool)
+    half, out = math.ceil(4 * fwhm), []
+    for x, y in np.vstack([sources, holes[~near]]):
+        rows, columns, square = _stamp(bad.shape, x, y, half)
+        good = ~bad[rows, columns]
+        profile = (beta - 1) / (math.pi * width**2) * (1 + square / width**2) ** -beta
+        design = np.column_stack([profile[good], np.ones(good.sum())])
+        if good.sum() > half:
+            stamp = np.asarray(continuum.data[rows, columns], float)[good]
+            flux = float(np.linalg.lstsq(design, stamp, rcond=None)[0][0])
+            out.append((x, y, max(flux, 0.0)))
+    return np.array(out).reshape(-1, 3), (width, beta)
+
+
+def _stamp(shape, x, y, half):
+    """Rows and columns around a position, and squares of the distances from it."""
+    rows = slice(max(0, round(y) - half), min(shape[0], round(y) + half + 1))
+    columns = slice(max(0, round(x) - half), min(shape[1], round(x) + half + 1))
+    gy, gx = np.ogrid[rows, columns]
+    return rows, columns, (gx - x) ** 2 + (gy - y) ** 2
+
+
+def _add_spectra(result, stars, profile, amount):
     """
     Add to the variance what stars leave because their spectra differ.
 
-    The light of a star is off by one factor, so that the variance of a sum is that of its
-    flux: its pixels have (amount * light)^2 times the area of a star, 1 / sum of its shape^2.
+    The light of a star is off by one factor. With 2 p(r) P(r) of its flux squared in each pixel,
+    p its profile and P what lies farther out, the variance of the whole star is that of its
+    flux, and that of the wings is that of theirs.
     """
-    area = math.pi * fwhm**2 / (2 * math.log(2))
-    half = math.ceil(3.5 * fwhm)
+    width, beta = profile
     variance = np.square(result.uncertainty.array)
-    for x, y in sources:
-        rows = slice(max(0, round(y) - half), round(y) + half + 1)
-        columns = slice(max(0, round(x) - half), round(x) + half + 1)
-        stamp = continuum.data[rows, columns]
-        gy, gx = np.mgrid[: stamp.shape[0], : stamp.shape[1]]
-        radius = np.hypot(gx + columns.start - x, gy + rows.start - y)
-        rim = stamp[(radius > 2.5 * fwhm) & np.isfinite(stamp)]
-        if rim.size:
-            light = np.where(radius < 2 * fwhm, np.maximum(stamp - np.median(rim), 0), 0)
-            added = np.float32(area) * np.square(np.float32(amount) * light)
-            variance[rows, columns] = variance[rows, columns] + np.nan_to_num(added)
+    floor = float(np.nanmedian(variance))
+    for x, y, flux in stars:
+        peak = 2 * (amount * flux) ** 2 * (beta - 1) / (math.pi * width**2)
+        # To where it is a hundredth of the noise.
+        reach = width * math.sqrt(max((peak / (0.01 * floor)) ** (1 / (2 * beta - 1)) - 1, 1.0))
+        rows, columns, square = _stamp(variance.shape, x, y, math.ceil(min(reach, 40 * width)))
+        variance[rows, columns] += peak * (1 + square / width**2) ** (1 - 2 * beta)
     result.uncertainty = StdDevUncertainty(np.sqrt(variance))
 
 
 def _neighbours(xy, detected, table, fwhm):
     """Which positions have a star, none beside it, and one that is not saturated."""
-    from scipy.spatial import cKDTree
-
     tree = cKDTree(detected)
     distance, index = tree.query(xy, k=min(2, len(detected)))
     if distance.ndim == 1:
@@ -287,11 +335,7 @@ def _flag_residuals(result, measured, scale, fwhm):
     left = np.abs(measured["flux"] - scale.k * measured["flux_continuum"])
     error = np.hypot(measured["flux_err"], scale.k * measured["flux_continuum_err"])
     measured["flagged"] = left > 3 * error
-    ny, nx = result.data.shape
     radius = math.ceil(1.5 * fwhm)
     for x, y in measured["x_center", "y_center"][measured["flagged"]].iterrows():
-        rows = slice(max(0, round(y) - radius), round(y) + radius + 1)
-        columns = slice(max(0, round(x) - radius), round(x) + radius + 1)
-        gy, gx = np.ogrid[rows.start : min(ny, rows.stop), columns.start : min(nx, columns.stop)]
-        near = (gy - y) ** 2 + (gx - x) ** 2 <= radius**2
-        result.flags[rows, columns][near] |= RESIDUAL_STAR
+        rows, columns, square = _stamp(result.data.shape, x, y, radius)
+        result.flags[rows, columns][square <= radius**2] |= RESIDUAL_STAR

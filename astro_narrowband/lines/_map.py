@@ -12,10 +12,20 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling import resample
 
-__all__ = ["LineMap", "on_grid_of", "opened", "pixel_sigma", "random_variance"]
+__all__ = [
+    "LineMap",
+    "add_common",
+    "combined",
+    "on_grid_of",
+    "opened",
+    "pixel_sigma",
+    "random_variance",
+]
 
 #: Two grids are one where no corner is farther apart than this [pix].
 SAME_GRID = 0.02
+#: Squares of numbers below this are not kept in single precision.
+TINY = 1e-10
 
 
 class LineMap(CCDData):
@@ -32,13 +42,17 @@ class LineMap(CCDData):
     common : dict of str to float or array (ny, nx), optional
         Errors that all pixels share, each by what one standard deviation of it does: to a
         pixel, in the unit of the map (array), or to the map, as a factor (float).
+    shared : dict of str to array (ny, nx), optional
+        Noise of single pixels that other maps have as well, because they were made of the same
+        image: what one standard deviation of that image does to a pixel, with its sign. It is
+        in the uncertainty.
     stars : `~astropy.table.QTable`, optional
         The stars that the continuum was scaled by.
     """
 
-    def __init__(self, *args, common=None, stars=None, **kwargs):
+    def __init__(self, *args, common=None, shared=None, stars=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.common = dict(common or {})
+        self.common, self.shared = dict(common or {}), dict(shared or {})
         self.stars = stars
 
     def patterns(self):
@@ -62,10 +76,10 @@ class LineMap(CCDData):
         -------
         LineMap
         """
-        factor = np.float32(factor)
-        old = {k: v if np.ndim(v) == 0 else v * factor for k, v in self.common.items()}
-        random = random_variance(self) * factor**2
-        return _with_errors(self, self.data * factor, random, old | (common or {}), unit)
+        result = combined([(factor, self, "")], like=self, unit=unit)
+        for name, value in (common or {}).items():
+            add_common(result, name, value)
+        return result
 
     def to_hdul(self):
         """
@@ -86,22 +100,62 @@ class LineMap(CCDData):
         return hdul
 
 
-def _with_errors(like, data, random, common, unit):
-    """A LineMap with the header, mask, WCS, flags and stars of ``like``."""
-    variance = np.array(random, np.float32)
-    for value in common.values():
-        variance += np.square(np.float32(value) * data if np.ndim(value) == 0 else value)
-    return LineMap(
-        data,
-        unit=unit,
-        uncertainty=StdDevUncertainty(np.sqrt(variance)),
-        mask=None if like.mask is None else like.mask.copy(),
+def combined(terms, *, like, unit=None):
+    """
+    Add maps, each times a number or an array, with what they share of their errors.
+
+    Parameters
+    ----------
+    terms : sequence of (float or array (ny, nx), CCDData, str)
+        Share, map, and what is appended to the names of its common errors: errors of one name
+        are one error, and add up with their signs.
+    like : CCDData
+        Whose header, flags, WCS and stars the sum has.
+    unit : unit-like, optional
+        Of the sum; that of ``like`` by default.
+
+    Returns
+    -------
+    LineMap
+    """
+    data, variance, common, shared = 0.0, 0.0, {}, {}
+    for share, image, suffix in terms:
+        share = np.asarray(share, np.float64 if np.max(np.abs(share)) < TINY else np.float32)
+        data = data + share * image.data
+        own = random_variance(image)
+        for name, plane in getattr(image, "shared", {}).items():
+            own = own - np.square(plane)
+            shared[name] = shared.get(name, np.float32(0)) + share * plane
+        variance = variance + np.square(share) * np.maximum(own, 0)
+        for name, value in getattr(image, "common", {}).items():
+            # A factor stays one where the sum is one map times a number.
+            whole = np.ndim(value) == 0 and len(terms) == 1
+            effect = value if whole else share * value * (image.data if np.ndim(value) == 0 else 1)
+            common[name + suffix] = common.get(name + suffix, np.float32(0)) + effect
+    for plane in shared.values():
+        variance = variance + np.square(plane)
+    masks = [image.mask for _, image, _ in terms if image.mask is not None]
+    result = LineMap(
+        np.float32(data),
+        unit=like.unit if unit is None else unit,
+        uncertainty=StdDevUncertainty(np.float32(np.sqrt(variance))),
+        mask=np.logical_or.reduce(masks) if masks else None,
         flags=None if like.flags is None else like.flags.copy(),
         header=fits.Header(like.header),
         wcs=None if like.wcs is None else like.wcs.deepcopy(),
-        common=common,
+        shared={name: np.float32(plane) for name, plane in shared.items()},
         stars=getattr(like, "stars", None),
     )
+    for name, value in common.items():
+        add_common(result, name, value)
+    return result
+
+
+def add_common(line_map, name, value):
+    """Give a map one more error in common, in its uncertainty as well."""
+    line_map.common[name] = value = np.float32(value) if np.ndim(value) else float(value)
+    effect = np.float32(value) * (line_map.data if np.ndim(value) == 0 else 1)
+    line_map.uncertainty = StdDevUncertainty(np.hypot(line_map.uncertainty.array, effect))
 
 
 def total_variance(ccd, what="image"):
@@ -112,6 +166,8 @@ def total_variance(ccd, what="image"):
             "product of reduce, or set its uncertainty"
         )
     array = np.asarray(ccd.uncertainty.array, np.float32)
+    if np.nanmax(array[::16, ::16], initial=0) < TINY:
+        array = array.astype(np.float64)
     kind = ccd.uncertainty.uncertainty_type
     if kind == "std":
         return np.square(array)
@@ -139,7 +195,7 @@ def pixel_sigma(ccd):
     """
     own = random_variance(ccd)
     common = total_variance(ccd) - own
-    return np.sqrt(own * np.float32(noise_correlation(ccd)) + np.maximum(common, 0))
+    return np.float32(np.sqrt(own * noise_correlation(ccd) + np.maximum(common, 0)))
 
 
 def noise_correlation(ccd):

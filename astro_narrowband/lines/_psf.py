@@ -4,16 +4,23 @@ import math
 
 import numpy as np
 from astropy.io import fits
-from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.nddata import StdDevUncertainty
+from scipy.ndimage import binary_erosion
 from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
 from scipy.signal import oaconvolve
 
 from astro_narrowband._engine.frames import Threads, usable_cores
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.lines._map import noise_correlation, random_variance, unusable
+from astro_narrowband.lines._map import (
+    LineMap,
+    add_common,
+    noise_correlation,
+    random_variance,
+    unusable,
+)
 
-__all__ = ["match_shapes", "star_shape"]
+__all__ = ["match_shapes", "moffat_of", "star_shape"]
 
 #: Shapes that differ by less than this part of the width are left alone.
 SAME_WIDTH = 0.01
@@ -21,6 +28,8 @@ SAME_WIDTH = 0.01
 REACH = 4.0
 #: A pixel is masked where bad ones have more than this part of the kernel.
 MAX_BAD = 0.1
+#: A pixel is masked where a hole beside it may have more of its light than so many standard errors.
+MAX_LOST = 1.0
 #: Stars that a shape is made of, at most.
 MAX_STARS = 60
 #: Regularisation of the kernel, as a part of the power of the source's transfer function.
@@ -75,19 +84,29 @@ def star_shape(data, bad, stars, half):
     return _with_wings(np.median(stamps, axis=0), radius, half)
 
 
-def _with_wings(shape, radius, half):
-    """The shape with the wings of the Moffat profile that fits it, where noise is all there is."""
+def moffat_of(shape):
+    """Width and exponent of the Moffat profile that fits a star's shape, and its level."""
 
     def moffat(r, peak, width, beta, level):
         return peak * (1 + (r / width) ** 2) ** -beta + level
 
+    half = len(shape) // 2
+    y, x = np.mgrid[-half : half + 1, -half : half + 1]
+    radius = np.hypot(x, y)
     start = (shape.max(), half / REACH, 3.0, 0.0)
     bounds = ([0, 0.3, 1.1, -np.inf], [np.inf, half, 30.0, np.inf])
-    fitted, _ = curve_fit(moffat, radius.ravel(), shape.ravel(), start, bounds=bounds)
+    (peak, width, beta, level), _ = curve_fit(
+        moffat, radius.ravel(), shape.ravel(), start, bounds=bounds
+    )
+    return moffat(radius, peak, width, beta, 0.0), float(width), float(beta), float(level)
+
+
+def _with_wings(shape, radius, half):
+    """The shape with the wings of the Moffat profile that fits it, where noise is all there is."""
+    wings, _, _, level = moffat_of(shape)
     # The rim that a star was measured against has light of its own: that is the level.
-    wings = moffat(radius, *fitted[:3], 0.0)
     inner = np.clip((0.6 * half - radius) / (0.1 * half) + 0.5, 0, 1)
-    shape = inner * (shape - fitted[3]) + (1 - inner) * wings
+    shape = inner * (shape - level) + (1 - inner) * wings
     return shape / shape.sum()
 
 
@@ -145,31 +164,60 @@ def _kernel(source, target):
 
 def _convolved(ccd, bad, kernel):
     """The image with its variance and mask after a convolution with a kernel of sum 1."""
-    kernel32 = np.float32(kernel)
-    good = ~bad
-    data = np.where(bad, np.float32(0), np.float32(ccd.data))
-    variance = np.where(bad, np.float32(0), random_variance(ccd))
     # Outside the image there is nothing: its rim is cut like a hole.
+    data, variance = np.float32(ccd.data), random_variance(ccd)
+    level = np.float32(np.median(data[::7, ::7][~bad[::7, ::7]])) if not bad.all() else 0
+    planes = {"good": ~bad, "data": data - level, "variance": variance}
+    planes |= {name: np.square(plane) for name, plane in getattr(ccd, "shared", {}).items()}
+    planes |= {f"common {k}": v for k, v in getattr(ccd, "common", {}).items() if np.ndim(v)}
+    planes = {name: np.where(bad, np.float32(0), plane) for name, plane in planes.items()}
+    planes["lost"] = _contrast(data, bad)
+    kernel32 = np.float32(kernel)
     with Threads(usable_cores()) as threads:
-        share, data, variance = threads.map(
-            lambda plane: oaconvolve(plane, kernel32, mode="same"),
-            (np.float32(good), data, variance),
+        blurred = threads.map(
+            lambda name: oaconvolve(
+                planes[name], np.abs(kernel32) if name == "lost" else kernel32, mode="same"
+            ),
+            planes,
         )
+        planes = dict(zip(planes, blurred, strict=True))
+    share, lost = planes.pop("good"), planes.pop("lost")
     mask = (share < 1 - MAX_BAD) | bad
     share = np.where(mask, np.float32(1), share)
-    data /= share
-    variance = np.maximum(variance / share, 0)
+    planes = {name: plane / share for name, plane in planes.items()}
+    sigma = np.sqrt(np.maximum(planes.pop("variance"), 0))
+    mask |= lost > MAX_LOST * sigma
+    data = planes.pop("data") + level
     data[mask] = np.nan
     header = fits.Header(ccd.header)
     header["NOISECOR"] = (
         round(_correlation(noise_correlation(ccd), kernel), 6),
         "pixel variance over the variance plane",
     )
-    return CCDData(
-        data, unit=ccd.unit, mask=mask, header=header,
-        uncertainty=StdDevUncertainty(np.sqrt(variance)),
+    result = LineMap(
+        data, unit=ccd.unit, mask=mask, header=header, uncertainty=StdDevUncertainty(sigma),
         wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
+        shared={name: np.sqrt(np.maximum(planes[name], 0)) * np.sign(np.nanmean(plane))
+                for name, plane in getattr(ccd, "shared", {}).items()},
     )  # fmt: skip
+    for name, value in getattr(ccd, "common", {}).items():
+        add_common(result, name, planes[f"common {name}"] if np.ndim(value) else value)
+    return result
+
+
+def _contrast(data, bad):
+    """
+    How different the good pixels around each bad one are, by 7 x 7 pixels; 0 elsewhere.
+
+    A hole in smooth nebula is like its neighbours; one in a star lacks at least their light.
+    """
+    plane, rim = np.zeros_like(data), bad & ~binary_erosion(bad, iterations=3)
+    padded = np.pad(np.where(bad, np.nan, data), 3, constant_values=np.nan)
+    y, x = np.nonzero(rim)
+    around = np.stack([padded[y + dy, x + dx] for dy in range(7) for dx in range(7)])
+    if y.size:
+        plane[y, x] = np.nan_to_num(np.fmax.reduce(around) - np.fmin.reduce(around))
+    return plane
 
 
 def _correlation(before, kernel):

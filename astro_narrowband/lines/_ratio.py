@@ -8,8 +8,15 @@ import numpy as np
 from astropy.io import fits
 
 from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.lines._map import on_grid_of, opened, pixel_sigma, unusable
+from astro_narrowband.lines._map import (
+    noise_correlation,
+    on_grid_of,
+    opened,
+    pixel_sigma,
+    unusable,
+)
 from astro_narrowband.lines._psf import blurred_to
 
 __all__ = ["Extinction", "RatioMap", "extinction", "fieller", "line_ratio"]
@@ -87,15 +94,16 @@ def line_ratio(a, b, *, min_snr=3.0):
     Notes
     -----
     The intervals are those of Fieller (1954, J. R. Stat. Soc. B 16, 175): all R with
-    ``(a - R b)^2 <= z^2 (sigma_a^2 + R^2 sigma_b^2)``, z = 1, which are exact for normal errors.
+    ``(a - R b)^2 <= z^2 (sigma_a^2 - 2 R sigma_ab + R^2 sigma_b^2)``, z = 1, which are exact for
+    normal errors.
     Limits have z = 2, one-sided. Pixels are sorted by what is measured in them, so that where the
     true S/N of a line is near ``min_snr``, those that make it are too high: there intervals
     hold more often than they say, and limits of lines of true S/N well above ``min_snr`` (few)
     less often.
 
     The maps are brought to one width of the stars (PSFWIDTH of their headers) by a Gaussian
-    kernel. The noise that two maps share through one continuum image is counted twice: for a
-    continuum filter that is much broader than the lines' it is small.
+    kernel. The noise that they share through one continuum image (`LineMap.shared`) is in the
+    intervals as a covariance.
 
     Examples
     --------
@@ -128,15 +136,17 @@ def line_ratio(a, b, *, min_snr=3.0):
     planes = [np.full(a.data.shape, np.nan, np.float32) for _ in range(3)]
     kind = np.zeros(a.data.shape, np.uint8)
     sigma_a, sigma_b = pixel_sigma(a), pixel_sigma(b)
+    correlation = _covariance(a, b) / (sigma_a * sigma_b)
     for first in range(0, len(kind), _ROWS):
         rows = slice(first, first + _ROWS)
         _divide(
             *(np.asarray(p[rows], np.float32) for p in (a.data, b.data, sigma_a, sigma_b)),
+            np.asarray(correlation[rows], np.float32),
             bad[rows], min_snr, [p[rows] for p in planes], kind[rows],
         )  # fmt: skip
     header = fits.Header(a.header)
     if a.wcs is not None:
-        header.update(a.wcs.to_header(relax=True))
+        put_wcs(header, a.wcs)
     for keyword in ("BUNIT", "NOISECOR", "GAINERR", "SCALEERR", "FLUXERR"):
         header.remove(keyword, ignore_missing=True)
     header["MINSNR"] = (min_snr, "a line is seen from this S/N on")
@@ -145,39 +155,52 @@ def line_ratio(a, b, *, min_snr=3.0):
     return RatioMap(*planes, kind, common, header)
 
 
+def _covariance(a, b):
+    """Covariance of single pixels of two maps through the images that both were made of."""
+    names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
+    total = np.float32(math.sqrt(noise_correlation(a) * noise_correlation(b)))
+    total = sum((total * a.shared[name] * b.shared[name] for name in names), np.float32(0))
+    return np.broadcast_to(total, a.data.shape)
+
+
 def _factor_errors(ccd):
     factors = [v for v in getattr(ccd, "common", {}).values() if np.ndim(v) == 0]
     return math.hypot(*factors) if factors else 0.0
 
 
-def _divide(a, b, sigma_a, sigma_b, bad, min_snr, planes, kind):
+def _divide(a, b, sigma_a, sigma_b, correlation, bad, min_snr, planes, kind):
     """Fill the planes ratio, lower, upper, and the kind, of a band of rows."""
     ratio, lower, upper = planes
     seen_a, seen_b = (a >= min_snr * sigma_a) & ~bad, (b >= min_snr * sigma_b) & ~bad
     both = seen_a & seen_b
     kind[both] = MEASURED
     ratio[both] = a[both] / b[both]
-    lower[both], upper[both] = fieller(a[both], b[both], sigma_a[both], sigma_b[both], 1.0)
+    one, other = (a, b, sigma_a, sigma_b, correlation), (b, a, sigma_b, sigma_a, correlation)
+    lower[both], upper[both] = fieller(*(plane[both] for plane in one), 1.0)
     only = seen_b & ~seen_a & ~bad
     kind[only] = UPPER
-    _, limit = fieller(a[only], b[only], sigma_a[only], sigma_b[only], Z_LIMIT)
+    _, limit = fieller(*(plane[only] for plane in one), Z_LIMIT)
     upper[only] = np.maximum(limit, 0)
     only = seen_a & ~seen_b & ~bad
     kind[only] = LOWER
-    _, limit = fieller(b[only], a[only], sigma_b[only], sigma_a[only], Z_LIMIT)
+    _, limit = fieller(*(plane[only] for plane in other), Z_LIMIT)
     with np.errstate(divide="ignore"):
         lower[only] = np.where(limit > 0, 1 / np.maximum(limit, 0), np.inf)
 
 
-def fieller(a, b, sigma_a, sigma_b, z):
+def fieller(a, b, sigma_a, sigma_b, correlation, z):
     """
     Return the two ends of Fieller's interval for a / b; b must be above z sigma_b.
 
-    The roots of (b^2 - z^2 s_b^2) R^2 - 2 a b R + (a^2 - z^2 s_a^2) = 0.
+    In units of the errors, which keeps squares of small numbers apart from zero: the roots R of
+    (y^2 - z^2) R^2 - 2 (x y - z^2 c) R + (x^2 - z^2) = 0, times sigma_a / sigma_b.
     """
-    head = b * b - z * z * sigma_b * sigma_b
-    root = z * np.sqrt(a * a * sigma_b**2 + b * b * sigma_a**2 - (z * sigma_a * sigma_b) ** 2)
-    return (a * b - root) / head, (a * b + root) / head
+    x, y, z2 = a / sigma_a, b / sigma_b, z * z
+    inner = x * x + y * y - 2 * correlation * x * y - z2 * (1 - correlation**2)
+    root = z * np.sqrt(np.maximum(inner, 0))
+    middle = x * y - z2 * correlation
+    scale = sigma_a / sigma_b / (y * y - z2)
+    return (middle - root) * scale, (middle + root) * scale
 
 
 class Extinction(NamedTuple):

@@ -19,6 +19,11 @@ from astro_narrowband.resampling import noise_factor
 
 __all__ = ["read_regions", "region_fluxes"]
 
+#: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
+N_TILES, MIN_SIDE = 100, 8
+#: Tiles for a plane.
+MIN_TILES = 12
+
 
 def read_regions(path):
     """
@@ -62,8 +67,9 @@ def region_fluxes(line_map, regions, *, sky=None):
     regions : sequence of `regions.Region`
         Circles, ellipses, polygons ..., in pixels, or on the sky where the map has a WCS.
     sky : sequence of `regions.Region`, optional
-        Where there is no line: their mean is the zero of the map. Without them the map's own
-        zero is believed, as it is after a subtraction of skies.
+        Where there is no line: the zero of the map, a plane where they surround the region and a
+        mean elsewhere. Without them the map's own zero is believed, as it is after a
+        subtraction of skies.
 
     Returns
     -------
@@ -82,20 +88,21 @@ def region_fluxes(line_map, regions, *, sky=None):
     Notes
     -----
     err_noise^2 = sum(w^2 V) f^2, f after `~astro_narrowband.resampling.noise_factor`;
-    err_sky^2 = A^2 (sum of V in the sky, f = 1) / n_sky^2; a common error counts as the sum of
-    what it does to the pixels, less the mean of it in the sky: it does not average down.
+    err_sky is the area times the error of the zero, from tiles of the sky, each with its noise
+    and with what they scatter beyond it; where a plane cannot be told from a mean, its slope is
+    in the error. A common error counts as the sum of what it does to the pixels, less what
+    it does to the zero: it does not average down.
     Masked pixels are not filled in: the flux is that of the good ones, ``covered`` says so.
     """
     ccd = opened(line_map, "the line map")
     bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
     if ccd.mask is not None:
         bad |= np.asarray(ccd.mask, bool)
-    variance = random_variance(ccd)
+    planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
     patterns = ccd.patterns() if isinstance(ccd, LineMap) else {}
-    zero = _zero(ccd, sky, bad, variance, patterns) if sky else None
-    rows = []
-    for number, region in enumerate(regions, start=1):
-        rows.append(_row(ccd, region, number, bad, variance, patterns, zero))
+    planes |= {name: (plane, 1) for name, plane in patterns.items()}
+    zero = _Zero(ccd, sky, bad, planes) if sky else None
+    rows = [_row(ccd, region, n, bad, planes, zero) for n, region in enumerate(regions, start=1)]
     table = QTable(rows=rows)
     for name in table.colnames:
         if name.startswith(("flux", "err_")):
@@ -128,34 +135,97 @@ def _weights(ccd, region, bad, name):
     return weight, large, float(weight.sum() / mask.data.sum())
 
 
-def _zero(ccd, sky, bad, variance, patterns):
-    """Mean of the sky's regions, its variance, and the mean of each common error there."""
-    total = dict.fromkeys(("area", "sum", "variance", *patterns), 0.0)
-    for number, region in enumerate(sky, start=1):
-        weight, where, _ = _weights(ccd, region, bad, f"sky {number}")
-        used = weight > 0
-        total["area"] += weight.sum()
-        total["sum"] += float((weight * np.where(used, ccd.data[where], 0)).sum())
-        total["variance"] += float((weight**2 * np.where(used, variance[where], 0)).sum())
-        for name, plane in patterns.items():
-            total[name] += float((weight * np.where(used, plane[where], 0)).sum())
-    area = total.pop("area")
-    return {"variance": total.pop("variance") / area**2} | {k: v / area for k, v in total.items()}
+def _summed(weight, planes, where):
+    """Weighted sums of planes over a region, by name; nothing where the weight is zero."""
+    used = weight > 0
+    return {
+        name: float((weight**power * np.where(used, plane[where], 0)).sum())
+        for name, (plane, power) in planes.items()
+    }
 
 
-def _row(ccd, region, number, bad, variance, patterns, zero):
+class _Zero:
+    """
+    The zero of a map, by what is in the sky's regions: a mean, or a plane where they surround.
+
+    The sky is cut into tiles, each of which counts by its noise; what they scatter beyond it
+    about the mean or plane makes the error larger.
+    """
+
+    def __init__(self, ccd, sky, bad, planes):
+        weighted = [_weights(ccd, region, bad, f"sky {n}") for n, region in enumerate(sky, start=1)]
+        total = sum(weight.sum() for weight, _, _ in weighted)
+        side = max(MIN_SIDE, int(math.sqrt(total / N_TILES)))
+        tiles = []
+        for weight, (rows, columns), _ in weighted:
+            for i in range(0, weight.shape[0], side):
+                for j in range(0, weight.shape[1], side):
+                    tile = weight[i : i + side, j : j + side]
+                    area = tile.sum()
+                    if area < min(0.25 * side**2, 0.5 * total):
+                        continue
+                    y, x = (n - 1 for n in tile.shape)
+                    top, left = rows.start + i, columns.start + j
+                    where = slice(top, top + y + 1), slice(left, left + x + 1)
+                    sums = {k: v / area for k, v in _summed(tile, planes, where).items()}
+                    sums["variance"] /= area
+                    tiles.append(sums | {"x": left + x / 2, "y": top + y / 2})
+        self._tiles = {name: np.array([tile[name] for tile in tiles]) for name in tiles[0]}
+        self._mean = self._fit(np.ones((len(tiles), 1)))
+        self._plane = None
+        if len(tiles) >= MIN_TILES:
+            self._plane = self._fit(self._design(self._tiles["x"], self._tiles["y"]))
+
+    def _design(self, x, y):
+        x, y = (
+            np.atleast_1d(x) - self._tiles["x"].mean(),
+            np.atleast_1d(y) - self._tiles["y"].mean(),
+        )
+        return np.column_stack([np.ones_like(x), x, y])
+
+    def _fit(self, design):
+        """What each tile has of each number of the fit; what tiles scatter over their noise."""
+        weight = 1 / self._tiles["variance"]
+        share = np.linalg.pinv(design * np.sqrt(weight)[:, None]) * np.sqrt(weight)
+        residual = self._tiles["data"] - design @ (share @ self._tiles["data"])
+        free = len(weight) - design.shape[1]
+        return share, max(1.0, float(weight @ residual**2) / free) if free > 0 else 1.0
+
+    def at(self, x, y):
+        """
+        Return the zero at a place: the means of all planes, and the variance of the data's.
+
+        A plane counts where its error is at most twice that of the mean; farther off what it
+        says is an error of the mean.
+        """
+        tiles = self._tiles
+        share, scatter = self._mean
+        share, added = share[0], 0.0
+        variance = scatter * float(share**2 @ tiles["variance"])
+        if self._plane is not None:
+            sloped = (self._design(x, y) @ self._plane[0])[0]
+            noise = self._plane[1] * float(sloped**2 @ tiles["variance"])
+            if noise <= 4 * variance:
+                share, variance = sloped, noise
+            else:
+                added = max(0.0, float((sloped - share) @ tiles["data"]) ** 2 - noise)
+        means = {name: float(share @ v) for name, v in tiles.items() if name not in "variance x y"}
+        return means, variance + added
+
+
+def _row(ccd, region, number, bad, planes, zero):
     name = str(region.meta.get("text", "") or number)
     weight, where, covered = _weights(ccd, region, bad, name)
-    used, area = weight > 0, float(weight.sum())
-    level = zero["sum"] if zero else 0.0
-    flux = float((weight * np.where(used, ccd.data[where], 0)).sum()) - area * level
-    factor = noise_factor(noise_correlation(ccd), area)
-    noise = factor * math.sqrt(float((weight**2 * np.where(used, variance[where], 0)).sum()))
-    errors = {"err_noise": noise, "err_sky": area * math.sqrt(zero["variance"]) if zero else 0.0}
-    for what, plane in patterns.items():
-        shared = float((weight * np.where(used, plane[where], 0)).sum())
-        shared -= area * zero[what] if zero else 0.0
-        errors[f"err_{what.replace(' ', '_')}"] = abs(shared)
+    area, sums = float(weight.sum()), _summed(weight, planes, where)
+    noise = noise_factor(noise_correlation(ccd), area) * math.sqrt(sums.pop("variance"))
+    errors = {"err_noise": noise, "err_sky": 0.0}
+    if zero is not None:
+        y, x = (weight.sum(axis=1 - k) @ np.arange(weight.shape[k]) / area for k in (0, 1))
+        means, variance = zero.at(x + where[1].start, y + where[0].start)
+        errors["err_sky"] = area * math.sqrt(variance)
+        sums = {name: value - area * means[name] for name, value in sums.items()}
+    flux = sums.pop("data")
+    errors |= {f"err_{what.replace(' ', '_')}": abs(value) for what, value in sums.items()}
     total = math.hypot(*errors.values())
     return {"region": name, "area": area, "covered": covered, "flux": flux, "flux_err": total,
             "snr": flux / total if total else math.nan} | errors  # fmt: skip

@@ -13,6 +13,8 @@ __all__ = ["Scale", "measure_stars", "robust_mean", "scale_of"]
 
 #: Radii of aperture and annulus in units of the width.
 R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
+#: Radius of the pixels whose slope is taken, in units of the width.
+REACH = 1.6
 #: Stars that are farther off than so many standard deviations are left out.
 CLIP = 3.5
 #: A slope with the colour that is less than so many errors is not taken for one.
@@ -87,7 +89,8 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     `~astropy.table.QTable`
         ``x_center``, ``y_center``, (``colour``), ``flux``, ``flux_err``, ``flux_continuum``,
         ``flux_continuum_err``, ``ratio``, ``ratio_err``, ``pixel_slope``, ``pixel_slope_err``,
-        ``pixel_mode``; only stars with ``min_snr`` in both.
+        ``pixel_mode``; only stars that have ``min_snr`` in the continuum, and would have it in the
+        line image with the ratio of most stars.
     """
     xy = np.column_stack([np.asarray(stars["x_center"]), np.asarray(stars["y_center"])])
     r, r_in, r_out = (f * fwhm for f in (R_APERTURE, R_IN, R_OUT))
@@ -97,7 +100,10 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     )
     whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
     with np.errstate(invalid="ignore", divide="ignore"):
-        keep = (n > min_snr * n_err) & (c > min_snr * c_err) & whole[0] & whole[1]
+        whole = whole[0] & whole[1] & (c > min_snr * c_err) & (n > 0)
+        seen = whole & (n > min_snr * n_err)
+        # Not by their own light in the line filter: that would choose those that are bright in it.
+        keep = whole & (c * np.median(n[seen] / c[seen]) > min_snr * n_err) if seen.any() else seen
     if keep.sum() < 5:
         negative = int((c < -3 * c_err).sum())
         why = f"; {negative} are negative in the continuum image" if negative else ""
@@ -112,10 +118,10 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     table["ratio_err"] = table["ratio"] * np.hypot(
         table["flux_err"] / table["flux"], table["flux_continuum_err"] / table["flux_continuum"]
     )
-    fits = [_pixels(line.data, continuum.data, x, y, 1.6 * fwhm) for x, y in xy[keep]]
+    fits = [_pixels(line.data, continuum.data, x, y, fwhm) for x, y in xy[keep]]
     table["pixel_slope"], table["pixel_slope_err"], table["pixel_mode"] = np.array(fits).T
     # Structure of the nebula under a star is in both images, and its own ratio is a steeper one.
-    plain = table["pixel_slope_err"] < SMOOTH * table["pixel_slope"]
+    plain = table["pixel_slope_err"] < SMOOTH * np.nanmedian(table["pixel_slope"])
     table["smooth"] = plain if plain.sum() >= ENOUGH else True
     # The noise of matched images is correlated: the pixels say less than they seem to.
     table["pixel_slope_err"] = np.maximum(table["pixel_slope_err"], table["ratio_err"])
@@ -129,15 +135,18 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     return table[usable]
 
 
-def _pixels(line, continuum, x0, y0, radius):
+def _pixels(line, continuum, x0, y0, fwhm):
     """
     Slope of a star's pixels, line over continuum, with a plane for what lies under it.
+
+    Pixels count by a star's profile.
 
     Returns
     -------
     slope, error, mode : float
         The mode is that of the pixels of its core, each over its own continuum.
     """
+    radius = REACH * fwhm
     rows = slice(max(0, round(y0 - radius)), round(y0 + radius) + 1)
     columns = slice(max(0, round(x0 - radius)), round(x0 + radius) + 1)
     a, b = (np.asarray(plane[rows, columns], float) for plane in (line, continuum))
@@ -147,14 +156,20 @@ def _pixels(line, continuum, x0, y0, radius):
     if inside.sum() < 16:
         return (math.nan,) * 3
     a, b, x, y = a[inside], b[inside], x[inside], y[inside]
-    design = np.column_stack([b, np.ones_like(b), x, y])
-    solution, *_ = np.linalg.lstsq(design, a, rcond=None)
-    residual = a - design @ solution
-    covariance = np.linalg.pinv(design.T @ design) * (residual @ residual) / (len(a) - 4)
+    # Not the continuum's own pixels: structure of the nebula in them is in the line's as well.
+    core_width = fwhm / (2 * math.sqrt(2 ** (1 / 3) - 1))
+    profile = (1 + (x**2 + y**2) / core_width**2) ** -3
+    design = np.column_stack([profile, np.ones_like(b), x, y])
+    inverse = np.linalg.pinv(design)
+    (line_flux, *_), (flux, *_) = inverse @ a, inverse @ b
+    slope = line_flux / flux
+    residual = a - slope * b
+    residual -= design @ (inverse @ residual)
+    error = math.sqrt(inverse[0] @ inverse[0] * (residual @ residual) / (len(a) - 4)) / abs(flux)
     under = np.median(b[np.hypot(x, y) > 0.85 * radius])
     core = b - under > 0.4 * (b.max() - under)
-    ratio = solution[0] + residual[core] / (b[core] - under)
-    return float(solution[0]), math.sqrt(max(covariance[0, 0], 0)), float(np.median(ratio))
+    ratio = slope + residual[core] / (b[core] - under)
+    return float(slope), error, float(np.median(ratio))
 
 
 def scale_of(stars, *, colour=None, matched=True):

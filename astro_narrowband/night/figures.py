@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.filters import FILTERS
 
 __all__ = [
@@ -134,7 +135,7 @@ def sky_of(image):
     values = image[np.isfinite(image)]
     if not steps.size:
         return Sky(float(values.mean()) if values.size else 0.0, 0.0)
-    noise = 1.4826 * float(np.median(np.abs(steps[:: max(1, steps.size // 200_000)]))) / 2**0.5
+    noise = mad_std(steps[:: max(1, steps.size // 200_000)], 0.0) / 2**0.5
     values = values[:: max(1, values.size // 200_000)]
     return Sky(float(np.percentile(values, 10)) + 1.2816 * noise, noise)
 

@@ -135,6 +135,10 @@ def make_lines(folder, output, *, settings=None):
     fields = [_Field(name, images) for name, images in _coadds(Path(folder)).items()]
     record = {"settings": asdict(settings), "objects": []}
     with Products(output, settings=record["settings"], resume=False) as products:
+        names = [
+            f"{kind}-{f.name}*" for f in fields for kind in ("line", "ratio", "regions", "scale")
+        ]
+        products.claim([*names, "lines.json", "lines.html"])
         for each in fields:
             _make(each, Path(folder), settings)
             _write(each, products)
@@ -288,7 +292,9 @@ def _calibrate(each, name, folder, settings):
     # A sky that is not even makes an error larger, which it is; the rest makes a flux wrong.
     wrong = sum(int(flag) for flag in Flag if not flag.name.startswith("SKY"))
     flags = np.asarray(measured["flags"])
-    measured = measured[(flags & wrong == 0) & (measured["flux"] > MIN_SNR * measured["flux_err"])]
+    # What all stars share of the aperture correction makes none of them fainter.
+    seen = measured["flux_aperture"] > MIN_SNR * measured["flux_aperture_err"]
+    measured = measured[(flags & wrong == 0) & seen]
     if len(measured) < 3:
         raise InputError(
             f"{path}: {len(measured)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed"

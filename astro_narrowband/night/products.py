@@ -143,7 +143,7 @@ def read_record(path):
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{safe_text(path)}: is not JSON: run reduce again") from None
     if not isinstance(record, dict):
         raise InputError(f"{safe_text(path)}: holds no record: run reduce again")
@@ -378,18 +378,19 @@ class Products:
         Parameters
         ----------
         names : iterable of str
-            Of products to come; masters are known by their names.
+            Of products to come; ``*`` stands for any text. Masters are known by their names.
 
         Raises
         ------
         ProductError
             If there is one.
         """
-        folder = self.folder / "masters"
-        masters = sorted(folder.glob("*.fits")) if _is_folder(folder) else []
-        names = [*names, *(f"masters/{p.name}" for p in masters if _MASTER.fullmatch(p.stem))]
-        for name in names:
-            self._check_foreign(name, self.folder / name)
+        names = list(names)
+        for pattern in [name for name in names if "*" in name] + ["masters/*.fits"]:
+            names += [str(path.relative_to(self.folder)) for path in self.folder.glob(pattern)]
+        for name in sorted(names):
+            if not name.startswith("masters/") or _MASTER.fullmatch(name[8:-5]):
+                self._check_foreign(name, self.folder / name)
 
     def _check_foreign(self, name, path):
         with self._mutex:
@@ -509,7 +510,7 @@ class Products:
             try:
                 entry = json.loads(line)
                 name, key, digest = entry["name"], entry["key"], entry["sha256"]
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 # Cut; its product is made again, and was ours.
                 if cut := re.search(r'"name": "([^"]+)"', line):
                     self._journal.setdefault(cut[1], [])

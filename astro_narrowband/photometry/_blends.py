@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from astro_narrowband._engine.apertures import circle_sums
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.photometry._measure import read_image
 
 __all__ = ["hidden_error", "unlike_stars"]
@@ -118,7 +119,7 @@ def _lowest(design, seen, noise, floor):
         solution = np.linalg.lstsq(design[keep] * root, seen[keep] * root[:, 0], rcond=None)[0]
         left = (seen - design @ solution) / error
         below = (left * error)[(left < 0) & keep]
-        spread = 1.4826 * np.median(-below) if len(below) > 5 else 0.0
+        spread = mad_std(below, 0.0) if len(below) > 5 else 0.0
         excess = spread**2 - np.median(noise[keep]) ** 2
         scatter = max(floor, math.sqrt(max(excess, 0.0)))
     return solution, scatter

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._curves import (
     MIN_RADII,
@@ -197,7 +198,7 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     variance = np.maximum(np.nan_to_num(variance) / flux_a[use] ** 2, 1e-16)
     centre = np.median(ratio)
     # The scatter as the median sees it, that a few strangers cannot widen.
-    usual = 1.4826 * np.median(np.abs(ratio - centre))
+    usual = mad_std(ratio, centre)
     excess = max(usual**2 - np.median(variance), 0.0)
     keep = np.abs(ratio - centre) <= clip * np.sqrt(variance + excess)
     mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])

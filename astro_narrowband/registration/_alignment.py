@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from astro_narrowband._engine.plots import new_axes, picture_html
+from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Alignment"]
@@ -131,9 +132,7 @@ class Alignment:
 
     def __call__(self, x, y):
         """Return the target position of a source position."""
-        m = self.matrix
-        x, y = np.asarray(x, float), np.asarray(y, float)
-        return m[0, 0] * x + m[0, 1] * y + m[0, 2], m[1, 0] * x + m[1, 1] * y + m[1, 2]
+        return apply_matrix(self.matrix, x, y)
 
     def position_error(self, x, y):
         """Return the standard error [pix] along one axis of where a source position comes to."""

@@ -29,7 +29,14 @@ from astro_narrowband._engine.files._identity import (
     unreadable,
 )
 from astro_narrowband._engine.files._names import safe_name, safe_text, unique_name
-from astro_narrowband._engine.files._whole import Part, digest, is_full, product_error, sweep
+from astro_narrowband._engine.files._whole import (
+    Part,
+    Temporary,
+    digest,
+    is_full,
+    product_error,
+    sweep,
+)
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError, ProductError
 
@@ -38,6 +45,7 @@ __all__ = [
     "FileError",
     "FitsWriter",
     "Identity",
+    "Temporary",
     "check_absent",
     "clean_header",
     "is_full",

@@ -12,7 +12,7 @@ from pathlib import Path
 from astro_narrowband._engine.files._names import safe_text
 from astro_narrowband.exceptions import ProductError
 
-__all__ = ["CHUNK", "Part", "digest", "is_full", "product_error", "sweep"]
+__all__ = ["CHUNK", "Part", "Temporary", "digest", "is_full", "product_error", "sweep"]
 
 #: Bytes that are read or written at a time.
 CHUNK = 1 << 20
@@ -55,42 +55,49 @@ def _writing(path):
         raise product_error(path, error) from error
 
 
-class Part:
+class Temporary:
     """
-    The temporary file of one product; a context manager that renames it, or removes it.
+    A temporary file of a process; a context manager that removes it.
 
-    It stays locked while it is written, so that `sweep` can tell it from the
+    It stays locked while it is there, so that `sweep` can tell it from the
     leftover of a dead run, whatever became of process numbers.
+
+    Parameters
+    ----------
+    path : path-like
+        What it is for, in messages; it is made in the folder of that.
     """
 
-    def __init__(self, path, commit=None):
+    def __init__(self, path):
         self.path = Path(path)
-        self._commit = commit
+        self.name = self._file = None
         self._position = 0
-        self.sha256 = None
 
     def __enter__(self):
-        with _writing(self.path):
-            while True:
-                name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{_SUFFIX}"
-                self._name = self.path.parent / name
-                flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._file = os.open(self._name, flags, 0o666)
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(self._file).st_nlink:
-                    return self
-                os.close(self._file)  # swept between its creation and its lock
+        try:
+            with _writing(self.path):
+                while True:
+                    name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{_SUFFIX}"
+                    self.name = self.path.parent / name
+                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                    self._file = os.open(self.name, flags, 0o666)
+                    with contextlib.suppress(OSError):  # a file system without locks
+                        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(self._file).st_nlink:
+                        return self
+                    os.close(self._file)  # swept between its creation and its lock
+        except BaseException:  # Ctrl-C as well
+            self._remove()
+            raise
 
     def __exit__(self, kind, value, traceback):
-        try:
-            if kind is None:
-                with _writing(self.path):
-                    self._finish()
-        finally:
+        self._remove()
+
+    def _remove(self):
+        with contextlib.suppress(OSError):  # renamed, or the disk is gone
+            os.unlink(self.name)
+        if self._file is not None:
             os.close(self._file)
-            with contextlib.suppress(OSError):  # renamed, or the disk is gone
-                os.unlink(self._name)
 
     def write(self, data, offset=None):
         """Write all bytes of ``data``, at the end or at ``offset``."""
@@ -105,6 +112,23 @@ class Part:
                 view = view[n:]
         if offset is None:
             self._position = position
+
+
+class Part(Temporary):
+    """The temporary file of one product, which gets its name when the block ends well."""
+
+    def __init__(self, path, commit=None):
+        super().__init__(path)
+        self._commit = commit
+        self.sha256 = None
+
+    def __exit__(self, kind, value, traceback):
+        try:
+            if kind is None:
+                with _writing(self.path):
+                    self._finish()
+        finally:
+            self._remove()
 
     def _finish(self):
         # The disk and the processor work at the same time.
@@ -126,7 +150,7 @@ class Part:
             raise failed[0]
         if self._commit is not None:
             self._commit(self.sha256)
-        os.replace(self._name, self.path)  # replaces a symbolic link, and never follows it
+        os.replace(self.name, self.path)  # replaces a symbolic link, and never follows it
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _fsync(folder)

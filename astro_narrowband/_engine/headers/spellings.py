@@ -178,7 +178,7 @@ class Spellings:
         """
         try:
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise InputError(f"{path}: no spellings can be read from it ({error})") from None
         tables = {name: content.pop(name, {}) for name in ("keywords", "kinds", "filters")}
         if content or not all(isinstance(table, dict) for table in tables.values()):

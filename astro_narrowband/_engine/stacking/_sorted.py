@@ -11,11 +11,10 @@ elsewhere pixels are picked out of the sorted stack.
 import numpy as np
 
 from astro_narrowband._engine.stacking.network import sort_rows
+from astro_narrowband._engine.statistics import MAD_TO_STD
 
 __all__ = ["as_arrays", "counter_for", "kept", "middle", "moments", "pick", "row_at"]
 
-#: Standard deviation of a normal distribution over its median absolute deviation.
-MAD_TO_STD = 1.482602218505602
 #: So many values are summed in single precision; longer sums are folded into double.
 LONGEST_SINGLE = 16
 

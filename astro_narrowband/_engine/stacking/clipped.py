@@ -7,6 +7,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import FitsFrame, row_bands
 from astro_narrowband._engine.stacking.network import select_rows
+from astro_narrowband._engine.statistics import mad_std
 
 __all__ = [
     "READ",
@@ -359,7 +360,7 @@ def _clip(values):
     """Mean and standard deviation without outliers; whole numbers do no harm to either."""
     part = values[:: max(1, values.size // 16384)]
     centre = np.median(part)
-    width = max(1.4826 * np.median(np.abs(part - centre)), 0.5)
+    width = max(mad_std(part, centre), 0.5)
     for _ in range(3):
         kept = values[np.abs(values - centre) <= 4 * width]
         centre, width = kept.mean(dtype=float), max(kept.std(dtype=float), 1e-6)

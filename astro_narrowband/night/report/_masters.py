@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from astro_narrowband._engine.files import safe_text
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import NarrowbandError
 from astro_narrowband.night import figures
@@ -151,7 +152,7 @@ def draw_dark(path, lights):
     # Out of its neighbours in the row: the glow of an amplifier is no hot pixel.
     beside = rates - median_filter(rates, size=(1, 15), mode="nearest")
     middle = float(np.nanmedian(rates))
-    spread = 1.4826 * float(np.nanmedian(np.abs(beside)))
+    spread = mad_std(beside, 0.0)
     limit = max(HOT * spread, abs(middle))
     is_hot = beside > limit
     words = (

@@ -19,25 +19,15 @@ from astropy.time import Time
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
-from astro_narrowband.exceptions import (
-    AlignmentError,
-    InputError,
-    NarrowbandError,
-    ProductError,
-    warn,
-)
+from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandError, ProductError
 from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
 from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
-from astro_narrowband.night.record import (
-    frames_table,
-    group_record,
-    read_frames,
-    with_frames,
-)
+from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
@@ -52,6 +42,13 @@ __all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
+#: What is made of each group, and what it is called.
+PRODUCTS = {
+    "coadd": "coadd-{}.fits",
+    "catalog": "catalog-{}.ecsv",
+    "growth": "growth-{}.ecsv",
+    "picture": "coadd-{}.png",
+}
 #: So many of the frames that are out for one cause are named in a message.
 NAMED = 3
 #: Longest name from headers in the name of a product, which may have 80 characters.
@@ -79,7 +76,7 @@ class Night:
         self.table, self.settings, self.products = table, settings, products
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
-        self.names, self.given, self.out = set(), {}, {}
+        self.names, self.given, self.out, self.placed = set(), {}, {}, {}
         self.targets, self.lost = [], set()
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
@@ -101,8 +98,11 @@ class Night:
             if target[0].library:
                 continue
             names.append(f"catalog-{self.merged_name(target)}.ecsv")
+            names += [f"{self.colour_name(target)}{end}.png" for end in ("", "-*")]
             for name in self.names_of(target).values():
-                names += [f"coadd-{name}.fits", f"catalog-{name}.ecsv", f"growth-{name}.ecsv"]
+                names += [form.format(name) for form in PRODUCTS.values()]
+            if self.settings.keep_calibrated:
+                names += [self.calibrated_name(row) for group in target for row in group.lights]
         self.products.claim(names)
 
     def names_of(self, target):
@@ -112,6 +112,14 @@ class Night:
     def merged_name(self, target):
         """Return what the catalogue of all filters of a target is called."""
         return self.name(safe_name(target[0].object), target[0])
+
+    def colour_name(self, target):
+        """Return what the pictures of all filters of a target are called."""
+        return self.name(f"colour-{_short(target[0].object, 40)}", target[0])
+
+    def calibrated_name(self, row):
+        """Return the name of the product that a calibrated light is."""
+        return f"calibrated/{self.name(row.path.stem, row.path)}.fits"
 
     def reduce(self, target):
         """Reduce one target; again without a file that is damaged, or changes on the way."""
@@ -333,7 +341,7 @@ class Night:
         if not lights or settings.registration == "none":
             for light in lights:
                 light.alignment = Alignment.identity("none")
-            return lights, ""
+            return self.on_one_grid(lights), ""
         options = {"positions": settings.stars} if settings.registration == "centroid" else {}
         found = self.aligned(lights, **options)
         kept, lost = [], []
@@ -350,10 +358,16 @@ class Night:
         if options and len(kept) == 1 < len(lights):
             reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
             raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
-        grid = _grid([lights[found.reference], *kept])
-        for light in kept:
+        reference = lights[found.reference]
+        return self.on_one_grid(kept, reference), reference.row.name
+
+    def on_one_grid(self, lights, *first):
+        """Give aligned lights the WCS of the first that has one, ``first`` before all others."""
+        headers = (ResampledFrame(each.frame, each.alignment).header for each in (*first, *lights))
+        grid = next((header for header in headers if "CTYPE1" in header), None)
+        for light in lights:
             light.grid = grid
-        return kept, lights[found.reference].row.name
+        return lights
 
     def aligned(self, lights, **options):
         """Align lights with the best of them."""
@@ -412,7 +426,7 @@ class Night:
         if group.without:
             set_card(made.ccd.header, "WITHOUT", " ".join(group.without), "not calibrated with")
         if settings.catalogue is not None:
-            _place(made.ccd, settings.catalogue, group)
+            self.place(made.ccd, group)
         if settings.keep_calibrated:
             self.keep(lights)
         for light, reason in zip(lights, made.frames["reason"], strict=True):
@@ -420,11 +434,27 @@ class Night:
                 group.drop(light.row, str(reason))
         return made, frames_table(lights, made, reference)
 
+    def place(self, ccd, group):
+        """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
+        first = self.placed.get(_grid(group))
+        if first is not None:
+            ccd.wcs = copy_wcs(ccd.header, first)
+            ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
+            return
+        try:
+            match = match_catalogue(ccd, self.settings.catalogue)
+        except AlignmentError as error:
+            self.messages.say(
+                f"{group.label}: {self.settings.catalogue}: {error}: its WCS is left as it was"
+            )
+            return
+        ccd.wcs = match.to_header(ccd.header)
+        self.placed[_grid(group)] = ccd.header
+
     def keep(self, lights):
         """Write lights as they were calibrated."""
         for light in lights:
-            name = self.name(light.row.path.stem, light.row.path)
-            self.products.write_fits(f"calibrated/{name}.fits", as_ccd(light.frame))
+            self.products.write_fits(self.calibrated_name(light.row), as_ccd(light.frame))
 
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
@@ -441,7 +471,10 @@ class Night:
                 self.messages.say(f"{row.name}: is of {name}, by its stars")
             else:
                 self.leave_out(row, reasons[row.name], group)
-        return as_ccd(FitsFrame(path)), fits.getdata(path, "NEXP"), frames
+        ccd = as_ccd(FitsFrame(path))
+        if "WCSSTARS" in ccd.header:
+            self.placed.setdefault(_grid(group), ccd.header)
+        return ccd, fits.getdata(path, "NEXP"), frames
 
     def catalogue(self, target, names, coadds, key):
         """Measure the sources of a target in every filter, on the grid that they share."""
@@ -485,7 +518,7 @@ class Night:
             if not images or image.shape == next(iter(images.values()))[1].shape:
                 images.setdefault(group.filter, (group, image))
         planes = {name: image for name, (_, image) in images.items()}
-        title = self.name(f"colour-{_short(target[0].object, 40)}", target[0])
+        title = self.colour_name(target)
         for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
             file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
             labels = [images[part][0].label for part in recipe]
@@ -500,21 +533,13 @@ class Night:
         groups = self.record["groups"]
         groups[:] = [entry for entry in groups if entry["label"] != group.label]
         if made is None:
-            for file in ("coadd-{}.fits", "coadd-{}.png", "catalog-{}.ecsv", "growth-{}.ecsv"):
-                self.products.discard(file.format(name))
+            for form in PRODUCTS.values():
+                self.products.discard(form.format(name))
             groups.append(group_record(group))
             return
         ccd, _, frames = made
-        products = {
-            what: file
-            for what, file in {
-                "coadd": f"coadd-{name}.fits",
-                "catalog": f"catalog-{name}.ecsv",
-                "growth": f"growth-{name}.ecsv",
-                "picture": f"coadd-{name}.png",
-            }.items()
-            if file in self.products.digests
-        }
+        files = {what: form.format(name) for what, form in PRODUCTS.items()}
+        products = {what: file for what, file in files.items() if file in self.products.digests}
         groups.append(group_record(group, frames=frames, ccd=ccd, products=products))
 
     def leave_out(self, row, reason, group):
@@ -565,20 +590,13 @@ class Night:
         return record
 
 
-# --------------------------------------------------------------------------- helpers
-
-
-def _grid(lights):
-    """The header of the grid that all are on: the WCS of the first that has one, moved there."""
-    for light in lights:
-        header = ResampledFrame(light.frame, light.alignment).header
-        if "CTYPE1" in header:
-            return header
-    return None
-
-
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
+
+
+def _grid(group):
+    """What groups on one grid have in common: object and detector."""
+    return group.object, repr(group.setup)
 
 
 def _times(dates):
@@ -587,23 +605,3 @@ def _times(dates):
         return list(Time(list(dates), format="isot").mjd)
     except ValueError:
         return None
-
-
-#: Cards of an old WCS that a new one does not overwrite.
-_LINEAR = ("CD1_", "CD2_", "PC1_", "PC2_", "CROTA", "CDELT", "A_", "B_", "AP_", "BP_")
-
-
-def _place(ccd, catalogue, group):
-    """Give a new coadd the WCS of its stars in a catalogue, or say that it has none."""
-    try:
-        match = match_catalogue(ccd, catalogue)
-    except AlignmentError as error:
-        warn(
-            f"{group.label}: {catalogue}: {error}: its WCS is left as it was",
-            stacklevel=2,
-        )
-        return
-    for keyword in [name for name in ccd.header if name.startswith(_LINEAR)]:
-        del ccd.header[keyword]
-    ccd.wcs = match.wcs
-    match.to_header(ccd.header)

@@ -130,8 +130,14 @@ class Masters:
             header = group.first.open(group.colour).header
             detector = decide_for(group, self.settings)
             self.made[identity] = self.check_detector(detector, group, header)
-        self.record["detector"][group.label] = asdict(self.made[identity])
-        return self.made[identity]
+        detector = self.made[identity]
+        n = group.lights[0].open(group.colour).n_added
+        if n > 1 and "measured" in detector.sources["saturation"]:
+            # Of added pixels one may be full, which the sum does not tell.
+            for row in (*group.lights, *group.flats, *group.darks):
+                row.saturation = detector.saturation / n
+        self.record["detector"][group.label] = asdict(detector)
+        return detector
 
     def check_detector(self, detector, group, header):
         """Return what is to be believed; say where flats and biases show something else."""

@@ -13,6 +13,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Band, Frame, as_ccd
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import CalibrationError, InputError
 
@@ -34,7 +35,7 @@ def pixel_noise(data):
     rows = data[:: max(1, data.shape[0] // 512)].astype(float)
     rest = rows[:, 1:-1] - (rows[:, :-2] + rows[:, 2:]) / 2
     rest = rest[np.isfinite(rest)]
-    return float(1.4826 * np.median(np.abs(rest - np.median(rest))) / np.sqrt(1.5))
+    return mad_std(rest) / 1.5**0.5
 
 
 def _in_adu(frame):
@@ -230,7 +231,7 @@ def offset_of_darks(model, noise, gain):
     dark = model.values(time, rows)
     bound = noise**2 * gain
     middle = np.median(dark, axis=1, keepdims=True)
-    spread = 1.4826 * np.median(np.abs(dark - middle))
+    spread = mad_std(dark - middle, 0.0)
     excess = np.where(dark - middle > 5 * spread, dark - middle, 0) + np.float32(bound / 2)
     even = np.float32(bound**2 / 12)
     planes = {

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine.headers import read_saturation
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.detector import FULL_SCALE
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.night.screen._flats import coarse, odd_flats, turned
@@ -89,7 +90,7 @@ def look_at(frame, saturation):
     # An odd step: even and odd columns may be of two amplifiers, or two colours.
     sample = values[:: values.size // SAMPLE | 1]
     level = float(np.median(sample))
-    scatter = float(1.4826 * np.median(np.abs(sample - level)))
+    scatter = mad_std(sample, level)
     full = float(np.mean(np.concatenate(counts) >= saturation))
     if values.min() == values.max():
         return Look(level, scatter, f"all its pixels are {level:g}: it holds no image")
@@ -277,4 +278,4 @@ def _look(row, colour, saturation):
         level = read_saturation(frame.header)
     except InputError:
         level = None  # said where it is decided
-    return look_at(frame, level[0] if level else FULL_SCALE)
+    return look_at(frame, level[0] if level else FULL_SCALE * frame.n_added)
