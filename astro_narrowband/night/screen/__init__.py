@@ -28,6 +28,8 @@ SAMPLE = 16384
 LEVELS = 10.0
 #: Scatters of pixels of like frames agree within this factor.
 SCATTERS = 5.0
+#: Neighbouring columns of a flat differ by more than this (logarithm) behind colour filters.
+COLOURED = 0.1
 #: A light may lie so many scatters below its bias (whose level drifts through the night).
 BELOW = 5.0
 
@@ -45,12 +47,15 @@ class Look(NamedTuple):
         Why it cannot be used; ``""`` if it may.
     grid : `~numpy.ndarray` or None
         Levels on a coarse grid [adu].
+    phases : `~numpy.ndarray` or None
+        Levels of even and odd columns [adu], of even and of odd rows, (2, 2).
     """
 
     level: float
     scatter: float
     reason: str = ""
     grid: np.ndarray | None = None
+    phases: np.ndarray | None = None
 
 
 def look_at(frame, saturation):
@@ -107,7 +112,12 @@ def look_at(frame, saturation):
             f"{same} of {len(rows)} rows that were looked at hold one value each: it was cut off "
             "when it was written or copied: copy it again",
         )
-    return Look(level, scatter, grid=coarse(wide, frame.shape[1]))
+    phases = [
+        [np.nanmedian([row[x::2] for y, row in zip(rows, wide, strict=True) if y % 2 == parity])
+         for x in (0, 1)]
+        for parity in (0, 1)
+    ] if min(frame.shape) > 3 and len({y % 2 for y in rows}) == 2 else None  # fmt: skip
+    return Look(level, scatter, grid=coarse(wide, frame.shape[1]), phases=phases)
 
 
 def misfits(looks, *, what, relative=False):
@@ -185,7 +195,7 @@ def why_below(light, bias, *, what="bias"):
 # ------------------------------------------------------------------ the night
 
 
-def screen_plan(plan, *, saturation=None):
+def screen_plan(plan, *, saturation=None, mono=False):
     """
     Leave out the frames of a plan that are not what they are called.
 
@@ -196,6 +206,8 @@ def screen_plan(plan, *, saturation=None):
         say so.
     saturation : float, optional
         Level of a pixel of the camera [adu]; default is that of the headers.
+    mono : bool, optional
+        Whether the user says that the camera has no colour filters.
     """
     seen, lost, before = {}, {}, [group for group in plan.groups if not group.failed]
 
@@ -213,7 +225,7 @@ def screen_plan(plan, *, saturation=None):
         for lights, flats in group.sides() or [([], group.flats)]:
             rows = [*lights, *group.bias, *group.darks, *flats]
             sound = [row for row in rows if id(row) not in lost]
-            for row, why in _shapes(group, sound, looks):
+            for row, why in _shapes(group, sound, looks, mono=mono):
                 lost[id(row)] = row, why
     for group in before:
         kinds = (("lights", "lights"), ("bias", "biases"), ("darks", "darks"), ("flats", "flats"))
@@ -248,7 +260,7 @@ def _checks(group, looks):
     yield group.lights, lights
 
 
-def _shapes(group, sound, looks):
+def _shapes(group, sound, looks, *, mono):
     """Yield flats whose shape is not that of the others; the group fails if nobody can tell."""
     flats = [row for row in sound if row.kind == "flat" and not row.master]
     lights = [look.grid for look in looks([row for row in sound if row.kind == "light"])]
@@ -259,6 +271,8 @@ def _shapes(group, sound, looks):
     if not flats or not dark:
         return
     offset = statistics.median(look.level for look in looks(dark))
+    if not (mono or group.colour or flats[0].colour or flats[0].bayer):
+        group.reason = group.reason or _is_mosaic(looks(flats), offset)
     grids = [look.grid for look in looks(flats)]
     reasons, doubt = odd_flats(grids, lights, offset)
     yield from ((row, why) for row, why in zip(flats, reasons, strict=True) if why)
@@ -272,6 +286,23 @@ def _shapes(group, sound, looks):
         yield from ((row, why) for row in side)
     else:
         group.reason = group.reason or doubt or why
+
+
+def _is_mosaic(looks, offset):
+    """Say that flats have the colours of a mosaic, whose neighbours see other light; or ``""``."""
+    for look in looks:
+        light = None if look.phases is None else np.asarray(look.phases) - offset
+        if light is None or not (light > 0.05 * abs(look.level - offset)).all():
+            continue
+        apart = float(np.abs(np.log(light[:, 0] / light[:, 1])).max())
+        if apart > COLOURED:
+            return (
+                f"its flats are a colour mosaic by their pixels (neighbours differ by "
+                f"{100 * np.expm1(apart):.0f} %), and BAYERPAT is missing: give --set BAYERPAT=RGGB "
+                "(or the pattern that the camera has), --bayer superpixel, or --bayer mono if the "
+                "sensor has no colour filters"
+            )
+    return ""
 
 
 def _look(row, colour, saturation):
