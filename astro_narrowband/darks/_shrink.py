@@ -21,6 +21,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import map_bands, row_bands
 from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
+from astro_narrowband.darks._blocks import Parabolas, to_pixels
 
 __all__ = ["shrink_fit"]
 
@@ -166,8 +167,8 @@ def shrink_plane(values, variance, lost, apply, *, skew=None, workers=None):
     for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
         level[i], noise[i], count[i] = result
     along_rows, along_columns = (
-        _Parabolas(ny, grid_shape[0], size),
-        _Parabolas(nx, grid_shape[1], size),
+        Parabolas(ny, grid_shape[0], size),
+        Parabolas(nx, grid_shape[1], size),
     )
     wide = along_columns.spread(level)
 
@@ -236,7 +237,7 @@ def shrink_plane(values, variance, lost, apply, *, skew=None, workers=None):
     prior = prior.astype(np.float32)
 
     def variance_with_prior(rows):
-        own = _pixels(prior[min(rows.start // size, grid_shape[0] - 1)], size, nx)
+        own = to_pixels(prior[min(rows.start // size, grid_shape[0] - 1)], size, nx)
         return variance[rows] + own
 
     def deviations(rows):
@@ -400,8 +401,8 @@ def _robust(x, variance, lost, size, about=None):
     rest = x
     for _ in range(2):
         if about is None:
-            rest = x - _pixels(centre, size, nx)
-        far = _far(rest, _pixels(np.float32(CLIP) * width, size, nx), lost)
+            rest = x - to_pixels(centre, size, nx)
+        far = _far(rest, to_pixels(np.float32(CLIP) * width, size, nx), lost)
         n = size * size - np.bincount(far % nx // size, minlength=n_blocks)[:n_blocks]
         some = np.maximum(n, 1).astype(np.float32)
         with _without(rest, far):
@@ -413,15 +414,6 @@ def _robust(x, variance, lost, size, about=None):
     rest = variance.copy()
     rest.ravel()[far] = 0
     return centre, square, n, sums(rest) / some
-
-
-def _pixels(blocks, size, nx):
-    """One value for each column, of one for each block; what is left over follows the last."""
-    out = np.empty(nx, np.float32)
-    edge = len(blocks) * size
-    out[:edge] = np.repeat(blocks, size)
-    out[edge:] = blocks[-1]
-    return out
 
 
 def _medians(x, count):
@@ -444,63 +436,3 @@ def _box(grid):
     padded = np.pad(grid, 1)
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-
-
-class _Parabolas:
-    """
-    From means of blocks to pixels along one axis.
-
-    Each block is a parabola that has the means of the block and of its neighbours:
-    a glow that bends within a block is followed, which straight lines between the
-    centres do not do. Written out, without matrix products: their threads stall
-    where the cores are busy.
-    """
-
-    def __init__(self, n, n_blocks, size):
-        self.n_blocks, self.size = n_blocks, size
-        x = (np.arange(n) - (size - 1) / 2) / size
-        if n_blocks < 3:
-            slope = np.clip(x, -0.5, n_blocks - 0.5) if n_blocks == 2 else np.zeros(n)
-            self.middle = np.zeros(n, int)
-            self.first, self.last = 0, n_blocks - 1
-            weights = 1 - slope, np.zeros(n), slope
-        else:
-            self.middle = np.clip(np.rint(x).astype(int), 1, n_blocks - 2)
-            self.first, self.last = -1, 1
-            # Pixels left over beyond the last whole block follow its edge.
-            u = np.clip(x - self.middle, -1.5, 1.5)
-            bend = (u * u - 1 / 12) / 2
-            weights = bend - u / 2, 1 - 2 * bend, bend + u / 2
-        self.weights = [w.astype(np.float32) for w in weights]
-
-    def _three(self, middle):
-        return middle + self.first, middle, middle + self.last
-
-    def rows_of(self, grid, rows, out):
-        """Interpolate some rows of a grid, all of one block: (n_rows, n_columns of the grid)."""
-        term = np.empty_like(out)
-        blocks = self._three(self.middle[rows.start])
-        for k, (weight, block) in enumerate(zip(self.weights, blocks, strict=True)):
-            if k:
-                out += np.multiply(weight[rows, None], grid[block], out=term)
-            else:
-                np.multiply(weight[rows, None], grid[block], out=out)
-        return out
-
-    def spread(self, grid):
-        """Interpolate along the second axis: (n_rows, n)."""
-        edge = self.n_blocks * self.size
-        out = np.empty((len(grid), self.weights[0].size), np.float32)
-        inside = out[:, :edge].reshape(len(grid), self.n_blocks, self.size)
-        parts = self._three(self.middle[: edge : self.size])
-        for k, (weight, block) in enumerate(zip(self.weights, parts, strict=True)):
-            term = grid[:, block, None] * weight[:edge].reshape(self.n_blocks, self.size)
-            if k:
-                inside += term
-            else:
-                inside[...] = term
-        rest = self._three(self.middle[edge:])
-        out[:, edge:] = sum(
-            weight[edge:] * grid[:, block] for weight, block in zip(self.weights, rest, strict=True)
-        )
-        return out

@@ -284,7 +284,7 @@ def _plain_median(tile, bad, dtype):
     count = np.full(tile.shape[1], n, counter_for(n))
     columns = None if bad is None else np.flatnonzero(bad.any(axis=0))
     if columns is not None:
-        few, few_bad = tile[:, columns], bad[:, columns]
+        picked, picked_bad = tile[:, columns], bad[:, columns]
         tile[:, columns] = 0  # NaN would only cost time
     if columns is None or columns.size < value.size:
         rows = list(tile)
@@ -294,8 +294,8 @@ def _plain_median(tile, bad, dtype):
             rows[ranks[0]], rows[ranks[1]], np.empty(value.shape, _work(tile.dtype, dtype))
         )
     if columns is not None:
-        part = _summarize(*kept(few, few_bad, Rejection()), "median", False, dtype)
-        value[columns], count[columns] = part.value, part.count
+        medians = _summarize(*kept(picked, picked_bad, Rejection()), "median", False, dtype)
+        value[columns], count[columns] = medians.value, medians.count
     return Reduced(value, None, count)
 
 
@@ -460,8 +460,8 @@ def _shares(tile, rows, low, high, bad):
     Of equal values at a bound some may be kept and some not; which ones is not
     defined, so that all of them count in part.
     """
-    few = np.stack(rows)
-    lowest, highest = pick(few, low), pick(few, high - 1)
+    picked = np.stack(rows)
+    lowest, highest = pick(picked, low), pick(picked, high - 1)
     share = ((tile >= lowest) & (tile <= highest)).astype(np.float64)
     if bad is not None:
         share[bad] = 0.0
@@ -469,15 +469,17 @@ def _shares(tile, rows, low, high, bad):
     share[:, kept <= 0] = 0.0
     partial = np.flatnonzero((share.sum(axis=0) != kept) & (kept > 0))
     if partial.size:
-        x, part = tile[:, partial], share[:, partial]
+        x, split = tile[:, partial], share[:, partial]
         lowest, highest, kept = lowest[partial], highest[partial], kept[partial]
-        few, low, high = few[:, partial], low[partial], high[partial]
-        at_low, at_high = (x == lowest) & (part > 0), (x == highest) & (part > 0)
-        kept_rows = (np.arange(len(few))[:, None] >= low) & (np.arange(len(few))[:, None] < high)
-        of_high = ((few == highest) & kept_rows).sum(axis=0) / at_high.sum(axis=0)
-        of_low = ((few == lowest) & kept_rows).sum(axis=0) / at_low.sum(axis=0)
-        part = np.where(at_high, of_high, np.where(at_low, of_low, part))
-        share[:, partial] = part
+        picked, low, high = picked[:, partial], low[partial], high[partial]
+        at_low, at_high = (x == lowest) & (split > 0), (x == highest) & (split > 0)
+        kept_rows = (np.arange(len(picked))[:, None] >= low) & (
+            np.arange(len(picked))[:, None] < high
+        )
+        of_high = ((picked == highest) & kept_rows).sum(axis=0) / at_high.sum(axis=0)
+        of_low = ((picked == lowest) & kept_rows).sum(axis=0) / at_low.sum(axis=0)
+        split = np.where(at_high, of_high, np.where(at_low, of_low, split))
+        share[:, partial] = split
     return share
 
 
