@@ -133,7 +133,9 @@ def test_calibration_frames_alone_become_masters_that_serve_a_later_night(wild, 
     names = ("Halpha", "OIII") if colour else ("Halpha",)
     for name in names:
         truth = true_sky(night, sigma=2.6 if colour else 1.3)
-        assert sky_of(tmp_path / "out", f"NGC_7000-{name}") == pytest.approx(truth, rel=0.02)
+        # (In 48 pixels stars do not tell the transparency to better than 2 %.)
+        close = pytest.approx(truth, rel=0.05 if colour else 0.02)
+        assert sky_of(tmp_path / "out", f"NGC_7000-{name}") == close
 
 
 def test_set_points_become_models_of_their_own(wild, tmp_path):
@@ -200,3 +202,27 @@ def test_a_library_that_is_used_again_is_not_made_again(wild, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     masters = [json.dumps(record["masters"], sort_keys=True) for record in (first, second)]
     assert masters[0] == masters[1]
+
+
+# ------------------------------------------------------------------ the rotator
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_turn_at_the_meridian_with_flats_of_one_side(wild, tmp_path, follows):
+    night = wild()
+    night.camera.flat = np.linspace(0.7, 1.3, N)[None, :] * np.linspace(0.85, 1.15, N)[:, None]
+    night.biases()
+    night.darks()
+    night.flats(ROTATANG=10.0)
+    night.lights(n=2, ROTATANG=10.0)
+    night.scene = lambda *_: Wild.scene(night)[::-1, ::-1]
+    if not follows:  # the vignetting is of the telescope, and the camera turned in it
+        night.camera.flat = night.camera.flat[::-1, ::-1]
+    night.lights(n=2, name="after", exposure=61.0, ROTATANG=190.0)
+    record = reduced(night.folder, tmp_path / "out")
+    assert inspection(FrameTable.from_paths(night.folder))[1] == record["status"] == 0
+    (group,) = record["groups"]
+    assert "serve 2 lights at 190" in said(record)
+    assert group["n_used"] == (4 if follows else 2)
+    assert ("its flats look turned by 180 deg" in said(record)) is not follows
+    assert sky_of(tmp_path / "out") == pytest.approx(true_sky(night), rel=0.02)

@@ -12,7 +12,13 @@ import statistics
 from dataclasses import dataclass
 
 from astro_narrowband._engine.validate import positive
-from astro_narrowband.night.plan._group import HARD_KEYS, Group, setup_label
+from astro_narrowband.night.plan._group import (
+    HARD_KEYS,
+    SAME_ANGLE,
+    Group,
+    angle_apart,
+    setup_label,
+)
 from astro_narrowband.night.plan._match import Candidates, close, dark_runs, median_temperature
 from astro_narrowband.night.table import FrameTable, Problem, problems_of
 
@@ -159,7 +165,34 @@ def _serve(group, night, limits):
         if name == "darks":
             rows = _of_temperature(group, rows, night, limits)
         setattr(group, name, night.chosen(group, rows))
+    _turn(group, night)
     _check(group, night, limits[2])
+
+
+def _turn(group, night):
+    """Leave out lights that no flat is for by the rotator, and flats of no light; say the rest."""
+    flats = list(group.flats)
+    served = set()
+    for lights, mine in group.sides() if flats else ():
+        if not mine:
+            angles = ", ".join(sorted({f"{row.rotator[0]:g}" for row in flats}))
+            for row in lights:
+                keyword, angle = row.rotator[2], row.rotator[0]
+                group.drop(row, f"{keyword} = {angle:g} deg, the flats {angles}")
+            group.notes.append(f"{lights[0].name}: left out: {lights[0].serves[group.label]}")
+        elif angle_apart(lights[0], mine[0]) > SAME_ANGLE:
+            keyword, angle = mine[0].rotator[2], mine[0].rotator[0]
+            group.notes.append(
+                f"{keyword}: flats at {angle:g} deg serve {len(lights)} lights at "
+                f"{lights[0].rotator[0]:g}, on the other side of the pier: right for dust and "
+                "vignetting that turn with the camera; flats of both sides are better"
+            )
+        served.update(row.path for row in mine)
+    for row in flats:
+        if row.path not in served:
+            group.flats.remove(row)
+            night.refuse(row, f"{row.rotator[2]} = {row.rotator[0]:g} deg: there are flats nearer "
+                         "to the angle of the lights")  # fmt: skip
 
 
 def _of_temperature(group, darks, night, limits):

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["HARD_KEYS", "Group", "setup_label"]
+__all__ = ["HARD_KEYS", "Group", "angle_apart", "setup_label"]
+
+#: Angles of a rotator [deg] that are one.
+SAME_ANGLE = 2.0
 
 #: What must agree, and what to call it.
 HARD_KEYS = {
@@ -17,6 +20,14 @@ HARD_KEYS = {
     "bayer": "Bayer pattern",
     "changed": "processing",
 }
+
+
+def angle_apart(one, other):
+    """Degrees between the rotator's angles of two frames; 0 where they do not both say it."""
+    if one.rotator is None or other.rotator is None or one.rotator[2] != other.rotator[2]:
+        return 0.0
+    period = one.rotator[1]
+    return abs((one.rotator[0] - other.rotator[0] + period / 2) % period - period / 2)
 
 
 @dataclass(eq=False)
@@ -84,6 +95,21 @@ class Group:
     def alone(self):
         """Whether the lights are combined as they are, with their noise measured."""
         return self.calibrated or not (self.bias or self.darks or self.flats)
+
+    def sides(self):
+        """
+        Return the lights of each angle of the rotator, and the flats of that angle.
+
+        Where none is of it, those of the other side of the pier serve, half a turn away.
+        """
+        sides = {}
+        for light in self.lights:
+            near = [row for row in self.flats if angle_apart(light, row) <= SAME_ANGLE]
+            over = [row for row in self.flats if angle_apart(light, row) >= 180 - SAME_ANGLE]
+            flats = near or over
+            key = bool(near), tuple(row.path for row in flats)
+            sides.setdefault(key, ([], flats))[0].append(light)
+        return list(sides.values())
 
     def costs(self):
         """Return one line for each set of frames whose dark is extrapolated."""

@@ -78,7 +78,7 @@ class Masters:
         self.record, self.workers = night.record, night.workers
         self.made = {}
 
-    def of(self, group):
+    def of(self, group, flats):
         """Return the detector of a group, and its bias, dark and flat, or None."""
         detector = self.detector(group)
         bias = self.bias(group, detector) if group.bias else None
@@ -87,15 +87,15 @@ class Masters:
             dark = self.dark(group, detector, bias)
         elif bias is not None:
             dark = bias._replace(value=DarkModel.from_masters(bias=as_ccd(bias.value)))
-        if group.flats:
-            flat = self.flat(group, detector, dark)
+        if flats:
+            flat = self.flat(group, flats, detector, dark)
         return detector, bias, dark, flat
 
-    def recipe(self, group):
-        """Return what calibrates a group, and the keys of its masters."""
-        detector, bias, dark, flat = self.of(group)
+    def recipe(self, group, flats):
+        """Return what calibrates the lights of a group whose flats these are, and its keys."""
+        detector, bias, dark, flat = self.of(group, flats)
         value = None if flat is None else flat.value
-        n_added = group.lights[0].open(group.colour).n_added if group.colour else 1
+        n_added = group.first.open(group.colour).n_added if group.colour else 1
         if n_added > 1 and value is None:
             value = _ones(dark)
         recipe = Recipe(
@@ -131,7 +131,7 @@ class Masters:
             detector = decide_for(group, self.settings)
             self.made[identity] = self.check_detector(detector, group, header)
         detector = self.made[identity]
-        n = group.lights[0].open(group.colour).n_added
+        n = group.first.open(group.colour).n_added
         if n > 1 and "measured" in detector.sources["saturation"]:
             # Of added pixels one may be full, which the sum does not tell.
             for row in (*group.lights, *group.flats, *group.darks):
@@ -229,8 +229,8 @@ class Masters:
         )
         return master
 
-    def flat(self, group, detector, dark):
-        """Return the master flat of a group; flats that are of no use are left out by name."""
+    def flat(self, group, flats, detector, dark):
+        """Return the master of some flats of a group; those of no use are left out by name."""
         if dark is None:
             raise InputError(
                 "its flats have neither bias nor dark to lose: give one, or --without flat as well"
@@ -241,8 +241,8 @@ class Masters:
             "detector": detector,
             "max_extrapolation": self.settings.max_extrapolation,
         }
-        rows, checks, left_out = [row for row in group.flats if row.master], [], []
-        raw = [row for row in group.flats if not row.master]
+        rows, checks, left_out = [row for row in flats if row.master], [], []
+        raw = [row for row in flats if not row.master]
         frames = [row.open(group.colour) for row in raw]
         for row, check in zip(raw, check_flats(frames, **limits) if raw else (), strict=True):
             reason = check.reason or self.flat_price(model, check)

@@ -210,9 +210,11 @@ def screen_plan(plan, *, saturation=None):
         for rows, reasons in _checks(group, looks):
             pairs = [(row, why) for row, why in zip(rows, reasons, strict=True) if why]
             lost.update((id(pair[0]), pair) for pair in pairs)
-        sound = [row for row in group.rows if id(row) not in lost]
-        for row, why in _shapes(group, sound, looks):
-            lost[id(row)] = row, why
+        for lights, flats in group.sides() or [([], group.flats)]:
+            rows = [*lights, *group.bias, *group.darks, *flats]
+            sound = [row for row in rows if id(row) not in lost]
+            for row, why in _shapes(group, sound, looks):
+                lost[id(row)] = row, why
     for group in before:
         kinds = (("lights", "lights"), ("bias", "biases"), ("darks", "darks"), ("flats", "flats"))
         for name, what in kinds:
@@ -264,14 +266,19 @@ def _shapes(group, sound, looks):
     if group.library:
         yield from ((row, doubt) for row in flats if doubt)
         return
-    group.reason = doubt or turned(kept, lights, offset)
+    why = turned(kept, lights, offset)
+    side = [row for row in sound if row.kind == "light"]
+    if why and not doubt and len(group.sides()) > 1:
+        yield from ((row, why) for row in side)
+    else:
+        group.reason = group.reason or doubt or why
 
 
 def _look(row, colour, saturation):
     try:
         frame = row.open(colour)
     except InputError as error:
-        return Look(np.nan, np.nan, str(error))
+        return Look(np.nan, np.nan, str(error).removeprefix(f"{row.path.name}: "))
     if saturation is not None:
         return look_at(frame, saturation * frame.n_added)
     try:
