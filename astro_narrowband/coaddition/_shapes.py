@@ -20,7 +20,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads
 
-__all__ = ["N_TERMS", "derivatives", "star_shapes", "structure_at"]
+__all__ = ["N_TERMS", "derivatives", "noise_gain", "star_shapes", "structure_at"]
 
 #: Derivatives that are fitted.
 N_TERMS = 6
@@ -71,6 +71,13 @@ def derivatives(image, pixels, width):
             20 * centre - 8 * (left + right + down + up) + 2 * sum(corners) + far,
         ]
     )
+
+
+def noise_gain(shape):
+    """Variance of what a shape (6,) makes of white noise, over that of the noise."""
+    middle = np.array([12])
+    kernel = [shape @ derivatives(one, middle, 5) for one in np.eye(25, dtype=np.float32)]
+    return float(np.square(kernel).sum())
 
 
 def structure_at(image, pixels, width, spacing=1):

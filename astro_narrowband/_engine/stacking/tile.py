@@ -424,23 +424,14 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype,
             value = _exact_sum(x if weight is None else x * weight, pixels, terms)
         result = None
         if error and variance is not None:
-            v = variance.astype(np.float64)
-            if share is not None:
-                v[share == 0] = 0.0
-            if weights is not None:
-                v *= column * column
-            if share is not None:
-                v *= share
-            result = _exact_sum(v, pixels, terms)
+            result = _propagated(variance, share, None if weights is None else column, terms)
         elif error:
-            mean = value if method == "average" else value / total
-            x -= mean
+            x -= value if method == "average" else value / total
             x *= x
             if weight is not None:
                 x *= weight
             result = _exact_sum(x, pixels, terms) * total / (count - 1.0)
-            empty_error = count < 2
-            result[empty_error] = np.nan
+            result[count < 2] = np.nan
         if result is not None:
             if method != "sum":
                 result /= total * total
@@ -451,6 +442,18 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype,
     value = value.astype(dtype, copy=False)
     value[empty] = np.nan
     return Reduced(value, result, count)
+
+
+def _propagated(variance, share, weights, terms):
+    """Sum of the variances of a sum of weighted values, of each of which a share counts."""
+    v = variance.astype(np.float64)
+    if share is not None:
+        v[share == 0] = 0.0
+    if weights is not None:
+        v *= weights * weights
+    if share is not None:
+        v *= share
+    return _exact_sum(v, v.shape[1], terms)
 
 
 def _shares(tile, rows, low, high, bad):
