@@ -22,6 +22,7 @@ extensions = [
     "sphinx_automodapi.smart_resolver",
     "sphinx_copybutton",
     "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "matplotlib.sphinxext.plot_directive",
 ]
 default_role = "obj"
@@ -31,6 +32,7 @@ exclude_patterns = [
     "changes/*.bugfix.rst",
     "changes/*.api.rst",
     "changes/changelog.rst",
+    "tutorials",  # programs, whose pages are in generated
 ]
 suppress_warnings = ["config.cache"]
 
@@ -53,8 +55,19 @@ intersphinx_mapping = {
     }.items()
 }
 
-plot_include_source = True
-plot_html_show_source_link = False
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "generated/tutorials",
+    "within_subsection_order": "FileNameSortKey",
+    "plot_gallery": True,
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+}
+
+plot_include_source = False
+plot_html_show_source_link = True
 plot_html_show_formats = False
 plot_formats = [("png", 110)]
 plot_rcparams = {
@@ -63,7 +76,6 @@ plot_rcparams = {
     "figure.constrained_layout.use": True,
 }
 plot_apply_rcparams = True
-plot_pre_code = "import numpy as np\nimport matplotlib.pyplot as plt\n"
 
 html_theme = "pydata_sphinx_theme"
 html_title = "astro_narrowband"

@@ -7,6 +7,7 @@ import pytest
 from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband.calibration import calibrate
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
 from astro_narrowband.darks._shrink import shrink_plane
 from astro_narrowband.darks._straight import line, same_line, same_rate
@@ -305,6 +306,19 @@ def test_without_a_bias_below_the_shortest_dark_is_an_extrapolation(make_camera)
     assert model.price(5, noise=100).stated > model.price(60, noise=100).stated
 
 
+def test_darks_of_a_time_with_a_level_of_its_own_have_it_at_that_time(make_camera):
+    for seed in range(20):
+        camera = make_camera(seed)
+        darks = [camera.frame(t, offset=8 * (t == 60)) for t in (60, 120, 300) for _ in range(10)]
+        model = DarkModel.fit(darks, bias=camera.biases())
+        for t in (60, 120, 300):
+            rest = model.values(t, slice(0, 64)) - camera.dark(t) - 8 * (t == 60)
+            assert abs(np.median(rest)) < 0.4
+            z = rest / np.sqrt(model.variance(t, slice(0, 64)))
+            assert np.percentile(np.abs(z), 68.3) == pytest.approx(1, abs=0.2)
+        assert not (model.planes["flags"] & FLAGS["NONLINEAR"]).any()
+
+
 def test_a_pedestal_that_drifts_is_taken_off_and_noted(make_camera):
     camera = make_camera(4)
     biases = [camera.frame(offset=15 if j < 4 else 0) for j in range(12)]
@@ -476,6 +490,85 @@ def test_pixels_that_bend_are_flagged_and_spoil_no_others(make_camera, power):
     assert width_of(curved) == pytest.approx(1, abs=0.1)
 
 
+def glowing(make_camera, seed, power, *, times=(60, 120, 300), glow=20.0):
+    """Darks with a glow in a corner [adu at 300 s] that grows as a power of the time."""
+    camera = make_camera(seed, shape=(96, 96), read_noise=3.0)
+    y, x = np.mgrid[:96, :96]
+    corner = glow * np.exp(-np.hypot(x, y) / 40)
+    steady = np.full(camera.shape, 0.02)
+    steady.ravel()[camera.hot] = 5.0
+    biases, darks = camera.biases(20), []
+
+    def rate(t):
+        return steady + corner * camera.gain / t * (t / 300) ** power
+
+    for t in times:
+        camera.rate = rate(t)
+        darks += camera.darks(t)
+    model = DarkModel.fit(darks, bias=biases)
+
+    def pulls(t):
+        camera.rate = rate(t)
+        return pulls_at(model, t, camera.dark(t))[corner > 0.3 * glow]
+
+    return model, pulls
+
+
+@pytest.mark.parametrize("power", [0.5, 1.5])
+def test_a_glow_that_bends_is_taken_off_as_it_was_measured(make_camera, power):
+    model, pulls = glowing(make_camera, 7, power, glow=20.0)
+    assert any(note.startswith("glow: ") for note in model.notes)
+    assert pulls(300).std() < 1.2
+    assert abs(pulls(300).mean()) < 0.5
+    assert np.sqrt(np.mean(pulls(600) ** 2)) < 1.4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("power", [0.5, 1.5])
+@pytest.mark.parametrize("glow", [10.0, 40.0])
+def test_a_glow_that_does_not_grow_in_proportion_to_time_is_seen(make_camera, power, glow):
+    matched, other = [], {150: [], 600: []}
+    for seed in range(20):
+        model, pulls = glowing(make_camera, seed, power, glow=glow)
+        assert any(note.startswith("glow: ") for note in model.notes)
+        matched.append(pulls(300))
+        for t, values in other.items():
+            values.append(pulls(t))
+    # At a time that was measured the dark is what was measured.
+    assert np.concatenate(matched).std() < 1.12
+    assert np.mean(np.abs(np.concatenate(matched)) > 3) < 0.01
+    # At others the error is what a parabola has over the line: more than is wrong.
+    for values in other.values():
+        assert np.sqrt(np.mean(np.concatenate(values) ** 2)) < 1.4
+
+
+def test_a_glow_that_grows_in_proportion_to_time_is_no_glow_to_speak_of(make_camera):
+    for seed in range(20):
+        glow = [0, 5, 20, 60][seed % 4]
+        model, pulls = glowing(make_camera, seed, 1.0, times=(60, 300), glow=glow)
+        assert not any("glow" in note for note in model.notes)
+        assert glow == 0 or pulls(300).std() < 1.2
+
+
+def test_files_keep_a_glow(make_camera, tmp_path):
+    model, _ = glowing(make_camera, 1, 1.5)
+    model.write(tmp_path / "dark.fits")
+    again, rows = DarkModel.read(tmp_path / "dark.fits"), slice(10, 30)
+    for t in (120, 200):
+        np.testing.assert_array_equal(again.values(t, rows), model.values(t, rows))
+        np.testing.assert_array_equal(again.variance(t, rows), model.variance(t, rows))
+    assert model.rest_at(300, rows).shape == (20, 96)
+    assert model.rest_at(200, rows) is None
+
+
+def test_lights_lose_the_glow_of_their_own_exposure_time(make_camera):
+    model, _ = glowing(make_camera, 2, 0.5, glow=40.0)
+    dark = model.at(300)
+    light = CCDData(dark.data + 1000, unit="adu", meta={"EXPTIME": 300.0})
+    done = calibrate(light, dark=model, detector=Detector(gain=0.6, read_noise=3.0))
+    np.testing.assert_allclose(done.data[~done.mask], 2.0, rtol=1e-4)
+
+
 def warm_night(make_camera, seed, fraction, **shape):
     camera = make_camera(seed, read_noise=3.0, **shape)
     camera.rate[:] = 0.02
@@ -495,6 +588,11 @@ def test_rates_are_not_shrunk_where_warm_pixels_hide_among_the_ordinary(make_cam
     assert np.mean(np.abs(np.concatenate(warm)) > 3) < 0.02
     assert width_of(warm) == pytest.approx(1, abs=0.1)
     assert width_of(ordinary) == pytest.approx(1, abs=0.05)
+
+
+def test_a_third_of_a_per_cent_of_warm_pixels_is_enough_for_that(make_camera):
+    notes = [warm_night(make_camera, s, 0.003, shape=(256, 256))[0].notes for s in range(3)]
+    assert all(any("not shrunk" in note for note in each) for each in notes)
 
 
 def test_rates_of_clean_darks_are_shrunk(make_camera):

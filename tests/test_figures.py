@@ -9,7 +9,13 @@ from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
 
-from astro_narrowband.night.charts import dark_png, growth_png, night_charts, price_png
+from astro_narrowband.night.charts import (
+    dark_png,
+    growth_png,
+    night_charts,
+    price_png,
+    self_test_png,
+)
 from astro_narrowband.night.figures import (
     TINTS,
     Stretch,
@@ -290,7 +296,16 @@ def test_frames_are_drawn_in_order_of_time():
     assert [words for words, _ in first] == ["sky [electron/s]", "noise of a pixel [electron/s]"]
 
 
+def test_a_self_test_is_drawn_of_what_is_known():
+    right = {"NOISEPIX": 1.0, "NOISEBLK": 1.01, "NOISEAPR": None, "NOISELIN": 0.9}
+    assert self_test_png({"NOISEPIX": None}) is None
+    assert self_test_png(right).startswith(b"\x89PNG")
+    assert self_test_png(right) != self_test_png({**right, "NOISEPIX": 1.3})
+
+
 def test_a_dark_is_drawn(rng):
     rates = np.append(rng.normal(0.01, 0.002, 1000), [np.nan, 5.0])
-    assert dark_png(rates, rates > 0.03).startswith(b"\x89PNG")
+    plain = dark_png(rates, rates > 0.03, rates < 0)
+    assert plain.startswith(b"\x89PNG")
+    assert dark_png(rates, rates > 0.03, rates > 0.03) != plain
     assert price_png([1, 10, 100], [1, 1, 2], [0, 0, 1], measured=(60,)).startswith(b"\x89PNG")

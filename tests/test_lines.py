@@ -1,14 +1,17 @@
 """Lines: fluxes, ratios and places on the sky against what was put in, and errors that hold."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
+from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
+from scipy.ndimage import uniform_filter
 
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines import (
@@ -23,7 +26,10 @@ from astro_narrowband.lines import (
     line_in_continuum,
     line_ratio,
     match_catalogue,
+    read_image,
     region_fluxes,
+    restore_lines,
+    scale_of_area,
     separate_lines,
     subtract_continuum,
     surface_brightness,
@@ -62,6 +68,10 @@ def star_fields(seed, *, size=256, n=70, fwhm=(3.0, 3.8), k=0.05, scatter=0.02, 
             CCDData(image.astype(np.float32), unit=RATE, uncertainty=StdDevUncertainty(sigma))
         )
     return *images, k
+
+
+#: One electron/s is one erg/(s cm2), and that is known.
+NO_ERROR = scale_of_area(FilterCurve.from_shape(656.3, 7.0), "Halpha", area=1.0, error=1e-9)
 
 
 # ---- filters
@@ -156,8 +166,96 @@ def test_colour_of_stars_is_taken_out_where_it_shows():
     stars["colour"] = rng.normal(size=len(stars))
     # A slope of nothing is not taken for one.
     assert subtract_continuum(line, continuum, stars=stars).meta["KCOLOUR"] == 0
+
+
+def test_colour_of_stars_that_shows_is_measured_and_k_is_that_of_the_colour_asked_for():
+    rng, slope, k = np.random.default_rng(8), 0.3, 0.05
+    gy, gx = np.mgrid[:256, :256]
+    x, y = (np.arange(36)[None, :].repeat(2, 0) // [[1], [6]] % 6 * 38 + 30).astype(float)
+    x, y = x + rng.uniform(-4, 4, 36), y + rng.uniform(-4, 4, 36)
+    flux, colours = 10 ** rng.uniform(2.5, 3.5, 36), rng.normal(0, 0.4, 36)
+    images = []
+    for light in (flux * k * np.exp(slope * colours), flux):
+        stars = sum(f * np.exp(-((gx - a) ** 2 + (gy - b) ** 2) / 4.5) / (4.5 * np.pi)
+                    for a, b, f in zip(x, y, light, strict=True))  # fmt: skip
+        sigma = 0.002 if light is not flux else 0.04
+        images.append(flat_map(1.0, sigma, (256, 256)))
+        images[-1].data += np.float32(stars + rng.normal(0, sigma, stars.shape))
+    table = QTable({"x_center": x, "y_center": y, "colour": colours})
+    result = subtract_continuum(*images, stars=table, colour=1.0)
+    assert abs(result.meta["KCOLOUR"] - slope) < 4 * result.meta["KCOLERR"]
+    assert result.meta["KCOLERR"] < 0.03
+    away = result.meta["KCONT"] - k * math.exp(slope)
+    assert abs(away) < 4 * result.meta["KCONTERR"]
+    # Stars of the mean colour are gone, those of another are not taken for them.
+    assert np.median(np.abs(result.stars["residual"])) < 0.03
+
+
+def test_stars_are_not_chosen_by_their_own_light_in_the_line_filter():
+    k = []
+    for seed in range(6):
+        line, continuum, _ = star_fields(seed, fwhm=(3.0, 3.0), scatter=0.3, n=60, exposure=200.0)
+        k.append(math.log(subtract_continuum(line, continuum, match=False).meta["KCONT"] / 0.05))
+    assert abs(np.mean(k)) < 3 * np.std(k) / math.sqrt(6)
+
+
+def test_hole_in_a_bright_star_is_not_blurred_into_its_neighbours():
+    line, continuum, _ = star_fields(3, fwhm=(3.8, 3.0), n=40)
+    gy, gx = np.mgrid[:256, :256]
+    r2 = (gx - 128.3) ** 2 + (gy - 127.6) ** 2
+    for ccd, width, flux in ((line, 3.8, 1e3), (continuum, 3.0, 2e4)):
+        alpha = width / (2 * math.sqrt(2 ** (1 / 3.5) - 1))
+        star = flux * 2.5 / (math.pi * alpha**2) * (1 + r2 / alpha**2) ** -3.5
+        ccd.data += np.float32(star)
+        ccd.uncertainty.array = np.sqrt(ccd.uncertainty.array**2 + star / 2000)
+    continuum.mask = r2 < 9
+    result = subtract_continuum(line, continuum)
+    near = (r2 < 20**2) & ~result.mask
+    assert near.sum() > 300
+    off = (result.data - np.nanmedian(result.data)) / result.uncertainty.array
+    assert np.percentile(np.abs(off[near]), [68, 99]) == pytest.approx([1.0, 2.6], rel=0.3)
+
+
+def test_negative_continuum_and_no_star_in_common_are_refused():
     with pytest.raises(InputError, match="continuum image is negative"):
         subtract_continuum(flat_map(5.0), flat_map(-20.0), k=0.1)
+    line, continuum, _ = star_fields(4, fwhm=(3.0, 3.0))
+    continuum.data = continuum.data[::-1].copy()
+    with pytest.raises(InputError, match="stars are in both"):
+        subtract_continuum(line, continuum)
+
+
+@pytest.mark.parametrize("given", ["pixels", "header", "number"])
+def test_scales_without_stars(given):
+    rng = np.random.default_rng(1)
+    clumps = uniform_filter(rng.normal(size=(128, 128)), 3).astype(np.float32) * 30
+    line, continuum = flat_map(1.0, 0.05, (128, 128)), flat_map(10.0, 0.3, (128, 128))
+    continuum.data += clumps + rng.normal(0, 0.3, clumps.shape)
+    line.data += 0.05 * clumps + rng.normal(0, 0.05, clumps.shape)
+    line.data[:40, :40] += 5.0
+    line.header["PHOTFLAM"], continuum.header["PHOTFLAM"] = 2e-17, 1e-18
+    k, k_err = (0.05, 0.001) if given == "number" else (given, 0.0)
+    result = subtract_continuum(line, continuum, k=k, k_err=k_err, fwhm=(3.0, 3.0))
+    assert abs(result.meta["KCONT"] - 0.05) < 3.5 * result.meta["KCONTERR"]
+    assert result.meta["KCONTERR"] < 0.006
+    del continuum.header["PHOTFLAM"]
+    with pytest.raises(InputError, match="PHOTFLAM = None"):
+        subtract_continuum(line, continuum, k="header")
+
+
+def test_given_widths_blur_the_sharper_image():
+    line, continuum = flat_map(0.0, 0.1, (64, 64)), flat_map(0.0, 0.1, (64, 64))
+    for ccd, sigma, flux in ((line, 1.2, 5.0), (continuum, 1.8, 100.0)):
+        y, x = np.mgrid[:64, :64]
+        ccd.data += np.float32(
+            flux
+            * np.exp(-((x - 32) ** 2 + (y - 32) ** 2) / (2 * sigma**2))
+            / (2 * np.pi * sigma**2)
+        )
+    widths = 2.3548 * 1.2, 2.3548 * 1.8
+    result = subtract_continuum(line, continuum, k=0.05, fwhm=widths)
+    assert np.nanmax(np.abs(result.data)) < 0.01
+    assert np.nanmax(np.abs(subtract_continuum(line, continuum, k=0.05).data)) > 0.1
 
 
 @pytest.mark.long
@@ -224,6 +322,41 @@ def test_intervals_cover_and_limits_hold():
     assert 0.95 < (ratio <= result.upper)[result.kind == 2].mean() < 0.985
     assert not np.isfinite(result.ratio[~measured]).any()
     assert not np.isfinite(result.upper[result.kind == 0]).any()
+
+
+def test_intervals_are_the_same_in_any_unit():
+    a, b = flat_map(5.0, 1.0), flat_map(20.0, 1.5)
+    plain = line_ratio(a, b)
+    for factor in (1e-17, 1e-21):
+        small = [calibrate_flux(LineMap(x), replace(NO_ERROR, value=factor)) for x in (a, b)]
+        result = line_ratio(*small)
+        np.testing.assert_allclose(result.lower, plain.lower, rtol=1e-4)
+        np.testing.assert_allclose(result.upper, plain.upper, rtol=1e-4)
+
+
+def test_noise_of_one_continuum_is_a_covariance_of_two_lines():
+    rng = np.random.default_rng(6)
+    k, shape = 0.3, (300, 300)
+    noise = rng.normal(0, 1.0, (3, *shape)) * np.array([0.3, 0.3, 4.0])[:, None, None]
+    continuum = flat_map(100.0, 4.0, shape)
+    continuum.data += np.float32(noise[2])
+    maps = []
+    for flux, own in ((10.0, noise[0]), (12.0, noise[1])):
+        line = flat_map(flux + k * 100.0, 0.3, shape)
+        line.data += np.float32(own)
+        maps.append(subtract_continuum(line, continuum, k=k))
+    result = line_ratio(*maps)
+    measured = result.kind == 1
+    covered = (result.lower <= 10 / 12) & (result.upper >= 10 / 12)
+    assert covered[measured].mean() == pytest.approx(0.6827, abs=0.01)
+    plain = [CCDData(m.data, unit=RATE, uncertainty=m.uncertainty) for m in maps]
+    alone = line_ratio(*plain)
+    assert np.median(alone.upper - alone.lower) > 2 * np.median(result.upper - result.lower)
+    # Given back to each other, the lines have the noise of that image once.
+    whole = restore_lines(dict(zip(("Halpha", "SII"), maps, strict=True)), {"Halpha": 0.3})
+    assert np.std(whole["SII"].data) == pytest.approx(
+        float(np.median(whole["SII"].uncertainty.array)), rel=0.02
+    )
 
 
 def test_wide_stars_are_matched_before_the_ratio():
@@ -303,6 +436,27 @@ def test_magnitudes_and_spectra_say_the_same():
         flux_from_magnitudes(curve, "Halpha", bands={475.0: [15.0], 500.0: [15.0]})
 
 
+def test_synthetic_photometry_is_that_of_synphot():
+    synphot = pytest.importorskip("synphot")
+    curve = FilterCurve.from_shape(656.3, 7.0, peak=0.9)
+    wavelength = np.linspace(400, 900, 2001)
+    density = 1e-14 * (wavelength / 600) ** 1.5 * (1 + 0.3 * np.sin(wavelength / 9))
+    flux = flux_from_spectra(
+        curve, "Halpha", wavelength=wavelength * u.nm, density=density * DENSITY
+    )  # fmt: skip
+    spectrum = synphot.SourceSpectrum(
+        synphot.models.Empirical1D, points=wavelength * 10,
+        lookup_table=(density * DENSITY).to(u.erg / u.s / u.cm**2 / u.AA),
+    )  # fmt: skip
+    band = synphot.SpectralElement(
+        synphot.models.Empirical1D, points=curve.wavelength * 10, lookup_table=curve.transmission
+    )
+    area = 100 * u.cm**2
+    rate = synphot.Observation(spectrum, band, force="taper").countrate(area)
+    line = scale_of_area(curve, "Halpha", area=area, error=0.01)
+    assert flux.value / line.value == pytest.approx(rate.value, rel=2e-3)
+
+
 def test_rayleigh():
     line = LineMap(sky_map(1.0, 0.0))
     scale = flux_scale([1.0], [5.661e-18] * u.erg / u.s / u.cm**2, rate_err=[0.01])
@@ -332,6 +486,91 @@ def test_regions_that_hold_nothing_are_refused():
     half = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19.5), 5)], sky=sky)
     assert half["covered"][0] == pytest.approx(0.5, abs=0.01)
     assert abs(half["flux"][0].value) < 1e-3
+
+
+def test_sky_that_slopes_is_taken_off_and_what_cannot_be_known_is_in_the_error():
+    from regions import CirclePixelRegion, PixCoord, RectanglePixelRegion
+
+    y, x = np.mgrid[:120, :120]
+    corners = [RectanglePixelRegion(PixCoord(a, b), 24, 24) for a in (14, 105) for b in (14, 105)]
+    target, far = CirclePixelRegion(PixCoord(60, 50), 12), CirclePixelRegion(PixCoord(100, 60), 12)
+    pulls = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        line = flat_map(0.0, 0.05, (120, 120))
+        line.data += np.float32(rng.normal(0, 0.05, x.shape) + 1e-3 * (x - 60) - 2e-3 * (y - 60))
+        line.data[np.hypot(x - 60, y - 50) <= 14] += 0.4
+        steep = line.copy()
+        steep.data += np.float32(1e-2 * (y - 60))
+        rows = (
+            region_fluxes(line, [target, far], sky=corners),
+            region_fluxes(steep, [target, far], sky=corners[:1]),
+        )
+        truth = 0.4 * math.pi * 12**2
+        pulls.append([
+            (rows[0]["flux"][0].value - truth) / rows[0]["flux_err"][0].value,
+            rows[0]["flux"][1].value / rows[0]["flux_err"][1].value,
+            (rows[1]["flux"][0].value - truth) / rows[1]["flux_err"][0].value,
+        ])  # fmt: skip
+    assert np.abs(np.mean(pulls, axis=0)[:2]).max() < 0.45
+    assert 0.8 < np.std(pulls, axis=0)[:2].min() < np.std(pulls, axis=0)[:2].max() < 1.2
+    # From one side the slope is no more than an error, where it shows.
+    assert np.abs(np.array(pulls)[:, 2]).max() < 3.5
+
+
+# ---- images of other programs
+
+
+def test_images_without_error_or_footprint_get_both(tmp_path):
+    rng = np.random.default_rng(2)
+    image = sky_map(0.0, 0.0, (96, 96))
+    image.data[:] = 50 + rng.normal(0, 2.0, (96, 96))
+    image.data[:, :30] = rng.normal(0, 1e-14, (96, 30))
+    hdu = fits.PrimaryHDU(image.data, image.header)
+    hdu.header["BUNIT"] = "electron/s/(0.5 arcsec)**2"
+    hdu.writeto(tmp_path / "a.fits")
+    read = read_image(tmp_path / "a.fits")
+    assert read.unit == RATE
+    assert read.mask[:, :30].all()
+    assert not read.mask[:, 30:].any()
+    assert np.median(read.data[:, 40:]) == pytest.approx(50 * 4, rel=0.01)
+    assert np.median(read.uncertainty.array[:, 40:]) == pytest.approx(2.0 * 4, rel=0.1)
+    assert read.header["NOISEEST"]
+    del hdu.header["BUNIT"]
+    hdu.writeto(tmp_path / "b.fits")
+    with pytest.raises(InputError, match="no BUNIT"):
+        read_image(tmp_path / "b.fits")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path / "none.fits")
+
+
+def test_command_takes_images_of_other_programs(tmp_path, capsys):
+    from astro_narrowband.cli import main
+
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:96, :96]
+    glow = 4 * np.exp(-((x - 48) ** 2 + (y - 48) ** 2) / 400)
+    arguments = ["lines", "-o", str(tmp_path / "out"), "--area", "1000", "--floor", "0.1"]
+    for name, level, share in (("Halpha", 2.0, 1.0), ("SII", 2.5, 0.3), ("V", 50.0, 0.0)):
+        image = sky_map(0.0, 0.0, (96, 96))
+        data = level + share * glow + rng.normal(0, 0.05, glow.shape)
+        path = tmp_path / f"{name}.fits"
+        image.header["BUNIT"] = "electron/s"
+        fits.PrimaryHDU(np.float32(data), image.header).writeto(path)
+        arguments += ["--image", f"{name}={path}", "--fwhm", f"{name}=2.5"]
+    for name, k in (("Halpha", 0.04), ("SII", 0.05)):
+        arguments += ["--scale", f"{name}={k},0.001"]
+    arguments += ["--curve", "Halpha=656.3,2", "--curve", "SII=672.4,5", "--curve", "V=545,60"]
+    assert main(arguments) == 0, capsys.readouterr().err
+    with fits.open(tmp_path / "out" / "ratio-object-SII-Halpha.fits") as hdul:
+        middle = hdul[0].data[40:56, 40:56]
+    curves = [FilterCurve.from_shape(656.3, 2.0), FilterCurve.from_shape(672.4, 5.0)]
+    share = 0.3 * curves[0].response("Halpha") / curves[1].response("SII")
+    assert np.nanmedian(middle) == pytest.approx(share, rel=0.03)
+    assert main([*arguments[:3], *arguments[-2:]]) == 3
+    assert "no images" in capsys.readouterr().err
+    assert main([*arguments, "--scale", "SII=good"]) == 3
+    assert "neither K,ERROR" in capsys.readouterr().err
 
 
 # ---- catalogue
@@ -458,7 +697,7 @@ def reduced(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lines")
     truth = simulate_night(
         folder / "raw", shape=(256, 256), filters=("Halpha", "SII", "r"), n_bias=4, n_darks=3,
-        n_flats=3, dark_exposures=(60.0,), light_exposures=(60.0,) * 3, write_wcs=True,
+        n_flats=3, dark_exposures=(60.0,), light_exposures=(60.0,) * 3, write_wcs=False,
         write_read_noise=True, spectra=SpectralModel(), seed=4,
         model=NightModel(star_density=1500, brightest=1000.0, sky=0.3, fwhm_scatter=0.05),
     )  # fmt: skip
@@ -470,12 +709,43 @@ def reduced(tmp_path_factory):
     table.meta["sampling"] = wavelength.tolist()
     table.write(folder / "references.ecsv")
     (folder / "r.reg").write_text("image\ncircle(128,128,30)\nbox(20,128,24,160,0) # text={sky}\n")
-    assert main(["reduce", str(folder / "raw"), "-o", str(folder / "red"), "--quiet"]) == 0
+    assert main([
+        "reduce", str(folder / "raw"), "-o", str(folder / "red"), "--quiet", "--catalogue",
+        str(folder / "references.ecsv"),
+    ]) == 0  # fmt: skip
     return folder, truth
 
 
+def test_reduce_gives_its_products_the_wcs_of_a_catalogue(reduced, capsys):
+    from astro_narrowband.cli import main
+
+    folder, truth = reduced
+    bright = truth.stars[:8]
+    for name in ("Halpha", "SII", "r"):
+        header = fits.getheader(folder / "red" / f"coadd-Crown_Nebula-{name}.fits")
+        assert header["WCSRMS"] < 0.25
+        table = QTable.read(folder / "red" / f"catalog-Crown_Nebula-{name}.ecsv")
+        sky = SkyCoord(table["ra"], table["dec"])
+        places = SkyCoord(bright["ra"], bright["dec"])
+        _, distance, _ = places.match_to_catalog_sky(sky)
+        inside = distance.arcsec[distance.arcsec < 5]  # some lie outside of the frame
+        assert len(inside) >= 4
+        assert np.median(inside) < 0.1 * truth.model.pixel_scale
+    # Another field: no WCS. A file that is not there: said before anything is done.
+    other = QTable.read(folder / "references.ecsv")
+    other["dec"] = other["dec"] + 3 * u.deg
+    other.write(folder / "away.ecsv")
+    reduce = ["reduce", str(folder / "raw"), "-o", str(folder / "away"), "--quiet"]
+    assert main([*reduce, "--filter", "SII", "--catalogue", str(folder / "away.ecsv")]) == 0
+    assert "another field: its WCS is left as it was" in capsys.readouterr().err
+    assert "CRVAL1" not in fits.getheader(folder / "away" / "coadd-Crown_Nebula-SII.fits")
+    arguments = ["reduce", str(folder / "raw"), "-o", str(folder / "no"), "--catalogue", "no.fits"]
+    assert main(arguments) == 3
+    assert "no such file" in capsys.readouterr().err
+    assert not (folder / "no").exists()
+
+
 def test_command_makes_maps_ratios_regions_and_a_page(reduced, capsys):
-    from astropy.io import fits
 
     from astro_narrowband.cli import main
 

@@ -16,8 +16,11 @@ from astropy.table import QTable
 from PIL import Image
 
 from astro_narrowband._engine.files import sha256, write_fits, write_table
+from astro_narrowband.calibration import CalibratedFrame, Recipe
+from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night.report import Pictures, render_report, write_report
+from astro_narrowband.night.report._light import SIDE, draw_light
 from astro_narrowband.night.report._words import cause_of, fixed, number, settings_words
 
 N = 60
@@ -282,6 +285,32 @@ def test_pictures_drawn_beforehand_give_the_same_page(made, monkeypatch):
     page = render_report(folder, record)
     monkeypatch.setattr("astropy.io.fits.open", None)  # no image is read again
     assert render_report(folder, record, pictures=pictures) == page
+
+
+def test_one_light_is_shown_raw_calibrated_and_on_the_coadd_wherever_it_pointed(tmp_path):
+    """A star is at one place of all three, in frames that are shifted, and turned by 180 deg."""
+    y, x = np.mgrid[:400, :420]
+    recipe = Recipe(Detector(gain=1.0, read_noise=5.0))
+
+    def scene(a, b):
+        return 10.0 + 5000 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 8)
+
+    hdul = fits.HDUList([fits.PrimaryHDU(scene(180.0, 230.0)), fits.ImageHDU(name="MASK")])
+    hdul[1].data = np.zeros(x.shape, np.uint8)
+    hdul.writeto(tmp_path / "coadd.fits")
+    for matrix in ([[1, 0, -12], [0, 1, 7], [0, 0, 1]], [[-1, 0, 400], [0, -1, 390], [0, 0, 1]]):
+        a, b = np.linalg.solve(matrix, [180.0, 230.0, 1.0])[:2]
+        light = CCDData(
+            300 + scene(a, b), unit="adu", header=fits.Header({"EXPTIME": 1.0}),
+        )  # fmt: skip
+        frame = CalibratedFrame(light, recipe)
+        drawn = draw_light(tmp_path / "coadd.fits", frame, matrix, "Halpha")
+        places = []
+        for name in ("raw", "calibrated", "coadd"):
+            picture = np.asarray(Image.open(io.BytesIO(drawn[name])))
+            assert picture.shape == (SIDE, SIDE)
+            places.append(np.mean(np.nonzero(picture == picture.max()), axis=1))
+        assert np.ptp(places, axis=0).max() <= 1, places
 
 
 # --------------------------------------------------------------------------- what is missing

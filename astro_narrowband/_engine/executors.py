@@ -8,6 +8,7 @@ on it so that a worker lost on the way costs time and not the result.
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import pickle
@@ -113,15 +114,12 @@ def open_executor(where=None, *, workers=None):
 def _processes(workers):
     # Not fork: threads of this process may hold locks.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    with _deaf_children():  # one that keeps a list of what is shared
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
-        # Ctrl-C in a terminal, and its end, reach them as well: it is this process that ends them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
-        try:
+        with _deaf_children():
             for _ in range(workers):
                 pool.submit(int)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield pool
     except BaseException:
         processes = list((pool._processes or {}).values())
@@ -130,6 +128,20 @@ def _processes(workers):
             process.terminate()
         raise
     pool.shutdown()
+
+
+@contextmanager
+def _deaf_children():
+    """
+    Start processes to which Ctrl-C in a terminal, and its end, are nothing.
+
+    They reach all that it started: it is this process that ends the others.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent():
@@ -151,6 +163,10 @@ def _dask(where, workers):
             f"scheduler = {where!r} needs Dask: pip install astro-narrowband[dask]"
         ) from None
     with ExitStack() as stack:
+        # What becomes of it is said in our words.
+        log = logging.getLogger("distributed.client")
+        stack.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL + 1)
         try:
             if where == "local":
                 place = LocalCluster(

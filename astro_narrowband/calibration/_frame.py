@@ -317,7 +317,7 @@ class CalibratedFrame(Frame):
 
     def master_noise(self, rows):
         """Return what the variance of this frame's masters is made of, see `Frame.master_noise`."""
-        return self.recipe.master_noise(rows)
+        return self.recipe.master_noise(rows, self.exposure)
 
     def common(self, rows, data):
         """Return the sum of squares of `shared`, [(electron/s)**2], without taking it apart."""

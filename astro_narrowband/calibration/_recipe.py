@@ -112,14 +112,14 @@ class Recipe:
         """
         return self._held.planes(rows)
 
-    def master_noise(self, rows):
+    def master_noise(self, rows, exposure):
         """Return what the variance of the masters is made of, see `Frame.master_noise`."""
         planes, var_flat = (None, None, None), None
         square = self.planes(rows)[2]
         square = np.float32(self.detector.gain) if square is None else square
         square = square * square
         if self.dark is not None:
-            planes = tuple(plane * square for plane in self.dark.covariance(rows))
+            planes = tuple(plane * square for plane in self.dark.covariance(rows, exposure))
         if self.flat is not None:
             var_flat = self.flat.read(rows).variance
             if var_flat is not None:

@@ -69,6 +69,9 @@ class _Tile:
         else:
             current = np.multiply(rate, np.float32(exposure), out=self.current[: len(rate)])
             # Where the dark of this exposure was measured it does not follow its line.
+            rest = recipe.dark.rest_at(exposure, wide)
+            if rest is not None:
+                current += rest
             pixels, dark, _ = recipe.dark.measured_at(exposure, wide)
             current.ravel()[pixels] = dark - offset.ravel()[pixels]
             np.subtract(raw.data, offset, out=electrons)

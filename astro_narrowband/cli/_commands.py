@@ -150,7 +150,8 @@ def _lines(options):
     from astro_narrowband.night.lines import LineSettings, make_lines
 
     values = {name: getattr(options, name) for name in LineSettings.__dataclass_fields__}
-    values["curves"] = tuple(values["curves"])
+    for name in ("curves", "images", "scales", "widths"):
+        values[name] = tuple(values[name])
     record = make_lines(options.reduced, options.output, settings=LineSettings(**values))
     for each in record["objects"]:
         for facts in each["lines"].values():

@@ -279,15 +279,23 @@ def _curve(text):
     return name.strip(), curve.strip()
 
 
+def _width(text):
+    name, value = _curve(text)
+    return name, _above_zero(value)
+
+
 def _add_lines(commands):
     command = commands.add_parser(
         "lines",
         help="line fluxes and ratios of the products of reduce",
         description="Subtract the continuum, calibrate, divide: line maps, ratios, regions.",
     )
-    command.add_argument("reduced", type=_path, metavar="REDUCED", help="products of reduce")
+    command.add_argument(
+        "reduced", type=_path, metavar="REDUCED", nargs="?", help="products of reduce"
+    )
     command.add_argument("-o", "--output", required=True, type=_path, metavar="OUT")
     for name, kind, metavar, text in (
+        ("--area", _above_zero, "CM2", "collecting area, for curves that hold the throughput"),
         ("--continuum", str, "FILTER", "continuum filter (default: the broad one nearest)"),
         ("--beam", _pair, "F,OBSTRUCTION", "f-ratio and obstruction of the beam"),
         ("--references", _path, "FILE", "stars with spectra or AB magnitudes"),
@@ -295,10 +303,22 @@ def _add_lines(commands):
         ("--regions", _path, "FILE", "regions to be measured; one named sky is the zero"),
     ):
         command.add_argument(name, type=kind, metavar=metavar, help=text)
-    command.add_argument(
-        "--curve", dest="curves", type=_curve, action="append", default=[], metavar="FILTER=CURVE",
-        help="curve of a filter: a file, or CENTRE,WIDTH[,PEAK] in nm (repeatable)",
-    )  # fmt: skip
+    for name, to, kind, metavar, text in (
+        (
+            "--curve",
+            "curves",
+            _curve,
+            "FILTER=CURVE",
+            "its curve: a file, CENTRE,WIDTH[,PEAK] in nm",
+        ),
+        ("--image", "images", _curve, "FILTER=FILE", "an image that another program calibrated"),
+        ("--scale", "scales", _curve, "LINE=K,ERROR", "of its continuum, or header, or pixels"),
+        ("--fwhm", "widths", _width, "FILTER=PIX", "width of its stars, where there are none"),
+    ):
+        command.add_argument(
+            name, dest=to, type=kind, action="append", default=[], metavar=metavar,
+            help=f"{text} (repeatable)",
+        )  # fmt: skip
     command.add_argument("--velocity", type=float, default=0.0, help="of the source [km/s]")
     command.add_argument(
         "--min-snr", type=_above_zero, default=3.0, help="a line is seen from here"

@@ -268,18 +268,18 @@ class BandSum:
         variance[...] = self.background[i]
         source = frame.calibrated
         scale, offset = frame.pixel_area / self.scale[i], self.offset[i]
-        for part in row_bands(len(signal), max(1, TILE // nx)):
-            here = slice(rows.start + part.start, rows.start + part.stop)
-            planes, (y, x) = frame.nearest(source.noise_planes, here)
-            expected = signal[part]
+        for strip in row_bands(len(signal), max(1, TILE // nx)):
+            source_rows = slice(rows.start + strip.start, rows.start + strip.stop)
+            planes, (y, x) = frame.nearest(source.noise_planes, source_rows)
+            expected = signal[strip]
             if self.surfaces[i] is not None:
-                expected, offset = self._as_seen(i, here, expected), 0.0
+                expected, offset = self._as_seen(i, source_rows, expected), 0.0
             source.variance_of(
-                expected[y, x], planes, scale=scale, offset=offset, out=variance[part][y, x]
+                expected[y, x], planes, scale=scale, offset=offset, out=variance[strip][y, x]
             )
             if self.maps[i] is not None:
-                for start, stop, values in self.maps[i].blocks(here):
-                    variance[part][start:stop] /= values * values
+                for start, stop, values in self.maps[i].blocks(source_rows):
+                    variance[strip][start:stop] /= values * values
 
     def scatter_of_sum(self):
         """
@@ -288,11 +288,11 @@ class BandSum:
         That which is expected follows the same reference in all frames.
         """
         w2 = self.weight**2
-        own = np.array([not self.expects(i) for i in range(len(w2))])
-        square = np.sum((w2 * self.scatter)[own] ** 2)
-        if not own.all():
+        counted = np.array([not self.expects(i) for i in range(len(w2))])
+        square = np.sum((w2 * self.scatter)[counted] ** 2)
+        if not counted.all():
             best = self.background[best_frames(self.background[:PANEL])]
-            follows = np.sum((w2 / (self.exposure * self.scale))[~own])
+            follows = np.sum((w2 / (self.exposure * self.scale))[~counted])
             square += (np.pi / 2) / np.sum(1.0 / best) * follows**2
         return math.sqrt(square)
 
@@ -339,8 +339,8 @@ class _Sums:
         self.spare = np.empty(min(TILE, size), np.float32)
         self.n_good = np.full(size, len(w), task.counts)
         self.all = (1.0, np.sum(w**2 * task.background), np.sum(w**2 / self._rate()))
-        self.some = task._planes("weights", 3, size, np.float64)
-        for plane, value in zip(self.some, self.all, strict=True):
+        self.partial = task._planes("weights", 3, size, np.float64)
+        for plane, value in zip(self.partial, self.all, strict=True):
             plane[...] = value
 
     def _rate(self):
@@ -366,7 +366,7 @@ class _Sums:
                 np.add(self.noise[tile], tmp, out=self.noise[tile])
         if lost.size:
             self.n_good[lost] -= 1
-            total, background, inverse = self.some
+            total, background, inverse = self.partial
             total[lost] -= w
             background[lost] -= w * w * task.background[i]
             inverse[lost] -= w * w / (task.exposure[i] * task.scale[i])
@@ -375,31 +375,31 @@ class _Sums:
         """Return data, standard deviation, effective exposure and coverage of the rows inside."""
         n = len(self.task.weight)
         w, task = self.task.weight, self.task
-        some = np.flatnonzero(self.n_good < n)
-        few = {k: plane[some] for k, plane in zip(("w", "v", "t"), self.some, strict=True)}
-        empty = some[self.n_good[some] == 0]
+        lacking = np.flatnonzero(self.n_good < n)
+        sums = {k: plane[lacking] for k, plane in zip(("w", "v", "t"), self.partial, strict=True)}
+        empty = lacking[self.n_good[lacking] == 0]
         with np.errstate(all="ignore"):
             ratio = self.noise
-            part = ratio[some] / few["v"]
+            quotient = ratio[lacking] / sums["v"]
             np.multiply(ratio, np.float32(1.0 / self.all[1]), out=ratio)
-            ratio[some] = part
+            ratio[lacking] = quotient
             ratio[empty] = 1.0
             scatter = task.scatter_of_sum() / self.all[1]
             relative = smooth(ratio, width, scatter)
             sigma = relative[inside] * np.float32(self.all[1])
             data = self.mean
-            data[some] /= few["w"]
+            data[lacking] /= sums["w"]
             data += self.base
             exposure = np.full(data.size, 1.0 / self.all[2], np.float32)
-            exposure[some] = few["w"] ** 2 / few["t"]
-            here = (some >= inside.start) & (some < inside.stop)
-            some = some[here] - inside.start
-            total = few["w"][here] ** 2
-            sigma[some] = relative[inside][some] * few["v"][here] / total
+            exposure[lacking] = sums["w"] ** 2 / sums["t"]
+            inner = (lacking >= inside.start) & (lacking < inside.stop)
+            lacking = lacking[inner] - inside.start
+            total = sums["w"][inner] ** 2
+            sigma[lacking] = relative[inside][lacking] * sums["v"][inner] / total
             signal = data[inside] + np.float32(np.sum(w * task.offset))
             shared = common.variance(signal)
             if shared is not None:
-                shared[some] /= total
+                shared[lacking] /= total
                 sigma += shared
             np.sqrt(sigma, out=sigma)
         data[empty] = np.nan

@@ -177,8 +177,9 @@ def coadd(
         or what is given. Where stars tell that it varies over a frame, it is a slow map.
     sky : {"match", "none"} or sequence of float, optional
         Sky taken from each frame on the common scale: what it has more than the
-        weighted mean of all, as a constant or, where there is evidence of gradients, a
-        surface of up to third degree; nothing; or levels that are given.
+        weighted mean of all, at the level of the frame of the flux scale, as a constant or,
+        where there is evidence of gradients, a surface of up to third degree; nothing; or
+        levels that are given.
     reject : bool, optional
         Reject outliers, from two frames on. Of two, only the brighter can be one.
     n_sigma : float, optional
@@ -279,9 +280,10 @@ def coadd(
     exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
     `~astro_narrowband.resampling.noise_factor`), SYSNOISE, SKYLEVEL, WEIGHTS,
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
-    all fluxes by those of the scales), SCALESYS (of each flux, by uneven transparency), SKYDEG
-    (degree of the sky surfaces, whose weighted mean is kept) and SKYSURFE (their error).
-    FLUXERR is what all fluxes share: SCALEERR and the error of a measured gain (GAINERR).
+    all fluxes by those of the scales), SCALESYS (by uneven transparency, shared by the stars of
+    a region), SKYDEG (degree of the sky surfaces, whose weighted mean is kept, at the level of
+    FLUXREF) and SKYSURFE (their error). FLUXERR is what fluxes share: SCALEERR, SCALESYS and the
+    error of a measured gain (GAINERR).
 
     References
     ----------
@@ -336,9 +338,7 @@ def coadd(
     skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
     rules = Rules(n_sigma, spacing=structure_spacing(fwhm[weight > 0])) if reject else None
     task, order = _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules)
-    task.tolerance[:] = tolerances(gradient_tolerance, len(order))[:, None]
-    if reject and len(order) > 2:
-        _learn_shapes(task, table[reference], matrices[reference], workers)
+    _learn_shapes(task, table[reference], matrices[reference], gradient_tolerance, workers)
     planes, count = _run(task, executor, workers, memory)
     data, sigma, texp, coverage, n_rejected = planes
     rejected = np.zeros(len(frames))
@@ -460,9 +460,12 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
 # --------------------------------------------------------------------------- the second pass
 
 
-def _learn_shapes(task, found, matrix, workers):
+def _learn_shapes(task, reference, matrix, gradient_tolerance, workers):
     """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
-    x, y, flux, error = found.stars.T
+    task.tolerance[:] = tolerances(gradient_tolerance, len(task.frames))[:, None]
+    if task.rules is None or len(task.frames) <= 2:
+        return
+    x, y, flux, error = reference.stars.T
     clear = flux > SHAPE_SNR * error
     positions = np.column_stack(apply_matrix(matrix, x[clear], y[clear]))
     best = best_frames(task.background[:PANEL])

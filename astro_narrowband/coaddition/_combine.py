@@ -200,30 +200,31 @@ def combine(
     )
     if sum(rejection.extrema) >= len(frames):
         raise InputError(f"nlow = {nlow} and nhigh = {nhigh} leave nothing of {len(frames)} frames")
-    weights = _weights(weights, frames, shape, method)
-    scale = _scale(scale, frames)
-    if output_file is not None:
-        _check_output(output_file, frames, overwrite_output)
+    weights, scale = _weights(weights, frames, shape, method), _scale(scale, frames)
+    _check_output(output_file, frames, overwrite_output)
 
     propagate = combine_uncertainty_function is None and _propagate(uncertainty, frames)
     native = np.result_type(*(native_type(frame) for frame in frames))
     work, dtype = _types(native, dtype)
     reducer = BandReducer(
-        frames=frames,
-        native=native,
-        method=method,
-        rejection=rejection,
-        weights=weights,
-        scale=scale,
-        propagate=propagate,
+        frames=frames, native=native, method=method, rejection=rejection, weights=weights,
+        scale=scale, propagate=propagate, dtype=work, deviation=combine_uncertainty_function,
         error=uncertainty is not None and (propagate or len(frames) > 1),
-        dtype=work,
-        deviation=combine_uncertainty_function,
-    )
+    )  # fmt: skip
     planes = reduce_bands(reducer, shape, mem_limit, executor, workers, return_count)
-    if dtype != work:
+    result = _result(planes, dtype, frames, unit, method)
+    _write(output_file, result, planes.count)
+    return (result, planes.count) if return_count else result
+
+
+# ------------------------------------------------------------------ arguments
+
+
+def _result(planes, dtype, frames, unit, method):
+    """The planes as CCDData of the type that was asked for."""
+    if dtype != planes.data.dtype:
         planes.data = np.where(planes.mask, 0, planes.data).astype(dtype)
-    result = CCDData(
+    return CCDData(
         planes.data,
         uncertainty=None if planes.sigma is None else StdDevUncertainty(planes.sigma, copy=False),
         mask=planes.mask,
@@ -232,12 +233,6 @@ def combine(
         wcs=_wcs(frames[0]),
         copy=False,
     )
-    if output_file is not None:
-        _write(output_file, result, planes.count)
-    return (result, planes.count) if return_count else result
-
-
-# ------------------------------------------------------------------ arguments
 
 
 def _frames(images, unit, ccdkwargs):
@@ -344,6 +339,8 @@ def _image(frame):
 
 
 def _check_output(path, frames, overwrite):
+    if path is None:
+        return
     if os.path.lexists(path) and not overwrite:
         raise ProductError(f"{path} already exists: give another name, or overwrite_output=True")
     for frame in frames:
@@ -404,6 +401,8 @@ def _header(frames, method):
 
 
 def _write(path, result, count):
+    if path is None:
+        return
     if count is None:
         write_fits(Path(path), result)
         return

@@ -95,15 +95,16 @@ def overlap_factors(cluster, correlations, amplitude):
 
     factor = np.ones(len(cluster))
     for group, same in correlations:
-        n_parts, part = connected_components(same > 0, directed=False)
+        n_parts, component = connected_components(same > 0, directed=False)
         for k in range(n_parts):
-            here = np.flatnonzero(part == k)
-            a = amplitude[group[here]]
+            members = np.flatnonzero(component == k)
+            a = amplitude[group[members]]
             summed = sum(
-                a[cluster[group[here]] == c].sum() ** 2 for c in np.unique(cluster[group[here]])
+                a[cluster[group[members]] == c].sum() ** 2
+                for c in np.unique(cluster[group[members]])
             )
             if summed > 0:
-                factor[group[here]] = a @ same[np.ix_(here, here)] @ a / summed
+                factor[group[members]] = a @ same[np.ix_(members, members)] @ a / summed
     return factor
 
 
@@ -228,18 +229,18 @@ class CommonNoise:
         (y, x), (oy, ox) = lost, place
         inside = (y >= oy.start) & (y < oy.stop) & (x >= ox.start) & (x < ox.stop)
         at = y[inside] - oy.start, x[inside] - ox.start
-        few = [None if plane is None else plane[at] for plane in planes]
-        few = _variances(few, have[:, inside])
-        part = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+        lacking = [None if plane is None else plane[at] for plane in planes]
+        lacking = _variances(lacking, have[:, inside])
+        span = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
         a, b, w = amounts
         terms = (
-            (self.fixed, ((0, a * a), (1, 2.0 * a * b), (2, b * b)), few[0]),
-            (self.relative, ((3, w * w),), few[1]),
+            (self.fixed, ((0, a * a), (1, 2.0 * a * b), (2, b * b)), lacking[0]),
+            (self.relative, ((3, w * w),), lacking[1]),
         )
         for total, parts, values in terms:
             if values is None:
                 continue
-            target = total.reshape(-1, self.task.shape[1])[part][oy, ox]
+            target = total.reshape(-1, self.task.shape[1])[span][oy, ox]
             out, spare = (plane[: target.shape[0], : target.shape[1]] for plane in self.scratch)
             for k, (which, factor) in enumerate(parts):
                 np.multiply(planes[which], np.float32(factor), out=spare if k else out)

@@ -50,16 +50,16 @@ def own_noise(frame, masters=None):
             raise InputError(f"{frame.name}: knows the noise of its masters: leave out masters")
         return frame
     inner = frame.calibrated
-    told = SharedNoise.from_header(inner.header)
+    cards = SharedNoise.from_header(inner.header)
     if masters is not None:
-        apart = _WithMasters(inner, masters, told)
-    elif told is None:
+        apart = _WithMasters(inner, masters, cards)
+    elif cards is None:
         return frame
-    elif told.masters == "none":
+    elif cards.masters == "none":
         apart = copy(inner)
         apart.masters = "none"
     else:
-        apart = _Told(inner, told)
+        apart = _Told(inner, cards)
     if frame.alignment is None:
         return apart
     outer = copy(frame)
@@ -125,8 +125,8 @@ class _Apart(Frame):
 class _Told(_Apart):
     """A frame whose header tells the noise of its masters: the same in every pixel."""
 
-    def __init__(self, frame, told):
-        super().__init__(frame, told.masters, included=told.included)
+    def __init__(self, frame, cards):
+        super().__init__(frame, cards.masters, included=cards.included)
         variances, values = [], []
         for rows in sample_rows(self.shape[0]):
             band = frame.read(rows)
@@ -142,12 +142,12 @@ class _Told(_Apart):
             values.append(band.data[good])
         variances, values = np.concatenate(variances), np.concatenate(values)
         blank, level = (float(np.median(v)) if v.size else 0.0 for v in (variances, values))
-        t, flat = self.exposure, told.flat_error**2
+        t, flat = self.exposure, cards.flat_error**2
         # What the flat left in sky that was subtracted since is there all the same.
-        gone = max(told.flat * blank - flat * level**2, 0.0)
+        gone = max(cards.flat * blank - flat * level**2, 0.0)
         self._levels = (
-            told.offset * blank * t**2, told.covariance * blank * t / 2,
-            told.rate * blank + gone, flat,
+            cards.offset * blank * t**2, cards.covariance * blank * t / 2,
+            cards.rate * blank + gone, flat,
         )  # fmt: skip
 
     def master_noise(self, rows):
@@ -159,7 +159,7 @@ class _Told(_Apart):
 class _WithMasters(_Apart):
     """A frame as the detector saw it, with the masters that it was calibrated with."""
 
-    def __init__(self, frame, masters, told):
+    def __init__(self, frame, masters, cards):
         if Alignment.from_header(frame.header) is not None:
             raise InputError(
                 f"{frame.name}: is resampled: masters is for frames as the detector saw them; "
@@ -167,13 +167,17 @@ class _WithMasters(_Apart):
             )
         if isinstance(masters, DarkModel):
             masters = _recipe(frame, masters)
-        if told is not None and told.masters not in ("none", masters.masters):
+        if cards is not None and cards.masters not in ("none", masters.masters):
             raise InputError(
-                f"{frame.name}: MASTERID = {told.masters}: was calibrated with other masters than "
+                f"{frame.name}: MASTERID = {cards.masters}: was calibrated with other masters than "
                 f"those given ({masters.masters}): give those, or leave out masters"
             )
         super().__init__(frame, masters.masters)
-        self.master_noise = masters.master_noise
+        self.recipe = masters
+
+    def master_noise(self, rows):
+        """As of a `~astro_narrowband.calibration.CalibratedFrame`."""
+        return self.recipe.master_noise(rows, self.exposure)
 
 
 def _recipe(frame, model):

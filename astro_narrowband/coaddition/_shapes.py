@@ -20,7 +20,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads
 
-__all__ = ["N_TERMS", "derivatives", "star_shapes", "structure_at"]
+__all__ = ["N_TERMS", "derivatives", "noise_gain", "star_shapes", "structure_at"]
 
 #: Derivatives that are fitted.
 N_TERMS = 6
@@ -57,10 +57,10 @@ def derivatives(image, pixels, width):
         L, m_x, m_y, m_xx - m_yy, m_xy, LL
     """
     at = _around(image, pixels, width)
-    here, left, right, down, up = at(0, 0), at(0, -1), at(0, 1), at(-1, 0), at(1, 0)
+    centre, left, right, down, up = at(0, 0), at(0, -1), at(0, 1), at(-1, 0), at(1, 0)
     corners = at(-1, -1), at(1, 1), at(-1, 1), at(1, -1)
     far = at(0, -2) + at(0, 2) + at(-2, 0) + at(2, 0)
-    xx, yy = left + right - 2 * here, down + up - 2 * here
+    xx, yy = left + right - 2 * centre, down + up - 2 * centre
     return np.stack(
         [
             xx + yy,
@@ -68,9 +68,16 @@ def derivatives(image, pixels, width):
             0.5 * (up - down),
             xx - yy,
             0.25 * (corners[0] + corners[1] - corners[2] - corners[3]),
-            20 * here - 8 * (left + right + down + up) + 2 * sum(corners) + far,
+            20 * centre - 8 * (left + right + down + up) + 2 * sum(corners) + far,
         ]
     )
+
+
+def noise_gain(shape):
+    """Variance of what a shape (6,) makes of white noise, over that of the noise."""
+    middle = np.array([12])
+    kernel = [shape @ derivatives(one, middle, 5) for one in np.eye(25, dtype=np.float32)]
+    return float(np.square(kernel).sum())
 
 
 def structure_at(image, pixels, width, spacing=1):
@@ -81,13 +88,13 @@ def structure_at(image, pixels, width, spacing=1):
     corners); beyond the edge the last pixel goes on.
     """
     at = _around(image, pixels, width, 2 * spacing)
-    here = at(0, 0)
+    centre = at(0, 0)
     largest = np.zeros(pixels.size, np.float32)
     for j in range(-2, 3):
         for i in range(-2, 3):
             if abs(j) + abs(i) not in (0, 4):
                 change = at(j * spacing, i * spacing)
-                change -= here
+                change -= centre
                 np.maximum(largest, np.abs(change, out=change), out=largest)
     return largest
 
@@ -180,17 +187,17 @@ def _strips(positions, shape):
     x, y = (np.rint(positions[:, k]).astype(int) for k in (0, 1))
     good = (x >= RADIUS) & (x < shape[1] - RADIUS) & (y >= RADIUS) & (y < shape[0] - RADIUS)
     x, y = x[good], y[good]
-    found, n = [], 0
-    while len(y) and len(found) < N_STRIPS and n < MAX_STARS:
+    strips, n = [], 0
+    while len(y) and len(strips) < N_STRIPS and n < MAX_STARS:
         # The strip that starts with the star that most others follow.
         follow = [((y >= start) & (y < start + STRIP - 2 * RADIUS)).sum() for start in y]
         start = y[int(np.argmax(follow))]
-        here = (y >= start) & (y < start + STRIP - 2 * RADIUS)
-        rows = slice(int(start) - RADIUS, int(y[here].max()) + RADIUS + 1)
-        found.append((rows, x[here], y[here]))
-        n += here.sum()
-        x, y = x[~here], y[~here]
-    return found
+        inside = (y >= start) & (y < start + STRIP - 2 * RADIUS)
+        rows = slice(int(start) - RADIUS, int(y[inside].max()) + RADIUS + 1)
+        strips.append((rows, x[inside], y[inside]))
+        n += inside.sum()
+        x, y = x[~inside], y[~inside]
+    return strips
 
 
 def _stamps(task, strips, i):
@@ -216,7 +223,7 @@ def _fit(difference, variance, change, terms):
         weighted = terms * weight
         normal = (weighted @ terms.T).astype(float)
         normal += 1e-9 * np.trace(normal) * np.eye(N_TERMS)
-        found = np.linalg.solve(normal, weighted @ difference)
-        rest = difference - found @ terms
+        solution = np.linalg.solve(normal, weighted @ difference)
+        rest = difference - solution @ terms
         weight = 1.0 / (floor * (1.0 + rest**2 / (4.0 * floor)) ** 2)
-    return found
+    return solution

@@ -18,31 +18,20 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.frames import row_bands
 from astro_narrowband._engine.plots import picture_html
-from astro_narrowband._engine.validate import choice, finite, positive
+from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband.darks._draw import draw_dark
 from astro_narrowband.darks._file import model_hdul, read_fields
-from astro_narrowband.darks._fit import FLAGS, fit_planes
+from astro_narrowband.darks._fit import fit_planes
+from astro_narrowband.darks._glow import GlowMap
 from astro_narrowband.darks._masters import fields_of_masters
-from astro_narrowband.darks._price import WORTH_SAYING, DarkPrice, same_exposure, tolerance
-from astro_narrowband.exceptions import CalibrationError, InputError, warn
+from astro_narrowband.darks._planes import FLAGS, decode_flags
+from astro_narrowband.darks._price import DarkPrice, pay, policy_of, same_exposure, tolerance
+from astro_narrowband.exceptions import CalibrationError
 
 __all__ = ["FLAGS", "DarkModel", "DarkPrice", "decode_flags", "same_exposure"]
 
 #: Rows of a plane that are read at a time, and about how many tell what is typical.
 READ, SAMPLED = 32, 16
-
-
-def decode_flags(value):
-    """
-    Return the names of the flags in a value of the flag plane.
-
-    Examples
-    --------
-    >>> from astro_narrowband.darks import decode_flags
-    >>> decode_flags(3)
-    ('NONLINEAR', 'SATURATED')
-    """
-    return tuple(name for name, bit in FLAGS.items() if int(value) & bit)
 
 
 @dataclass(eq=False)
@@ -81,6 +70,8 @@ class DarkModel:
     notes: tuple = ()
     header: fits.Header = field(default_factory=fits.Header)
     measured: dict = field(default_factory=dict)
+    pedestals: tuple = ()
+    glow: dict = field(default_factory=dict)
     token: str = ""
 
     def __post_init__(self):
@@ -177,40 +168,11 @@ class DarkModel:
             Beyond ``max_extrapolation`` times the longest dark, where that is given; or
             if the model is one master dark that nothing says the dark current of.
         """
-        exposure = finite(exposure, "exposure")
-        if exposure < 0:
-            raise InputError(f"exposure = {exposure} s is negative")
-        limit = (
-            None if max_extrapolation is None else positive(max_extrapolation, "max_extrapolation")
-        )
-        if self.model == "bias":
-            return "bias"
-        if self._match(exposure) is not None:
-            return "matched"
-        longest = max(self.exposures)
-        if limit is not None and exposure > limit * longest:
-            raise CalibrationError(
-                f"the dark of {exposure:g} s would be extrapolated {exposure / longest:.2g} times "
-                f"beyond the longest dark ({longest:g} s; max_extrapolation = {limit:g}): take "
-                f"darks of {exposure:g} s, or raise max_extrapolation"
-            )
-        if self.model == "matched":
-            if not self._typical("var_rate") > 0:
-                raise CalibrationError(
-                    f"the dark of {exposure:g} s cannot be had from a master dark of {longest:g} s "
-                    "alone: without a bias it cannot be scaled: give a bias, or a dark of this "
-                    "exposure"
-                )
-            return "offset"
-        if exposure > longest or (self.model == "linear" and exposure < min(self.exposures)):
-            return "extrapolated"
-        return "scaled"
+        return policy_of(self, exposure, max_extrapolation)
 
     def _match(self, exposure):
-        for k, t in enumerate(self.exposures):
-            if same_exposure(exposure, t):
-                return k
-        return None
+        times = enumerate(self.exposures)
+        return next((k for k, t in times if same_exposure(exposure, t)), None)
 
     def _sample(self, read):
         """Median of what ``read`` gives for rows all over the frame."""
@@ -218,7 +180,8 @@ class DarkModel:
         step = max(1, ny // SAMPLED)
         return float(np.median([read(slice(y, y + 1)) for y in range(step // 2, ny, step)]))
 
-    def _typical(self, name):
+    def typical(self, name):
+        """Return the median of a plane, from rows all over the frame."""
         return self._sample(lambda rows: self.planes[name][rows])
 
     def variance_factor(self, exposure):
@@ -262,10 +225,10 @@ class DarkModel:
         noise = positive(noise, "noise")
         policy = self.policy(exposure)
         measured = [*self.exposures, *([0.0] if self.model in ("rate", "bias") else [])]
-        apart = 0.0
+        unstated = 0.0
         if policy not in ("matched", "bias"):
             apart = min(abs(exposure - t) for t in measured)
-        unstated = tolerance() * max(self._typical("rate"), 0.0) * apart
+            unstated = tolerance() * max(self.typical("rate"), 0.0) * apart
         stated = self._sample(partial(self.variance, exposure)) ** 0.5
         return DarkPrice(policy, stated, unstated, noise)
 
@@ -290,50 +253,15 @@ class DarkModel:
         CalibrationError
             If the dark would cost the frame more than it is worth, or is beyond the limit.
         """
-        of = f"{name}: " if name else ""
+        name = f"{name}: " if name else ""
         try:
             policy = self.policy(exposure, max_extrapolation=max_extrapolation)
         except CalibrationError as error:
-            raise CalibrationError(f"{of}{error}") from None
-        if policy not in ("extrapolated", "offset"):
-            return policy
-        times = ", ".join(f"{t:g}" for t in self.exposures)
-        price = None
-        if noise is not None:
-            price = self.price(exposure, noise=noise() if callable(noise) else noise)
-        advice = f"take darks of {exposure:g} s" + (
-            ", or biases" if self.model in ("linear", "matched") else ""
-        )
-        if price is None and policy == "offset":
-            raise CalibrationError(
-                f"{of}the dark of {exposure:g} s cannot be had from darks of {times} s alone: "
-                f"without a bias they cannot be scaled: {advice}"
-            )
-        if price is not None and price.too_high and max_extrapolation is None:
-            raise CalibrationError(
-                f"{of}its dark of {exposure:g} s from darks of {times} s would cost too much: an "
-                f"error of {price.stated:.2g} adu, and {price.unstated:.2g} adu if the current "
-                f"is off by {100 * tolerance():.0f} %, where the frame's own error is "
-                f"{price.noise:.2g} adu: {advice}, or allow it with max_extrapolation"
-            )
-        if price is None or price.total > WORTH_SAYING or policy == "offset":
-            self._say(policy, exposure, price, what, advice)
+            raise CalibrationError(f"{name}{error}") from None
+        if policy in ("extrapolated", "offset"):
+            limited = max_extrapolation is not None
+            pay(self, exposure, policy, noise=noise, name=name, what=what, limited=limited)
         return policy
-
-    def _say(self, policy, exposure, price, what, advice):
-        longest = f"{max(self.exposures):g} s"
-        cost = "" if price is None else f", {price.total:.1g} times the {what}' own error"
-        if policy == "offset":
-            text = (
-                f"{what} of {exposure:g} s: darks of {longest} stand for their offset, without a "
-                f"bias (error {price.stated:.2g} adu{cost})"
-            )
-        else:
-            text = (
-                f"{what} of {exposure:g} s: their dark is extrapolated from darks of {longest}: "
-                f"its variance grows {self.variance_factor(exposure):.3g} times{cost}"
-            )
-        warn(f"{text}; {advice} to be better", stacklevel=4)
 
     def measured_at(self, exposure, rows):
         """
@@ -361,11 +289,36 @@ class DarkModel:
         place = pixel[first:last][known] - rows.start * nx
         return place, mean[known], self.measured["variance"][k, first:last][known]
 
+    @cached_property
+    def _glow(self):
+        return GlowMap(self.glow, self.shape) if self.glow else None
+
+    def rest_at(self, exposure, rows):
+        """
+        Return what the dark of an exposure time [s] that was measured has beyond its line [adu].
+
+        The glow of an amplifier that does not grow in proportion to time, and the level that
+        the darks of that time have in common; None where there is neither.
+        """
+        k = self._match(exposure)
+        if k is None:
+            return None
+        level = np.float32(self.pedestals[k]) if self.pedestals else np.float32(0)
+        if self._glow is not None:
+            return self._glow.rest_at(k, rows) + level
+        return level if level else None
+
+    def _unknown_rest(self, exposure, rows):
+        """Return the error of the line at another exposure time that is due to a glow, or None."""
+        if self._glow is None or self._match(exposure) is not None:
+            return None
+        return self._glow.error_at(exposure, rows)
+
     def lines(self, rows):
         """
         Return offset [adu] and rate [adu/s] of some rows: the dark is offset + rate * exposure.
 
-        But for what `measured_at` returns.
+        But for what `measured_at` and `rest_at` return.
 
         Returns
         -------
@@ -378,25 +331,38 @@ class DarkModel:
         """Return the dark [adu] of some rows, bias included, without its error."""
         offset, rate = self.lines(rows)
         dark = offset + rate * np.float32(exposure)
+        rest = self.rest_at(exposure, rows)
+        if rest is not None:
+            dark += rest
         place, mean, _ = self.measured_at(exposure, rows)
         dark.ravel()[place] = mean
         return dark
 
-    def covariance(self, rows):
+    def covariance(self, rows, exposure):
         """
         Return the variance of the offset, its covariance with the rate, the variance of the rate.
+
+        As they are for the dark of ``exposure`` [s]: a glow makes the rate less well known
+        at a time that was not measured.
 
         Returns
         -------
         var_offset, cov, var_rate : `~numpy.ndarray` of float32, (n_rows, nx)
             [adu**2], [adu**2/s], [adu**2/s**2]; not to be changed.
         """
-        return tuple(self.planes[name][rows] for name in ("var_offset", "cov", "var_rate"))
+        var_offset, cov, var_rate = (
+            self.planes[name][rows] for name in ("var_offset", "cov", "var_rate")
+        )
+        unknown = self._unknown_rest(exposure, rows) if exposure > 0 else None
+        if unknown is not None:
+            unknown /= np.float32(exposure)
+            var_rate = var_rate + unknown * unknown
+        return var_offset, cov, var_rate
 
     def variance(self, exposure, rows):
         """Return the variance [adu**2] of what `values` returns."""
         t = np.float32(exposure)
-        var_offset, cov, var_rate = self.covariance(rows)
+        var_offset, cov, var_rate = self.covariance(rows, exposure)
         out = cov * (2 * t)
         out += var_offset
         out += var_rate * (t * t)
@@ -416,7 +382,7 @@ class DarkModel:
             Each stays the same noise whatever the exposure.
         """
         t = np.float32(exposure)
-        var_offset, cov, var_rate = self.covariance(rows)
+        var_offset, cov, var_rate = self.covariance(rows, exposure)
         # Cholesky factor of the covariance of (offset, rate).
         offset = np.sqrt(var_offset)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -440,11 +406,11 @@ class DarkModel:
     def _bad(self):
         """Flat indices of these few pixels, which every light asks for again."""
         bad = np.uint8(FLAGS["SATURATED"] | FLAGS["UNCERTAIN"])
-        found = []
+        bad_pixels = []
         for rows in row_bands(self.shape[0], READ):
             index = np.flatnonzero((self.planes["flags"][rows] & bad) != 0)
-            found.append(index + rows.start * self.shape[1])
-        return np.concatenate(found)
+            bad_pixels.append(index + rows.start * self.shape[1])
+        return np.concatenate(bad_pixels)
 
     def at(self, exposure, *, max_extrapolation=None):
         """

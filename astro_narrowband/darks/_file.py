@@ -7,7 +7,7 @@ from astropy.io import fits
 
 from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.frames import FitsImage
-from astro_narrowband.darks._fit import PLANES
+from astro_narrowband.darks._planes import PLANES
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["model_hdul", "read_fields"]
@@ -22,6 +22,8 @@ def model_hdul(model):
     for k, (t, n) in enumerate(zip(model.exposures, model.n_frames, strict=True)):
         header[f"DARKT{k}"] = (t, "[s] exposure time")
         header[f"DARKN{k}"] = (n, "darks of this exposure time")
+    for k, level in enumerate(model.pedestals):
+        header[f"DARKL{k}"] = (level, "[adu] their level beyond the straight lines")
     if model.temperatures is not None:
         header["DARKTMIN"], header["DARKTMAX"] = model.temperatures
     header["DARKTOK"] = (model.token, "what this model is known by")
@@ -38,6 +40,8 @@ def model_hdul(model):
             for key in ("mean", "variance")
         ]
         hdul.append(fits.BinTableHDU.from_columns(columns, name="MEASURED"))
+    for key, grids in model.glow.items():
+        hdul.append(fits.ImageHDU(grids, name=f"GLOW{key.upper()}"))
     return hdul
 
 
@@ -66,6 +70,11 @@ def read_fields(path):
                     # One exposure time makes a plain column of the vector.
                     column = table[key].reshape(len(table), -1)
                     measured[key] = np.ascontiguousarray(column.T, np.float32)
+            glow = {
+                hdu.name[4:].lower(): np.array(hdu.data, np.float32)
+                for hdu in hdul
+                if hdu.name.startswith("GLOW")
+            }
             shape = hdul[0].shape
             model = header["DARKMODL"]
             n = header["DARKNEXP"]
@@ -87,6 +96,8 @@ def read_fields(path):
         "header": header,
         "token": header["DARKTOK"],
         "measured": measured,
+        "glow": glow,
+        "pedestals": tuple(header.get(f"DARKL{k}", 0.0) for k in range(n)),
     }
 
 

@@ -6,7 +6,7 @@ from astropy import units as u
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.validate import same_shape
-from astro_narrowband.darks._fit import FLAGS, empty_planes
+from astro_narrowband.darks._planes import FLAGS, empty_planes
 from astro_narrowband.exceptions import CalibrationError, InputError
 
 __all__ = ["fields_of_masters"]

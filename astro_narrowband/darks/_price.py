@@ -2,17 +2,10 @@
 
 from typing import NamedTuple
 
-__all__ = [
-    "KELVIN",
-    "LINEARITY",
-    "MAX_STATED",
-    "MAX_UNSTATED",
-    "PER_KELVIN",
-    "WORTH_SAYING",
-    "DarkPrice",
-    "same_exposure",
-    "tolerance",
-]
+from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband.exceptions import CalibrationError, InputError, warn
+
+__all__ = ["PER_KELVIN", "DarkPrice", "pay", "policy_of", "same_exposure", "tolerance"]
 
 #: Exposures that differ by less than this fraction, or by less than this time [s], are the same.
 MATCH, MATCH_SECONDS = 0.005, 0.05
@@ -80,3 +73,75 @@ class DarkPrice(NamedTuple):
     def too_high(self):
         """Whether the frame should not be reduced with this dark."""
         return self.stated > MAX_STATED * self.noise or self.unstated > MAX_UNSTATED * self.noise
+
+
+def policy_of(model, exposure, max_extrapolation):
+    """Return how the dark of an exposure is had, see `~astro_narrowband.darks.DarkModel.policy`."""
+    exposure = finite(exposure, "exposure")
+    if exposure < 0:
+        raise InputError(f"exposure = {exposure} s is negative")
+    if max_extrapolation is not None:
+        max_extrapolation = positive(max_extrapolation, "max_extrapolation")
+    if model.model == "bias":
+        return "bias"
+    if any(same_exposure(exposure, t) for t in model.exposures):
+        return "matched"
+    longest = max(model.exposures)
+    if max_extrapolation is not None and exposure > max_extrapolation * longest:
+        raise CalibrationError(
+            f"the dark of {exposure:g} s would be extrapolated {exposure / longest:.2g} times "
+            f"beyond the longest dark ({longest:g} s; max_extrapolation = {max_extrapolation:g}): "
+            f"take darks of {exposure:g} s, or raise max_extrapolation"
+        )
+    if model.model == "matched":
+        if not model.typical("var_rate") > 0:
+            raise CalibrationError(
+                f"the dark of {exposure:g} s cannot be had from a master dark of {longest:g} s "
+                "alone: without a bias it cannot be scaled: give a bias, or a dark of this "
+                "exposure"
+            )
+        return "offset"
+    if exposure > longest or (model.model == "linear" and exposure < min(model.exposures)):
+        return "extrapolated"
+    return "scaled"
+
+
+def pay(model, exposure, policy, *, noise, name, what, limited):
+    """
+    Raise where the dark of a frame costs too much, warn where it is worth a word.
+
+    See `~astro_narrowband.darks.DarkModel.check`; ``limited``: who gave a limit pays any price.
+    """
+    times = ", ".join(f"{t:g}" for t in model.exposures)
+    price = None
+    if noise is not None:
+        price = model.price(exposure, noise=noise() if callable(noise) else noise)
+    biases = ", or biases" if model.model in ("linear", "matched") else ""
+    advice = f"take darks of {exposure:g} s{biases}"
+    if price is None and policy == "offset":
+        raise CalibrationError(
+            f"{name}the dark of {exposure:g} s cannot be had from darks of {times} s alone: "
+            f"without a bias they cannot be scaled: {advice}"
+        )
+    if price is not None and price.too_high and not limited:
+        raise CalibrationError(
+            f"{name}its dark of {exposure:g} s from darks of {times} s would cost too much: an "
+            f"error of {price.stated:.2g} adu, and {price.unstated:.2g} adu if the current "
+            f"is off by {100 * tolerance():.0f} %, where the frame's own error is "
+            f"{price.noise:.2g} adu: {advice}, or allow it with max_extrapolation"
+        )
+    if price is not None and price.total <= WORTH_SAYING and policy != "offset":
+        return
+    cost = "" if price is None else f", {price.total:.1g} times the {what}' own error"
+    longest = f"{max(model.exposures):g} s"
+    if policy == "offset":
+        text = (
+            f"{what} of {exposure:g} s: darks of {longest} stand for their offset, without a "
+            f"bias (error {price.stated:.2g} adu{cost})"
+        )
+    else:
+        text = (
+            f"{what} of {exposure:g} s: their dark is extrapolated from darks of {longest}: "
+            f"its variance grows {model.variance_factor(exposure):.3g} times{cost}"
+        )
+    warn(f"{text}; {advice} to be better", stacklevel=4)

@@ -16,8 +16,11 @@ from astro_narrowband.lines._flux import (
     flux_from_magnitudes,
     flux_from_spectra,
     flux_scale,
+    reference_fluxes,
+    scale_of_area,
     surface_brightness,
 )
+from astro_narrowband.lines._image import header_scale, read_image
 from astro_narrowband.lines._map import LineMap
 from astro_narrowband.lines._ratio import Extinction, RatioMap, extinction, line_ratio
 from astro_narrowband.lines._regions import read_regions, region_fluxes
@@ -41,13 +44,17 @@ __all__ = [
     "flux_from_magnitudes",
     "flux_from_spectra",
     "flux_scale",
+    "header_scale",
     "line_in_continuum",
     "line_ratio",
     "match_catalogue",
     "read_catalogue",
+    "read_image",
     "read_regions",
+    "reference_fluxes",
     "region_fluxes",
     "restore_lines",
+    "scale_of_area",
     "separate_lines",
     "subtract_continuum",
     "surface_brightness",

@@ -15,6 +15,7 @@ from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.validate import finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
+from astro_narrowband.lines._image import header_scale
 from astro_narrowband.lines._map import (
     LineMap,
     noise_correlation,
@@ -23,8 +24,8 @@ from astro_narrowband.lines._map import (
     random_variance,
     unusable,
 )
-from astro_narrowband.lines._psf import REACH, match_shapes, moffat_of, star_shape
-from astro_narrowband.lines._starscale import Scale, measure_stars, scale_of
+from astro_narrowband.lines._psf import REACH, blurred_to, match_shapes, moffat_of, star_shape
+from astro_narrowband.lines._starscale import Scale, measure_stars, pixel_scale, scale_of
 
 __all__ = ["RESIDUAL_STAR", "subtract_continuum"]
 
@@ -47,6 +48,7 @@ def subtract_continuum(
     velocity=0.0,
     k=None,
     k_err=0.0,
+    fwhm=None,
     stars=None,
     colour=None,
     match=True,
@@ -66,7 +68,13 @@ def subtract_continuum(
     velocity : float, optional
         Of the source [km/s], with ``curves``.
     k, k_err : float, optional
-        The scale and its error, where they are known. Default is to measure them on stars.
+        The scale and its error, where they are known; ``k="header"`` takes those of the headers'
+        PHOTFLAM (`header_scale`), ``k="pixels"`` the least absolute deviations of all pixels
+        without their surroundings, for images that are not mostly nebula. Default is to
+        measure them on stars.
+    fwhm : (float, float), optional
+        Widths of the stars in both images [pix], where they cannot be measured: the sharper one
+        is blurred by a Gaussian. Without stars and without widths shapes stay as they are.
     stars : `~astropy.table.Table`, optional
         Stars to be used: ``x_center``, ``y_center`` [pix] and, where it is known, ``colour``.
         Default is to detect them.
@@ -133,29 +141,47 @@ def subtract_continuum(
     digest = zlib.crc32(np.ascontiguousarray(continuum.data))
     source = f"{continuum.meta.get('FILTER', 'continuum')} {digest:08x}"
     continuum = on_grid_of(continuum, line, "the continuum image")
+    if fwhm is not None:
+        line, continuum = blurred_to(*map(_of_width, (line, continuum), fwhm))
     if k is not None:
-        scale = Scale(positive(k, "k"), finite(k_err, "k_err"))
-        measured = None
+        scale, measured = _given(line, continuum, k, k_err), None
     else:
-        table, fwhm, sources = _common_stars(line, continuum, stars)
-        width = fwhm
-        before = line, continuum
-        if match:
+        table, width, sources = _common_stars(line, continuum, stars)
+        matched, before = match and fwhm is None, line
+        whole = continuum
+        if matched:
             xy = np.column_stack([table["x_center"], table["y_center"]])
-            line, continuum, widths = match_shapes(line, continuum, xy, fwhm=fwhm)
-            width = max(widths)
-        measured = measure_stars(line, continuum, table, fwhm=fwhm, min_snr=MIN_SNR)
-        matched = line is not before[0] or continuum is not before[1]
+            line, continuum, widths = match_shapes(line, continuum, xy, fwhm=width)
+            matched = line is not before or continuum is not whole
+        measured = measure_stars(line, continuum, table, fwhm=width, min_snr=MIN_SNR)
         scale = scale_of(measured, colour=colour, matched=matched)
     result = _difference(line, continuum, scale, lost, source)
     if measured is not None:
-        result.meta["PSFWIDTH"] = (round(width, 3), "[pix] width of the stars in both images")
-        _flag_residuals(result, measured, scale, fwhm)
+        seen = max(widths) if match and fwhm is None else width
+        result.meta["PSFWIDTH"] = (round(seen, 3), "[pix] width of the stars in both images")
+        _flag_residuals(result, measured, scale, width)
         amount = scale.k / (1 - lost) * _star_to_star(measured, scale)
         isolated = np.column_stack([measured["x_center"], measured["y_center"]])
-        _add_spectra(result, *_star_light(continuum, sources, isolated, width), amount)
+        _add_spectra(result, *_star_light(continuum, sources, isolated, seen), amount)
         result.stars = measured
     return result
+
+
+def _of_width(ccd, width):
+    """A copy of an image that says how wide its stars are."""
+    result = ccd.copy()
+    result.meta["PSFWIDTH"] = positive(width, "fwhm")
+    return result
+
+
+def _given(line, continuum, k, k_err):
+    """The scale that is given, or that headers or pixels say."""
+    if k == "header":
+        return Scale(*header_scale(line, continuum))
+    if k == "pixels":
+        bad = unusable(line) | unusable(continuum)
+        return Scale(*pixel_scale(line.data, continuum.data, bad))
+    return Scale(positive(k, "k"), finite(k_err, "k_err"))
 
 
 def _difference(line, continuum, scale, lost, source):

@@ -20,6 +20,8 @@ __all__ = [
     "flux_from_magnitudes",
     "flux_from_spectra",
     "flux_scale",
+    "reference_fluxes",
+    "scale_of_area",
     "surface_brightness",
 ]
 
@@ -27,6 +29,10 @@ FLUX = u.erg / u.s / u.cm**2
 #: What a flux scale is not known better than, relative, unless the user knows: the absolute
 #: calibration of the references, and what a filter curve is not known.
 FLOOR = 0.03
+
+
+#: Columns of AB magnitudes in catalogues, and their wavelengths [nm].
+BANDS = {"g": 475.0, "r": 622.0, "i": 763.0, "z": 905.0}
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,8 @@ class FluxScale:
     value : float
         [erg/(s cm2) per electron/s], through the filter curve, for one line.
     random, floor : float
-        Relative errors: of the mean of the stars, and what no number of stars averages down.
+        Relative errors: of the mean of the stars with what their measurement has in common, and
+        what is not known of the references.
     n_stars : int
     scatter : float
         From star to star beyond their errors, relative.
@@ -148,8 +155,57 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     return integral / response * FLUX
 
 
-def flux_scale(rate, reference, *, rate_err, reference_err=0.0, colour=None, floor=FLOOR,
-               extinction=0.0, airmass=(1.0, 1.0)):  # fmt: skip
+def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references"):
+    """
+    Flux of a line that gives as many counts as each star of a table.
+
+    Parameters
+    ----------
+    stars : `~astropy.table.Table`
+        With spectra in ``spectrum`` (flux per wavelength, (n_stars, n)) and their wavelengths [nm]
+        in ``meta["sampling"]``, or AB magnitudes in two of g, r, i and z, as catalogues name them.
+    curve, line, velocity
+        As for `flux_from_spectra`.
+    source : str, optional
+        Where the table is from, for messages.
+
+    Returns
+    -------
+    flux : `~astropy.units.Quantity` (n_stars,)
+        [erg/(s cm2)].
+    colour : array (n_stars,) or None
+        Difference of the two bluest magnitudes; None of spectra.
+    """
+    lower = {c.lower().replace("'", "").removesuffix("mag").rstrip("_"): c for c in stars.colnames}
+    if "spectrum" in stars.colnames:
+        sampling = stars.meta.get("sampling")
+        if sampling is None or stars["spectrum"].unit is None:
+            raise InputError(
+                f"{source}: spectra need a unit, and meta['sampling'], their "
+                "wavelengths in nm (GaiaXPy's sampling)"
+            )
+        flux = flux_from_spectra(
+            curve, line, wavelength=np.asarray(sampling, float) * u.nm, density=stars["spectrum"],
+            velocity=velocity,
+        )  # fmt: skip
+        return flux, None
+    bands = {
+        wavelength: np.asarray(getattr(stars[lower[band]], "value", stars[lower[band]]), float)
+        for band, wavelength in BANDS.items()
+        if band in lower
+    }
+    if len(bands) < 2:
+        raise InputError(
+            f"{source}: has neither spectra (spectrum) nor AB magnitudes in two of "
+            f"{', '.join(BANDS)}"
+        )
+    first, second = sorted(bands)[:2]
+    flux = flux_from_magnitudes(curve, line, bands=bands, velocity=velocity)
+    return flux, bands[first] - bands[second]
+
+
+def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0, colour=None,
+               floor=FLOOR, extinction=0.0, airmass=(1.0, 1.0)):  # fmt: skip
     """
     What one electron/s of a line is, by reference stars.
 
@@ -163,6 +219,9 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, colour=None, flo
         [electron/s].
     reference_err : float or array (n_stars,), optional
         Relative.
+    rate_common : float, optional
+        Relative error that all rates share, as that of an aperture correction: no number of
+        stars averages it down.
     colour : array (n_stars,), optional
         Of the stars; a slope that shows is taken out, at the mean colour.
     floor : float, optional
@@ -210,9 +269,44 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, colour=None, flo
     air = 0.4 * math.log(10) * finite(extinction, "extinction") * (airmass[0] - airmass[1])
     model = mean + (term[1] * (np.asarray(colour) - term[0]) if term[1] else 0.0)
     return FluxScale(
-        math.exp(mean + air), float(random), floor, int(used.sum()), float(scatter), term[1],
-        term[2], used, values - model,
+        math.exp(mean + air), math.hypot(random, finite(rate_common, "rate_common")), floor,
+        int(used.sum()), float(scatter), term[1], term[2], used, values - model,
     )  # fmt: skip
+
+
+def scale_of_area(curve, line, *, area, error, velocity=0.0):
+    """
+    What one electron/s of a line is, by the collecting area: without reference stars.
+
+    Parameters
+    ----------
+    curve : FilterCurve
+        With all that is between the sky and the counts: optics, filter, detector.
+    line : str or Line
+    area : float or `~astropy.units.Quantity`
+        [cm2].
+    error : float
+        Relative, of the area and of the curve.
+    velocity : float, optional
+        [km/s].
+
+    Returns
+    -------
+    FluxScale
+
+    Examples
+    --------
+    >>> from astro_narrowband.lines import FilterCurve, scale_of_area
+    >>> curve = FilterCurve.from_shape(656.3, 7.0, peak=0.5)
+    >>> print(f"{scale_of_area(curve, 'Halpha', area=300.0, error=0.1).value:.3e}")
+    2.018e-14
+    """
+    area = positive(area.to_value(u.cm**2) if isinstance(area, u.Quantity) else area, "area")
+    response = curve.checked_response(line, velocity=velocity)
+    value = (h * c).to_value(u.erg * u.nm) / (response * area)
+    nothing = np.zeros(0)
+    return FluxScale(value, 0.0, positive(error, "error"), 0, math.nan, 0.0, math.nan,
+                     nothing.astype(bool), nothing)  # fmt: skip
 
 
 def calibrate_flux(line_map, scale):

@@ -22,7 +22,7 @@ __all__ = ["read_regions", "region_fluxes"]
 #: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
 N_TILES, MIN_SIDE = 100, 8
 #: Tiles for a plane.
-MIN_TILES = 12
+MIN_TILES = 6
 
 
 def read_regions(path):

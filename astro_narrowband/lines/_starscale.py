@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import spread_of
 from astro_narrowband.photometry import annulus_photometry
 
-__all__ = ["Scale", "measure_stars", "robust_mean", "scale_of"]
+__all__ = ["Scale", "measure_stars", "pixel_scale", "robust_mean", "scale_of"]
 
 #: Radii of aperture and annulus in units of the width.
 R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
@@ -21,6 +22,8 @@ CLIP = 3.5
 SLOPE_SHOWS = 3.0
 #: Stars whose pixels leave more than this of the slope open count only where few others are there.
 SMOOTH, ENOUGH = 0.02, 8
+#: Side of the mean that pixels lose before their ratio is taken.
+SMOOTHED = 15
 #: What a scale is not known better than, relative: shapes are matched to so much of the light.
 MATCHING = 0.003
 
@@ -207,6 +210,62 @@ def scale_of(stars, *, colour=None, matched=True):
     k = math.exp(mean)
     ratio, mode = np.exp(others).tolist()
     return Scale(k, k * error, int(used.sum()), ratio, k, mode, scatter, *term)
+
+
+def pixel_scale(line, continuum, bad):
+    """
+    Scale by the pixels, where stars are too few: that of the least absolute deviations.
+
+    Parameters
+    ----------
+    line, continuum : array (ny, nx)
+        Of stars of one width.
+    bad : array of bool (ny, nx)
+
+    Returns
+    -------
+    k, k_err : float
+        The error is that of a jackknife over 8 x 8 parts of the image.
+
+    Raises
+    ------
+    InputError
+        If the image is small, or no positive scale comes out at three times its error.
+
+    Notes
+    -----
+    Both images lose their mean over 15 x 15 pixels; the scale is the median of their ratio,
+    weighted by the continuum. Where the line and the continuum have the same structure, as in a
+    nebula that shines in both, it is too large.
+    """
+    good = np.float32(~bad)
+    share = np.maximum(uniform_filter(good, SMOOTHED), 1e-3)
+    a, b = (
+        np.where(bad, 0, plane) - uniform_filter(np.where(bad, 0, plane), SMOOTHED) / share
+        for plane in (np.float32(line), np.float32(continuum))
+    )
+    use = ~bad & (np.abs(b) > 0)
+    if use.sum() < 64 * 25:
+        raise InputError(f"only {int(use.sum())} good pixels: too few for a scale; give k")
+    y, x = np.nonzero(use)
+    part = y * 8 // bad.shape[0] * 8 + x * 8 // bad.shape[1]
+    ratio, weight = a[use] / b[use], np.abs(b[use])
+    order = np.argsort(ratio)
+    ratio, weight, part = ratio[order], weight[order], part[order]
+
+    def median(weight):
+        total = np.cumsum(weight, dtype=float)
+        return float(ratio[np.searchsorted(total, 0.5 * total[-1])])
+
+    k = median(weight)
+    without = np.array([median(np.where(part == p, 0, weight)) for p in np.unique(part)])
+    error = math.sqrt((len(without) - 1) * np.mean((without - without.mean()) ** 2))
+    if not k > 3 * error:
+        raise InputError(
+            f"the pixels say a scale of {k:.3g} +- {error:.2g}: it is not known to be positive; "
+            "give k and k_err"
+        )
+    return k, error
 
 
 def robust_mean(values, errors, colours=None, *, at=None):

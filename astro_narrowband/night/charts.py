@@ -11,9 +11,10 @@ import math
 import numpy as np
 from astropy.time import Time
 
+from astro_narrowband.confront import TOLERANCE
 from astro_narrowband.night.figures import GRID, INK, PLATE, TINTS
 
-__all__ = ["dark_png", "growth_png", "load", "night_charts", "price_png"]
+__all__ = ["dark_png", "growth_png", "load", "night_charts", "price_png", "self_test_png"]
 
 #: Effort of zlib, as for pictures.
 _LEVEL = 1
@@ -201,7 +202,39 @@ def _in_time(frames):
     return [frames[i] for i in order], days[order], clock
 
 
-def dark_png(rates, is_hot):
+def self_test_png(cards):
+    """
+    Plot the noise of blank sky over what was predicted, with what is taken for right.
+
+    Parameters
+    ----------
+    cards : dict
+        NOISEPIX, NOISEBLK, NOISEAPR and NOISELIN of a coadd, None where not known.
+
+    Returns
+    -------
+    bytes or None
+        PNG; None where nothing is known.
+    """
+    names = dict(zip(TOLERANCE, ("NOISEPIX", "NOISEBLK", "NOISEAPR", "NOISELIN"), strict=True))
+    known = {name: cards[key] for name, key in names.items() if cards.get(key) is not None}
+    if not known:
+        return None
+    figure, ax = _figure()
+    for place, (name, ratio) in enumerate(known.items()):
+        limit, bad = TOLERANCE[name], abs(ratio - 1) > TOLERANCE[name]
+        ax.fill_between(
+            [place - 0.35, place + 0.35], 1 - limit, 1 + limit, color="#4cc38f", alpha=0.25, lw=0
+        )
+        ax.plot(place, ratio, "o", color="#e5ae4a" if bad else INK, markersize=6)
+    ax.axhline(1, color=INK, linewidth=0.8)
+    ax.set_xticks(range(len(known)), known)
+    ax.set_xlim(-0.6, len(known) - 0.4)
+    _label(ax, "blank sky, by what is summed", "", "self-test: noise measured over predicted")
+    return _finish(figure)
+
+
+def dark_png(rates, is_hot, is_bent):
     """
     Plot how the dark current is spread over the pixels.
 
@@ -209,8 +242,8 @@ def dark_png(rates, is_hot):
     ----------
     rates : `~numpy.ndarray`, (n,)
         Of pixels all over the detector [adu/s].
-    is_hot : `~numpy.ndarray` of bool, (n,)
-        Which of them are hot.
+    is_hot, is_bent : `~numpy.ndarray` of bool, (n,)
+        Which of them are hot; which are not linear in time.
 
     Returns
     -------
@@ -219,12 +252,15 @@ def dark_png(rates, is_hot):
     """
     figure, ax = _figure()
     good = np.isfinite(rates)
-    rates, is_hot = rates[good], is_hot[good]
+    rates, is_hot, is_bent = rates[good], is_hot[good], is_bent[good]
     low, high = np.percentile(rates, [0.05, 99.99]) if rates.size else (0.0, 1.0)
     rates = np.clip(rates, low, max(high, low + 1e-6))
     bins = np.linspace(low, max(high, low + 1e-6), 81)
     ax.hist(rates, bins=bins, color=_colour(None), log=True, label="all")
     ax.hist(rates[is_hot], bins=bins, color="#e5ae4a", log=True, histtype="step", label="hot")
+    if is_bent.any():
+        ax.hist(rates[is_bent], bins=bins, color="#ff7b72", log=True, histtype="step",
+                label="not linear")  # fmt: skip
     _legend(ax, "upper right")
     _label(ax, "dark current [adu/s]", "pixels", "dark current")
     return _finish(figure)

@@ -27,16 +27,17 @@ from astro_narrowband.lines import (
     calibrate_flux,
     correct_blend,
     extinction,
-    flux_from_magnitudes,
-    flux_from_spectra,
     flux_scale,
     line_in_continuum,
     line_ratio,
     match_catalogue,
     read_catalogue,
+    read_image,
     read_regions,
+    reference_fluxes,
     region_fluxes,
     restore_lines,
+    scale_of_area,
     separate_lines,
     subtract_continuum,
 )
@@ -48,8 +49,6 @@ __all__ = ["LineSettings", "make_lines"]
 
 #: Ratios that are made where both lines are there.
 RATIOS = (("SII", "Halpha"), ("OIII", "Halpha"), ("NII", "Halpha"), ("Halpha", "Hbeta"))
-#: Columns of AB magnitudes in catalogues, and their wavelengths [nm].
-BANDS = {"g": 475.0, "r": 622.0, "i": 763.0, "z": 905.0}
 #: Signal over noise of a reference star.
 MIN_SNR = 20.0
 
@@ -78,10 +77,23 @@ class LineSettings:
     min_snr : float
         A line is seen in a pixel from so many standard deviations on.
     floor : float
-        Relative error that all reference stars share.
+        Relative error that all reference stars share, or that of ``area`` and the curves.
+    images : tuple of (str, str)
+        Filter and its image, made by another program.
+    scales : tuple of (str, str)
+        Line and the scale of its continuum: ``K,ERROR``, ``header`` or ``pixels``; by default the
+        stars say it.
+    widths : tuple of (str, float)
+        Filter and the width of its stars [pix], where they cannot be measured.
+    area : float or None
+        Collecting area [cm2], where the curves hold the throughput and there are no references.
     """
 
     curves: tuple = ()
+    images: tuple = ()
+    scales: tuple = ()
+    widths: tuple = ()
+    area: float | None = None
     continuum: str | None = None
     beam: tuple | None = None
     velocity: float = 0.0
@@ -113,8 +125,8 @@ def make_lines(folder, output, *, settings=None):
 
     Parameters
     ----------
-    folder : path-like
-        Products of ``reduce``.
+    folder : path-like or None
+        Products of ``reduce``; None where ``settings.images`` are all.
     output : path-like
         Where ``line-<object>-<line>.fits``, ``ratio-<object>-<a>-<b>.fits``,
         ``regions-<object>.ecsv``, ``scale-<object>-<line>.ecsv``, ``lines.json`` and
@@ -132,7 +144,8 @@ def make_lines(folder, output, *, settings=None):
         If no coadd of a line filter is there, or a setting cannot be used.
     """
     settings = settings or LineSettings()
-    fields = [_Field(name, images) for name, images in _coadds(Path(folder)).items()]
+    folder = None if folder is None else Path(folder)
+    fields = [_Field(name, images) for name, images in _coadds(folder, settings.images).items()]
     record = {"settings": asdict(settings), "objects": []}
     with Products(output, settings=record["settings"], resume=False) as products:
         names = [
@@ -140,7 +153,7 @@ def make_lines(folder, output, *, settings=None):
         ]
         products.claim([*names, "lines.json", "lines.html"])
         for each in fields:
-            _make(each, Path(folder), settings)
+            _make(each, folder, settings)
             _write(each, products)
             for note in each.notes:
                 warn(f"{each.name}: {note}", stacklevel=2)
@@ -153,12 +166,14 @@ def make_lines(folder, output, *, settings=None):
     return record
 
 
-def _coadds(folder):
-    """The coadds in a folder by object and canonical filter."""
-    if not folder.is_dir():
+def _coadds(folder, images):
+    """The coadds in a folder by object and canonical filter, and the images that are given."""
+    if folder is None and not images:
+        raise InputError("no images: give the products of reduce, or --image FILTER=FILE")
+    if folder is not None and not folder.is_dir():
         raise InputError(f"{folder}: there is no such folder: give the products of reduce")
     objects = {}
-    for path in sorted(folder.glob("coadd-*.fits")):
+    for path in sorted(folder.glob("coadd-*.fits")) if folder is not None else ():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ccd = CCDData.read(path)
@@ -167,11 +182,18 @@ def _coadds(folder):
         if name in objects.setdefault(which, {}):
             raise InputError(f"{path}: a second coadd of {which} in {name}: keep one of them there")
         objects[which][name] = ccd
+    if len(objects) > 1 and images:
+        raise InputError(f"--image: of which of {', '.join(objects)}? reduce one object alone")
+    for text, path in images:
+        name, ccd = canonical_filter(text), read_image(path)
+        ccd.meta["FILTER"] = name
+        which = next(iter(objects), safe_name(str(ccd.meta.get("OBJECT", "") or "object")))
+        objects.setdefault(which, {})[name] = ccd
     objects = {k: v for k, v in objects.items() if any(name in LINES for name in v)}
     if not objects:
         raise InputError(
-            f"{folder}: no coadd of a line filter ({', '.join(LINES)}) is there: give the products "
-            "of reduce"
+            f"{folder or '--image'}: no image of a line filter ({', '.join(LINES)}) is there: give "
+            "the products of reduce"
         )
     return objects
 
@@ -187,6 +209,13 @@ def _make(each, folder, settings):
     _restore(each, settings)
     for name in names if settings.references else ():
         _calibrate(each, name, folder, settings)
+    for name in names if settings.area and not settings.references else ():
+        scale = scale_of_area(
+            each.curves[name], name, area=settings.area, error=settings.floor,
+            velocity=settings.velocity,
+        )  # fmt: skip
+        each.scales[name] = (scale, None)
+        each.maps[name] = calibrate_flux(each.maps[name], scale)
     _unblend(each, settings)
     calibrated = [name for name in names if name in each.scales]
     for a, b in RATIOS:
@@ -251,9 +280,29 @@ def _subtract(each, name, settings):
     if not usable:
         each.notes.append(f"{name}: no continuum filter: the map holds the continuum as well")
         return LineMap(each.images[name])
-    result = subtract_continuum(each.images[name], each.images[usable[0]])
+    by_filter = [{canonical_filter(k): v for k, v in pairs}
+                 for pairs in (settings.scales, settings.widths)]  # fmt: skip
+    k, k_err = _scale_given(by_filter[0].get(name))
+    widths = [by_filter[1].get(n) for n in (name, usable[0])]
+    if widths.count(None) == 1:
+        raise InputError(f"--fwhm: {name} and {usable[0]} need one each, or neither")
+    result = subtract_continuum(
+        each.images[name], each.images[usable[0]], k=k, k_err=k_err,
+        fwhm=None if None in widths else widths,
+    )  # fmt: skip
     result.meta["KFILTER"] = (usable[0], "continuum filter")
     return result
+
+
+def _scale_given(text):
+    """The scale of a continuum and its error as ``--scale`` says them."""
+    if text is None or text in ("header", "pixels"):
+        return text, 0.0
+    try:
+        k, k_err = (float(t) for t in text.split(","))
+    except ValueError:
+        raise InputError(f"--scale {text}: neither K,ERROR nor header nor pixels") from None
+    return k, k_err
 
 
 def _restore(each, settings):
@@ -285,7 +334,7 @@ def _part(each, name, broad, settings):
 
 def _calibrate(each, name, folder, settings):
     """Give a map its flux scale, in place of the map."""
-    path = folder / f"catalog-{each.name}-{name}.ecsv"
+    path = (folder or Path()) / f"catalog-{each.name}-{name}.ecsv"
     if not path.is_file():
         raise InputError(f"{path}: is missing: reference stars are measured there by reduce")
     measured = QTable.read(path)
@@ -303,10 +352,16 @@ def _calibrate(each, name, folder, settings):
     if each.maps[name].wcs is None:
         each.maps[name].wcs = match.wcs
     curve = each.curves[name]
-    reference, colour = _reference(match.stars, curve, name, settings)
+    reference, colour = reference_fluxes(
+        match.stars, curve, name, velocity=settings.velocity, source=settings.references
+    )
     rate = match.stars["star_flux"].to_value(u.electron / u.s)
     error = match.stars["star_flux_err"].to_value(u.electron / u.s)
-    scale = flux_scale(rate, reference, rate_err=error, colour=colour, floor=settings.floor)
+    correction = measured.meta.get("correction", 1.0)
+    scale = flux_scale(
+        rate, reference, rate_err=error, colour=colour, floor=settings.floor,
+        rate_common=measured.meta.get("correction_err", 0.0) / correction,
+    )  # fmt: skip
     each.scales[name] = (scale, match)
     each.maps[name] = calibrate_flux(each.maps[name], scale)
 
@@ -322,36 +377,6 @@ def _matched(ccd, measured, references):
     for column in ("flux", "flux_err"):
         match.stars.rename_column(column, f"star_{column}")
     return match
-
-
-def _reference(stars, curve, name, settings):
-    """Line flux of as many counts of each star, and its colour where it is known."""
-    lower = {c.lower().replace("'", "").removesuffix("mag").rstrip("_"): c for c in stars.colnames}
-    if "spectrum" in stars.colnames:
-        sampling = stars.meta.get("sampling")
-        if sampling is None or stars["spectrum"].unit is None:
-            raise InputError(
-                f"{settings.references}: spectra need a unit, and meta['sampling'], their "
-                "wavelengths in nm (GaiaXPy's sampling)"
-            )
-        flux = flux_from_spectra(
-            curve, name, wavelength=np.asarray(sampling, float) * u.nm, density=stars["spectrum"],
-            velocity=settings.velocity,
-        )  # fmt: skip
-        return flux, None
-    bands = {
-        wavelength: np.asarray(getattr(stars[lower[band]], "value", stars[lower[band]]), float)
-        for band, wavelength in BANDS.items()
-        if band in lower
-    }
-    if len(bands) < 2:
-        raise InputError(
-            f"{settings.references}: has neither spectra (spectrum) nor AB magnitudes in two of "
-            f"{', '.join(BANDS)}"
-        )
-    first, second = sorted(bands)[:2]
-    flux = flux_from_magnitudes(curve, name, bands=bands, velocity=settings.velocity)
-    return flux, bands[first] - bands[second]
 
 
 def _unblend(each, settings):

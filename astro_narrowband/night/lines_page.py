@@ -131,7 +131,7 @@ def _scale_plot(each, name):
         panels.append(
             (np.asarray(stars["flux"]), y, np.asarray(stars["used"]), "ln k of a star / k")
         )
-    if name in each.scales:
+    if name in each.scales and each.scales[name][1] is not None:
         scale, match = each.scales[name]
         flux = np.asarray(match.stars["star_flux"].value)
         panels.append((flux, scale.residuals, scale.used, "ln of a star's flux scale / mean"))

@@ -18,11 +18,12 @@ from astro_narrowband._engine.headers import Spellings, clean_text
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
+from astro_narrowband.lines import read_catalogue
 from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Products
-from astro_narrowband.night.run import NOTHING, PARTIAL, Night, decide_for
+from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for
 from astro_narrowband.night.screen import screen_plan
 from astro_narrowband.night.table import FrameTable, Problem, printable
 
@@ -150,7 +151,9 @@ def inspection(table, *, settings=None):
     for group in plan.groups:
         if not (group.failed or group.alone):
             try:
-                decide_for(group, settings)
+                detector = decide_for(group, settings)
+                limit = settings.max_extrapolation
+                group.costs = dark_costs(group, detector, max_extrapolation=limit)
             except NarrowbandError as error:
                 group.fail(str(error))
                 plan.problems.append(Problem("error", group.label, f"not reduced: {error}"))
@@ -193,6 +196,8 @@ def reduce_night(nights, output, *, settings=None, progress=None):
     # Read once: what the files of the user say is part of what products are made of.
     spellings = None if settings.spellings is None else Spellings.read(settings.spellings)
     _apart(nights, output)
+    if settings.catalogue is not None:
+        read_catalogue(settings.catalogue)  # one that cannot be used is refused at once
     choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
     with ExitStack() as stack:
         messages = stack.enter_context(Messages())

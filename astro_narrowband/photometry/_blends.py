@@ -1,14 +1,14 @@
-"""Sources that are not single stars: seen by their shape, or counted on where it hides them."""
+"""Sources that are not single stars, seen by their shape."""
 
 import math
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband.photometry._measure import read_image
 
-__all__ = ["hidden_error", "unlike_stars"]
+__all__ = ["unlike_stars"]
 
 #: Bright stars that tell the usual shape: least signal to noise, how many, and at least how many.
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
@@ -16,27 +16,19 @@ SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 SMALLEST = 0.25
 #: So many more of the stars, or one, must be near a surface for each of its terms.
 PER_TERM = 0.02
-#: A blend differs by more than so many sigma.
-UNLIKE = 4.0
-#: Errors of width, roundness and concentration in units of 1 / snr, and the least scatter of each.
-SHAPE_NOISE, SHAPE_FLOOR = (1.1, 1.3, 0.75), (0.01, 0.01, 0.003)
-#: Farther away than this [FWHM] a neighbour is a source of its own, or outside the aperture.
-APART = 1.25
-#: As many of the stars may have a hidden neighbour of more than five times their error.
-HIDDEN = 0.007
-#: Sources that tell how dense the field is around each, and the least number in an image.
-NEAREST, MIN_COUNTS = 30, 40
-#: Of all sources, at most so many times those that were seen are there.
-UNSEEN = 1.5
+#: Error of the concentration in units of 1 / snr, and the least scatter of each measure.
+WHOLE_NOISE, SHAPE_FLOOR = 0.75, 0.003
 
 
-def unlike_stars(ccd, stars, table, r):
+def unlike_stars(pixels, shapes, stars, table, *, r):
     """
     Find sources that are wider, longer or less dense than single stars of their place.
 
     Parameters
     ----------
-    ccd : `~astropy.nddata.CCDData`
+    pixels : `~astro_narrowband._engine.apertures.Pixels`
+    shapes : `~astro_narrowband.photometry._shapes.Shapes`
+        Of all sources.
     stars : `~astropy.table.QTable`
         From `~astro_narrowband.detect_stars`.
     table : `~astropy.table.QTable`
@@ -46,41 +38,60 @@ def unlike_stars(ccd, stars, table, r):
 
     Returns
     -------
-    unlike : `~numpy.ndarray` of bool, (n,)
-    allowed : `~numpy.ndarray`, (n,)
-        What the concentration may differ by, as a part of it.
+    `~numpy.ndarray` of bool, (n,)
 
     Notes
     -----
-    The usual shape is a surface over the field: the quantile regression of the lowest
-    quarter of the bright stars, for most of a field may be pairs, then the mean of those near it.
+    The usual shape is a surface over the field. Of sizes: the quantile regression of the
+    lowest quarter of the bright stars, for most of a field may be pairs, then the mean of
+    those near it. A neighbour in any direction adds as much to the size as to the length;
+    both are weighed by their errors.
     """
     x, y = (stars[name].value for name in ("x_center", "y_center"))
-    core = circle_sums(read_image(ccd).pixels._replace(noise=None, gain=None), x, y, [r / 2])
+    core = circle_sums(pixels._replace(noise=None, gain=None), x, y, [r / 2])
     sky, flux = (_bare(table[name]) for name in ("sky", "flux"))
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = flux / (core.total - sky[:, None] * core.area)[:, 0]
-        own = np.maximum(_bare(table["snr"]), 1.0)
-    snr = np.maximum(_bare(stars["snr"]), 1.0)
-    good = (snr > SHAPE_SNR) & (own > SHAPE_SNR) & ~np.asarray(stars["saturated"])
-    unlike, allowed = np.zeros(len(stars), bool), np.full(len(stars), np.inf)
-    for value, noise, absolute, unit, floor in zip(
-        (_bare(stars["fwhm"]), _bare(stars["roundness"]), whole),
-        (1 / snr, 1 / snr, 1 / own), (False, True, False), SHAPE_NOISE, SHAPE_FLOOR, strict=True,
-    ):  # fmt: skip
-        use = np.flatnonzero(good & np.isfinite(value))
-        if len(use) < MIN_SHAPES:
-            continue
-        use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
-        value = value if absolute else value / np.median(value[use])
-        usual, scatter = _usual(x, y, value, unit * noise, use, floor)
-        allowed = UNLIKE * np.hypot(scatter, unit * noise)
-        with np.errstate(invalid="ignore"):
-            unlike |= value - usual > allowed
-    return unlike & ~np.asarray(stars["saturated"]), allowed
+        snr = np.maximum(_bare(table["snr"]), 1.0)
+    saturated = np.asarray(stars["saturated"])
+    good = (snr > SHAPE_SNR) & ~saturated & np.isfinite(shapes.size) & np.isfinite(whole)
+    use = np.flatnonzero(good)
+    use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
+    if len(use) < MIN_SHAPES:
+        return np.zeros(len(x), bool)
+    unit = np.median(shapes.size[use])
+    away = {}
+    for name, value, noise, lowest in (
+        ("size", shapes.size / unit, shapes.size_err / unit, SMALLEST),
+        ("plus", shapes.plus / unit, shapes.long_err / unit, 0.5),
+        ("cross", shapes.cross / unit, shapes.long_err / unit, 0.5),
+        ("whole", whole / np.median(whole[use]), WHOLE_NOISE / snr, SMALLEST),
+    ):
+        usual, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
+        away[name] = value - usual, np.hypot(scatter, noise)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        dense = ndtr(-away["whole"][0] / away["whole"][1])
+        chance = 2 * np.fmin(_chance(*away["size"], *away["plus"], away["cross"][0]), dense)
+        by_chance = len(x) * math.pi * r**2 / pixels.data.size
+        # In a crowd blends are many, and a few single stars more do not count; elsewhere they do.
+        return (chance < by_chance**2) & ~saturated
 
 
-def _usual(x, y, value, noise, use, floor):
+def _chance(wider, size_err, plus, long_err, cross):
+    """
+    Chance that noise makes a star as wide and as long as that, whatever its direction.
+
+    Width and length, weighed by their errors, are the sum of a normal and of a Rayleigh
+    variable, with weights c and s, c**2 + s**2 = 1: it is above t with a chance of
+    Q(t / c) + s exp(-t**2 / 2) P(t s / c), P being the normal distribution and Q = 1 - P.
+    """
+    err = (size_err**-2 + long_err**-2) ** -0.5
+    c, s = err / size_err, err / long_err
+    t = c * wider / size_err + s * np.hypot(plus, cross) / long_err
+    return ndtr(-t / c) + s * np.exp(-t * np.maximum(t, 0) / 2) * ndtr(t * s / c)
+
+
+def _usual(x, y, value, noise, use, floor, lowest):
     """The shape of single stars at all places, and its scatter beyond noise."""
     a, b = ((at - at.min()) / (np.ptp(at) or 1.0) * 2 - 1 for at in (x, y))
     terms = np.column_stack([np.ones_like(a), a, b, a * a, a * b, b * b])
@@ -88,7 +99,7 @@ def _usual(x, y, value, noise, use, floor):
     for k in (1, 3, 6):
         if len(use) < 4 * k:
             break
-        solution, scatter = _lowest(terms[use, :k], value[use], noise[use], floor)
+        solution, scatter = _fit_lowest(terms[use, :k], value[use], noise[use], floor, lowest)
         near = np.abs(value[use] - terms[use, :k] @ solution) < 2.5 * np.hypot(noise[use], floor)
         # A surface that bends to half a field of pairs has fewer stars near it than a flat one.
         score = near.mean() - max(PER_TERM, 1 / len(use)) * k
@@ -97,8 +108,8 @@ def _usual(x, y, value, noise, use, floor):
     return best[1:]
 
 
-def _lowest(design, seen, noise, floor):
-    """Fit the lowest quarter, then the stars that are near it: coefficients and scatter."""
+def _fit_lowest(design, seen, noise, floor, lowest):
+    """Fit the quantile ``lowest``, then the stars that are near it: coefficients and scatter."""
     error = np.hypot(noise, floor)
     weight = np.ones(len(seen))
     for _ in range(40):
@@ -106,10 +117,9 @@ def _lowest(design, seen, noise, floor):
         solution = np.linalg.lstsq(design * root, seen * root[:, 0], rcond=None)[0]
         left = (seen - design @ solution) / error
         # Iterated weights of a quantile.
-        weight = np.where(left > 0, SMALLEST, 1 - SMALLEST) / np.maximum(np.abs(left), 0.05)
+        weight = np.where(left > 0, lowest, 1 - lowest) / np.maximum(np.abs(left), 0.05)
     scatter = floor
-    # The lowest quarter of single stars is 0.67 sigma below their mean.
-    left = left - 0.67
+    left = left + ndtri(lowest)
     for _ in range(6):
         width = np.hypot(noise, scatter)
         keep = np.abs(left * error) < 2.5 * width
@@ -123,60 +133,6 @@ def _lowest(design, seen, noise, floor):
         excess = spread**2 - np.median(noise[keep]) ** 2
         scatter = max(floor, math.sqrt(max(excess, 0.0)))
     return solution, scatter
-
-
-def hidden_error(x, y, flux, err, allowed, *, fwhm, shape):
-    """
-    Return the error that neighbours give whom no shape shows, beyond ``err``, (n,).
-
-    Parameters
-    ----------
-    x, y, flux, err : `~numpy.ndarray`, (n,)
-        All sources of an image.
-    allowed : `~numpy.ndarray`, (n,)
-        From `unlike_stars`.
-    fwhm : float
-        [pix]
-    shape : tuple of int
-        Of the image.
-
-    Notes
-    -----
-    The counts of the image, a power law normalised to the density around each source, tell
-    how many neighbours brighter than c are within a distance: one of a part q of the flux
-    at d FWHM changes a concentration by about q d**2, and stays hidden where that is less than
-    ``allowed``, no farther away than 1.25. The flux c that 0.7 % of the stars have hidden, at
-    most half of what was measured, is five times the error; where that is less than ``err``
-    nothing is added.
-    """
-    from scipy.spatial import cKDTree
-
-    none = np.zeros(len(x))
-    known = np.isfinite(flux) & (flux > 0) & np.isfinite(err)
-    if known.sum() < MIN_COUNTS:
-        return none
-    # Half of the sources are brighter: as many of those are seen as there are.
-    faintest = float(np.median(flux[known]))
-    bright = np.flatnonzero(known & (flux > faintest))
-    slope = float(np.clip(1 / np.mean(np.log(flux[bright] / faintest)), 0.3, 2.0))
-    tree = cKDTree(np.column_stack([x[bright], y[bright]]))
-    n = min(NEAREST, len(bright) - 1)
-    reach = tree.query(np.column_stack([x, y]), n)[0][:, -1]
-    area = np.ones(len(x))
-    for at, size in ((x, shape[1]), (y, shape[0])):
-        area *= np.clip(at + reach, 0, size) - np.clip(at - reach, 0, size)
-    near = n / (np.pi / 4 * np.maximum(area, 1.0)) * np.pi * fwhm**2 / HIDDEN
-    flux = np.where(known, flux, np.nan)
-    # The integral of the counts times the area in which a neighbour of each flux is hidden.
-    hidden = near * slope / (1 + slope) * allowed * flux
-    neighbour = np.minimum(
-        faintest * (near * APART**2) ** (1 / slope),
-        (faintest**slope * hidden) ** (1 / (1 + slope)),
-    )
-    # The counts end where they have as many as there can be.
-    end = faintest * (len(bright) / (UNSEEN * known.sum())) ** (1 / slope)
-    neighbour = np.where(neighbour > end, np.minimum(neighbour, flux / 2), 0.0)
-    return np.nan_to_num(np.sqrt(np.maximum((neighbour / 5) ** 2 - err**2, 0.0)))
 
 
 def _bare(column):

@@ -15,31 +15,38 @@ from astropy import units as u
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
-from astro_narrowband._engine.detection import detect_stars, stamps
+from astro_narrowband._engine.apertures import sky_levels
+from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
-from astro_narrowband.photometry._blends import hidden_error, unlike_stars
+from astro_narrowband.photometry._blends import unlike_stars
 from astro_narrowband.photometry._growth import (
     aperture_correction,
     diagnose_background,
     growth_curves,
 )
+from astro_narrowband.photometry._isolated import isolated_stars, without_field
 from astro_narrowband.photometry._measure import read_image
+from astro_narrowband.photometry._shapes import measure_shapes
 
 __all__ = ["Catalog", "make_catalog"]
 
 #: Radii in units of the widest filter's FWHM: aperture and annulus.
 R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
-#: A neighbour within the growth curve with more than this part of the flux spoils it.
-NEIGHBOUR_FLUX = 0.01
+#: A neighbour only ever adds: stars so many sigma from the median give no correction.
+STRANGE = 2.5
+#: Of the clipping of annuli, in sigma.
+CLIP = 3.0
 #: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
 MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 #: A source whose core more than this part of the frames lacks has a profile of its own.
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
+#: As many of the brightest stars tell the seeing of an image.
+MAX_SEEING = 300
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -147,9 +154,7 @@ def make_catalog(
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
     Where the width of stars changes over the field the correction is a surface. Sources
     that are wider, longer or less dense than single stars of their place are flagged
-    BLENDED. Neighbours that no shape shows are counted on from the density of sources:
-    where more than 0.7 % of the stars have one of more than five times their error,
-    ``flux_err`` is as large as it takes.
+    BLENDED; the denser the field, the less it takes.
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
@@ -173,16 +178,15 @@ def make_catalog(
     if not np.isfinite(typical):
         typical = 3.0
     with Threads(usable_cores()) as pool:
-        widths = list(pool.map(lambda ccd: _widths(ccd, x, y, typical), ccds.values()))
-        seeing = [_seeing(width, stars, typical) for width in widths]
+        seeing = list(pool.map(lambda ccd: _seeing(ccd, stars, typical), ccds.values()))
         scale = typical if fwhm is not None else max(seeing)
 
-        def measure(name, width, point):
+        def measure(name, point):
             options = {"sky": sky, "saturation": (saturation or {}).get(name)}
             partial = _partial(counts[name], x, y)
-            return _measure(name, ccds[name], stars, partial, width, point, scale, options)
+            return _measure(name, ccds[name], stars, partial, point, scale, options)
 
-        found = list(pool.map(measure, ccds, widths, seeing))
+        found = list(pool.map(measure, ccds, seeing))
     tables, growth, corrections = (
         dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
     )
@@ -244,40 +248,17 @@ class _Shape:
         self.name, self.shape = str(ccd.header.get("FILTER", "image")), ccd.data.shape
 
 
-def _widths(ccd, x, y, fwhm):
-    """FWHM of every source in one image [pix], NaN where it has none."""
-    width = np.full(len(x), np.nan)
-    if not len(x):
-        return width
+def _seeing(ccd, stars, typical):
+    """Median FWHM of the good bright stars in one image [pix]."""
+    use = ~stars["saturated"] & (stars["snr"] > 30)
+    if use.sum() < 5:
+        use = ~stars["saturated"]
+    bright = stars[use][:MAX_SEEING]
     pixels = read_image(ccd).pixels._replace(noise=None, gain=None)
-    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
-    half = max(4, int(np.ceil(2 * fwhm)))
-    offset = np.arange(-half, half + 1)
-    step = max(1, 400_000 // offset.size**2)
-    sigma = fwhm / stamps.FWHM
-    for start in range(0, len(x), step):
-        part = slice(start, start + step)
-        oy, ox = np.meshgrid(offset, offset, indexing="ij")
-        data, _, good, _, _ = pixels.around(iy[part], ix[part], oy, ox, narrow=True)
-        rim = np.maximum(np.abs(offset)[:, None], np.abs(offset)) == half
-        level = np.median(data[:, rim], axis=1)
-        data -= level[:, None, None]
-        weight = None if good is None else good.astype(np.float32)
-        moments = stamps.windowed(
-            data.astype(np.float32, copy=False), weight, sigma,
-            x=x[part] - ix[part], y=y[part] - iy[part],
-        )  # fmt: skip
-        found, _ = stamps._shape(moments, sigma)
-        width[part] = np.where(np.isfinite(found) & (found < 2 * half), found, np.nan)
-    return width
-
-
-def _seeing(width, stars, typical):
-    """Median width of the good bright stars."""
-    good = np.isfinite(width) & ~stars["saturated"]
-    bright = good & (stars["snr"] > 30)
-    use = bright if bright.sum() >= 5 else good
-    return float(np.median(width[use])) if use.any() else float(typical)
+    x, y = bright["x_center"].value, bright["y_center"].value
+    sky = sky_levels(pixels, x, y, R_IN * typical, R_OUT * typical)
+    width = measure_shapes(pixels, x, y, sky.median, sky.std, typical).fwhm
+    return float(np.nanmedian(width)) if np.isfinite(width).any() else float(typical)
 
 
 def _partial(coverage, x, y):
@@ -292,7 +273,7 @@ def _partial(coverage, x, y):
     return core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
 
 
-def _measure(name, ccd, stars, partial, width, point, scale, options):
+def _measure(name, ccd, stars, partial, point, scale, options):
     """Measure one filter; return its table, growth curves and correction."""
     positions = QTable([stars["x_center"], stars["y_center"]])
     r = round(R_APERTURE * scale, 2)
@@ -302,12 +283,20 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
     flags[partial] |= Flag.PARTIAL
+    image = read_image(ccd)
+    sky, std = (_bare(table[name]) for name in ("sky", "sky_std"))
+    shapes = measure_shapes(
+        image.pixels, stars["x_center"].value, stars["y_center"].value, sky, std, point
+    )
+    width = shapes.fwhm
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
     flags[wide] |= Flag.EXTENDED
-    unlike, allowed = unlike_stars(ccd, stars, table, r)
+    unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
-    isolated = _isolated(stars, table, r_in, scale)
+    x, y, flux = (_bare(table[name]) for name in ("x_center", "y_center", "flux"))
+    reach = r_in + 2 * scale
+    isolated = _isolated(x, y, flux, table, reach)
     grid = np.linspace(r_in / 20, r_in, 20)
     # Of two radii that are all but the same, the ring between them has no variance.
     radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
@@ -317,10 +306,18 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
         curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
     )
     clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
-    correction = aperture_correction(curves, r, use=clean) if clean.any() else None
+    correction = None
+    if clean.any():
+        alone, err = without_field(
+            image, curves[clean], (x, y, flux), reach, r_from=r,
+            r_in=r_in, r_out=r_out, sky=options["sky"], clip=CLIP,
+        )  # fmt: skip
+        correction = aperture_correction(alone, r, use=np.ones(len(alone), bool), clip=STRANGE)
+        correction = correction._replace(
+            err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
+        )
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
-    _count_hidden(table, allowed, point, ccd.data.shape)
     table.meta.update(filter=name, fwhm=point)
     if correction is not None:
         table.meta.update(
@@ -330,12 +327,8 @@ def _measure(name, ccd, stars, partial, width, point, scale, options):
     return table, curves, correction
 
 
-def _count_hidden(table, allowed, fwhm, shape):
-    """Add the error by neighbours that are not seen, of which the counts tell."""
-    x, y = table["x_center"].value, table["y_center"].value
-    flux, err = (np.asarray(getattr(table[k], "value", table[k])) for k in ("flux", "flux_err"))
-    hidden = hidden_error(x, y, flux, err, allowed, fwhm=fwhm, shape=shape)
-    table["flux_err"][:] = np.hypot(err, hidden) * (getattr(table["flux_err"], "unit", None) or 1)
+def _bare(column):
+    return np.asarray(getattr(column, "value", column), float)
 
 
 def _correct(table, correction, known):
@@ -369,9 +362,8 @@ def _correct(table, correction, known):
         table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
 
 
-def _isolated(stars, table, reach, scale):
+def _isolated(x, y, flux, table, reach):
     """Indices of bright, clean stars with no neighbour that disturbs them, brightest first."""
-    flux = np.asarray(getattr(table["flux"], "value", table["flux"]))
     bright = table["snr"] > MIN_SNR
     # Neighbours are looked at here, with their brightness. In a nebula no annulus is even.
     uneven = Flag.NEIGHBOUR | Flag.SKY_UNEVEN
@@ -379,17 +371,7 @@ def _isolated(stars, table, reach, scale):
         good = ((table["flags"] & ~np.int32(allowed)) == 0) & bright
         if good.sum() >= MIN_STARS:
             break
-    if not good.any():
-        return np.zeros(0, int)
-    from scipy.spatial import cKDTree
-
-    xy = np.column_stack([stars["x_center"].value, stars["y_center"].value])
-    pairs = cKDTree(xy).query_pairs(reach + 2 * scale, output_type="ndarray")
-    for a, b in (pairs.T, pairs[:, ::-1].T) if len(pairs) else ():
-        # A neighbour that could not be measured may be bright.
-        disturbs = ~(flux[b] <= NEIGHBOUR_FLUX * flux[a])
-        good[a[disturbs]] = False
-    chosen = np.flatnonzero(good)
+    chosen = np.flatnonzero(isolated_stars(x, y, flux, good, reach))
     return chosen[np.argsort(-flux[chosen])][:MAX_STARS]
 
 

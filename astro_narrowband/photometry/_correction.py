@@ -202,6 +202,9 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     excess = max(usual**2 - np.median(variance), 0.0)
     keep = np.abs(ratio - centre) <= clip * np.sqrt(variance + excess)
     mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
+    if scatter:
+        # It is itself known from these stars alone: Student's distribution is that much wider.
+        err *= math.sqrt((keep.sum() - 1) / max(keep.sum() - 3, 0.5))
     surface, scatter = _surface(
         curves.x[use][keep], curves.y[use][keep], ratio[keep], variance[keep]
     )

@@ -177,61 +177,84 @@ def simulate_night(
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     stars = _make_stars(stream(seed, "stars"), shape, names.values(), model, reach=dither)
     frames = _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_flip)
-    if spectra is not None:
-        _give_spectra(stream(seed, "spectra"), stars, frames, names.values(), shape, model, spectra)
     turn = math.radians(abs(rotation)) * math.hypot(*shape) / 2
     nebula = Nebula(stream(seed, "nebula"), shape, margin=dither + turn, brightness=model.nebula)
     if spectra is not None:
+        _give_spectra(stream(seed, "spectra"), stars, frames, names.values(), shape, model, spectra)
         nebula = SpectralNebula(nebula, spectra)
-        for line in ("Halpha", "OIII", "SII", "NII", "Hbeta"):
-            flux = nebula.flux(line, np.eye(3))
-            write_plane(folder / FOLDER / f"line-{line}.fits", flux, "erg / (s cm2)")
-    bias = bias_plane(stream(seed, "bias"), shape, model)
-    dark = dark_plane(stream(seed, "dark"), shape, model)
-    flats = {
-        canonical: flat_plane(
-            stream(seed, "window"), stream(seed, "grain"), shape, model,
-            own=stream(seed, "flat", canonical),
-        )
-        for canonical in names.values()
-    }  # fmt: skip
-    write_plane(folder / FOLDER / "bias.fits", bias, "adu")
-    write_plane(folder / FOLDER / "dark.fits", dark, "electron/s")
-    for canonical, flat in flats.items():
-        write_plane(folder / FOLDER / f"flat-{canonical}.fits", flat, "")
-        seen = nebula.rate(canonical, np.eye(3))
-        write_plane(folder / FOLDER / f"nebula-{canonical}.fits", seen, "electron/s")
-
+    scene = _Scene(seed, shape, model, names, stars, nebula)
+    scene.write_planes(folder / FOLDER)
     keywords = {"gain": write_gain, "read_noise": write_read_noise, "wcs": write_wcs}
-    start, hits = _SUNSET, []
-    adu = np.empty(shape, np.uint16)
-    for number, (item, row) in enumerate(zip(taken, frames, strict=True)):
-        rng = stream(seed, item.name)
-        electrons, flat = np.zeros(shape, np.float32), flats.get(names.get(item.filter))
-        if item.kind == "light":
-            _add_sky(electrons, row, shape)
-            _add_objects(electrons, row, stars, nebula, model)
-            electrons *= flat
-        elif item.kind == "flat":
-            electrons += flat * np.float32(model.flat_level * model.gain / item.time)
-        if item.time:
-            electrons += dark
-            electrons *= np.float32(item.time)
-            events = model.cosmic_rate * item.time * math.prod(shape) / 1e6
-            index, charge = cosmic_rays(rng, 1, shape, events=events)
-            electrons.ravel()[index] += charge
-            hits.append((np.full(index.size, number), *divmod(index, shape[1]), charge))
-        expose(rng, electrons, bias, model, adu[None])
-        header = _header(item, row, start, rng, shape, model, object_name, keywords)
-        path = folder / item.name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_frame(path, adu, header)
-        start += timedelta(seconds=item.time + _READ_OUT)
+    hits = _write_frames(folder, seed, taken, frames, scene, object_name, keywords)
     write_truth(
         folder, model=model, shape=shape, filters=names.values(), stars=stars, frames=frames,
         cosmic_rays=hits, spectra=spectra,
     )  # fmt: skip
     return read_truth(folder)
+
+
+class _Scene:
+    """Camera and sky of one night: what each of its frames sees."""
+
+    def __init__(self, seed, shape, model, names, stars, nebula):
+        self.shape, self.model, self._names = shape, model, names
+        self._stars, self._nebula = stars, nebula
+        self.bias = bias_plane(stream(seed, "bias"), shape, model)
+        self._dark = dark_plane(stream(seed, "dark"), shape, model)
+        self._flats = {
+            canonical: flat_plane(
+                stream(seed, "window"), stream(seed, "grain"), shape, model,
+                own=stream(seed, "flat", canonical),
+            )
+            for canonical in names.values()
+        }  # fmt: skip
+
+    def write_planes(self, folder):
+        """Write bias, dark, flats, nebula and, where it has spectra, the fluxes of its lines."""
+        write_plane(folder / "bias.fits", self.bias, "adu")
+        write_plane(folder / "dark.fits", self._dark, "electron/s")
+        for canonical, flat in self._flats.items():
+            write_plane(folder / f"flat-{canonical}.fits", flat, "")
+            seen = self._nebula.rate(canonical, np.eye(3))
+            write_plane(folder / f"nebula-{canonical}.fits", seen, "electron/s")
+        if isinstance(self._nebula, SpectralNebula):
+            for line in ("Halpha", "OIII", "SII", "NII", "Hbeta"):
+                flux = self._nebula.flux(line, np.eye(3))
+                write_plane(folder / f"line-{line}.fits", flux, "erg / (s cm2)")
+
+    def electrons(self, item, row):
+        """Mean electrons of a frame, (ny, nx) float32, without bias and cosmic rays."""
+        out, flat = np.zeros(self.shape, np.float32), self._flats.get(self._names.get(item.filter))
+        if item.kind == "light":
+            _add_sky(out, row, self.shape)
+            _add_objects(out, row, self._stars, self._nebula, self.model)
+            out *= flat
+        elif item.kind == "flat":
+            out += flat * np.float32(self.model.flat_level * self.model.gain / item.time)
+        if item.time:
+            out += self._dark
+            out *= np.float32(item.time)
+        return out
+
+
+def _write_frames(folder, seed, taken, frames, scene, object_name, keywords):
+    """Expose and write the frames of a night; return (frame, y, x, charge) of cosmic rays."""
+    start, hits, shape, model = _SUNSET, [], scene.shape, scene.model
+    adu = np.empty(shape, np.uint16)
+    for number, (item, row) in enumerate(zip(taken, frames, strict=True)):
+        rng = stream(seed, item.name)
+        electrons = scene.electrons(item, row)
+        if item.time:
+            events = model.cosmic_rate * item.time * math.prod(shape) / 1e6
+            index, charge = cosmic_rays(rng, 1, shape, events=events)
+            electrons.ravel()[index] += charge
+            hits.append((np.full(index.size, number), *divmod(index, shape[1]), charge))
+        expose(rng, electrons, scene.bias, model, adu[None])
+        path = folder / item.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_frame(path, adu, _header(item, row, start, rng, shape, model, object_name, keywords))
+        start += timedelta(seconds=item.time + _READ_OUT)
+    return hits
 
 
 def _checked_filters(filters):

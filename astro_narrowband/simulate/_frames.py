@@ -180,56 +180,64 @@ def simulate_frames(
     if (stars[:, 2] < 0).any():
         raise InputError("stars must have fluxes of 0 electron/s or more in their third column")
 
-    bias = bias_plane(stream(seed, "bias"), shape, model)
-    dark = dark_plane(stream(seed, "dark"), shape, model)
-    flat = flat_plane(
-        stream(seed, "window"), stream(seed, "grain"), shape, model, own=stream(seed, "flat")
-    )
-
-    def draw(image, dx, dy, brightness, seeing, time):
-        add_stars(
-            image, stars[:, 0] + dx, stars[:, 1] + dy, brightness * stars[:, 2],
-            fwhm=seeing, beta=model.moffat_beta, exposure=time,
-        )  # fmt: skip
-        return image
-
     rate = np.empty((n, *shape), np.float32)
     for i in range(n):
         rate[i] = sky[i] / exposures[i]
-        draw(rate[i], *shifts[i], transparency[i], fwhm[i], exposures[i])
-    scene = draw(np.zeros(shape, np.float32), 0, 0, 1.0, fwhm[0], exposures.max())
+        _draw(rate[i], stars, shifts[i], transparency[i], fwhm[i], exposures[i], model)
+    scene = np.zeros(shape, np.float32)
+    _draw(scene, stars, (0.0, 0.0), 1.0, fwhm[0], exposures.max(), model)
 
-    def take(name, count, electrons, times, hit=None):
-        """Expose ``count`` frames of every night; mark cosmic rays in ``hit``."""
-        out = np.empty((n_nights, count, *shape), np.uint16)
-        rng, ray_rng = stream(seed, "frames", name), stream(seed, "rays", name)
-        electrons = np.broadcast_to(electrons, (count, *shape)).astype(np.float32)
-        for k in range(count):
-            mean = electrons[k]
-            events = model.cosmic_rate * times[k] * math.prod(shape) / 1e6
-            if events:
-                index, charge = cosmic_rays(ray_rng, n_nights, shape, events=events)
-                mean = np.repeat(mean[None], n_nights, axis=0)
-                mean.ravel()[index] += charge
-                if hit is not None:
-                    hit[:, k][np.unravel_index(index, mean.shape)] = True
-            expose(rng, mean, bias, model, out[:, k])
-        return out
-
-    flat_time = model.flat_exposure
+    camera = _Camera(seed, n_nights, shape, model)
+    flat, dark, flat_time = camera.flat, camera.dark, model.flat_exposure
     lit = flat * np.float32(model.flat_level * model.gain) + dark * np.float32(flat_time)
     seconds = exposures.astype(np.float32)[:, None, None]
     cosmic = np.zeros((n_nights, n, *shape), bool)
-    lights = take("light", n, (rate * flat + dark) * seconds, exposures, cosmic)
     return SimulatedFrames(
-        bias=take("bias", n_bias, 0.0, [0.0] * n_bias),
+        bias=camera.take("bias", 0.0, [0.0] * n_bias),
         darks={
-            time: take(f"dark {time:g}", n_darks, dark * np.float32(time), [time] * n_darks)
+            time: camera.take(f"dark {time:g}", dark * np.float32(time), [time] * n_darks)
             for time in dark_exposures
         },
-        flats=take("flat", n_flats, lit, [flat_time] * n_flats),
-        lights=lights, cosmic=cosmic, rate=rate, scene=scene,
-        bias_level=bias, dark_rate=dark, flat=flat,
+        flats=camera.take("flat", lit, [flat_time] * n_flats),
+        lights=camera.take("light", (rate * flat + dark) * seconds, exposures, cosmic),
+        cosmic=cosmic, rate=rate, scene=scene, bias_level=camera.bias, dark_rate=dark, flat=flat,
         exposures=exposures, shifts=shifts, transparency=transparency, fwhm=fwhm,
         flat_exposure=flat_time, model=model,
     )  # fmt: skip
+
+
+def _draw(image, stars, shift, brightness, seeing, time, model):
+    """Add dimmed and shifted stars to an image in place."""
+    add_stars(
+        image, stars[:, 0] + shift[0], stars[:, 1] + shift[1], brightness * stars[:, 2],
+        fwhm=seeing, beta=model.moffat_beta, exposure=time,
+    )  # fmt: skip
+
+
+class _Camera:
+    """The detector that all nights share, and its frames."""
+
+    def __init__(self, seed, n_nights, shape, model):
+        self._seed, self._n_nights, self._shape, self._model = seed, n_nights, shape, model
+        self.bias = bias_plane(stream(seed, "bias"), shape, model)
+        self.dark = dark_plane(stream(seed, "dark"), shape, model)
+        self.flat = flat_plane(
+            stream(seed, "window"), stream(seed, "grain"), shape, model, own=stream(seed, "flat")
+        )
+
+    def take(self, name, electrons, times, hit=None):
+        """Expose a frame for each of ``times`` in every night; mark cosmic rays in ``hit``."""
+        out = np.empty((self._n_nights, len(times), *self._shape), np.uint16)
+        rng, rays = stream(self._seed, "frames", name), stream(self._seed, "rays", name)
+        electrons = np.broadcast_to(electrons, out.shape[1:]).astype(np.float32)
+        for k, time in enumerate(times):
+            mean = electrons[k]
+            events = self._model.cosmic_rate * time * math.prod(self._shape) / 1e6
+            if events:
+                index, charge = cosmic_rays(rays, self._n_nights, self._shape, events=events)
+                mean = np.repeat(mean[None], self._n_nights, axis=0)
+                mean.ravel()[index] += charge
+                if hit is not None:
+                    hit[:, k][np.unravel_index(index, mean.shape)] = True
+            expose(rng, mean, self.bias, self._model, out[:, k])
+        return out

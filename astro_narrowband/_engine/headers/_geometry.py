@@ -33,16 +33,16 @@ def read_binning(header):
         If it is not a whole number from 1 to 64.
     """
     for pair in _BINNING_PAIRS:
-        found = [one_value(header, keyword) for keyword in pair]
-        if any(found):
-            values = [f[0] if f else (found[0] or found[1])[0] for f in found]
+        cards = [one_value(header, keyword) for keyword in pair]
+        if any(cards):
+            values = [f[0] if f else (cards[0] or cards[1])[0] for f in cards]
             return tuple(_binning(v, k) for v, k in zip(values, pair, strict=True))
     for keyword in ("CCDSUM", "BINNING", "BIN", "CCDBIN"):
-        found = one_value(header, keyword)
-        if found is not None and clean_text(found[0]):
-            parts = [p for p in re.split(r"[^\d.]+", clean_text(found[0])) if p]
+        card = one_value(header, keyword)
+        if card is not None and clean_text(card[0]):
+            parts = [p for p in re.split(r"[^\d.]+", clean_text(card[0])) if p]
             if len(parts) not in (1, 2):
-                raise InputError(f"{keyword} = {show(found[0])} is not a binning such as 2x2")
+                raise InputError(f"{keyword} = {show(card[0])} is not a binning such as 2x2")
             x, y = (_binning(p, keyword) for p in (parts * 2)[:2])
             return x, y
     return None
@@ -61,18 +61,18 @@ def _binning(value, keyword):
 def read_window(header):
     """Return the window's origin on the detector, ``(x, y)`` from 0, or ``None``."""
     for x, y in _ORIGINS:
-        found = [one_value(header, x), one_value(header, y)]
-        if any(found):
+        cards = [one_value(header, x), one_value(header, y)]
+        if any(cards):
             origin = []
-            for one, keyword in zip(found, (x, y), strict=True):
+            for one, keyword in zip(cards, (x, y), strict=True):
                 try:
                     origin.append(round(parse_number(one[0])) if one else 0)
                 except (ValueError, TypeError, OverflowError):
                     raise InputError(f"{keyword} = {show(one[0])} is not a pixel") from None
             return tuple(origin)
     for keyword in ("CCDSEC", "DETSEC", "ROI", "SUBRECT"):
-        found = one_value(header, keyword)
-        if found is not None and (numbers := re.findall(r"\d+", str(found[0]))):
+        card = one_value(header, keyword)
+        if card is not None and (numbers := re.findall(r"\d+", str(card[0]))):
             if len(numbers) == 4 and keyword in ("CCDSEC", "DETSEC"):
                 return int(numbers[0]) - 1, int(numbers[2]) - 1
             return tuple(int(n) for n in numbers[:4])
@@ -80,16 +80,16 @@ def read_window(header):
 
 
 def _section(header, keyword, shape):
-    found = one_value(header, keyword)
-    if found is None or not clean_text(found[0]):
+    card = one_value(header, keyword)
+    if card is None or not clean_text(card[0]):
         return None
     match = re.fullmatch(
-        r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]", clean_text(found[0]), re.ASCII
+        r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]", clean_text(card[0]), re.ASCII
     )
     x1, x2, y1, y2 = (int(n) if len(n) < 10 else 0 for n in match.groups()) if match else [0] * 4
     if not (1 <= x1 <= x2 <= shape[1] and 1 <= y1 <= y2 <= shape[0]):
         raise InputError(
-            f"{keyword} = {show(found[0])} is not a section [x1:x2,y1:y2] of this image "
+            f"{keyword} = {show(card[0])} is not a section [x1:x2,y1:y2] of this image "
             f"({shape[1]} by {shape[0]} pixels)"
         )
     return slice(y1 - 1, y2), slice(x1 - 1, x2)
@@ -128,9 +128,9 @@ def read_bayer_shift(header, shape):
     """
     shift = []
     for keywords in (("XBAYROFF", "BAYOFFX"), ("YBAYROFF", "BAYOFFY")):
-        found = [(k, one) for k in keywords if (one := one_value(header, k)) is not None]
+        cards = [(k, one) for k in keywords if (one := one_value(header, k)) is not None]
         value = 0
-        for keyword, one in found[:1]:
+        for keyword, one in cards[:1]:
             try:
                 value = parse_number(one[0])
             except (ValueError, TypeError, OverflowError):

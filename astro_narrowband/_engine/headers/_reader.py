@@ -85,20 +85,20 @@ class HeaderReader:
         """Yield ``(keyword, number or InputError, comment)`` for every keyword that has a value."""
         for keyword in self.spellings.keywords[name]:
             try:
-                found = one_value(header, keyword)
-                if found is None or (isinstance(found[0], str) and not found[0].strip()):
+                card = one_value(header, keyword)
+                if card is None or (isinstance(card[0], str) and not card[0].strip()):
                     continue
-                number = parse_number(found[0])
+                number = parse_number(card[0])
             except InputError as error:
                 yield keyword, error, ""
                 continue
             except (ValueError, TypeError, OverflowError) as error:
-                yield keyword, InputError(f"{keyword} = {show(found[0])} {error}"), found[1]
+                yield keyword, InputError(f"{keyword} = {show(card[0])} {error}"), card[1]
                 continue
             if not low <= number <= high:
-                yield keyword, InputError(f"{keyword} = {show(found[0])} {say}"), found[1]
+                yield keyword, InputError(f"{keyword} = {show(card[0])} {say}"), card[1]
                 continue
-            yield keyword, number, found[1]
+            yield keyword, number, card[1]
 
     def _first_number(self, header, name, **limits):
         """First believable number as ``(value, keyword, comment)``; else raise the first error."""
@@ -113,8 +113,8 @@ class HeaderReader:
 
     def _first_text(self, header, name):
         for keyword in self.spellings.keywords[name]:
-            found = one_value(header, keyword)
-            if found is not None and (text := clean_text(found[0])):
+            card = one_value(header, keyword)
+            if card is not None and (text := clean_text(card[0])):
                 return text, keyword
         return None
 
@@ -125,20 +125,20 @@ class HeaderReader:
         Times below zero (``-1``) mean that the camera did not know, times above a
         day that the unit was another one: both are errors here.
         """
-        found = []
+        times = []
         for keyword in self.spellings.keywords["exposure"]:
             try:
                 one = one_value(header, keyword)
                 if one is None or (isinstance(one[0], str) and not clean_text(one[0])):
                     if keyword in header:
-                        found.append((keyword, InputError(f"{keyword} is there and has no value")))
+                        times.append((keyword, InputError(f"{keyword} is there and has no value")))
                     continue
                 seconds = _seconds(one[0], keyword, one[1])
             except InputError as error:
-                found.append((keyword, error))
+                times.append((keyword, error))
                 continue
             except (ValueError, TypeError, OverflowError) as error:
-                found.append((keyword, InputError(f"{keyword} = {show(one[0])} {error}")))
+                times.append((keyword, InputError(f"{keyword} = {show(one[0])} {error}")))
                 continue
             if seconds < 0:
                 seconds = InputError(f"{keyword} = {show(one[0])} is below zero")
@@ -146,8 +146,8 @@ class HeaderReader:
                 seconds = InputError(
                     f"{keyword} = {show(one[0])} is longer than a day: it is not in seconds"
                 )
-            found.append((keyword, seconds))
-        return found
+            times.append((keyword, seconds))
+        return times
 
     def read_exposure(self, header):
         """
@@ -176,15 +176,15 @@ class HeaderReader:
         >>> read_exposure({"EXPTIME": "0,5"}), read_exposure({"EXPTIME": -1, "EXPOSURE": 60})
         (0.5, 60.0)
         """
-        found = self.exposures_in(header)
-        good = [seconds for _, seconds in found if not isinstance(seconds, InputError)]
-        for _, error in found:
+        times = self.exposures_in(header)
+        good = [seconds for _, seconds in times if not isinstance(seconds, InputError)]
+        for _, error in times:
             if isinstance(error, InputError) and "different values" in str(error):
                 raise error
         if good:
             return next((seconds for seconds in good if seconds > 0), good[0])
-        if found:
-            raise found[0][1]
+        if times:
+            raise times[0][1]
         raise InputError(
             "EXPTIME is missing (and so is EXPOSURE): there is no exposure time: "
             "give it with --set EXPTIME=SECONDS"
@@ -219,10 +219,10 @@ class HeaderReader:
 
     def read_egain(self, header):
         """Return ``(gain [electron/adu], keyword)`` from EGAIN and its kin, or ``None``."""
-        found = self._first_number(
+        card = self._first_number(
             header, "egain", low=1e-4, high=1e4, say="is not a gain in electron/adu"
         )
-        return found and found[:2]
+        return card and card[:2]
 
     def read_gain(self, header):
         """
@@ -244,8 +244,8 @@ class HeaderReader:
         """
         refused = None
         try:
-            if (found := self.read_egain(header)) is not None:
-                return found
+            if (gain := self.read_egain(header)) is not None:
+                return gain
         except InputError as error:
             refused = error
         settings = ("ISO", "ISOSPEED", "GAINSET", "CAMGAIN", "GAINRAW")
@@ -283,12 +283,12 @@ class HeaderReader:
         InputError
             If it is not above zero, above 1000, text, or in adu by its comment.
         """
-        found = self._first_number(
+        card = self._first_number(
             header, "noise", low=1e-3, high=1e3, say="is not a read noise in electron"
         )
-        if found is None:
+        if card is None:
             return None
-        number, keyword, comment = found
+        number, keyword, comment = card
         if re.search(r"\b(adu|dn|counts?)\b", comment.lower()) and "e" not in re.findall(
             r"[a-z]+", comment.lower()
         ):
@@ -299,48 +299,48 @@ class HeaderReader:
 
     def read_saturation(self, header):
         """Return ``(saturation level [adu], keyword)``, or ``None``; text or <= 0 raises."""
-        found = self._first_number(
+        card = self._first_number(
             header, "saturation", low=1e-3, say="is not a level in adu above zero"
         )
-        return found and found[:2]
+        return card and card[:2]
 
     def read_gain_setting(self, header):
         """Return what tells the amplification of two frames apart (GAIN, EGAIN), or ''."""
         parts = []
         for name in ("gain", "egain"):
             for keyword in self.spellings.keywords[name]:
-                found = one_value(header, keyword)
-                if found is None or not clean_text(found[0]):
+                card = one_value(header, keyword)
+                if card is None or not clean_text(card[0]):
                     continue
                 try:
-                    parts.append(f"{'e' if name == 'egain' else ''}{parse_number(found[0]):.4g}")
+                    parts.append(f"{'e' if name == 'egain' else ''}{parse_number(card[0]):.4g}")
                 except (ValueError, TypeError, OverflowError):
-                    parts.append(clean_text(found[0]).lower())
+                    parts.append(clean_text(card[0]).lower())
                 break
         return " ".join(parts)
 
     def read_offset(self, header):
         """Return the offset (black level) setting of the camera as text, or ''."""
         for keyword in self.spellings.keywords["offset"]:
-            found = one_value(header, keyword)
-            if found is not None and clean_text(found[0]):
+            card = one_value(header, keyword)
+            if card is not None and clean_text(card[0]):
                 try:
-                    return f"{parse_number(found[0]):.6g}"
+                    return f"{parse_number(card[0]):.6g}"
                 except (ValueError, TypeError, OverflowError):
-                    return clean_text(found[0]).lower()
+                    return clean_text(card[0]).lower()
         return ""
 
     def read_readout(self, header):
         """Return the read mode, lower case, or ''."""
-        found = self._first_text(header, "readout")
-        return found[0].lower() if found else ""
+        card = self._first_text(header, "readout")
+        return card[0].lower() if card else ""
 
     def read_camera(self, header):
         """Return the camera's name, lower case without punctuation, or ''."""
-        found = self._first_text(header, "camera")
+        card = self._first_text(header, "camera")
         # Drivers of one camera agree on its name but for these words.
-        text = re.sub(r"\b(ccd|camera)\b", " ", found[0], flags=re.IGNORECASE) if found else ""
-        return (key_of(text) or found[0].lower()) if found else ""
+        text = re.sub(r"\b(ccd|camera)\b", " ", card[0], flags=re.IGNORECASE) if card else ""
+        return (key_of(text) or card[0].lower()) if card else ""
 
     def read_bayer(self, header):
         """
@@ -351,13 +351,13 @@ class HeaderReader:
         InputError
             If a keyword names a pattern that is not one of the four.
         """
-        found = self._first_text(header, "bayer")
-        if found is None or found[0].lower() in OFF | {"mono", "monochrome", "null", "nan"}:
+        card = self._first_text(header, "bayer")
+        if card is None or card[0].lower() in OFF | {"mono", "monochrome", "null", "nan"}:
             return ""
-        pattern = found[0].upper().replace("TRUE", "").strip()
+        pattern = card[0].upper().replace("TRUE", "").strip()
         if pattern in {"RGGB", "BGGR", "GRBG", "GBRG"}:
             return pattern
-        raise InputError(f"{found[1]} = {show(found[0])} is not a Bayer pattern (RGGB, BGGR, ...)")
+        raise InputError(f"{card[1]} = {show(card[0])} is not a Bayer pattern (RGGB, BGGR, ...)")
 
     def read_kind(self, header):
         """
@@ -369,8 +369,8 @@ class HeaderReader:
         """
         unknown = None
         for keyword in self.spellings.keywords["kind"]:
-            found = one_value(header, keyword)
-            if found is None or not (text := clean_text(found[0])):
+            card = one_value(header, keyword)
+            if card is None or not (text := clean_text(card[0])):
                 continue
             kind, master = kind_of(text, spellings=self.spellings)
             if kind:
@@ -387,8 +387,8 @@ class HeaderReader:
         """
         names = []
         for keyword in self.spellings.keywords["filter"]:
-            found = one_value(header, keyword)
-            if found is not None and (text := clean_text(found[0])):
+            card = one_value(header, keyword)
+            if card is not None and (text := clean_text(card[0])):
                 key = filter_key(text)
                 if all(filter_key(other) != key for other in names):
                     names.append(text)
@@ -397,8 +397,8 @@ class HeaderReader:
 
     def read_object(self, header):
         """Return the object's name as one clean line, or ``""``."""
-        found = self._first_text(header, "object")
-        text = found[0] if found else ""
+        card = self._first_text(header, "object")
+        text = card[0] if card else ""
         return "" if _NO_OBJECT.fullmatch(key_of(text)) else text
 
     def read_date(self, header):

@@ -67,11 +67,11 @@ def kept(tile, bad, rejection):
     if bad is not None:
         odd = np.flatnonzero(bad.any(axis=0))
         if odd.size:
-            few, few_bad = tile[:, odd], bad[:, odd]
-            few[few_bad] = _highest(tile.dtype)
-            tile[:, odd] = few
+            picked, picked_bad = tile[:, odd], bad[:, odd]
+            picked[picked_bad] = _highest(tile.dtype)
+            tile[:, odd] = picked
             high = np.full(pixels, n, counter)
-            high[odd] -= few_bad.sum(axis=0, dtype=counter)
+            high[odd] -= picked_bad.sum(axis=0, dtype=counter)
     rows = list(tile)
     sort_rows(rows, np.empty_like(rows[0]))
 
@@ -83,9 +83,9 @@ def kept(tile, bad, rejection):
         beyond |= rows[-1] > above
     if beyond.any():
         columns = np.flatnonzero(beyond)
-        few = _columns(rows, columns)
+        picked = _columns(rows, columns)
         low, high = as_arrays(low, high, pixels, counter)
-        low[columns], high[columns] = _within(few, low[columns], high[columns], below, above)
+        low[columns], high[columns] = _within(picked, low[columns], high[columns], below, above)
         odd = np.union1d(odd, columns)
     if any(rejection.extrema):
         nlow, nhigh = rejection.extrema
@@ -165,21 +165,21 @@ def _clip_columns(rows, low, high, columns, rejection, maxiters):
     columns = columns[high[columns] > low[columns]]
     if not columns.size:
         return
-    few = _columns(rows, columns)
+    picked = _columns(rows, columns)
     first, last = low[columns].astype(np.intp), high[columns].astype(np.intp)
     if rejection.percentile is not None:
-        center = _median(few, first, last)
+        center = _median(picked, first, last)
         size = np.abs(center)
         below, above = rejection.percentile
         bounds = center - below * size, center + above * size
-        first, last = _within(few, first, last, *bounds)
+        first, last = _within(picked, first, last, *bounds)
     if rejection.sigma is not None:
         active = np.flatnonzero(last > first)
         done = 0
         while active.size:
-            part = few if active.size == few.shape[1] else few[:, active]
+            subset = picked if active.size == picked.shape[1] else picked[:, active]
             old = first[active], last[active]
-            new = _within(part, *old, *_bounds(part, *old, rejection))
+            new = _within(subset, *old, *_bounds(subset, *old, rejection))
             first[active], last[active] = new
             done += 1
             if done == maxiters:
@@ -304,27 +304,27 @@ def _count_beyond(rows, lowest, highest, counter):
 # ---- every column with its own number of values
 
 
-def pick(few, index):
-    """``few[index[j], j]`` for every column j."""
-    n, columns = few.shape
+def pick(picked, index):
+    """``picked[index[j], j]`` for every column j."""
+    n, columns = picked.shape
     flat = np.clip(index, 0, n - 1) * columns
     flat += np.arange(columns)
-    return few.ravel().take(flat)
+    return picked.ravel().take(flat)
 
 
-def _median(few, first, last):
-    fine = _fine(few.dtype)
-    a = pick(few, (first + last - 1) // 2)
-    b = pick(few, (first + last) // 2)
+def _median(picked, first, last):
+    fine = _fine(picked.dtype)
+    a = pick(picked, (first + last - 1) // 2)
+    b = pick(picked, (first + last) // 2)
     return middle(a, b, np.empty(a.shape, fine))
 
 
-def _mad(few, first, last):
+def _mad(picked, first, last):
     """As `_same_mad`, by bisection: the ends' deviations fall and rise with the window."""
-    fine = _fine(few.dtype)
+    fine = _fine(picked.dtype)
     count = last - first
-    a = _pick_fine(few, (first + last - 1) // 2, fine)
-    b = _pick_fine(few, (first + last) // 2, fine)
+    a = _pick_fine(picked, (first + last - 1) // 2, fine)
+    b = _pick_fine(picked, (first + last) // 2, fine)
     total = np.zeros(a.shape, fine)
     for k in ((count - 1) // 2, count // 2):
         start, stop = first.copy(), last - 1 - k
@@ -334,12 +334,12 @@ def _mad(few, first, last):
             if not going.any():
                 break
             j = (start + stop) // 2
-            reached = _pick_fine(few, j + k, fine) - b >= a - _pick_fine(few, j, fine)
+            reached = _pick_fine(picked, j + k, fine) - b >= a - _pick_fine(picked, j, fine)
             stop = np.where(going & reached, j, stop)
             start = np.where(going & ~reached, j + 1, start)
         least = None
         for j in (start, np.maximum(start - 1, first)):
-            end = np.maximum(a - _pick_fine(few, j, fine), _pick_fine(few, j + k, fine) - b)
+            end = np.maximum(a - _pick_fine(picked, j, fine), _pick_fine(picked, j + k, fine) - b)
             least = end if least is None else np.minimum(least, end)
         total += least
     total += b - a
@@ -347,25 +347,25 @@ def _mad(few, first, last):
     return total
 
 
-def _pick_fine(few, index, fine):
-    return pick(few, index).astype(fine, copy=False)
+def _pick_fine(picked, index, fine):
+    return pick(picked, index).astype(fine, copy=False)
 
 
-def _bounds(few, first, last, rejection):
+def _bounds(picked, first, last, rejection):
     """Lowest and highest value to keep, as floats."""
-    fine = _fine(few.dtype)
-    median = _median(few, first, last)
+    fine = _fine(picked.dtype)
+    median = _median(picked, first, last)
     center = median
-    rows, count = list(few), (last - first).astype(fine)
+    rows, count = list(picked), (last - first).astype(fine)
     if rejection.center == "mean" or rejection.deviation != "mad_std":
-        pivot = pick(few, (first + last - 1) // 2)
+        pivot = pick(picked, (first + last - 1) // 2)
         total, squares = moments(rows, pivot, first, last, fine, squares=True)
         shift = total / count
         spread = np.sqrt(np.maximum(squares / count - shift * shift, 0))
         if rejection.center == "mean":
             center = shift + pivot
     if rejection.deviation == "mad_std":
-        spread = MAD_TO_STD * _mad(few, first, last)
+        spread = MAD_TO_STD * _mad(picked, first, last)
     elif rejection.deviation == "winsorized":
         spread = _winsorized(rows, first, last, median, spread)
     below, above = rejection.sigma
@@ -411,26 +411,26 @@ def _winsorized(rows, first, last, center, spread):
     return result
 
 
-def _within(few, first, last, lowest, highest):
+def _within(picked, first, last, lowest, highest):
     """Bounds of the sorted values that are neither below ``lowest`` nor above ``highest``."""
     kind = np.asarray(first).dtype
     new_first, new_last = first, last
     if lowest is not None:
-        below = np.zeros(few.shape[1], kind)
-        for row in few:
+        below = np.zeros(picked.shape[1], kind)
+        for row in picked:
             test = row < lowest
             if not test.any():
                 break
             below += test
         new_first = np.minimum(np.maximum(first, below), last)
     if highest is not None:
-        above = np.zeros(few.shape[1], kind)
-        for row in few[::-1]:
+        above = np.zeros(picked.shape[1], kind)
+        for row in picked[::-1]:
             test = row > highest
             if not test.any():
                 break
             above += test
-        new_last = np.maximum(np.minimum(last, len(few) - above), new_first)
+        new_last = np.maximum(np.minimum(last, len(picked) - above), new_first)
     return new_first, new_last
 
 

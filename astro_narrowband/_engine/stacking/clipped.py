@@ -87,7 +87,7 @@ def clipped_band(
     levels, saturation
         As in `read_tiles`.
     prepare : callable, optional
-        ``prepare(stack, part)`` changes values in place, as `read_tiles` gives them.
+        ``prepare(stack, span)`` changes values in place, as `read_tiles` gives them.
     n_sigma : float, optional
     weights : `~numpy.ndarray` of float32, (n,), optional
         Of the frames, in the mean only.
@@ -106,35 +106,35 @@ def clipped_band(
     mean = np.empty(shape, np.float32)
     square = np.empty(shape, np.float32) if squares else None
     columns, values, usable = [], [], []
-    for part, stack, good in read_tiles(frames, rows, levels=levels, saturation=saturation):
+    for span, stack, good in read_tiles(frames, rows, levels=levels, saturation=saturation):
         if prepare is not None:
-            prepare(stack, part)
+            prepare(stack, span)
         lowest, spread = stack.min(axis=0), stack.max(axis=0)
         spread -= lowest
         spread *= spread
         # The variance of the lowest value is not above that of the median.
-        own = None if below is None else below[part]
-        doubt = spread > scale * _expected(lowest, floor.min(), slope.min(), own)
+        known = None if below is None else below[span]
+        doubt = spread > scale * _expected(lowest, floor.min(), slope.min(), known)
         if good is not None:
             doubt |= ~good.all(axis=0)
         index = np.flatnonzero(doubt)
         if index.size:
-            columns.append(index + part.start * shape[1])
+            columns.append(index + span.start * shape[1])
             values.append(stack.reshape(n, -1).take(index, axis=1))
             if good is None:
                 usable.append(np.ones(values[-1].shape, bool))
             else:
                 usable.append(good.reshape(n, -1).take(index, axis=1))
-        _sums(stack, lowest, weights, mean[part], square[part] if squares else None)
+        _sums(stack, lowest, weights, mean[span], square[span] if squares else None)
     if not columns:
         return ClippedMean(mean, square, np.empty(0, np.intp), np.empty(0, np.float32))
     columns = np.concatenate(columns)
     values, usable = (np.concatenate(each, axis=1) for each in (values, usable))
     centre = _medians(values, usable)
-    own = None if below is None else below.ravel()[columns]
-    limit = scale * _expected(centre, floor, slope, own)
-    some, count, some_square = _clip_columns(values, usable, centre, limit, weights)
-    mean.ravel()[columns] = some
+    known = None if below is None else below.ravel()[columns]
+    limit = scale * _expected(centre, floor, slope, known)
+    clipped, count, some_square = _clip_columns(values, usable, centre, limit, weights)
+    mean.ravel()[columns] = clipped
     if squares:
         square.ravel()[columns] = some_square
     return ClippedMean(mean, square, columns, count)
@@ -233,30 +233,30 @@ def read_tiles(frames, rows, *, levels=None, saturation=np.inf):
 
     Yields
     ------
-    part : slice
+    span : slice
         Rows, counted from ``rows.start``.
     stack : `~numpy.ndarray` of float32, (n, n_rows, nx)
         Of these; zero where not good. May be spoilt, and is until the next one.
     good : `~numpy.ndarray` of bool, (n, n_rows, nx), or None
     """
     nx = frames[0].shape[1]
-    parts = row_bands(rows.stop - rows.start, TILE // nx)
-    whole = np.empty((len(frames), parts[0].stop, nx), np.float32)
+    spans = row_bands(rows.stop - rows.start, TILE // nx)
+    whole = np.empty((len(frames), spans[0].stop, nx), np.float32)
     bands = [_read(frame, rows, saturation) for frame in frames]
     lacking = [(j, bad, bad.any(axis=1)) for j, (_, bad) in enumerate(bands) if bad is not None]
-    for part in parts:
-        stack, good = whole[:, : part.stop - part.start], None
-        for own, (values, _) in zip(stack, bands, strict=True):
-            np.copyto(own, values[part], casting="same_kind")
+    for span in spans:
+        stack, good = whole[:, : span.stop - span.start], None
+        for target, (values, _) in zip(stack, bands, strict=True):
+            np.copyto(target, values[span], casting="same_kind")
         if levels is not None:
             stack -= levels[:, None, None]
-        for j, bad, some in lacking:
-            if some[part].any():
+        for j, bad, touched in lacking:
+            if touched[span].any():
                 if good is None:
                     good = np.ones(stack.shape, bool)
-                np.logical_not(bad[part], out=good[j])
-                stack[j][bad[part]] = 0
-        yield part, stack, good
+                np.logical_not(bad[span], out=good[j])
+                stack[j][bad[span]] = 0
+        yield span, stack, good
 
 
 def _read(frame, rows, saturation):
@@ -316,13 +316,13 @@ def quick_median(values, bad=None):
         low, high = sample[max(middle - reach, 0)], sample[min(middle + reach, sample.size - 1)]
         first, inside = 0, []
         for start in range(0, values.size, TILE):
-            some = slice(start, start + TILE)
-            under, within = values[some] < low, values[some] <= high
+            span = slice(start, start + TILE)
+            under, within = values[span] < low, values[span] <= high
             if good is not None:
-                under &= good[some]
-                within &= good[some]
+                under &= good[span]
+                within &= good[span]
             first += np.count_nonzero(under)
-            inside.append(values[some][np.flatnonzero(within > under)])
+            inside.append(values[span][np.flatnonzero(within > under)])
         inside = np.concatenate(inside)
         ranks = (n - 1) // 2 - first, n // 2 - first
         if ranks[0] >= 0 and ranks[1] < inside.size:
@@ -358,9 +358,9 @@ def _sample(frame, size=1 << 17):
 
 def _clip(values):
     """Mean and standard deviation without outliers; whole numbers do no harm to either."""
-    part = values[:: max(1, values.size // 16384)]
-    centre = np.median(part)
-    width = max(mad_std(part, centre), 0.5)
+    sample = values[:: max(1, values.size // 16384)]
+    centre = np.median(sample)
+    width = max(mad_std(sample, centre), 0.5)
     for _ in range(3):
         kept = values[np.abs(values - centre) <= 4 * width]
         centre, width = kept.mean(dtype=float), max(kept.std(dtype=float), 1e-6)

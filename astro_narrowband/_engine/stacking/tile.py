@@ -284,7 +284,7 @@ def _plain_median(tile, bad, dtype):
     count = np.full(tile.shape[1], n, counter_for(n))
     columns = None if bad is None else np.flatnonzero(bad.any(axis=0))
     if columns is not None:
-        few, few_bad = tile[:, columns], bad[:, columns]
+        picked, picked_bad = tile[:, columns], bad[:, columns]
         tile[:, columns] = 0  # NaN would only cost time
     if columns is None or columns.size < value.size:
         rows = list(tile)
@@ -294,8 +294,8 @@ def _plain_median(tile, bad, dtype):
             rows[ranks[0]], rows[ranks[1]], np.empty(value.shape, _work(tile.dtype, dtype))
         )
     if columns is not None:
-        part = _summarize(*kept(few, few_bad, Rejection()), "median", False, dtype)
-        value[columns], count[columns] = part.value, part.count
+        medians = _summarize(*kept(picked, picked_bad, Rejection()), "median", False, dtype)
+        value[columns], count[columns] = medians.value, medians.count
     return Reduced(value, None, count)
 
 
@@ -424,23 +424,14 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype,
             value = _exact_sum(x if weight is None else x * weight, pixels, terms)
         result = None
         if error and variance is not None:
-            v = variance.astype(np.float64)
-            if share is not None:
-                v[share == 0] = 0.0
-            if weights is not None:
-                v *= column * column
-            if share is not None:
-                v *= share
-            result = _exact_sum(v, pixels, terms)
+            result = _propagated(variance, share, None if weights is None else column, terms)
         elif error:
-            mean = value if method == "average" else value / total
-            x -= mean
+            x -= value if method == "average" else value / total
             x *= x
             if weight is not None:
                 x *= weight
             result = _exact_sum(x, pixels, terms) * total / (count - 1.0)
-            empty_error = count < 2
-            result[empty_error] = np.nan
+            result[count < 2] = np.nan
         if result is not None:
             if method != "sum":
                 result /= total * total
@@ -453,6 +444,18 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype,
     return Reduced(value, result, count)
 
 
+def _propagated(variance, share, weights, terms):
+    """Sum of the variances of a sum of weighted values, of each of which a share counts."""
+    v = variance.astype(np.float64)
+    if share is not None:
+        v[share == 0] = 0.0
+    if weights is not None:
+        v *= weights * weights
+    if share is not None:
+        v *= share
+    return _exact_sum(v, v.shape[1], terms)
+
+
 def _shares(tile, rows, low, high, bad):
     """
     How much of each value is kept: 1 or 0, or a fraction of those equal to the last one kept.
@@ -460,8 +463,8 @@ def _shares(tile, rows, low, high, bad):
     Of equal values at a bound some may be kept and some not; which ones is not
     defined, so that all of them count in part.
     """
-    few = np.stack(rows)
-    lowest, highest = pick(few, low), pick(few, high - 1)
+    picked = np.stack(rows)
+    lowest, highest = pick(picked, low), pick(picked, high - 1)
     share = ((tile >= lowest) & (tile <= highest)).astype(np.float64)
     if bad is not None:
         share[bad] = 0.0
@@ -469,15 +472,17 @@ def _shares(tile, rows, low, high, bad):
     share[:, kept <= 0] = 0.0
     partial = np.flatnonzero((share.sum(axis=0) != kept) & (kept > 0))
     if partial.size:
-        x, part = tile[:, partial], share[:, partial]
+        x, split = tile[:, partial], share[:, partial]
         lowest, highest, kept = lowest[partial], highest[partial], kept[partial]
-        few, low, high = few[:, partial], low[partial], high[partial]
-        at_low, at_high = (x == lowest) & (part > 0), (x == highest) & (part > 0)
-        kept_rows = (np.arange(len(few))[:, None] >= low) & (np.arange(len(few))[:, None] < high)
-        of_high = ((few == highest) & kept_rows).sum(axis=0) / at_high.sum(axis=0)
-        of_low = ((few == lowest) & kept_rows).sum(axis=0) / at_low.sum(axis=0)
-        part = np.where(at_high, of_high, np.where(at_low, of_low, part))
-        share[:, partial] = part
+        picked, low, high = picked[:, partial], low[partial], high[partial]
+        at_low, at_high = (x == lowest) & (split > 0), (x == highest) & (split > 0)
+        kept_rows = (np.arange(len(picked))[:, None] >= low) & (
+            np.arange(len(picked))[:, None] < high
+        )
+        of_high = ((picked == highest) & kept_rows).sum(axis=0) / at_high.sum(axis=0)
+        of_low = ((picked == lowest) & kept_rows).sum(axis=0) / at_low.sum(axis=0)
+        split = np.where(at_high, of_high, np.where(at_low, of_low, split))
+        share[:, partial] = split
     return share
 
 

@@ -16,9 +16,11 @@ from astropy.table import Table
 
 from astro_narrowband import __citation__
 from astro_narrowband._engine.files import write_text
+from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night import charts
 from astro_narrowband.night.report._group import GroupView, colour_views, draw_coadd
+from astro_narrowband.night.report._light import draw_light
 from astro_narrowband.night.report._masters import draw_dark, draw_master, masters_view
 from astro_narrowband.night.report._words import (
     cause_of,
@@ -94,7 +96,7 @@ class Pictures:
     def __init__(self, folder, n_groups):
         self.folder = Path(folder)
         self._size = int(_LARGE / max(1.0, n_groups / 4) ** 0.5)
-        self._drawn = {}
+        self._drawn, self._lights = {}, {}
 
     def load(self):
         """Load what the page is drawn with, which takes half a second."""
@@ -103,6 +105,20 @@ class Pictures:
     def coadd(self, product, filter_name):
         """Return what the page shows of a coadd, as a dict that is not to be changed."""
         return self._once(draw_coadd, product, filter_name, self._size)
+
+    def light(self, product, filter_name, lights, frames):
+        """Draw the light that counts most in a coadd, raw and calibrated, beside the coadd."""
+        best = max(frames, key=lambda row: row["weight"])
+        for light in lights:
+            if light.row.name == best["path"] and isinstance(light.frame, CalibratedFrame):
+                picture = draw_light(
+                    self.folder / product, light.frame, best["matrix"], filter_name
+                )
+                self._lights[product] = picture
+
+    def light_of(self, product):
+        """Return what `light` drew for a coadd, None where nothing was."""
+        return self._lights.get(product)
 
     def master(self, master):
         """Return what the page shows of a master of the record, likewise."""

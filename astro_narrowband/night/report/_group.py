@@ -13,7 +13,7 @@ from astropy.table import Table
 
 from astro_narrowband._engine.headers import read_pixel_scale
 from astro_narrowband.night import figures
-from astro_narrowband.night.charts import growth_png
+from astro_narrowband.night.charts import growth_png, self_test_png
 from astro_narrowband.night.report._headline import headline, messages_of
 from astro_narrowband.night.report._words import cause_of
 
@@ -60,6 +60,9 @@ class GroupView:
         view["growth"] = self._growth()
         view.update(self._coadd())
         view["night"] = self.pictures.night(view["frames"], self.filter)
+        view["light"] = self.pictures.light_of(view["products"].get("coadd"))
+        if view.get("cards") and (png := self_test_png(view["cards"])):
+            view["night"] = [*view["night"], ("self-test", png)]
         worst = messages_of(self.messages, view, alone=self.alone)
         view["warning"] = worst[0] if worst else None
         if view.get("cards"):
@@ -134,14 +137,14 @@ class GroupView:
                 continue
             if len(curves) == STARS:
                 break
-            verdict = verdicts.get(int(star), "") if isinstance(verdicts, dict) else ""
+            verdict = str(verdicts.get(int(star), "")) if isinstance(verdicts, dict) else ""
             x, y = self.positions.get(star, (None, None))
             title = f"star {star}" if x is None else f"star {star} at ({x:.1f}, {y:.1f})"
             curves.append(
                 {
                     "id": star,
                     "title": title,
-                    "verdict": str(verdict),
+                    "verdict": verdict.replace("+-", "±").replace("electron / s", "electron/s"),
                     "x": x,
                     "y": y,
                     "radius": np.asarray(rows["radius"], float),

@@ -83,12 +83,10 @@ def headline(view, cards, catalog):
             correction=catalog.get("correction") or 1.0, scale=scale,
         )  # fmt: skip
         if point:
-            facts.append(("Point source at 5 σ", f"{number(point, 2)} {unit}",
-                          f"aperture of {number(catalog['r'], 2)} pix, whole light"))  # fmt: skip
+            circle = f"{unit}; aperture of {number(catalog['r'], 2)} pix, whole light"
+            facts.append(("Point source at 5 σ", number(point, 2), circle))
         per = "arcsec²" if scale else "pixel"
-        facts.append(
-            ("Surface at 5 σ", f"{number(surface, 2)} {unit}", f"per {per}, in an area of one")
-        )
+        facts.append(("Surface at 5 σ", number(surface, 2), f"{unit} per {per}, in an area of one"))
     fwhm = _known(view["fwhm"])
     if fwhm:
         small = f"{number(fwhm)} pix of {number(scale, 3)}″" if scale else "no scale in the header"

@@ -11,7 +11,7 @@ from scipy.ndimage import median_filter
 
 from astro_narrowband._engine.files import safe_text
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband.darks import DarkModel
+from astro_narrowband.darks import FLAGS, DarkModel
 from astro_narrowband.exceptions import NarrowbandError
 from astro_narrowband.night import figures
 from astro_narrowband.night.charts import dark_png, price_png
@@ -145,10 +145,10 @@ def draw_dark(path, lights):
     if model.model == "bias":
         return []
     step = max(1, model.shape[0] // ROWS)
-    rates = [
-        np.asarray(model.planes["rate"][slice(y, y + 1)]) for y in range(0, model.shape[0], step)
-    ]
-    rates = np.array(rates, float).reshape(len(rates), -1)
+    rows = [slice(y, y + 1) for y in range(0, model.shape[0], step)]
+    rates = np.concatenate([np.asarray(model.planes["rate"][row], float) for row in rows])
+    flags = np.concatenate([np.asarray(model.planes["flags"][row]) for row in rows])
+    is_bent = (flags & FLAGS["NONLINEAR"]) != 0
     # Out of its neighbours in the row: the glow of an amplifier is no hot pixel.
     beside = rates - median_filter(rates, size=(1, 15), mode="nearest")
     middle = float(np.nanmedian(rates))
@@ -159,7 +159,13 @@ def draw_dark(path, lights):
         f"{number(100 * float(np.mean(is_hot)), 2)} % of the pixels are hot (more than "
         f"{number(limit, 2)} adu/s above those beside them); the median is {number(middle, 2)}"
     )
-    charts = [(words, dark_png(rates.ravel(), is_hot.ravel()))]
+    chi2 = model.header.get("DARKCHI2")
+    if isinstance(chi2, int | float):
+        words += (
+            f"; a straight line fits with χ² = {number(chi2, 3)} per degree of freedom, and "
+            f"{number(100 * float(np.mean(is_bent)), 2)} % are not linear"
+        )
+    charts = [(words, dark_png(rates.ravel(), is_hot.ravel(), is_bent.ravel()))]
     longest = max([*model.exposures, *(time for time, _ in lights)])
     times, prices = np.geomspace(max(1.0, longest / 100), 1.5 * longest, 24), []
     for time in times:

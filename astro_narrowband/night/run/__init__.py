@@ -29,13 +29,14 @@ from astro_narrowband.night.run._align import register
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
+from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
+__all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
@@ -185,23 +186,27 @@ class Night:
                     self.draw(writer, Pictures.master, master)
                 coadds, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
-                    if there[group]:
-                        coadds[group] = self.attempt([group], self.read_coadd, group, names[group])
-                        if coadds[group] and self.settings.keep_calibrated:
-                            used = set(coadds[group][2]["path"])
-                            self.keep([light for light in lights if light.row.name in used])
-                        continue
                     mine = [light for light in lights if light.group is group]
+                    name = f"coadd-{names[group]}.fits"
+                    if there[group]:
+                        made = self.attempt([group], self.read_coadd, group, names[group])
+                        coadds[group] = made
+                        if made and self.settings.keep_calibrated:
+                            used = set(made[2]["path"])
+                            self.keep([light for light in mine if light.row.name in used])
+                        if made:
+                            self.draw(writer, Pictures.light, name, group.filter, mine, made[2])
+                        continue
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
                     coadds[group] = made and (made[0].ccd, made[0].coverage, made[1])
                     if writing is not None:
                         writing.result()  # no more than one waits to be written
                     if made:
-                        name = f"coadd-{names[group]}.fits"
                         lost = [(row.name, row.serves[group.label]) for row in group.lost]
                         lost += self.panels.moved.get(group, [])
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
+                        self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
                     del made  # its planes go when they are written
                 catalogue(self, target, names, coadds, key)
                 picture(self, target, names, coadds, key)

@@ -4,7 +4,7 @@ from astropy.table import QTable
 
 from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.wcs import copy_wcs
-from astro_narrowband.exceptions import AlignmentError
+from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
 from astro_narrowband.photometry import diagnose_background, make_catalog
@@ -26,7 +26,7 @@ def place(night, ccd, group):
         return
     try:
         match = match_catalogue(ccd, night.settings.catalogue)
-    except AlignmentError as error:
+    except (AlignmentError, InputError) as error:
         night.messages.say(
             f"{group.label}: {night.settings.catalogue}: {error}: its WCS is left as it was"
         )

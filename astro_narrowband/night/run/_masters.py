@@ -214,7 +214,7 @@ class Masters:
         )
         model = master.value
         for note in model.notes:
-            if "disagree" in note:
+            if "disagree" in note or note.startswith("glow"):
                 self.night.messages.say(f"{group.label}: {note}")
         self.note_master(
             "dark",
