@@ -226,3 +226,38 @@ def test_a_turn_at_the_meridian_with_flats_of_one_side(wild, tmp_path, follows):
     assert group["n_used"] == (4 if follows else 2)
     assert ("its flats look turned by 180 deg" in said(record)) is not follows
     assert sky_of(tmp_path / "out") == pytest.approx(true_sky(night), rel=0.02)
+
+
+# ------------------------------------------------------------------ colours that nobody names
+
+
+def coloured(night, beam):
+    """A night of a colour camera that does not say so."""
+    cell = np.array([[1.0, 0.6], [0.6, 0.45]])
+    night.camera.flat = night.camera.flat * np.tile(cell, (N // 2, N // 2))
+    return night.all_of(beam, sigma=2.6)
+
+
+def test_a_mosaic_that_its_header_does_not_name_is_told_by_its_pixels(wild, tmp_path):
+    night = coloured(wild(), "Ha")
+    lines, status = inspection(FrameTable.from_paths(night.folder))
+    assert status == 3
+    assert "colour mosaic by their pixels" in lines[1]
+    record = reduced(night.folder, tmp_path / "mosaic", set_keywords=(("BAYERPAT", "RGGB"),))
+    assert record["status"] == 0
+    assert CCDData.read(tmp_path / "mosaic" / "coadd-NGC_7000-Halpha.fits").shape == (
+        N // 2,
+        N // 2,
+    )
+    assert reduced(night.folder, tmp_path / "mono", bayer="mono")["status"] == 0
+    assert reduced(night.folder, tmp_path / "cell", bayer="superpixel")["status"] == 0
+
+
+def test_a_filter_of_two_lines_needs_a_pattern_or_a_word_that_there_is_none(wild):
+    night = wild().all_of("Optolong L-eNhance")
+    with_pattern = FrameTable.from_paths(night.folder, set_keywords={"BAYERPAT": "RGGB"})
+    table = FrameTable.from_paths(night.folder)
+    assert {row.verdict for row in table.rows if row.kind in ("light", "flat")} == {"left out"}
+    assert all("--bayer mono" in row.reason for row in table.rows if row.kind == "light")
+    for good in (with_pattern, FrameTable.from_paths(night.folder, bayer="mono")):
+        assert all(row.used for row in good.rows)

@@ -43,7 +43,8 @@ class MosaicFrame(Frame):
     Parameters
     ----------
     frame : `~astro_narrowband.Frame`
-        Raw, with BAYERPAT in its header; XBAYROFF, YBAYROFF and ROWORDER are obeyed.
+        Raw, with BAYERPAT in its header (a superpixel needs none); XBAYROFF, YBAYROFF and
+        ROWORDER are obeyed.
     colour : {"red", "green", "blue", "superpixel"}
         The two green pixels of a cell, or all four of a superpixel, are added: an
         electron in one of them is an electron of the sum, so the gain stays, and the
@@ -85,7 +86,7 @@ class MosaicFrame(Frame):
         self.frame, self.colour = frame, colour
         self.name, self.unit = frame.name, frame.unit
         self.shape = (frame.shape[0] // 2, frame.shape[1] // 2)
-        pattern = _first_cell(frame)
+        pattern = _first_cell(frame, colour)
         self.pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
         self.n_added = n = len(self.pixels)
         try:
@@ -121,10 +122,12 @@ class MosaicFrame(Frame):
         return handed(Band(data, summed, mask), out=out)
 
 
-def _first_cell(frame):
+def _first_cell(frame, colour):
     """Return the four letters of the cell that starts with the first pixel of the file."""
     try:
         pattern = read_bayer(frame.header)
+        if colour == "superpixel":
+            return "RGGB"  # all are added, whichever is which
         if not pattern:
             raise InputError("BAYERPAT is missing: give it with --set BAYERPAT=RGGB (or another)")
         dx, dy = read_bayer_shift(frame.header, frame.shape)

@@ -298,9 +298,9 @@ def _is_mosaic(looks, offset):
         if apart > COLOURED:
             return (
                 f"its flats are a colour mosaic by their pixels (neighbours differ by "
-                f"{100 * np.expm1(apart):.0f} %), and BAYERPAT is missing: give --set BAYERPAT=RGGB "
-                "(or the pattern that the camera has), --bayer superpixel, or --bayer mono if the "
-                "sensor has no colour filters"
+                f"{100 * np.expm1(apart):.0f} %), and BAYERPAT is missing: give --set "
+                "BAYERPAT=RGGB (or the pattern that the camera has), --bayer superpixel, or "
+                "--bayer mono if the sensor has no colour filters"
             )
     return ""
 

@@ -263,10 +263,15 @@ class FrameTable:
         mosaics = {(row.shape, row.camera) for row in rows if row.bayer}
         # Flats that only become masters stay whole.
         seen = ("light", "flat") if any(row.kind == "light" for row in self.rows) else ()
+
+        def may_be(row):
+            same = any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
+            return not mosaics or same
+
         for row in rows:
-            if row.bayer and bayer in COLOURS:
+            if bayer in COLOURS and (row.bayer or (bayer == "superpixel" and may_be(row))):
                 row.colour, row.saturation = bayer, saturation
-                row.bayer = f"{row.bayer} {bayer}"
+                row.bayer = f"{row.bayer} {bayer}".strip()
                 try:
                     row.shape = row.open().shape
                 except InputError as error:
@@ -277,9 +282,13 @@ class FrameTable:
                     f"{row.filter}: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
                     "if the sensor has no colour filters"
                 )
-            elif bayer in COLOURS and (
-                not mosaics or any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
-            ):
+            elif bayer is None and not row.bayer and row.kind in seen and _parts_lines(row):
+                row.leave_out(
+                    f"FILTER = {row.filter}: lets lines through that a colour camera parts, and "
+                    "BAYERPAT is missing: give --set BAYERPAT=RGGB (or the pattern that the "
+                    "camera has), or --bayer mono if the sensor has no colour filters"
+                )
+            elif bayer in COLOURS and may_be(row):
                 row.leave_out(
                     f"BAYERPAT is missing: --bayer {bayer} needs it: give --set BAYERPAT=RGGB "
                     "(or the pattern that the camera has)"
@@ -335,6 +344,12 @@ class FrameTable:
         """Emit every problem as a `NarrowbandWarning`."""
         for problem in self.problems:
             warn(str(problem), stacklevel=2)
+
+
+def _parts_lines(row):
+    """Whether only the colours of a mosaic part the lines of a frame that is raw."""
+    raw = not (row.master or row.mosaic or row.reduced)
+    return raw and len(lines_of(row.filter)) > 1
 
 
 def _text(values):
