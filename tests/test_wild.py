@@ -242,7 +242,7 @@ def test_a_mosaic_that_its_header_does_not_name_is_told_by_its_pixels(wild, tmp_
     night = coloured(wild(), "Ha")
     lines, status = inspection(FrameTable.from_paths(night.folder))
     assert status == 3
-    assert "colour mosaic by their pixels" in lines[1]
+    assert "its flats are a colour mosaic: neighbours differ by" in lines[1]
     record = reduced(night.folder, tmp_path / "mosaic", set_keywords=(("BAYERPAT", "RGGB"),))
     assert record["status"] == 0
     assert CCDData.read(tmp_path / "mosaic" / "coadd-NGC_7000-Halpha.fits").shape == (
@@ -253,11 +253,18 @@ def test_a_mosaic_that_its_header_does_not_name_is_told_by_its_pixels(wild, tmp_
     assert reduced(night.folder, tmp_path / "cell", bayer="superpixel")["status"] == 0
 
 
-def test_a_filter_of_two_lines_needs_a_pattern_or_a_word_that_there_is_none(wild):
+def test_a_filter_of_two_lines_without_flats_needs_a_word_of_the_colours(wild, tmp_path):
+    night = wild()
+    night.biases()
+    night.darks()
+    night.lights("Optolong L-eNhance")
+    record = reduced(night.folder, tmp_path / "out", without=("flat",))
+    assert record["status"] == 3
+    assert "--bayer mono" in said(record)
+    record = reduced(night.folder, tmp_path / "mono", without=("flat",), bayer="mono")
+    assert record["status"] == 0
+
+
+def test_grey_flats_tell_a_sensor_without_colours_whatever_the_filter(wild):
     night = wild().all_of("Optolong L-eNhance")
-    with_pattern = FrameTable.from_paths(night.folder, set_keywords={"BAYERPAT": "RGGB"})
-    table = FrameTable.from_paths(night.folder)
-    assert {row.verdict for row in table.rows if row.kind in ("light", "flat")} == {"left out"}
-    assert all("--bayer mono" in row.reason for row in table.rows if row.kind == "light")
-    for good in (with_pattern, FrameTable.from_paths(night.folder, bayer="mono")):
-        assert all(row.used for row in good.rows)
+    assert inspection(FrameTable.from_paths(night.folder))[1] == 0

@@ -15,6 +15,7 @@ from astro_narrowband._engine.headers import read_saturation
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.detector import FULL_SCALE
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.filters import lines_of
 from astro_narrowband.night.screen._flats import coarse, odd_flats, turned
 from astro_narrowband.night.table import Problem, problems_of
 
@@ -28,6 +29,10 @@ SAMPLE = 16384
 LEVELS = 10.0
 #: Scatters of pixels of like frames agree within this factor.
 SCATTERS = 5.0
+PATTERN = (
+    "BAYERPAT is missing: give --set BAYERPAT=RGGB (or the pattern that the camera has), "
+    "--bayer superpixel, or --bayer mono if the sensor has no colour filters"
+)
 #: Neighbouring columns of a flat differ by more than this (logarithm) behind colour filters.
 COLOURED = 0.1
 #: A light may lie so many scatters below its bias (whose level drifts through the night).
@@ -212,6 +217,9 @@ def screen_plan(plan, *, saturation=None, mono=False):
     seen, lost, before = {}, {}, [group for group in plan.groups if not group.failed]
 
     for group in before:
+        colours = mono or group.alone or any(row.bayer or row.mosaic for row in group.lights)
+        if not (colours or group.flats) and len(lines_of(group.beam)) > 1:
+            group.reason = f"colours may part the lines of its filter {group.beam}: {PATTERN}"
 
         def looks(rows, colour=group.colour):
             for row in rows:
@@ -296,12 +304,8 @@ def _is_mosaic(looks, offset):
             continue
         apart = float(np.abs(np.log(light[:, 0] / light[:, 1])).max())
         if apart > COLOURED:
-            return (
-                f"its flats are a colour mosaic by their pixels (neighbours differ by "
-                f"{100 * np.expm1(apart):.0f} %), and BAYERPAT is missing: give --set "
-                "BAYERPAT=RGGB (or the pattern that the camera has), --bayer superpixel, or "
-                "--bayer mono if the sensor has no colour filters"
-            )
+            off = 100 * np.expm1(apart)
+            return f"its flats are a colour mosaic: neighbours differ by {off:.0f} %: {PATTERN}"
     return ""
 
 

@@ -282,12 +282,6 @@ class FrameTable:
                     f"{row.filter}: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
                     "if the sensor has no colour filters"
                 )
-            elif bayer is None and not row.bayer and row.kind in seen and _parts_lines(row):
-                row.leave_out(
-                    f"FILTER = {row.filter}: lets lines through that a colour camera parts, and "
-                    "BAYERPAT is missing: give --set BAYERPAT=RGGB (or the pattern that the "
-                    "camera has), or --bayer mono if the sensor has no colour filters"
-                )
             elif bayer in COLOURS and may_be(row):
                 row.leave_out(
                     f"BAYERPAT is missing: --bayer {bayer} needs it: give --set BAYERPAT=RGGB "
@@ -344,12 +338,6 @@ class FrameTable:
         """Emit every problem as a `NarrowbandWarning`."""
         for problem in self.problems:
             warn(str(problem), stacklevel=2)
-
-
-def _parts_lines(row):
-    """Whether only the colours of a mosaic part the lines of a frame that is raw."""
-    raw = not (row.master or row.mosaic or row.reduced)
-    return raw and len(lines_of(row.filter)) > 1
 
 
 def _text(values):
