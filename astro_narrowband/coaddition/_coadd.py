@@ -218,6 +218,7 @@ def coadd(
     Returns
     -------
     `Coadd`
+        The mean, and what became of each frame.
 
     Raises
     ------

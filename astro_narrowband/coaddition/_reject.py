@@ -290,9 +290,9 @@ class Panel:
             terms = derivatives(self.reference, pixels[steep], self.width)
             values[:, steep] -= self.shapes @ terms
             own_values[steep] -= frame.shape @ terms
-            # Derivatives are of an image with noise.
-            unlike_all = frame.shape - self.pull @ self.shapes / self.pull.sum()
-            of_middle[steep] *= np.float32(1.0 + noise_gain(unlike_all))
+            # Derivatives are of an image with noise; the median may be any of the frames.
+            gain = noise_gain(self.shapes - frame.shape).max()
+            of_middle[steep] *= np.float32(1.0 + gain)
         middle = _weighted_median(values, weights)
         middle[alone] = own_values[alone]
         structure *= np.where(like, *np.float32(frame.tolerance))

@@ -73,11 +73,11 @@ def derivatives(image, pixels, width):
     )
 
 
-def noise_gain(shape):
-    """Variance of what a shape (6,) makes of white noise, over that of the noise."""
+def noise_gain(shapes):
+    """Variance of what shapes (n, 6) make of white noise, over that of the noise, (n,)."""
     middle = np.array([12])
-    kernel = [shape @ derivatives(one, middle, 5) for one in np.eye(25, dtype=np.float32)]
-    return float(np.square(kernel).sum())
+    kernels = [derivatives(one, middle, 5)[:, 0] for one in np.eye(25, dtype=np.float32)]
+    return np.square(shapes @ np.transpose(kernels)).sum(axis=1)
 
 
 def structure_at(image, pixels, width, spacing=1):

@@ -120,10 +120,10 @@ def _tail(counts, n_pixels, skew):
         normal = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
         skewed = skew / 3 * (z**2 - 1) * normal * n_pixels
         chance = (ndtr(-z) - ndtr(-TAIL)) * n_pixels
-        # The excess over what is below has the noise of both.
-        noise = TAIL_SIGMA * max(below + chance, 1.0) ** 0.5 + TAIL_SIGMA**2 / 2
-        if above - max(below, chance) > 2 * skewed + noise:
-            return float(above - below - skewed) / n_pixels
+        usual = max(below, chance)
+        # Of a few counts chance makes more than a normal distribution says.
+        if above - usual > 2 * skewed + TAIL_SIGMA * usual**0.5 + 2:
+            return float(above - usual - skewed) / n_pixels
     return 0.0
 
 
@@ -262,8 +262,7 @@ class _Plane:
         # What the frame as a whole says is known best, but where a neighbourhood, or the
         # nine around it, say more. Cut at zero the estimate is too large on average,
         # never too small.
-        weight = _weights(number, self.noise)
-        expected = _spread_of_frame(spread, self.level, weight)
+        expected = _spread_of_frame(spread, self.level, _weights(number, self.noise))
         total = np.maximum(_box(number), 1)
         self.spread = expected
         nine = _box(spread * number) / total, total
@@ -354,8 +353,8 @@ def _spread_of_frame(spread, level, weight):
     square = level.astype(float) ** 2
     mean = (weight * square).sum()
     lever = square - mean
-    power = max((weight * lever * lever).sum(), np.finfo(float).tiny)  # 0 for one neighbourhood
-    c = max((weight * lever * spread).sum() / power, 0.0)
+    c = (weight * lever * spread).sum() / (weight * lever * lever).sum()
+    c = max(c, 0.0)
     a = (weight * spread).sum() - c * mean
     if a < 0:
         a = 0.0

@@ -174,6 +174,7 @@ def reduce_night(nights, output, *, settings=None, progress=None):
     output : path-like
         Folder of the products.
     settings : Settings, optional
+        Default is that of the command line without options.
     progress : callable, optional
         ``progress(iterable, total=, description=)`` returns the iterable, and may
         show how far it is.
