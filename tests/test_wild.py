@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from astropy.nddata import CCDData
+from astropy.table import QTable
 
 from astro_narrowband.cli import main
 from astro_narrowband.exceptions import InputError
@@ -202,6 +203,81 @@ def test_a_library_that_is_used_again_is_not_made_again(wild, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     masters = [json.dumps(record["masters"], sort_keys=True) for record in (first, second)]
     assert masters[0] == masters[1]
+
+
+# ------------------------------------------------------------------ before and after
+
+
+def _text_temperature(night):
+    night.cards["CCD-TEMP"] = "off"
+    night.all_of()
+
+
+def _text_pedestal(night):
+    night.cards["PEDESTAL"] = "yes"
+    night.all_of()
+
+
+def _other_offset(night):
+    night.cards["OFFSET"] = 50
+    night.all_of()
+    night.biases(name="early", OFFSET=10)
+
+
+def _other_read_mode(night):
+    night.cards["READOUTM"] = "high gain"
+    night.biases()
+    night.darks(READOUTM="photographic")
+    night.flats()
+    night.lights()
+
+
+def _comma(night):
+    night.cards |= {"EGAIN": "0,6", "RDNOISE": "5,0", "CCD-TEMP": "-10,0"}
+    night.all_of()
+
+
+def _short_darks(night):
+    night.biases()
+    night.darks(2.0)
+    night.flats()
+    night.lights(exposure=600.0)
+
+
+def _no_gain(night):
+    night.cards |= {"EGAIN": None, "GAIN": 120}
+    night.biases(n=1)
+    night.darks()
+    night.flats(n=1)
+    night.lights()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "make",
+    [
+        _text_temperature,
+        _text_pedestal,
+        _other_offset,
+        _other_read_mode,
+        _comma,
+        _short_darks,
+        _no_gain,
+    ],
+)
+def test_inspect_ends_as_reduce_does_and_says_what_it_will_say(wild, tmp_path, make):
+    night = wild()
+    make(night)
+    lines, status = inspection(FrameTable.from_paths(night.folder))
+    record = reduced(night.folder, tmp_path / "out")
+    assert status == record["status"]
+    verdicts = FrameTable.from_paths(night.folder)
+    inspection(verdicts)
+    table = QTable.read(tmp_path / "out" / "frames.ecsv")
+    assert [row.verdict for row in verdicts] == list(table["verdict"])
+    reasons = [message["text"] for message in record["messages"] if message["level"] == "error"]
+    told = "\n".join(lines)
+    assert all(text.partition("not reduced: ")[2][:30] in told for text in reasons)
 
 
 # ------------------------------------------------------------------ the rotator

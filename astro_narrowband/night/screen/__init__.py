@@ -279,7 +279,7 @@ def _shapes(group, sound, looks, *, mono):
     if not flats or not dark:
         return
     offset = statistics.median(look.level for look in looks(dark))
-    if not (mono or group.colour or flats[0].colour or flats[0].bayer):
+    if not (mono or group.library or group.colour or flats[0].colour or flats[0].bayer):
         group.reason = group.reason or _is_mosaic(looks(flats), offset)
     grids = [look.grid for look in looks(flats)]
     reasons, doubt = odd_flats(grids, lights, offset)
