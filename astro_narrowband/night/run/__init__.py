@@ -8,32 +8,28 @@ same inputs in the same way.
 import os
 import re
 import threading
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from astropy.io import fits
-from astropy.table import QTable
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
 from astro_narrowband.calibration import CalibratedFrame
-from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
+from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
-from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._align import register
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
+from astro_narrowband.night.run._light import Light
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
-from astro_narrowband.night.table import FrameRow
-from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling import ResampledFrame
 
 __all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for"]
@@ -53,20 +49,6 @@ NAMED = 3
 LONGEST = 62
 
 
-@dataclass(eq=False)
-class Light:
-    """A light on its way: what is known of it grows from step to step."""
-
-    row: FrameRow
-    group: Group
-    frame: CalibratedFrame | MeasuredFrame
-    stars: QTable | None = None
-    measuring: Future | None = None
-    statistics: FrameStatistics | None = None
-    alignment: Alignment | None = None
-    grid: fits.Header | None = None
-
-
 class Night:
     """One run of the pipeline: the products made so far, and the record of them."""
 
@@ -75,7 +57,7 @@ class Night:
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.names, self.given, self.out, self.placed = set(), {}, {}, {}
-        self.targets, self.lost = [], set()
+        self.targets, self.lost, self.is_new = [], set(), True
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
@@ -171,6 +153,8 @@ class Night:
         names = self.names_of(target)
         with Threads(self.workers) as pool, Threads(1) as writer:
             try:
+                coadds = [self.products.path(f"coadd-{name}.fits") for name in names.values()]
+                self.is_new = not all(path.exists() for path in coadds)
                 self.draw(writer, Pictures.load)
                 lights, keys = self.prepare(target, names, pool)
                 # The grid, and so every coadd, depends on all lights of the target.
@@ -254,9 +238,10 @@ class Night:
         """
         Draw a picture of the page, when ``writer`` has time, while other work goes on.
 
-        What fails is drawn again with the page, which says so.
+        What fails is drawn again with the page, which says so. Where all coadds are there the
+        page may be as well: nothing is drawn before that is known.
         """
-        if self.pictures is not None:
+        if self.pictures is not None and self.is_new:
             writer.submit(picture, self.pictures, *what)
 
     def attempt(self, groups, step, *args):
@@ -452,8 +437,12 @@ class Night:
             for path, digest in inputs.digests().items()
         }
         if self.pictures is not None:
-            page = render_report(self.products.folder, record, pictures=self.pictures)
-            self.products.write_text("report.html", page)
+            # What the page shows is in the record, and in products that it has the digests of.
+            made_of = record | {"products": self.products.digests}
+            key = self.products.key([], product="page", record=made_of)
+            if not self.products.have("report.html", key):
+                page = render_report(self.products.folder, record, pictures=self.pictures)
+                self.products.write_text("report.html", page, key)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
         record["products"] = dict(sorted(self.products.digests.items()))

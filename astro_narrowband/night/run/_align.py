@@ -1,8 +1,7 @@
 """The lights of a target on one grid; those that show another field are a panel of their own."""
 
-from astropy.time import Time
-
 from astro_narrowband.exceptions import InputError, NarrowbandError
+from astro_narrowband.night.run._light import times_of
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
@@ -49,7 +48,7 @@ def _aligned(night, lights, **options):
     return align_group(
         [light.frame for light in lights],
         method=night.settings.registration,
-        times=_times([light.row.date for light in lights]),
+        times=times_of(lights),
         labels=[light.group.filter for light in lights],
         tables=[light.stars for light in lights],
         workers=night.workers,
@@ -77,11 +76,3 @@ def _split_panel(night, lost):
         f"{moved[0].group.object}, and the same among themselves: they become {name}"
     )
     return [pair for pair, moves in zip(lost, is_panel, strict=True) if not moves]
-
-
-def _times(dates):
-    """Dates as days, or None where one of them cannot be trusted."""
-    try:
-        return list(Time(list(dates), format="isot").mjd)
-    except ValueError:
-        return None
