@@ -49,6 +49,7 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     detector : `~astro_narrowband.detector.Detector`, optional
         Its noise is used for a single frame; of two or more it is measured.
     n_sigma : float, optional
+        Limit for cosmic rays.
     workers : int, optional
         Threads.
 
@@ -261,10 +262,12 @@ def master_flat(
     min_value : float, optional
         Pixels below it are masked.
     n_sigma : float, optional
+        Limit for outliers.
     max_extrapolation : float, optional
         Longest flat in units of the longest dark. Default is no limit but the price: what
         the dark costs a flat in units of its own error.
     workers : int, optional
+        Threads.
 
     Returns
     -------

@@ -32,6 +32,7 @@ exclude_patterns = [
     "changes/*.bugfix.rst",
     "changes/*.api.rst",
     "changes/changelog.rst",
+    "paper",
     "tutorials",  # programs, whose pages are in generated
 ]
 suppress_warnings = ["config.cache"]

@@ -148,6 +148,32 @@ def test_an_unwritable_output_is_an_environment_error(night, tmp_path, capsys):
     assert "file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("rate", "status"), [(0.001, 0), (0.5, 3)])
+def test_inspect_says_what_a_dark_of_another_time_costs(
+    make_camera, tmp_path, capsys, rate, status
+):
+    camera = make_camera(3)
+    camera.rate[:] = rate  # [electron/s]
+    frames = {
+        "Bias": camera.biases(10),
+        "Dark": camera.darks(30),
+        "Flat": [camera.frame(300.0, 20000.0) for _ in range(3)],
+        "Light": [camera.frame(300.0, 30.0) for _ in range(2)],
+    }
+    for kind, group in frames.items():
+        for i, frame in enumerate(group):
+            frame.header.update(IMAGETYP=kind, FILTER="Ha", OBJECT="M1")
+            frame.write(tmp_path / f"{kind}{i}.fits")
+    # Ten times its darks: little on a cold camera, and refused on a warm one.
+    assert cli.main(["inspect", str(tmp_path)]) == status
+    out = capsys.readouterr().out
+    text = "for 2 lights, extrapolated from darks of 30 s and biases: costs"
+    assert text in out
+    assert ("too much for" in out) is (status == 3)
+    if status == 0:
+        assert "cost: dark of 300 s for 3 flats" in out
+
+
 def test_inspect_ends_with_the_status_of_a_reduction(night, tmp_path, capsys):
     assert cli.main(["inspect", str(night / "bias")]) == 3
     assert cli.main(["inspect", str(night), "--filter", "OIII"]) == 3

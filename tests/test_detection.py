@@ -204,6 +204,16 @@ def test_trailed_stars_are_kept_where_all_are_trailed(rng):
     assert np.median(stars["roundness"]) > 0.4
 
 
+def test_one_track_does_not_set_the_width_of_few_stars(rng):
+    x, y = np.array([60.2, 300.7, 210.4, 90.9]), np.array([80.3, 330.1, 120.8, 260.5])
+    image = frame(rng, (384, 384), x, y, np.full(4, 3e4), 4.5)
+    for k in range(12):
+        image[200 + 2 * k : 202 + 2 * k, 250 + k] += 4000.0
+    stars = detect_stars(CCDData(image, unit="electron"))
+    assert stars.meta["fwhm"] == pytest.approx(4.5, rel=0.1)
+    assert matched(stars, x, y)[1].sum() == 4
+
+
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [

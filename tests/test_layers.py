@@ -28,6 +28,7 @@ WINGS = {
             "stacking",
             "raw",
             "apertures",
+            "annuli",
             "lanczos",
             "detection",
         )

@@ -20,9 +20,11 @@ from astropy.stats import SigmaClip
 from astropy.table import Table
 from astropy.utils.exceptions import AstropyUserWarning
 from astropy.wcs import WCS
+from photutils.aperture import CircularAnnulus, CircularAperture, EllipticalAperture
 from scipy.ndimage import gaussian_filter
 from scipy.special import erf
 
+from astro_narrowband._engine import annuli
 from astro_narrowband.coaddition import coadd
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.photometry._annulus import (
@@ -33,6 +35,7 @@ from astro_narrowband.photometry._annulus import (
     decode_flags,
     plot_aperture,
 )
+from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._measure import correlation_factor, read_image
 from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling import ResampledFrame, resample
@@ -120,7 +123,7 @@ def test_sky_equals_photutils(rng, clip):
     mask = rng.uniform(size=image.shape) < 0.02
     x, y = rng.uniform(-3, 125, (2, 60))
     pixels = apertures.Pixels(image, mask=mask)
-    got = apertures.sky_levels(pixels, x, y, 6.0, 11.5, clip=clip)
+    got = annuli.sky_levels(pixels, x, y, 6.0, 11.5, clip=clip)
     stats = ApertureStats(
         image, CircularAnnulus(np.column_stack([x, y]), r_in=6.0, r_out=11.5), mask=mask,
         sigma_clip=None if clip is None else SigmaClip(sigma=clip, maxiters=10),
@@ -162,8 +165,8 @@ def test_uneven_sky_is_seen_and_counted(rng):
 def test_float32_sky_is_that_of_float64(rng):
     image = rng.normal(1000.0, 10.0, (120, 130)).astype(np.float32)
     x, y = rng.uniform(20, 100, (2, 30))
-    narrow = apertures.sky_levels(apertures.Pixels(image), x, y, 6, 12)
-    wide = apertures.sky_levels(apertures.Pixels(image.astype(float)), x, y, 6, 12)
+    narrow = annuli.sky_levels(apertures.Pixels(image), x, y, 6, 12)
+    wide = annuli.sky_levels(apertures.Pixels(image.astype(float)), x, y, 6, 12)
     np.testing.assert_allclose(narrow.mean, wide.mean, rtol=1e-12)
     assert np.array_equal(narrow.n, wide.n)
 
@@ -173,12 +176,12 @@ def test_constants_of_clipping(rng, clip):
     """Scatter and error of clipped means, measured over simulated annuli."""
     n, trials = 400, 3000
     data = np.sort(rng.normal(size=(trials, n)), axis=1)
-    out = apertures.SkyLevels(
+    out = annuli.SkyLevels(
         *(np.empty(trials) for _ in range(3)), np.zeros(trials, int), np.zeros(trials, int),
         np.empty(trials), np.zeros(trials, bool), np.empty(trials),
     )  # fmt: skip
-    apertures._clip_block(data, np.full(trials, n), clip, 10, out, slice(0, trials))
-    expected = apertures.sky_constants(clip)
+    annuli._clip_block(data, np.full(trials, n), clip, 10, out, slice(0, trials))
+    expected = annuli.sky_constants(clip)
     assert np.mean(out.std) == pytest.approx(expected.shrink * math.sqrt(1 - 1 / n), rel=0.015)
     got = np.cov(out.mean, out.median) * np.mean(out.n)
     # 3000 trials: variances are known to 2.6 %; at clip = 2 the expansion is as good as that.
@@ -618,6 +621,40 @@ def test_positions_in_every_form(rng):
     assert len(annulus_photometry(ccd, sky[0], **options)) == 1
     masked = Table({"x": np.ma.array(x, mask=[True, False]), "y": y})
     assert np.isnan(annulus_photometry(ccd, masked, **options)["x_center"][0])
+
+
+def test_apertures_of_photutils_bring_their_radii(rng):
+    ccd = noise_image(rng)
+    ccd.wcs = WCS(naxis=2)
+    ccd.wcs.wcs.crpix, ccd.wcs.wcs.crval = (50, 45), (83.6, -5.4)
+    ccd.wcs.wcs.cdelt, ccd.wcs.wcs.ctype = (-2e-4, 2e-4), ("RA---TAN", "DEC--TAN")
+    xy = [(30.25, 50.57), (60.13, 20.31)]
+    radii = {"r_in": 6, "r_out": 10}
+    first = annulus_photometry(ccd, xy, r=3, **radii)
+    circle, annulus = CircularAperture(xy, r=3), CircularAnnulus(xy, **radii)
+    for positions, options in (
+        ([circle, annulus], {}),
+        ((annulus, circle), {"r": 3 * u.pix}),
+        (circle, radii),
+        (annulus, {"r": 3}),
+        ([circle.to_sky(ccd.wcs), annulus.to_sky(ccd.wcs)], {}),
+        (np.array(xy, dtype=[("x", float), ("y", float)]), {"r": 3} | radii),
+        (xy, {"r": 3 * u.pix, "r_in": 6 * u.pix, "r_out": 10 * u.pix, "clip": SigmaClip(3)}),
+    ):
+        table = annulus_photometry(ccd, positions, **options)
+        np.testing.assert_allclose(table["flux"].value, first["flux"].value, atol=1e-4)
+    curves = growth_curves(ccd, [circle, annulus], [2, 3, 5] * u.pix)
+    np.testing.assert_allclose(curves.flux[:, 1], first["flux"].value)
+    for positions, options, message in (
+        (circle, {"r": 4}, r"r = 4, but that of the aperture is 3"),
+        ([circle, CircularAnnulus((1, 2), **radii)], {}, "different positions"),
+        (EllipticalAperture(xy, 3, 2), radii, "EllipticalAperture is no circle"),
+        (annulus, {}, "r, the radius of the aperture, is needed"),
+        (xy, {"r": 3 * u.arcsec}, "r = 3.0 arcsec: pix is needed"),
+        (xy, {"r": 3, "clip": SigmaClip(3, stdfunc="mad_std")}, "stdfunc='std' and no grow"),
+    ):
+        with pytest.raises(InputError, match=message):
+            annulus_photometry(ccd, positions, **options)
 
 
 def test_images_in_every_form(rng, tmp_path):

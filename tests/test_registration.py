@@ -297,6 +297,20 @@ def test_short_lists_many_trials():
     assert set(results) == {"right", "refused"}
 
 
+@pytest.mark.parametrize(("n_stars", "n_others"), [(3, 2), (4, 2), (4, 4), (6, 6)])
+def test_few_stars_that_match_closely_are_enough(n_stars, n_others):
+    """Among chance sources of a small field: that they lie so close cannot be chance."""
+    for seed in range(30):
+        rng = np.random.default_rng([seed, n_stars, 3])
+        corners = np.array([(60.0, 70.0), (260.0, 90.0), (150.0, 250.0)])
+        stars = np.concatenate([corners, rng.uniform(40, 280, (n_stars - 3, 2))])
+        stars, lists = stars + rng.uniform(-20, 20, stars.shape), []
+        for shift in (np.zeros(2), rng.uniform(-10, 10, 2)):
+            xy = np.concatenate([stars + shift, rng.uniform(0, 319, (n_others, 2))])
+            lists.append(star_list(xy, rng, shape=(320, 320), error=0.03))
+        assert align(*lists).shift == pytest.approx(tuple(shift), abs=0.2)
+
+
 def star_list(xy, rng, *, name="list", shape=SHAPE, error=0.05, ring=0.6):
     n = len(xy)
     table = QTable({

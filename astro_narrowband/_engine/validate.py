@@ -19,6 +19,7 @@ __all__ = [
     "as_unit",
     "as_variance",
     "choice",
+    "clip_limit",
     "finite",
     "positive",
     "same_shape",
@@ -75,10 +76,19 @@ def as_unit(unit, name):
         ) from None
 
 
-def finite(value, name):
-    """Return ``value`` as a float, or raise `InputError` if it is not a finite number."""
+def finite(value, name, *, unit=None):
+    """
+    Return ``value`` as a float, or raise `InputError` if it is not a finite number.
+
+    A `~astropy.units.Quantity` is converted to ``unit`` (None: it has none).
+    """
     try:
-        number = float(value)
+        if isinstance(value, u.Quantity):
+            number = float(value.to_value(unit or u.dimensionless_unscaled))
+        else:
+            number = float(value)
+    except u.UnitConversionError:
+        raise InputError(f"{name} = {value}: {unit or 'a bare number'} is needed") from None
     except (TypeError, ValueError):
         raise InputTypeError(f"{name} = {value!r} is not a number") from None
     if not math.isfinite(number):
@@ -86,12 +96,41 @@ def finite(value, name):
     return number
 
 
-def positive(value, name):
-    """Return ``value`` as a float, or raise `InputError` if it is not finite and above zero."""
-    number = finite(value, name)
+def positive(value, name, *, unit=None):
+    """As `finite`, and `InputError` if it is not above zero."""
+    number = finite(value, name, unit=unit)
     if number <= 0:
         raise InputError(f"{name} = {value!r} must be greater than zero")
     return number
+
+
+def clip_limit(clip, name="clip"):
+    """
+    Return how many standard deviations from the median are kept, or None for all.
+
+    Parameters
+    ----------
+    clip : float, `~astropy.stats.SigmaClip` or None
+        Of a SigmaClip its sigma: clipping here goes on until nothing is left to clip.
+
+    Raises
+    ------
+    InputError
+        For a SigmaClip that differs above and below, grows, or is not about the
+        median in standard deviations.
+    """
+    if clip is None:
+        return None
+    if not hasattr(clip, "sigma_upper"):
+        return positive(clip, name)
+    if (clip.sigma_lower, clip.cenfunc, clip.stdfunc, bool(clip.grow)) != (
+        clip.sigma_upper, "median", "std", False
+    ):  # fmt: skip
+        raise InputError(
+            f"{name} = {' '.join(str(clip).split())}: a SigmaClip of one sigma, "
+            "cenfunc='median', stdfunc='std' and no grow is needed, or a number"
+        )
+    return positive(clip.sigma_upper, name)
 
 
 def choice(value, allowed: Iterable[str], name):

@@ -177,8 +177,9 @@ def coadd(
         or what is given. Where stars tell that it varies over a frame, it is a slow map.
     sky : {"match", "none"} or sequence of float, optional
         Sky taken from each frame on the common scale: what it has more than the
-        weighted mean of all, as a constant or, where there is evidence of gradients, a
-        surface of up to third degree; nothing; or levels that are given.
+        weighted mean of all, at the level of the frame of the flux scale, as a constant or,
+        where there is evidence of gradients, a surface of up to third degree; nothing; or
+        levels that are given.
     reject : bool, optional
         Reject outliers, from two frames on. Of two, only the brighter can be one.
     n_sigma : float, optional
@@ -217,6 +218,7 @@ def coadd(
     Returns
     -------
     `Coadd`
+        The mean, and what became of each frame.
 
     Raises
     ------
@@ -279,9 +281,10 @@ def coadd(
     exposure, [s]), NOISECOR (variance of single pixels over the variance plane, see
     `~astro_narrowband.resampling.noise_factor`), SYSNOISE, SKYLEVEL, WEIGHTS,
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
-    all fluxes by those of the scales), SCALESYS (of each flux, by uneven transparency), SKYDEG
-    (degree of the sky surfaces, whose weighted mean is kept) and SKYSURFE (their error).
-    FLUXERR is what all fluxes share: SCALEERR and the error of a measured gain (GAINERR).
+    all fluxes by those of the scales), SCALESYS (by uneven transparency, shared by the stars of
+    a region), SKYDEG (degree of the sky surfaces, whose weighted mean is kept, at the level of
+    FLUXREF) and SKYSURFE (their error). FLUXERR is what fluxes share: SCALEERR, SCALESYS and the
+    error of a measured gain (GAINERR).
 
     References
     ----------

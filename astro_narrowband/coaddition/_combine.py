@@ -99,10 +99,12 @@ def combine(
         Leave out the ``nlow`` lowest and ``nhigh`` highest of the values that
         are not masked.
     nlow, nhigh : int
+        How many ``clip_extrema`` leaves out.
     minmax_clip : bool
         Leave out values below ``minmax_clip_min`` or above ``minmax_clip_max``,
         before scaling.
     minmax_clip_min, minmax_clip_max : float, optional
+        Limits of ``minmax_clip``.
     percentile_clip : (float, float), optional
         Leave out values further than these fractions of the median below or
         above it.
@@ -110,6 +112,7 @@ def combine(
         Leave out values further than ``sigma_clip_low_thresh`` deviations below or
         ``sigma_clip_high_thresh`` above the centre, after scaling.
     sigma_clip_low_thresh, sigma_clip_high_thresh : float or None
+        In deviations; ``None`` leaves out nothing on that side.
     sigma_clip_func : {"median", "mean"} or callable
         The centre. The functions themselves (`numpy.ma.median`) are understood; another
         one gets the stack with NaN where values are masked, and ``axis=0``.
@@ -134,6 +137,7 @@ def combine(
         more digits than that (float64, or integers of 32 bit). Integers are cut off as
         by `numpy.ndarray.astype`, and 0 where nothing is left.
     overwrite_output : bool
+        Whether ``output_file`` may exist.
     executor : `~concurrent.futures.Executor`, optional
         Where bands are reduced. Default is a pool of ``workers`` threads.
     workers : int, optional

@@ -30,6 +30,9 @@ EVEN = 0.01
 #: Where stars are too few to be judged by their neighbours, each may be off by this: nebula in
 #: apertures that grow with the seeing, a faint neighbour.
 EVEN_ALONE = 0.12
+#: Cloud with an edge: a line parts so few stars into two levels that differ by more than this,
+#: where chance does so, in all ways to draw the line, with no more than this probability.
+EDGE, EDGE_CHANCE, DIRECTIONS = 0.04, 1e-4, 24
 #: More than this many times what is usual in the other frames is patchy.
 UNUSUAL = 3.0
 #: Patterns that are larger than so many times their error count.
@@ -98,7 +101,7 @@ def star_consensus(xy, flux, error, reference, shape):
 
 
 def _consensus(scale, scale_err, fits, base, even):
-    maps, level, chi2, uneven, pattern, sure = zip(*fits, strict=True)
+    maps, level, chi2, uneven, pattern, sure, edge = zip(*fits, strict=True)
     scale = np.where([m is None for m in maps], scale, level)
     uneven, pattern, sure = np.array(uneven), np.array(pattern), np.array(sure)
     known = np.isfinite(pattern)
@@ -106,6 +109,7 @@ def _consensus(scale, scale_err, fits, base, even):
     usual = float(np.sort(pattern[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
     with np.errstate(invalid="ignore"):
         patchy = pattern > np.maximum(max(even, UNUSUAL * usual), SIGNIFICANT * sure)
+    patchy |= edge
     patchy[base] = False
     error = np.hypot(scale_err / scale, scale_err[base] / scale[base])
     scale = scale / scale[base]
@@ -246,10 +250,12 @@ def _map(xy, flux, error, common, common_err, near, shape):
         The mean scale.
     chi2, uneven, pattern, sure : float
         Of what is left; see `Transparency` and `_pattern`.
+    edge : bool
+        Whether a line through the stars, too few to be judged by neighbours, shows in it.
     """
     good = np.isfinite(flux) & np.isfinite(common)
     if good.sum() < 3:
-        return None, *[math.nan] * 5
+        return None, *[math.nan] * 5, False
     f, c = flux[good], common[good]
     e = np.hypot(error[good], common_err[good] * np.median(f / c))
     basis = terms(*xy[good].T, MAP_DEGREE, shape) * c[:, None]
@@ -272,7 +278,34 @@ def _map(xy, flux, error, common, common_err, near, shape):
     # What one star shows is no reason to leave a frame out, but may be true.
     most, _ = _pattern(flux, error, common, common_err, near, model=model, robust=False)
     surface = None if degree == 0 else Surface(best / best[0], tuple(shape))
-    return surface, float(best[0]), chi2, most, off, sure
+    edge = near.shape[1] == 1 and _has_edge(xy[good], f / model[good] - 1.0, e / model[good])
+    return surface, float(best[0]), chi2, most, off, sure, edge
+
+
+def _has_edge(xy, off, error):
+    """
+    Whether a line parts stars into two groups of different levels, as cloud with an edge does.
+
+    Student's t of the best line of all, against the scatter within the groups where that is
+    more than the errors: stars that are off one by one (neighbours, nebula) show no line.
+    """
+    from scipy.special import stdtr
+
+    n = len(off)
+    least = max(2, n // 5)
+    if n < 2 * least + 1:
+        return False
+    angle = np.arange(DIRECTIONS) * (math.pi / DIRECTIONS)
+    order = np.argsort(xy @ [np.cos(angle), np.sin(angle)], axis=0, kind="stable")
+    weight = error[order] ** -2.0
+    before, light = np.cumsum(weight, axis=0), np.cumsum(weight * off[order], axis=0)
+    before, light = before[least - 1 : n - least], light[least - 1 : n - least]
+    after, rest = weight.sum(axis=0) - before, np.sum(off / error**2) - light
+    within = np.sum((off / error) ** 2) - light**2 / before - rest**2 / after
+    step = np.abs(light / before - rest / after)
+    t = step / np.sqrt(np.maximum(within / (n - 2), 1.0) * (1.0 / before + 1.0 / after))
+    lines = n * (n - 1) / 2
+    return bool(np.any((step > EDGE) & (2.0 * lines * stdtr(n - 2, -t) < EDGE_CHANCE)))
 
 
 def _trusted(found, covariance, shape):

@@ -76,16 +76,16 @@ def write_matching(header, frames, transparency, skies, weight):
     # One camera, one gain: its error does not average down.
     gain = float(weight @ np.array([frame.header.get("GAINERR", 0.0) for frame in frames], float))
     header["GAINERR"] = (round(gain, 6), "relative error of the gain; 0: not known")
-    header["FLUXERR"] = (
-        round(float(np.hypot(gain, header["SCALEERR"])), 6),
-        "relative error common to all fluxes",
-    )
     header["SCALESYS"] = (
         round(_summed(weight, transparency.uneven), 6),
         "relative error by uneven transparency",
     )
+    header["FLUXERR"] = (
+        round(float(np.linalg.norm([gain, header["SCALEERR"], header["SCALESYS"]])), 6),
+        "relative error common to all fluxes",
+    )
     if skies.degree >= 0:
-        header["SKYDEG"] = (skies.degree, "degree of sky surfaces; weighted mean kept")
+        header["SKYDEG"] = (skies.degree, "degree of sky surfaces; level of FLUXREF kept")
         header["SKYSURFE"] = (
             _summed(weight, skies.error),
             "error of the sky where a frame lacks",

@@ -111,7 +111,7 @@ def match_sky(rule, table, matrices, seen, *, weight, shape):
         return Skies.given([finite(s, "sky") for s in rule], shape)
     if choice(rule, ("match", "none"), "sky") == "none":
         return Skies.given(np.zeros(len(table)), shape)
-    return match_skies(table, matrices, seen.scale, seen.maps, weight, shape)
+    return match_skies(table, matrices, seen, weight, shape)
 
 
 def warn_of_frames(frames, reasons, seen):

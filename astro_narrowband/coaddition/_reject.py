@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine.stacking.network import select_rows
-from astro_narrowband.coaddition._shapes import derivatives, structure_at
+from astro_narrowband.coaddition._shapes import derivatives, noise_gain, structure_at
 
 __all__ = [
     "PANEL",
@@ -290,6 +290,9 @@ class Panel:
             terms = derivatives(self.reference, pixels[steep], self.width)
             values[:, steep] -= self.shapes @ terms
             own_values[steep] -= frame.shape @ terms
+            # Derivatives are of an image with noise; the median may be any of the frames.
+            gain = noise_gain(self.shapes - frame.shape).max()
+            of_middle[steep] *= np.float32(1.0 + gain)
         middle = _weighted_median(values, weights)
         middle[alone] = own_values[alone]
         structure *= np.where(like, *np.float32(frame.tolerance))

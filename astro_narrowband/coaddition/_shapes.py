@@ -20,7 +20,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads
 
-__all__ = ["N_TERMS", "derivatives", "star_shapes", "structure_at"]
+__all__ = ["N_TERMS", "derivatives", "noise_gain", "star_shapes", "structure_at"]
 
 #: Derivatives that are fitted.
 N_TERMS = 6
@@ -71,6 +71,13 @@ def derivatives(image, pixels, width):
             20 * centre - 8 * (left + right + down + up) + 2 * sum(corners) + far,
         ]
     )
+
+
+def noise_gain(shapes):
+    """Variance of what shapes (n, 6) make of white noise, over that of the noise, (n,)."""
+    middle = np.array([12])
+    kernels = [derivatives(one, middle, 5)[:, 0] for one in np.eye(25, dtype=np.float32)]
+    return np.square(shapes @ np.transpose(kernels)).sum(axis=1)
 
 
 def structure_at(image, pixels, width, spacing=1):

@@ -2,8 +2,10 @@
 The sky of each frame against that of all: a low-order surface of their differences.
 
 Private to `astro_narrowband.coaddition`. Nebula is the same in all frames and stays; so
-does the weighted mean of the frames' skies, whatever its shape. What is taken from a
-frame is what its sky has more than that mean: level, and gradient where there is evidence
+does the weighted mean of the frames' skies, whatever its shape, at the level that the frame of
+the flux scale has. (Cloud dims stars and not the sky before it: on the common scale the sky of
+such a frame is too bright.) What is taken from a
+frame is what its sky has more than that: level, and gradient where there is evidence
 of one (meridian flip, field rotation, moonlight, light pollution). As the mean stays, the
 error of the surfaces drops out of the sum wherever all frames count.
 """
@@ -85,18 +87,17 @@ def cell_levels(statistics, matrices, shape):
     return levels, x, y
 
 
-def match_skies(statistics, matrices, scale, maps, weight, shape):
+def match_skies(statistics, matrices, seen, weight, shape):
     """
-    Fit what the sky of each frame has more than the weighted mean of all.
+    Fit what the sky of each frame has more than the one that is kept.
 
     Parameters
     ----------
     statistics : list of `FrameStatistics`
     matrices : list of array (3, 3)
         From each frame's pixels to the grid of the coadd.
-    scale : `~numpy.ndarray`, (n,)
-    maps : list of `Surface` or None
-        Factor on the scale over the grid.
+    seen : `Transparency`
+        Whose reference's level of the sky is kept.
     weight : `~numpy.ndarray`, (n,)
         Their sum is 1.
     shape : tuple of int
@@ -106,8 +107,9 @@ def match_skies(statistics, matrices, scale, maps, weight, shape):
     `Skies`
     """
     levels, x, y = cell_levels(statistics, matrices, shape)
+    scale = seen.scale
     levels /= scale[:, None]
-    for i, factor in enumerate(maps):
+    for i, factor in enumerate(seen.maps):
         if factor is not None:
             levels[i] /= factor(x, y)
     noise = np.array([one.cell_noise for one in statistics]) / scale
@@ -119,6 +121,8 @@ def match_skies(statistics, matrices, scale, maps, weight, shape):
     fits = [_fit(levels, basis[:, : n_terms(d)], weight, sky) for d in range(highest + 1)]
     degree = _degree(fits, basis, pixel)
     coefficients, rest, good = fits[degree]
+    if np.isfinite(coefficients[seen.reference, 0]):
+        coefficients[:, 0] -= coefficients[seen.reference, 0]
     scatter = _scatter(rest, good)
     size = np.maximum(np.where(np.isfinite(scatter), scatter, noise), noise)
     return Skies(

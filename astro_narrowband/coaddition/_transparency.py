@@ -34,6 +34,10 @@ BRIGHT, ENOUGH, FAINT = 20.0, 5, 8.0
 #: The nebula tells a scale where its error is less than this, and where its structure is more
 #: than this part of the sky: a flat that is off by a percent makes structure out of sky.
 NEBULA_ERROR, NEBULA_OVER_SKY = 0.1, 0.03
+#: Stars are believed where the nebula says otherwise by more than so many sigma.
+DISAGREE = 3.0
+#: Around bright stars with a masked core, so many FWHM are not compared as nebula.
+WINGS = 10.0
 #: Cells that a slope needs; nebula is what a surface of this degree does not describe.
 MIN_CELLS, SKY_DEGREE = 24, 2
 
@@ -117,8 +121,9 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     method = ["faint stars" if i else "stars" for i in few]
     for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
-        told = [(scale[i], scale_err[i], method[i]), (*nebula_scale(*pair, shape), "nebula")]
-        scale[i], scale_err[i], method[i] = _agreed(told)
+        by_stars = scale[i], scale_err[i], method[i]
+        by_nebula = *nebula_scale(*pair, shape), "nebula"
+        scale[i], scale_err[i], method[i] = _agreed(by_stars, by_nebula)
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
     known = np.isfinite(scale_err)
     scale[~known] = np.median(scale[known])
@@ -205,6 +210,8 @@ def nebula_scale(reference, other, shape):
     basis = terms(x, y, SKY_DEGREE, shape)
     ratio = other[0].variance / reference[0].variance
     good = np.isfinite(a) & np.isfinite(b)
+    for one, matrix in (reference, other):
+        good &= _off_spoiled(one, matrix, x, y)
     for _ in range(4):
         if good.sum() < MIN_CELLS or not ratio > 0:
             return math.nan, math.nan
@@ -227,6 +234,14 @@ def nebula_scale(reference, other, shape):
     return (slope, error) if error < NEBULA_ERROR * slope else (math.nan, math.nan)
 
 
+def _off_spoiled(one, matrix, x, y):
+    """Which of the places x, y are not in the wings of a star whose core a frame lacks."""
+    if not len(one.spoiled) or not np.isfinite(one.fwhm):
+        return np.ones(len(x), bool)
+    tree = cKDTree(np.column_stack(apply_matrix(matrix, *one.spoiled.T)))
+    return tree.query(np.column_stack([x, y]))[0] > WINGS * one.fwhm
+
+
 def _off_centre(centres, matrix, x, y):
     """How far the place of x, y in a frame is from the centre of a cell, on the grid (2, n)."""
     off = []
@@ -245,14 +260,16 @@ def _deming(a, b, ratio):
     return (skew + math.sqrt(skew**2 + 4.0 * ratio * ab**2)) / (2.0 * ab)
 
 
-def _agreed(told):
-    """Weighted mean of what several ways tell: scale, error and the names of these ways."""
-    told = [item for item in told if np.isfinite(item[1])]
-    if not told:
+def _agreed(by_stars, by_nebula):
+    """Weighted mean of what two ways tell: scale, error and the names of these ways."""
+    ways = [way for way in (by_stars, by_nebula) if np.isfinite(way[1])]
+    if not ways:
         return math.nan, math.nan, "not measured"
-    values, errors = np.array([item[:2] for item in told]).T
+    values, errors = np.array([way[:2] for way in ways]).T
+    chi2 = (values[0] - values[-1]) ** 2 / np.sum(errors**2)
+    if chi2 > DISAGREE**2:
+        # Wings of bright stars, or a gradient, look like nebula; nothing looks like stars.
+        return by_stars
     total = np.sum(errors**-2.0)
     mean = np.sum(values / errors**2) / total
-    chi2 = np.sum(((values - mean) / errors) ** 2) / max(len(told) - 1, 1)
-    # Where they do not agree neither error is believed.
-    return float(mean), math.sqrt(max(chi2, 1.0) / total), ", ".join(item[2] for item in told)
+    return float(mean), math.sqrt(max(chi2, 1.0) / total), ", ".join(way[2] for way in ways)

@@ -18,33 +18,20 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.frames import row_bands
 from astro_narrowband._engine.plots import picture_html
-from astro_narrowband._engine.validate import choice, finite, positive
+from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband.darks._draw import draw_dark
 from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import fit_planes
 from astro_narrowband.darks._glow import GlowMap
 from astro_narrowband.darks._masters import fields_of_masters
-from astro_narrowband.darks._planes import FLAGS
-from astro_narrowband.darks._price import DarkPrice, pay, same_exposure, tolerance
-from astro_narrowband.exceptions import CalibrationError, InputError
+from astro_narrowband.darks._planes import FLAGS, decode_flags
+from astro_narrowband.darks._price import DarkPrice, pay, policy_of, same_exposure, tolerance
+from astro_narrowband.exceptions import CalibrationError
 
 __all__ = ["FLAGS", "DarkModel", "DarkPrice", "decode_flags", "same_exposure"]
 
 #: Rows of a plane that are read at a time, and about how many tell what is typical.
 READ, SAMPLED = 32, 16
-
-
-def decode_flags(value):
-    """
-    Return the names of the flags in a value of the flag plane.
-
-    Examples
-    --------
-    >>> from astro_narrowband.darks import decode_flags
-    >>> decode_flags(3)
-    ('NONLINEAR', 'SATURATED')
-    """
-    return tuple(name for name, bit in FLAGS.items() if int(value) & bit)
 
 
 @dataclass(eq=False)
@@ -181,40 +168,11 @@ class DarkModel:
             Beyond ``max_extrapolation`` times the longest dark, where that is given; or
             if the model is one master dark that nothing says the dark current of.
         """
-        exposure = finite(exposure, "exposure")
-        if exposure < 0:
-            raise InputError(f"exposure = {exposure} s is negative")
-        limit = (
-            None if max_extrapolation is None else positive(max_extrapolation, "max_extrapolation")
-        )
-        if self.model == "bias":
-            return "bias"
-        if self._match(exposure) is not None:
-            return "matched"
-        longest = max(self.exposures)
-        if limit is not None and exposure > limit * longest:
-            raise CalibrationError(
-                f"the dark of {exposure:g} s would be extrapolated {exposure / longest:.2g} times "
-                f"beyond the longest dark ({longest:g} s; max_extrapolation = {limit:g}): take "
-                f"darks of {exposure:g} s, or raise max_extrapolation"
-            )
-        if self.model == "matched":
-            if not self._typical("var_rate") > 0:
-                raise CalibrationError(
-                    f"the dark of {exposure:g} s cannot be had from a master dark of {longest:g} s "
-                    "alone: without a bias it cannot be scaled: give a bias, or a dark of this "
-                    "exposure"
-                )
-            return "offset"
-        if exposure > longest or (self.model == "linear" and exposure < min(self.exposures)):
-            return "extrapolated"
-        return "scaled"
+        return policy_of(self, exposure, max_extrapolation)
 
     def _match(self, exposure):
-        for k, t in enumerate(self.exposures):
-            if same_exposure(exposure, t):
-                return k
-        return None
+        times = enumerate(self.exposures)
+        return next((k for k, t in times if same_exposure(exposure, t)), None)
 
     def _sample(self, read):
         """Median of what ``read`` gives for rows all over the frame."""
@@ -222,7 +180,8 @@ class DarkModel:
         step = max(1, ny // SAMPLED)
         return float(np.median([read(slice(y, y + 1)) for y in range(step // 2, ny, step)]))
 
-    def _typical(self, name):
+    def typical(self, name):
+        """Return the median of a plane, from rows all over the frame."""
         return self._sample(lambda rows: self.planes[name][rows])
 
     def variance_factor(self, exposure):
@@ -266,10 +225,10 @@ class DarkModel:
         noise = positive(noise, "noise")
         policy = self.policy(exposure)
         measured = [*self.exposures, *([0.0] if self.model in ("rate", "bias") else [])]
-        apart = 0.0
+        unstated = 0.0
         if policy not in ("matched", "bias"):
             apart = min(abs(exposure - t) for t in measured)
-        unstated = tolerance() * max(self._typical("rate"), 0.0) * apart
+            unstated = tolerance() * max(self.typical("rate"), 0.0) * apart
         stated = self._sample(partial(self.variance, exposure)) ** 0.5
         return DarkPrice(policy, stated, unstated, noise)
 

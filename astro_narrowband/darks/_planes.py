@@ -2,7 +2,7 @@
 
 import numpy as np
 
-__all__ = ["FAR", "FLAGS", "NOISY", "PLANES", "empty_planes"]
+__all__ = ["FAR", "FLAGS", "NOISY", "PLANES", "decode_flags", "empty_planes"]
 
 #: Bits of the flag plane.
 FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
@@ -20,3 +20,16 @@ def empty_planes(shape):
     """Return planes of zeros."""
     planes = {name: np.zeros(shape, np.float32) for name in PLANES[:-1]}
     return planes | {PLANES[-1]: np.zeros(shape, np.uint8)}
+
+
+def decode_flags(value):
+    """
+    Return the names of the flags in a value of the flag plane.
+
+    Examples
+    --------
+    >>> from astro_narrowband.darks import decode_flags
+    >>> decode_flags(3)
+    ('NONLINEAR', 'SATURATED')
+    """
+    return tuple(name for name, bit in FLAGS.items() if int(value) & bit)

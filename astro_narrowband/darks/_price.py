@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from astro_narrowband.exceptions import CalibrationError, warn
+from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband.exceptions import CalibrationError, InputError, warn
 
-__all__ = ["PER_KELVIN", "DarkPrice", "pay", "same_exposure", "tolerance"]
+__all__ = ["PER_KELVIN", "DarkPrice", "pay", "policy_of", "same_exposure", "tolerance"]
 
 #: Exposures that differ by less than this fraction, or by less than this time [s], are the same.
 MATCH, MATCH_SECONDS = 0.005, 0.05
@@ -72,6 +73,37 @@ class DarkPrice(NamedTuple):
     def too_high(self):
         """Whether the frame should not be reduced with this dark."""
         return self.stated > MAX_STATED * self.noise or self.unstated > MAX_UNSTATED * self.noise
+
+
+def policy_of(model, exposure, max_extrapolation):
+    """Return how the dark of an exposure is had, see `~astro_narrowband.darks.DarkModel.policy`."""
+    exposure = finite(exposure, "exposure")
+    if exposure < 0:
+        raise InputError(f"exposure = {exposure} s is negative")
+    if max_extrapolation is not None:
+        max_extrapolation = positive(max_extrapolation, "max_extrapolation")
+    if model.model == "bias":
+        return "bias"
+    if any(same_exposure(exposure, t) for t in model.exposures):
+        return "matched"
+    longest = max(model.exposures)
+    if max_extrapolation is not None and exposure > max_extrapolation * longest:
+        raise CalibrationError(
+            f"the dark of {exposure:g} s would be extrapolated {exposure / longest:.2g} times "
+            f"beyond the longest dark ({longest:g} s; max_extrapolation = {max_extrapolation:g}): "
+            f"take darks of {exposure:g} s, or raise max_extrapolation"
+        )
+    if model.model == "matched":
+        if not model.typical("var_rate") > 0:
+            raise CalibrationError(
+                f"the dark of {exposure:g} s cannot be had from a master dark of {longest:g} s "
+                "alone: without a bias it cannot be scaled: give a bias, or a dark of this "
+                "exposure"
+            )
+        return "offset"
+    if exposure > longest or (model.model == "linear" and exposure < min(model.exposures)):
+        return "extrapolated"
+    return "scaled"
 
 
 def pay(model, exposure, policy, *, noise, name, what, limited):

@@ -18,6 +18,7 @@ that a pixel in doubt has an error that says so.
 from contextlib import contextmanager
 
 import numpy as np
+from scipy.special import ndtr
 
 from astro_narrowband._engine.frames import map_bands, row_bands
 from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
@@ -39,7 +40,7 @@ CERTAIN = 2.5
 SEEN = 2.0
 #: From and to where [sigma] a tail of warm pixels is looked for, and from when [its errors]
 #: it is believed.
-TAIL_FROM, TAIL, TAIL_SIGMA = (SEEN, 2.5, 3.0), 4.0, 4.0
+TAIL_FROM, TAIL, TAIL_SIGMA = (SEEN, 2.5, 3.0, 3.5, 4.0), 5.0, 4.0
 
 
 def shrink_fit(fit, judged, *, workers=None):
@@ -80,19 +81,19 @@ def shrink_fit(fit, judged, *, workers=None):
             cov += both
 
         skew = _skew(fit) if name == "rate" else None
-        told = shrink_plane(
+        result = shrink_plane(
             planes[name], planes[f"var_{name}"], lost, apply, skew=skew, workers=workers
         )
-        if "tail" in told:
+        if "tail" in result:
             notes.append(
-                f"rate: {100 * told['tail']:.2g} % of the pixels are warmer than their neighbours "
-                "by 2 to 4 sigma and cannot be told from chance one by one: rates are not shrunk"
+                f"rate: {100 * result['tail']:.2g} % of the pixels are 2 to 5 sigma warmer than "
+                "others around and cannot be told from chance one by one: rates are not shrunk"
             )
             continue
         notes.append(
-            f"{name}: {100 * told['ordinary']:.1f} % of the pixels follow their neighbourhood "
-            f"(true values spread by {told['spread']:.3g}); their variance is "
-            f"{told['gain']:.3g} times that of the fit"
+            f"{name}: {100 * result['ordinary']:.1f} % of the pixels follow their neighbourhood "
+            f"(true values spread by {result['spread']:.3g}); their variance is "
+            f"{result['gain']:.3g} times that of the fit"
         )
     return notes
 
@@ -108,8 +109,8 @@ def _tail(counts, n_pixels, skew):
     """
     Return the fraction of pixels in a one-sided tail of deviations, 0 if there is none for sure.
 
-    What is above is held against what is below; electrons are a little skew themselves
-    (the first term of Edgeworth's series).
+    What is above is held against what is below, and against what chance makes; electrons are
+    a little skew themselves (the first term of Edgeworth's series).
     """
     half, last = N_BINS // 2, round(TAIL / BIN)
     for z in TAIL_FROM:
@@ -117,9 +118,12 @@ def _tail(counts, n_pixels, skew):
         above = counts[half + first : half + last].sum()
         below = counts[half - last : half - first].sum()
         normal = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-        expected = skew / 3 * (z**2 - 1) * normal * n_pixels
-        if above - below > 2 * expected + TAIL_SIGMA * (above + below) ** 0.5:
-            return float(above - below - expected) / n_pixels
+        skewed = skew / 3 * (z**2 - 1) * normal * n_pixels
+        chance = (ndtr(-z) - ndtr(-TAIL)) * n_pixels
+        # The excess over what is below has the noise of both.
+        noise = TAIL_SIGMA * max(below + chance, 1.0) ** 0.5 + TAIL_SIGMA**2 / 2
+        if above - max(below, chance) > 2 * skewed + noise:
+            return float(above - below - skewed) / n_pixels
     return 0.0
 
 
@@ -150,146 +154,177 @@ def shrink_plane(values, variance, lost, apply, *, skew=None, workers=None):
         typical variance after over before. Or ``tail``: fraction of warm pixels, where
         nothing was done.
     """
-    ny, nx = values.shape
-    size = min(BLOCK, max(SMALLEST, min(ny, nx) // 6), ny, nx)
-    grid_shape = ny // size, nx // size
-    # The last band may be one of rows that are left over, and belong to no block.
-    bands = row_bands(ny, size)
-    blocks = bands[: grid_shape[0]]
-    level = np.zeros(grid_shape, np.float32)
-    noise = np.zeros(grid_shape, np.float32)
-    count = np.ones(grid_shape, np.float32)
-
-    def levels(rows):
-        centre, _, n, mean = _robust(values[rows], variance[rows], lost(rows), size)
-        return centre, mean, n
-
-    for i, (_, result) in enumerate(map_bands(levels, blocks, workers=workers)):
-        level[i], noise[i], count[i] = result
-    along_rows, along_columns = (
-        Parabolas(ny, grid_shape[0], size),
-        Parabolas(nx, grid_shape[1], size),
-    )
-    wide = along_columns.spread(level)
-
-    # Columns and rows of the read-out stand out from any smooth map.
-    typical = np.float32(np.median(noise))
-    column_sum, column_count = np.zeros(nx), np.zeros(nx)
-    row_sum, row_count = np.zeros(ny, np.float32), np.ones(ny, np.float32)
-    rest = np.empty_like(values)
-
-    def profiles(rows):
-        part = along_rows.rows_of(wide, rows, out=rest[rows])
-        np.subtract(values[rows], part, out=part)
-        far = _far(part, 4 * _mad(part), lost(rows))
-        row, column = np.divmod(far, nx)
-        n_rows = len(part)
-        with _without(part, far):
-            sums = part.sum(axis=0), part.sum(axis=1)
-        return (
-            *sums,
-            n_rows - np.bincount(column, minlength=nx),
-            nx - np.bincount(row, minlength=n_rows),
-        )
-
-    for rows, result in map_bands(profiles, bands, workers=workers):
-        column_sum += result[0]
-        row_sum[rows] = result[1]
-        column_count += result[2]
-        row_count[rows] = result[3]
-    columns, kept_columns = _significant(column_sum / np.maximum(column_count, 1), typical / ny)
-    # What the columns put into the mean of a row is the same in all.
-    own = (columns * column_count).sum() / max(column_count.sum(), 1)
-    row_mean = row_sum / np.maximum(row_count, 1) - own
-    row_mean, kept_rows = _significant(row_mean, typical / nx)
-    # Degrees of freedom that profiles and means take from the scatter they are taken off.
-    freedom = np.float32(kept_columns / ny + kept_rows / nx + 1 / (size * size))
-    lines = typical * (kept_columns / ny + kept_rows / nx)
-
-    def excess(rows):
-        part = rest[rows]
-        if kept_columns:
-            part -= columns
-        if kept_rows:
-            part -= row_mean[rows, None]
-        if len(part) < size:
-            return None
-        _, square, n, mean = _robust(part, variance[rows], lost(rows), size, about=0)
-        return square / (1 - freedom) - mean, n
-
-    spread = np.zeros(grid_shape, np.float32)
-    number = np.ones(grid_shape, np.float32)
-    for i, (_, result) in enumerate(map_bands(excess, bands, workers=workers)):
-        if result is not None:
-            spread[i], number[i] = result
-    # What the frame as a whole says is known best, but where a neighbourhood, or the
-    # nine around it, say more. Cut at zero the estimate is too large on average,
-    # never too small.
-    expected = _spread_of_frame(spread, level, number / np.maximum(noise, 1e-30) ** 2)
-    total = np.maximum(_box(number), 1)
-    found = expected
-    for estimate, n in ((_box(spread * number) / total, total), (spread, np.maximum(number, 1))):
-        certain = estimate - expected > 3 * (noise + expected) * np.sqrt(2 / n)
-        found = np.where(certain, np.maximum(estimate, found), found)
-    spread = found
-    # The neighbourhood's own mean has an error as well.
-    prior = spread + 1.5 * (noise + spread) / np.maximum(count, 1) + lines
-    prior = prior.astype(np.float32)
-
-    def variance_with_prior(rows):
-        own = to_pixels(prior[min(rows.start // size, grid_shape[0] - 1)], size, nx)
-        return variance[rows] + own
-
-    def deviations(rows):
-        """Pixels within one sigma, a histogram of those beyond two, and those that are judged."""
-        part, total = rest[rows], variance_with_prior(rows)
-        square = part * part
-        near = square < total
-        near.ravel()[lost(rows)] = False
-        total *= np.float32(SEEN**2)
-        beyond = square >= total
-        beyond.ravel()[lost(rows)] = False
-        index = np.flatnonzero(beyond)
-        bins = _bins(part.ravel()[index], total.ravel()[index] / np.float32(SEEN**2))
-        counts = np.bincount(bins, minlength=N_BINS + 2)[1:-1]
-        return np.count_nonzero(near), counts, part.size - len(lost(rows))
-
-    near, counts, n_pixels = 0, np.zeros(N_BINS), 0
-    for _, result in map_bands(deviations, bands, workers=workers):
-        near += result[0]
-        counts += result[1]
-        n_pixels += result[2]
+    plane = _Plane(values, variance, lost, workers)
+    plane.find_levels()
+    plane.find_profiles()
+    plane.find_spread()
+    near, counts, n_pixels = plane.deviations()
     tail = 0.0 if skew is None else _tail(counts, n_pixels, skew)
     if tail:
         return {"tail": tail}
     ordinary = np.pad(_ordinary(near, counts, n_pixels), 1, "edge").astype(np.float32)
-
-    def work(rows):
-        part, weight = rest[rows], variance_with_prior(rows)
-        with np.errstate(divide="ignore"):
-            np.divide(-1, weight, out=weight)
-        first = part * weight
-        # Pixels that are near enough are ordinary for certain, and all others few.
-        beyond = part * first <= np.float32(-((CERTAIN - BIN) ** 2))
-        beyond.ravel()[lost(rows)] = True
-        index = np.flatnonzero(beyond)
-        slope = weight.ravel()[index]
-        p = ordinary.take(_bins(part.ravel()[index], -1 / slope))
-        p[np.searchsorted(index, lost(rows))] = 0
-        delta = first.ravel()[index]
-        first.ravel()[index] = np.where(p > 0, p * delta, 0)
-        second = ((1 - p) * delta * delta + slope) * p
-        weight.ravel()[index] = np.where(p > 0, second, 0)
-        apply(rows, first, weight)
-        return part.size - len(p) + float(p.sum())
-
-    belong = sum(result for _, result in map_bands(work, bands, workers=workers))
-    middle = float(np.median(prior))
+    belong = plane.correct(ordinary, apply)
+    middle, typical = float(np.median(plane.prior)), float(plane.typical)
     return {
-        "ordinary": belong / (ny * nx),
-        "spread": float(np.median(spread)) ** 0.5,
-        "gain": middle / (middle + float(typical)) if typical > 0 else 1.0,
+        "ordinary": belong / values.size,
+        "spread": float(np.median(plane.spread)) ** 0.5,
+        "gain": middle / (middle + typical) if typical > 0 else 1.0,
     }
+
+
+class _Plane:
+    """A plane of values about what their neighbourhood says, one stage after the other."""
+
+    def __init__(self, values, variance, lost, workers):
+        self.values, self.variance, self.lost, self.workers = values, variance, lost, workers
+        ny, nx = values.shape
+        self.size = min(BLOCK, max(SMALLEST, min(ny, nx) // 6), ny, nx)
+        self.grid = ny // self.size, nx // self.size
+        # The last band may be one of rows that are left over, and belong to no block.
+        self.bands = row_bands(ny, self.size)
+        self.rest = np.empty_like(values)
+
+    def _over(self, function, bands):
+        return map_bands(function, bands, workers=self.workers)
+
+    def find_levels(self):
+        """Find clipped means of blocks, the variance of a pixel there, and how many there are."""
+
+        def levels(rows):
+            centre, _, n, mean = _robust(
+                self.values[rows], self.variance[rows], self.lost(rows), self.size
+            )
+            return centre, mean, n
+
+        blocks = self.bands[: self.grid[0]]
+        results = [result for _, result in self._over(levels, blocks)]
+        self.level, self.noise, self.count = np.array(results, np.float32).swapaxes(0, 1)
+        self.typical = np.float32(np.median(self.noise))
+
+    def find_profiles(self):
+        """Take a smooth map off, and find columns and rows of the read-out, which stand out."""
+        ny, nx = self.values.shape
+        along_rows, along_columns = (
+            Parabolas(n, n_blocks, self.size)
+            for n, n_blocks in zip((ny, nx), self.grid, strict=True)
+        )
+        wide = along_columns.spread(self.level)
+
+        def profiles(rows):
+            rest = along_rows.rows_of(wide, rows, out=self.rest[rows])
+            np.subtract(self.values[rows], rest, out=rest)
+            far = _far(rest, 4 * _mad(rest), self.lost(rows))
+            row, column = np.divmod(far, nx)
+            n_rows = len(rest)
+            with _without(rest, far):
+                sums = rest.sum(axis=0), rest.sum(axis=1)
+            lost = np.bincount(column, minlength=nx), np.bincount(row, minlength=n_rows)
+            return (*sums, n_rows - lost[0], nx - lost[1])
+
+        column_sum, column_count = np.zeros((2, nx))
+        row_sum, row_count = np.zeros(ny, np.float32), np.ones(ny, np.float32)
+        for rows, result in self._over(profiles, self.bands):
+            column_sum += result[0]
+            row_sum[rows] = result[1]
+            column_count += result[2]
+            row_count[rows] = result[3]
+        mean = column_sum / np.maximum(column_count, 1)
+        self.columns, self.kept_columns = _significant(mean, self.typical / ny)
+        # What the columns put into the mean of a row is the same in all.
+        common = (self.columns * column_count).sum() / max(column_count.sum(), 1)
+        mean = row_sum / np.maximum(row_count, 1) - common
+        self.lines, self.kept_lines = _significant(mean, self.typical / nx)
+
+    def find_spread(self):
+        """Take columns and rows off; find the variance of true values about all that is left."""
+        ny, nx = self.values.shape
+        # Degrees of freedom that profiles and means take from the scatter they are taken off.
+        profiles = self.kept_columns / ny + self.kept_lines / nx
+        freedom = np.float32(profiles + 1 / self.size**2)
+
+        def excess(rows):
+            rest = self.rest[rows]
+            if self.kept_columns:
+                rest -= self.columns
+            if self.kept_lines:
+                rest -= self.lines[rows, None]
+            if len(rest) < self.size:
+                return None
+            variance, lost = self.variance[rows], self.lost(rows)
+            _, square, n, mean = _robust(rest, variance, lost, self.size, about=0)
+            return square / (1 - freedom) - mean, n
+
+        spread = np.zeros(self.grid, np.float32)
+        number = np.ones(self.grid, np.float32)
+        for i, (_, result) in enumerate(self._over(excess, self.bands)):
+            if result is not None:
+                spread[i], number[i] = result
+        # What the frame as a whole says is known best, but where a neighbourhood, or the
+        # nine around it, say more. Cut at zero the estimate is too large on average,
+        # never too small.
+        weight = number / np.maximum(self.noise, 1e-30) ** 2
+        expected = _spread_of_frame(spread, self.level, weight)
+        total = np.maximum(_box(number), 1)
+        self.spread = expected
+        nine = _box(spread * number) / total, total
+        for estimate, n in (nine, (spread, np.maximum(number, 1))):
+            certain = estimate - expected > 3 * (self.noise + expected) * np.sqrt(2 / n)
+            self.spread = np.where(certain, np.maximum(estimate, self.spread), self.spread)
+        # The neighbourhood's own mean has an error as well.
+        level = 1.5 * (self.noise + self.spread) / np.maximum(self.count, 1)
+        self.prior = (self.spread + level + self.typical * profiles).astype(np.float32)
+
+    def _total(self, rows):
+        """Variance of the deviations in some rows."""
+        block = min(rows.start // self.size, self.grid[0] - 1)
+        return self.variance[rows] + to_pixels(self.prior[block], self.size, self.values.shape[1])
+
+    def deviations(self):
+        """Count pixels within one sigma, those beyond two in a histogram, and all judged."""
+
+        def count(rows):
+            rest, total, lost = self.rest[rows], self._total(rows), self.lost(rows)
+            square = rest * rest
+            near = square < total
+            near.ravel()[lost] = False
+            total *= np.float32(SEEN**2)
+            beyond = square >= total
+            beyond.ravel()[lost] = False
+            index = np.flatnonzero(beyond)
+            bins = _bins(rest.ravel()[index], total.ravel()[index] / np.float32(SEEN**2))
+            counts = np.bincount(bins, minlength=N_BINS + 2)[1:-1]
+            return np.count_nonzero(near), counts, rest.size - len(lost)
+
+        near, counts, n_pixels = 0, np.zeros(N_BINS), 0
+        for _, result in self._over(count, self.bands):
+            near += result[0]
+            counts += result[1]
+            n_pixels += result[2]
+        return near, counts, n_pixels
+
+    def correct(self, ordinary, apply):
+        """Hand the correction of every pixel to ``apply``; return how many are ordinary."""
+
+        def work(rows):
+            rest, weight, lost = self.rest[rows], self._total(rows), self.lost(rows)
+            with np.errstate(divide="ignore"):
+                np.divide(-1, weight, out=weight)
+            first = rest * weight
+            # Pixels that are near enough are ordinary for certain, and all others few.
+            beyond = rest * first <= np.float32(-((CERTAIN - BIN) ** 2))
+            beyond.ravel()[lost] = True
+            index = np.flatnonzero(beyond)
+            slope = weight.ravel()[index]
+            p = ordinary.take(_bins(rest.ravel()[index], -1 / slope))
+            p[np.searchsorted(index, lost)] = 0
+            delta = first.ravel()[index]
+            first.ravel()[index] = np.where(p > 0, p * delta, 0)
+            second = ((1 - p) * delta * delta + slope) * p
+            weight.ravel()[index] = np.where(p > 0, second, 0)
+            apply(rows, first, weight)
+            return rest.size - len(p) + float(p.sum())
+
+        return sum(result for _, result in self._over(work, self.bands))
 
 
 def _bins(rest, variance):
@@ -350,9 +385,9 @@ def _ordinary(near, counts, n):
 
 
 def _mad(x):
-    """Robust standard deviation of a band about zero, from a part of it."""
-    part = x.ravel()[:: max(1, x.size // 4096)]
-    return np.float32(mad_std(part, 0.0)) if part.size else np.float32(0)
+    """Robust standard deviation of a band about zero, from a sample of it."""
+    sample = x.ravel()[:: max(1, x.size // 4096)]
+    return np.float32(mad_std(sample, 0.0)) if sample.size else np.float32(0)
 
 
 def _far(x, width, lost):
@@ -384,31 +419,31 @@ def _robust(x, variance, lost, size, about=None):
     def sums(plane):
         return plane.sum(axis=0)[:edge].reshape(n_blocks, size).sum(axis=1)
 
-    # A part of the pixels says about where to clip.
-    part = x.copy() if len(lost) else x
-    part.ravel()[lost] = np.inf
+    # A sample of the pixels says about where to clip.
+    sample = x.copy() if len(lost) else x
+    sample.ravel()[lost] = np.inf
     step = max(1, size * size // 256)
-    part = part[:, :edge].reshape(size, n_blocks, size)[:, :, ::step]
-    part = part.swapaxes(0, 1).reshape(n_blocks, -1)
-    seen = np.count_nonzero(part < np.inf, axis=1)
-    centre = np.zeros(n_blocks, np.float32) if about is not None else _medians(part, seen)
-    width = np.float32(MAD_TO_STD) * _medians(np.abs(part - centre[:, None]), seen)
+    sample = sample[:, :edge].reshape(size, n_blocks, size)[:, :, ::step]
+    sample = sample.swapaxes(0, 1).reshape(n_blocks, -1)
+    seen = np.count_nonzero(sample < np.inf, axis=1)
+    centre = np.zeros(n_blocks, np.float32) if about is not None else _medians(sample, seen)
+    width = np.float32(MAD_TO_STD) * _medians(np.abs(sample - centre[:, None]), seen)
     rest = x
     for _ in range(2):
         if about is None:
             rest = x - to_pixels(centre, size, nx)
         far = _far(rest, to_pixels(np.float32(CLIP) * width, size, nx), lost)
         n = size * size - np.bincount(far % nx // size, minlength=n_blocks)[:n_blocks]
-        some = np.maximum(n, 1).astype(np.float32)
+        kept = np.maximum(n, 1).astype(np.float32)
         with _without(rest, far):
             square = np.einsum("ij,ij->j", rest, rest)[:edge].reshape(n_blocks, size).sum(axis=1)
-            square /= some * np.float32(CUT)
+            square /= kept * np.float32(CUT)
             if about is None:
-                centre += sums(rest) / some
+                centre += sums(rest) / kept
         width = np.sqrt(square)
     rest = variance.copy()
     rest.ravel()[far] = 0
-    return centre, square, n, sums(rest) / some
+    return centre, square, n, sums(rest) / kept
 
 
 def _medians(x, count):

@@ -138,6 +138,7 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     Returns
     -------
     CatalogueMatch
+        The WCS, and the stars that it rests on.
 
     Raises
     ------

@@ -234,6 +234,7 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
     Returns
     -------
     FluxScale
+        With its random error and its floor.
 
     Raises
     ------
@@ -318,6 +319,7 @@ def calibrate_flux(line_map, scale):
     line_map : LineMap
         In electron/s.
     scale : FluxScale
+        Of `flux_scale`.
 
     Returns
     -------

@@ -85,6 +85,7 @@ def line_ratio(a, b, *, min_snr=3.0):
     Returns
     -------
     RatioMap
+        Ratios, intervals and limits, on the grid of ``a``.
 
     Raises
     ------

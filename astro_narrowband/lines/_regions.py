@@ -64,6 +64,7 @@ def region_fluxes(line_map, regions, *, sky=None):
     Parameters
     ----------
     line_map : LineMap or `~astropy.nddata.CCDData`
+        With an uncertainty.
     regions : sequence of `regions.Region`
         Circles, ellipses, polygons ..., in pixels, or on the sky where the map has a WCS.
     sky : sequence of `regions.Region`, optional

@@ -449,7 +449,7 @@ def _facts(each, name):
         "flux": total, "flux_err": total * error, "shares": shares,
         "sentence": f"The {name} flux above the median of the map, in its {int(bright.sum())} "
         f"pixels at 5 standard deviations, is {total:.3g} {line_map.unit.to_string()}, known to "
-        f"{error:.1%}; what limits it is the {limit} ({shares[limit]:.1%}).",
+        f"{100 * error:.2g} %; what limits it is the {limit} ({100 * shares[limit]:.2g} %).",
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Products
-from astro_narrowband.night.run import NOTHING, PARTIAL, Night, decide_for
+from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for
 from astro_narrowband.night.screen import screen_plan
 from astro_narrowband.night.table import FrameTable, Problem, printable
 
@@ -151,7 +151,9 @@ def inspection(table, *, settings=None):
     for group in plan.groups:
         if not (group.failed or group.alone):
             try:
-                decide_for(group, settings)
+                detector = decide_for(group, settings)
+                limit = settings.max_extrapolation
+                group.costs = dark_costs(group, detector, max_extrapolation=limit)
             except NarrowbandError as error:
                 group.fail(str(error))
                 plan.problems.append(Problem("error", group.label, f"not reduced: {error}"))
@@ -172,6 +174,7 @@ def reduce_night(nights, output, *, settings=None, progress=None):
     output : path-like
         Folder of the products.
     settings : Settings, optional
+        Default is that of the command line without options.
     progress : callable, optional
         ``progress(iterable, total=, description=)`` returns the iterable, and may
         show how far it is.

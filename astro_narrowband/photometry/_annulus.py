@@ -15,22 +15,22 @@ from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 
 from astro_narrowband._engine import apertures
+from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import stamps
-from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.validate import clip_limit
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
 from astro_narrowband.photometry._measure import (
-    check_annulus,
     close_pairs,
     correlation_factor,
     measurable,
     measure_sky,
     number_in,
     read_image,
-    read_positions,
     split_variance,
     warn_of_errors,
 )
+from astro_narrowband.photometry._positions import read_apertures
 from astro_narrowband.photometry._structure import structure_variance
 
 __all__ = [
@@ -130,7 +130,7 @@ def annulus_photometry(
     image,
     positions,
     *,
-    r,
+    r=None,
     r_in=None,
     r_out=None,
     sky="clipped_mean",
@@ -152,19 +152,22 @@ def annulus_photometry(
     image : `~astropy.nddata.CCDData`, `~astro_narrowband.Coadd`, array, Frame or path-like
         (ny, nx), in any unit. Its uncertainty (standard deviation, variance or
         inverse variance) is that of single pixels, all noise included.
-    positions : array_like (n, 2), `~astropy.coordinates.SkyCoord` or table
-        x, y [pix], the centre of the first pixel being 0, 0.
-    r : float
+    positions : array_like (n, 2), `~astropy.coordinates.SkyCoord`, table or aperture
+        x, y [pix], the centre of the first pixel being 0, 0. A table (of photutils, of sep) or
+        a structured array has columns ``x_center``, ``xcentroid``, ``x`` or the like, or ``ra``
+        and ``dec``. A `~photutils.aperture.CircularAperture`, a
+        `~photutils.aperture.CircularAnnulus` or a list of both brings its radii along.
+    r : float or `~astropy.units.Quantity`
         Radius of the aperture [pix].
-    r_in, r_out : float
+    r_in, r_out : float or `~astropy.units.Quantity`
         Radii of the annulus [pix]: pixels whose centres have r_in <= d < r_out.
     sky : {"clipped_mean", "median", "mean", "mode"} or number, optional
         How the level of the annulus is estimated, or the level itself
         (``sky=0`` subtracts nothing). The mode is 2.5 median - 1.5 mean; its
         variance is 4.5 times that of the mean.
-    clip : float, optional
+    clip : float or `~astropy.stats.SigmaClip`, optional
         Pixels of the annulus that are so many standard deviations away from the
-        median are left out, iterated; not for ``"mean"``.
+        median are left out, until none is; not for ``"mean"``.
     recentre : bool, optional
         Measure at windowed centroids, not where the positions are.
     budget : bool, optional
@@ -258,21 +261,18 @@ def annulus_photometry(
     >>> decode_flags(table["flags"])
     [[], ['EDGE', 'SKY_EDGE']]
     """
-    r, r_in, r_out = check_annulus(r, r_in, r_out)
-    if clip is not None:
-        clip = positive(clip, "clip")
+    clip = clip_limit(clip)
     image = read_image(
         image, effective_gain=effective_gain, mask=mask, common=common, saturation=saturation,
         noise_correlation=noise_correlation,
     )  # fmt: skip
+    x, y, r, r_in, r_out = read_apertures(positions, image.wcs, r=r, r_in=r_in, r_out=r_out)
     warn_of_errors(image)
-    x, y = read_positions(positions, image.wcs)
     flags = np.zeros(len(x), np.int32)
     if recentre:
         x, y, failed = _recentred(image, x, y, r)
         flags[failed] |= Flag.CENTROID_FAILED
     known, reached = measurable(image, x, y, r if r_out is None else r_out)
-    flags[~known] |= Flag.CENTROID_FAILED
     x_in, y_in = x[reached], y[reached]
     sums = apertures.circle_sums(image.pixels, x_in, y_in, [r])
     annulus = {"r_in": r_in, "r_out": r_out, "sky": sky, "clip": clip}
@@ -280,10 +280,6 @@ def annulus_photometry(
     if isinstance(sky, str):
         structure = structure_variance(image, x_in, y_in, level, radii=[r], **annulus)[:, 0]
         level = level._replace(err=np.sqrt(level.err**2 + structure))
-    flags[reached] |= _flags(sums, level, measured=isinstance(sky, str))
-    flags[~reached] |= Flag.NO_DATA
-    flags[known & ~reached] |= Flag.EDGE
-    flags |= flag_where({Flag.NEIGHBOUR: close_pairs(x, y, 2 * r)})
     columns, terms = _columns(image, sums, level, r, read_noise)
     table = _new_table(image, x, y)
     for name, (values, unit) in columns.items():
@@ -292,26 +288,38 @@ def annulus_photometry(
         full = np.full(len(x), 0 if name in ("n_sky", "area") else np.nan, values.dtype)
         full[reached] = values
         table[name] = full if unit is None else full * unit
+    flags[reached] |= _flags(sums, level, measured=isinstance(sky, str))
     with np.errstate(invalid="ignore"):
-        flags[_bare(table["flux"]) < 0] |= Flag.NEGATIVE
-    table["flags"] = flags
-    if budget:
-        table.meta["terms"] = terms
-    table.meta.update(
-        r=r, r_in=r_in, r_out=r_out, sky=sky if isinstance(sky, str) else str(sky),
-        errors=image.errors, noise_correlation=image.correlation,
-    )  # fmt: skip
-    if image.common_err:
-        table.meta["flux_err_common"] = image.common_err
-    if image.has_variance and np.isfinite(level.std).any():
-        # 1 where the uncertainty says what the sky really scatters.
-        table.meta["noise_ratio"] = float(
-            np.nanmedian(level.std / np.sqrt(level.pixel * image.correlation))
+        table["flags"] = flags | flag_where(
+            {
+                Flag.CENTROID_FAILED: ~known,
+                Flag.NO_DATA: ~reached,
+                Flag.EDGE: known & ~reached,
+                Flag.NEIGHBOUR: close_pairs(x, y, 2 * r),
+                Flag.NEGATIVE: _bare(table["flux"]) < 0,
+            }
         )
+    table.meta = _meta(image, level, terms if budget else None)
+    table.meta |= {"r": r, "r_in": r_in, "r_out": r_out, "sky": str(sky)}
     return table
 
 
-def plot_aperture(image, position, *, r, r_in=None, r_out=None, ax=None):
+def _meta(image, level, terms):
+    """What the errors of a table stand on."""
+    meta = {"errors": image.errors, "noise_correlation": image.correlation}
+    if terms:
+        meta["terms"] = terms
+    if image.common_err:
+        meta["flux_err_common"] = image.common_err
+    if image.has_variance and np.isfinite(level.std).any():
+        # 1 where the uncertainty says what the sky really scatters.
+        meta["noise_ratio"] = float(
+            np.nanmedian(level.std / np.sqrt(level.pixel * image.correlation))
+        )
+    return meta
+
+
+def plot_aperture(image, position, *, r=None, r_in=None, r_out=None, ax=None):
     """
     Draw the image around a position, with the aperture and the annulus over it.
 
@@ -326,9 +334,10 @@ def plot_aperture(image, position, *, r, r_in=None, r_out=None, ax=None):
     -------
     `~matplotlib.axes.Axes`
     """
-    r, r_in, r_out = check_annulus(r, r_in, r_out, allow_overlap=True)
     image = read_image(image)
-    x, y = read_positions(position, image.wcs)
+    x, y, r, r_in, r_out = read_apertures(
+        position, image.wcs, r=r, r_in=r_in, r_out=r_out, allow_overlap=True
+    )
     if len(x) != 1 or not measurable(image, x, y, r)[1].all():
         raise InputError(f"plot_aperture draws one position in the image; {position!r} is not one")
     return draw_aperture(ax, image.pixels.data, x[0], y[0], r, r_in, r_out)
@@ -346,7 +355,7 @@ def _recentred(image, x, y, r):
     offset = np.arange(-half, half + 1)
     oy, ox = np.meshgrid(offset, offset, indexing="ij")
     data, _, good, _, _ = image.pixels.around(iy, ix, oy, ox)
-    level = apertures.sky_levels(image.pixels, ix, iy, r, 1.5 * r + 1).median
+    level = sky_levels(image.pixels, ix, iy, r, 1.5 * r + 1).median
     data -= np.nan_to_num(level)[:, None, None]
     weight = None if good is None else good.astype(np.float32)
     if good is not None:

@@ -15,7 +15,7 @@ from astropy import units as u
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
-from astro_narrowband._engine.apertures import sky_levels
+from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
@@ -131,6 +131,7 @@ def make_catalog(
     Returns
     -------
     `Catalog`
+        A table of each filter, one of all, and growth curves.
 
     Raises
     ------

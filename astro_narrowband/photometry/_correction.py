@@ -135,6 +135,7 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
         Which stars. Default is those without a flag within the larger radius, and
         brighter than ``min_snr`` times their noise within ``r_from``.
     min_snr : float, optional
+        Signal over noise within ``r_from`` of stars that are used by default.
     clip : float, optional
         Stars further than this many times their error, scatter included, from the
         median are left out.

@@ -26,6 +26,7 @@ def optimal_radius(curves, *, profile=None):
     Parameters
     ----------
     curves : `~astro_narrowband.photometry.GrowthCurves`
+        With errors.
     profile : `~astro_narrowband.photometry.GrowthCurves`, optional
         With one star, at the same radii: the shape of all stars, from
         ``curves.stacked()``. The flux of each star is fitted to it, so that the

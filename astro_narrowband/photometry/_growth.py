@@ -15,22 +15,21 @@ from astropy import units as u
 from astropy.table import QTable
 
 from astro_narrowband._engine.plots import picture_html
-from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband._engine.validate import clip_limit, finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
 from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
 from astro_narrowband.photometry._curves import diagnose_background, optimal_radius
 from astro_narrowband.photometry._draw import draw_growth, draw_stack
 from astro_narrowband.photometry._measure import (
-    check_annulus,
     close_pairs,
     measurable,
     measure_sky,
     read_image,
-    read_positions,
     split_variance,
     warn_of_errors,
 )
+from astro_narrowband.photometry._positions import read_apertures
 from astro_narrowband.photometry._structure import structure_variance
 
 __all__ = [
@@ -363,14 +362,15 @@ def growth_curves(
     ----------
     image, positions, r_in, r_out, sky, clip, effective_gain, saturation, mask, noise_correlation
         As for `~astro_narrowband.photometry.annulus_photometry`.
-    radii : array_like (m,)
-        Increasing [pix].
+    radii : array_like (m,) or `~astropy.units.Quantity`
+        Increasing [pix]. The radius of a circle among the positions does not count.
     allow_overlap : bool, optional
         Let radii reach beyond ``r_in``: flagged, not refused.
 
     Returns
     -------
     `GrowthCurves`
+        Of all positions, in their order.
 
     Raises
     ------
@@ -395,20 +395,23 @@ def growth_curves(
     >>> print(curves.radius_at(0.5).round(1), curves.fraction_at(2.355).round(1))
     [2.4] [0.5]
     """
+    if isinstance(radii, u.Quantity):
+        radii = radii.to_value(u.pix)
     radii = np.atleast_1d(np.asarray(radii, float))
     if radii.ndim != 1 or not radii.size or not np.all(np.diff(radii) > 0) or not radii[0] > 0:
         raise InputError("radii must be greater than zero, and increase")
     if not np.isfinite(radii[-1]):
         raise InputError("radii must be finite")
-    _, r_in, r_out = check_annulus(radii[-1], r_in, r_out, allow_overlap=allow_overlap)
-    if clip is not None:
-        clip = positive(clip, "clip")
+    clip = clip_limit(clip)
     image = read_image(
         image, effective_gain=effective_gain, mask=mask, saturation=saturation,
         noise_correlation=noise_correlation,
     )  # fmt: skip
+    x, y, _, r_in, r_out = read_apertures(
+        positions, image.wcs, r=radii[-1], r_in=r_in, r_out=r_out, grown=True,
+        allow_overlap=allow_overlap,
+    )  # fmt: skip
     warn_of_errors(image)
-    x, y = read_positions(positions, image.wcs)
     _, reached = measurable(image, x, y, max(radii[-1], r_out or 0))
     return _curves(image, x, y, radii, reached, r_in, r_out, sky, clip)
 

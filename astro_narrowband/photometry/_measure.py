@@ -1,8 +1,7 @@
 """
-What photometry and growth curves share: images, positions, skies and variances.
+What photometry and growth curves share: images, skies and variances.
 
-Everything that a user may give becomes an `Image` and two arrays of pixel
-positions here, once.
+Every image that a user may give becomes an `Image` here, once.
 """
 
 import math
@@ -11,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy import units as u
-from astropy.coordinates import SkyCoord
 from astropy.nddata import NDData
-from astropy.table import Table
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
 from astro_narrowband._engine import apertures
+from astro_narrowband._engine.annuli import sky_constants, sky_levels
 from astro_narrowband._engine.frames import as_ccd, as_frame
 from astro_narrowband._engine.headers import exposures_in
 from astro_narrowband._engine.validate import as_mask, choice, finite, positive
@@ -26,13 +24,11 @@ from astro_narrowband.exceptions import InputError, warn
 __all__ = [
     "Image",
     "Sky",
-    "check_annulus",
     "close_pairs",
     "measurable",
     "measure_sky",
     "number_in",
     "read_image",
-    "read_positions",
     "split_variance",
     "warn_of_errors",
 ]
@@ -224,69 +220,6 @@ def _wcs(ccd):
     return wcs if wcs is not None and wcs.has_celestial else None
 
 
-def read_positions(positions, wcs):
-    """
-    Return pixel positions of anything that holds some.
-
-    Parameters
-    ----------
-    positions : array_like (n, 2) or (2,), `~astropy.coordinates.SkyCoord` or table
-        x, y [pix]; a table has ``x_center`` and ``y_center`` (or ``x`` and
-        ``y``, ``xcentroid``, ...), or ``ra`` and ``dec`` (or ``sky_centroid``).
-    wcs : `~astropy.wcs.WCS` or None
-
-    Returns
-    -------
-    x, y : `~numpy.ndarray` of float, (n,)
-        NaN where there is none.
-    """
-    if isinstance(positions, Table):
-        positions = _from_table(positions)
-    if isinstance(positions, SkyCoord):
-        if wcs is None:
-            raise InputError("positions on the sky need a WCS, and the image has none")
-        x, y = wcs.world_to_pixel(positions)
-        return np.atleast_1d(x).astype(float), np.atleast_1d(y).astype(float)
-    if isinstance(positions, u.Quantity):
-        positions = positions.to_value(u.pix)
-    xy = np.asarray([] if positions is None else positions, float)
-    if xy.size == 0:
-        return np.zeros(0), np.zeros(0)
-    if xy.ndim == 1 and xy.size == 2:
-        xy = xy[None]
-    if xy.ndim != 2 or xy.shape[1] != 2:
-        raise InputError(f"positions of shape {xy.shape}: give (x, y) pairs, shape (n, 2)")
-    return xy[:, 0].copy(), xy[:, 1].copy()
-
-
-def _from_table(table):
-    pairs = [("x_center", "y_center"), ("x_centroid", "y_centroid"), ("xcenter", "ycenter"),
-             ("xcentroid", "ycentroid"), ("x", "y")]  # fmt: skip
-    for names in pairs:
-        if set(names) <= set(table.colnames):
-            return np.column_stack([_bare(table[name]) for name in names])
-    for name in ("sky_centroid", "sky_center", "skycoord"):
-        if name in table.colnames:
-            return table[name]
-    if {"ra", "dec"} <= set(table.colnames):
-        return SkyCoord(_degrees(table["ra"]), _degrees(table["dec"]))
-    raise InputError(
-        f"the table of positions has columns {', '.join(table.colnames)}: "
-        "x_center and y_center, or ra and dec, are needed"
-    )
-
-
-def _bare(column):
-    """Numbers of a column, NaN where it is masked."""
-    values = np.ma.asarray(getattr(column, "value", column)).astype(float)
-    mask = getattr(column, "mask", None)
-    return np.ma.filled(np.ma.array(values, mask=np.ma.nomask if mask is None else mask), np.nan)
-
-
-def _degrees(column):
-    return u.Quantity(column, column.unit or u.deg)
-
-
 # --------------------------------------------------------------------------- sky
 
 
@@ -351,8 +284,8 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
         raise InputError("r_in and r_out are needed to measure the sky; sky=0 subtracts none")
     if sky == "mean":
         clip = None
-    levels = apertures.sky_levels(image.pixels, x, y, r_in, r_out, clip=clip)
-    constants = apertures.sky_constants(clip)
+    levels = sky_levels(image.pixels, x, y, r_in, r_out, clip=clip)
+    constants = sky_constants(clip)
     if sky in ("clipped_mean", "mean"):
         level, eta = levels.mean, constants.mean
     elif sky == "median":
@@ -376,24 +309,6 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
         level, err, np.sqrt(scatter), levels.n, levels.n_good, pixel, levels.off_edge, uneven,
         spread, 1 / image.correlation,
     )  # fmt: skip
-
-
-def check_annulus(r, r_in, r_out, *, allow_overlap=False):
-    """Return the radii as floats, or raise `InputError`."""
-    r = positive(r, "r")
-    if r_in is None and r_out is None:
-        return r, None, None
-    if r_in is None or r_out is None:
-        raise InputError("r_in and r_out are given together")
-    r_in, r_out = finite(r_in, "r_in"), positive(r_out, "r_out")
-    if r_in < 0 or r_out <= r_in:
-        raise InputError(f"r_in = {r_in}, r_out = {r_out}: 0 <= r_in < r_out is needed")
-    if r > r_in and not allow_overlap:
-        raise InputError(
-            f"r = {r} reaches into the annulus (r_in = {r_in}): "
-            "the star's light would be taken for sky; give r <= r_in"
-        )
-    return r, r_in, r_out
 
 
 # --------------------------------------------------------------------------- noise

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine import apertures
+from astro_narrowband._engine.annuli import N_SECTORS
 from astro_narrowband.photometry._measure import UNEVEN, measure_sky, split_variance
 
 __all__ = ["structure_variance"]
@@ -100,7 +101,7 @@ def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
 def _sector_noise(level):
     """Variance that noise gives the mean of a sector of each annulus; 0 where unknown."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(level.std**2 * apertures.N_SECTORS / level.n * level.excess)
+        return np.nan_to_num(level.std**2 * N_SECTORS / level.n * level.excess)
 
 
 def _blank_places(image, x, y, radii, r_out):

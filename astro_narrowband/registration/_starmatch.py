@@ -27,6 +27,8 @@ MAX_SCALE, SCALE_ERRORS = 1e-3, 4.0
 STAR_RING = 0.6
 #: log10 of the chance that is accepted for a match of unrelated lists.
 MAX_CHANCE = -6.0
+#: No match counts as closer than this [pix].
+CLOSEST = 0.2
 #: Smallest part of the stars in the common area that must match, unless the chance is far
 #: smaller still: knots of nebula and noise on it may outnumber the stars.
 MIN_FRACTION = 0.25
@@ -233,7 +235,7 @@ def _refine(source, target, matrix, turned, tolerance):
         variance = source.variance[i] + target.variance[j]
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
         model = "similarity" if len(i) >= 4 else "translation"
-        fitted = _match.fit(source.xy[i], target.xy[j], variance, model=model, angle=angle)
+        fitted = _match.fit_few(source.xy[i], target.xy[j], variance, model=model, angle=angle)
         matrix, _, used, excess, _ = fitted
         scatter = math.sqrt(float(np.median(variance)) + excess)
         radius = min(max(1.0, 5 * scatter), 1.5 * tolerance)
@@ -270,7 +272,8 @@ def _select_model(source, target, pairs, fitted, model, turned, radius):
     corner = max(_corner_error(source, target, (i, j), variance[used] + excess), open_turn)
     residual = target.xy[j] - _match.apply(matrix, source.xy[i])
     rms = float(np.sqrt((residual**2).mean()))
-    log_chance, fraction = _significance(source, target, matrix, len(i), radius, model, turned)
+    away = np.hypot(*residual.T)
+    log_chance, fraction = _significance(source, target, matrix, away, radius, model, turned)
     return _Solution(
         matrix, covariance, i, j, rms, model, radius, log_chance, fraction, turned, corner
     )  # fmt: skip
@@ -298,26 +301,38 @@ def _within(xy, shape):
     return (xy[:, 0] > 0) & (xy[:, 0] < nx - 1) & (xy[:, 1] > 0) & (xy[:, 1] < ny - 1)
 
 
-def _significance(source, target, matrix, n, radius, model, turned):
-    """log10 of the chance of such a match between unrelated lists, and the part matched."""
+def _significance(source, target, matrix, away, radius, model, turned):
+    """
+    log10 of the chance of such a match between unrelated lists, and the part matched.
+
+    Pairs were looked for within ``radius``; where they are ``away`` by far less, that
+    they lie so close counts, at the price of a radius that was chosen afterwards.
+    """
+    n = len(away)
     n_source = int(_within(_match.apply(matrix, source.xy), target.shape).sum())
     n_target = int(_within(_match.apply(np.linalg.inv(matrix), target.xy), source.shape).sum())
     n_source, n_target = max(n_source, n), max(n_target, n)
     grid = np.stack(np.meshgrid(*(np.linspace(0, s - 1, 33) for s in source.shape[::-1])), -1)
-    part = _within(_match.apply(matrix, grid.reshape(-1, 2)), target.shape).mean()
-    area = max(part, 1e-3) * target.shape[0] * target.shape[1]
-    few, many = sorted((n_source, n_target))
-    probability = many * math.pi * radius**2 / area
-    voters = len(DEPTHS) * min(len(source.xy), VOTERS) * min(len(target.xy), VOTERS)
+    common = _within(_match.apply(matrix, grid.reshape(-1, 2)), target.shape).mean()
+    area = max(common, 1e-3) * target.shape[0] * target.shape[1]
+    fewer, more = sorted((n_source, n_target))
+    depths = sum(a < len(source.xy) and b < len(target.xy) for a, b in DEPTHS)
+    voters = depths * min(len(source.xy), VOTERS) * min(len(target.xy), VOTERS)
     if model == "translation" and not turned:
         free, hypotheses = 1, 2.0 * voters
     else:
         pairs = (min(len(source.xy), 40) * min(len(target.xy), 40)) ** 2 / 2
         near = 6 * radius / math.sqrt(area)
         free, hypotheses = 2, 2.0 * voters + pairs * near
+    # A fit draws its own pairs nearer than others would be.
+    close = min(max(CLOSEST, 2.0 * float(away.max())), radius)
     # The lists are one sample: a star matched twice over is not possible.
-    log_chance = _match.chance(n, few, min(probability, 0.9), free=free, hypotheses=hypotheses)
-    return log_chance, n / few
+    log_chance = min(
+        _match.chance(n, fewer, min(more * math.pi * r**2 / area, 0.9), free=free,
+                      hypotheses=hypotheses * choices)
+        for r, choices in ((radius, 1.0), (close, 1.0 + 2.0 * math.log2(radius / close)))
+    )  # fmt: skip
+    return log_chance, n / fewer
 
 
 def _frozen(source, target, solution):

@@ -72,7 +72,9 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     Parameters
     ----------
     image : `~astropy.nddata.CCDData`, `~astro_narrowband.Frame` or path-like
+        With or without an uncertainty and a mask.
     alignment : `~astro_narrowband.registration.Alignment` or (dx, dy)
+        From the image to the new grid [pix].
     kernel, shape, target
         As for `ResampledFrame`, where the rules for variance, mask and
         footprint are.

@@ -141,6 +141,7 @@ def simulate_night(
     Returns
     -------
     NightTruth
+        What is true of the night, as `read_truth` gives it.
 
     Raises
     ------

@@ -26,6 +26,8 @@ MIN_RING = 0.15
 MIN_SIDE = 0.12
 #: Candidates that are measured at a time.
 CHUNK = 2200
+#: Stars are rounder than this, unless the whole frame trails.
+ROUND = 0.6
 #: More than this and the top is flat.
 PLATEAU = 0.93
 
@@ -243,7 +245,8 @@ def _typical_width(image, y, x, contrast, flat):
         good = ~good
     y, x, contrast = y[good], x[good], contrast[good]
     use = np.flatnonzero(contrast > 8)[:150]
-    if len(use) < 5:
+    # (Three clear ones say more than knots of nebula at the limit.)
+    if len(use) < 3:
         use = np.arange(min(len(y), 20))
     y, x = y[use], x[use]
     sigma = np.full(len(y), 2.0)
@@ -251,8 +254,13 @@ def _typical_width(image, y, x, contrast, flat):
         stamps, weight, _ = image.stamps(y, x, half)
         stamps = stamps - _local_sky(stamps, weight, 0.8 * half)[0][:, None, None]
         m = windowed(stamps, weight, sigma, iterations=5)
-        widths, _ = shape_of(m, sigma)
-        known = widths[np.isfinite(widths) & (widths < 3 * half)]
+        widths, roundness = shape_of(m, sigma)
+        known = np.isfinite(widths) & (widths < 3 * half)
+        # One track is many candidates; where all the frame trails, hardly any is round.
+        is_round = known & (roundness < ROUND)
+        if is_round.sum() >= max(3, 0.2 * known.sum()):
+            known = is_round
+        known = widths[known]
         if len(known) == 0:
             return 3.0
         typical = _mode(known)
@@ -331,7 +339,7 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     # Where the whole frame trails, its stars are all drawn out.
     bright = ~flat & (snr > 15)
     usual = float(np.median(roundness[bright])) if bright.sum() > 4 else 0.0
-    limit = max(0.6, min(usual + 0.25, 0.95))
+    limit = max(ROUND, min(usual + 0.25, 0.95))
     tests = {
         "edge": (at_x > margin) & (at_x < nx - 1 - margin)
         & (at_y > margin) & (at_y < ny - 1 - margin),

@@ -51,7 +51,7 @@ class Plan:
                 rows = getattr(group, name)
                 lines.append(f"  {name:5}  {_count(rows, '') if rows else 'none'}")
             lines.extend(f"  note: {note}" for note in group.notes)
-            lines.extend(f"  cost: {cost}" for cost in group.costs())
+            lines.extend(f"  cost: {cost}" for cost in group.costs)
         if not self.groups:
             lines.append("no lights: there is nothing to reduce")
         lines.extend(f"{problem.level}: {problem}" for problem in self.problems)

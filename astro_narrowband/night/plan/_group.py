@@ -63,6 +63,7 @@ class Group:
     lost: list = field(default_factory=list)
     reason: str = ""
     notes: list = field(default_factory=list)
+    costs: list = field(default_factory=list)
 
     @property
     def failed(self):
@@ -73,22 +74,6 @@ class Group:
     def alone(self):
         """Whether the lights are combined as they are, with their noise measured."""
         return self.calibrated or not (self.bias or self.darks or self.flats)
-
-    def costs(self):
-        """Return one line for each set of frames whose dark is extrapolated."""
-        times = [time for row in self.darks for time in row.model or (row.exposure,)]
-        if not times:
-            return []
-        longest, lines = max(times), []
-        for kind, rows in (("lights", self.lights), ("flats", self.flats)):
-            long = [row.exposure for row in rows if row.exposure > 1.02 * longest]
-            if long:
-                lines.append(
-                    f"the dark of {len(long)} {kind} of up to {max(long):g} s is extrapolated "
-                    f"from darks of {longest:g} s, {max(long) / longest:.3g} times: darks of that "
-                    "time are better; reduce says what it costs in units of their own error"
-                )
-        return lines
 
     @property
     def rows(self):

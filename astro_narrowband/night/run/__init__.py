@@ -31,6 +31,7 @@ from astro_narrowband.night.record import frames_table, group_record, read_frame
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
+from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.night.table import FrameRow
@@ -38,7 +39,7 @@ from astro_narrowband.photometry import diagnose_background, make_catalog
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["NOTHING", "PARTIAL", "Night", "decide_for"]
+__all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
