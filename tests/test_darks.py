@@ -9,9 +9,15 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband.calibration import calibrate
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
+from astro_narrowband.darks._shrink import shrink_plane
 from astro_narrowband.darks._straight import line, same_line, same_rate
 from astro_narrowband.detector import Detector
-from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.exceptions import (
+    CalibrationError,
+    InputError,
+    NarrowbandWarning,
+    ProductError,
+)
 
 
 def stack(frames):
@@ -212,8 +218,9 @@ def test_policy_and_its_warning(night):
         model.at(600, max_extrapolation=3)
     with pytest.warns(NarrowbandWarning):
         model.at(600, max_extrapolation=5)
-    with pytest.raises(InputError):
-        model.at(-1)
+    for wrong in (-1, 1e300, np.inf, np.nan):
+        with pytest.raises(InputError):
+            model.at(wrong)
 
 
 def test_linear_model_needs_no_bias_and_ignores_its_level(make_camera):
@@ -330,7 +337,7 @@ def test_a_pedestal_that_drifts_is_taken_off_and_noted(make_camera):
     assert np.delete(rest, camera.hot).std() < 1.5
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, "soon", None])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-308, 1e30, "soon", None])
 def test_darks_without_an_exposure_time(night, value):
     _, biases, darks = night
     odd = darks[0].copy()
@@ -367,6 +374,9 @@ def test_files_and_pickles_keep_the_model(night, tmp_path):
             np.testing.assert_array_equal(other.variance(t, rows), model.variance(t, rows))
         np.testing.assert_array_equal(other.mask(rows), model.mask(rows))
     assert again.values(60, slice(50, 51))[0, 50] == pytest.approx(880)
+    with pytest.raises(ProductError, match=r"dark\.fits"):
+        model.write(tmp_path / "dark.fits")
+    model.write(tmp_path / "dark.fits", overwrite=True)
     camera.frame().write(tmp_path / "bias.fits")
     with pytest.raises(InputError, match="not a dark model"):
         DarkModel.read(tmp_path / "bias.fits")
@@ -598,6 +608,23 @@ def test_rates_of_clean_darks_are_shrunk(make_camera):
     for seed in range(100):
         model, *_ = warm_night(make_camera, seed, 0)
         assert not any("not shrunk" in note for note in model.notes)
+
+
+def test_blocks_without_a_pixel_that_is_judged_cost_only_themselves(rng):
+    values = (5 + 0.3 * rng.standard_normal((128, 128))).astype(np.float32)
+    variance = np.full((128, 128), 0.09, np.float32)
+    changes = np.zeros((128, 128), np.float32)
+
+    def lost(rows):
+        return np.arange(0 if rows.start >= 32 else (min(rows.stop, 32) - rows.start) * 128)
+
+    def apply(rows, first, second):
+        changes[rows] = variance[rows] * first
+
+    told = shrink_plane(values, variance, lost, apply)
+    assert np.isfinite(changes).all()
+    assert np.std((values + changes)[32:]) < 0.1
+    assert told["gain"] < 0.2
 
 
 def test_real_cmos_darks_predict_a_longer_one(real_data):
