@@ -214,7 +214,7 @@ def sweep(name):
 
 
 #: Those whose arguments are all looked at before they start.
-CALLS = ("calibrate", "combine", "canonical_filter", "reduce_night", "simulate_night")
+CALLS = ("calibrate", "combine", "canonical_filter", "reduce_night")
 
 
 @pytest.mark.long

@@ -129,12 +129,6 @@ def _shape(value, name):
     return tuple(_count(int(n) if n == n // 1 else 0, name) for n in _pair(value, name))
 
 
-def _seed(value, name):
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-        raise InputTypeError(f"{name}: a seed is a whole number of 0 or more")
-    return int(value)
-
-
 def _seconds(value, name):
     """A bare number, or a Quantity that converts to seconds: functions know which they want."""
     _number(value, name, u.s)
@@ -284,7 +278,6 @@ RULES = {
     **dict.fromkeys(("memory", "mem_limit"), _bytes),
     **dict.fromkeys(("nights", "paths", "calibration", "ignore"), _paths),
     "percentile_clip": _pair,
-    "seed": _seed,
     "dtype": _dtype,
     "exposure": _seconds,
     "set_keywords": items,

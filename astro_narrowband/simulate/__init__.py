@@ -15,7 +15,6 @@ from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from astro_narrowband._engine.door import door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.simulate._camera import (
@@ -76,7 +75,6 @@ class _Exposure:
     filter: str = ""
 
 
-@door
 def simulate_night(
     folder,
     *,
@@ -170,7 +168,7 @@ def simulate_night(
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give an empty folder for a simulated night")
-    shape = checked_shape(shape)
+    shape, seed = checked_shape(shape), checked_count(seed, "seed")
     names = _checked_filters(filters)
     if not (math.isfinite(dither) and dither >= 0):
         raise InputError(f"dither = {dither!r} must be 0 pixel or more")
