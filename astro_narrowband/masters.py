@@ -194,9 +194,9 @@ def _check(frame, exposure, rows, good, dark, detector):
     bands = [frame.read(row) for row in rows]
     if any(band.mask is not None for band in bands):
         good = good.copy()
-        for own, band in zip(good, bands, strict=True):
+        for row, band in zip(good, bands, strict=True):
             if band.mask is not None:
-                own &= ~band.mask[0]
+                row &= ~band.mask[0]
     values = np.concatenate([band.data for band in bands])
     counts = [frame.raw_counts(row, band.data) for row, band in zip(rows, bands, strict=True)]
     saturated = np.count_nonzero((np.concatenate(counts) >= detector.saturation) & good)
@@ -289,113 +289,130 @@ def master_flat(
         raise InputError(f"flats are {shape}, bias or dark {tuple(model.shape)}")
     if checks is None:
         checks = _checks(frames, model, detector, max_extrapolation)
-    used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
-    for check in checks:
-        if check.reason:
-            warn(
-                f"{check.name}: {check.reason}: left out of the flat",
-                stacklevel=2,
-            )
-    if not used:
-        raise CalibrationError(
-            "no flat can be used: " + "; ".join(f"{c.name} {c.reason}" for c in checks)
-        )
-    frames, checks = zip(*used, strict=True)
-    levels = np.array([c.level for c in checks], np.float32)
-    # Weights: inverse variance of a typical pixel of the scaled flat, in 1 / adu.
-    weights = levels**2 / (detector.floor / detector.gain**2 + levels / detector.gain)
-    weights = (weights / weights.sum()).astype(np.float32)
-    data = np.empty(shape, np.float32)
-    variance = np.empty(shape, np.float32)
-    mask = np.zeros(shape, bool)
-    floor = (detector.floor / detector.gain**2 / levels**2).astype(np.float32)
-    photon = (1 / (detector.gain * levels)).astype(np.float32)
-    # Variance of the mean is linear in its level, as that of every frame is.
-    mean_floor, mean_photon = (weights**2 * floor).sum(), (weights**2 * photon).sum()
-    share = {}
-    for check, weight in zip(checks, weights / levels, strict=True):
-        share[check.exposure] = share.get(check.exposure, 0) + weight
-
-    factors = (1 / levels)[:, None, None]
-
-    def work(rows):
-        darks = {exposure: model.values(exposure, rows) for exposure in share}
-
-        def prepare(stack, part):
-            if len(darks) == 1:
-                stack -= next(iter(darks.values()))[part]
-            else:
-                for frame, check in zip(stack, checks, strict=True):
-                    frame -= darks[check.exposure][part]
-            stack *= factors
-
-        # The lamp's pattern may change by a little from frame to frame.
-        result = clipped_band(
-            frames,
-            rows,
-            floor=floor + np.float32(1e-4),
-            slope=photon,
-            saturation=detector.saturation,
-            prepare=prepare,
-            n_sigma=n_sigma,
-            weights=weights,
-        )
-        own = _common_variance(model, share, rows)
-        bad = model.mask(rows)
-        photons = np.maximum(result.mean, 0)
-        photons *= mean_photon
-        photons += mean_floor
-        few = result.columns
-        photons.ravel()[few] *= len(frames) / np.maximum(result.count, 1)
-        # Those that are good in no frame, and not a number, among them.
-        bad.ravel()[few] |= result.count * 2 <= len(frames)
-        np.add(own, photons, out=variance[rows])
-        data[rows], mask[rows] = result.mean, bad
-
-    for _ in map_bands(work, row_bands(shape[0], READ), workers=workers):
+    frames, checks = _used(frames, checks)
+    average = _Average(frames, checks, model, detector, n_sigma)
+    for _ in map_bands(average.work, row_bands(shape[0], READ), workers=workers):
         pass
-    # A part of the rows says well enough which pixels are low, and only good ones have a say.
-    for some in (_enough(mask), slice(None)):
-        scale = np.float32(np.nan) if mask.all() else quick_median(data[some], mask[some])
-        if not scale > 0:
-            raise CalibrationError("the flat has no good pixel")
-        mask |= data < min_value * scale
-
-    def finish(rows):
-        data[rows] /= scale
-        data[rows][mask[rows]] = 1
-        variance[rows] /= scale * scale
-        np.sqrt(variance[rows], out=variance[rows])
-
-    for _ in map_bands(finish, row_bands(shape[0], READ), workers=workers):
+    average.find_scale(min_value)
+    for _ in map_bands(average.finish, row_bands(shape[0], READ), workers=workers):
         pass
     header = master_header(frames[0], "flat", len(frames), "FILTER")
-    some = _enough(mask)
-    header["FLATSCAT"] = (float(quick_median(variance[some], mask[some])), "typical uncertainty")
+    rows = _enough(average.mask)
+    scatter = float(quick_median(average.variance[rows], average.mask[rows]))
+    header["FLATSCAT"] = (scatter, "typical uncertainty")
     return CCDData(
-        data,
-        uncertainty=StdDevUncertainty(variance, copy=False),
-        mask=mask,
+        average.data,
+        uncertainty=StdDevUncertainty(average.variance, copy=False),
+        mask=average.mask,
         header=header,
         unit=u.dimensionless_unscaled,
     )
 
 
+def _used(frames, checks):
+    """Return the flats that can be used, with their checks; name the others."""
+    used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
+    for check in checks:
+        if check.reason:
+            warn(
+                f"{check.name}: {check.reason}: left out of the flat",
+                stacklevel=3,
+            )
+    if not used:
+        raise CalibrationError(
+            "no flat can be used: " + "; ".join(f"{c.name} {c.reason}" for c in checks)
+        )
+    return zip(*used, strict=True)
+
+
+class _Average:
+    """The weighted mean of flats, each over its own level, by bands that are put in place."""
+
+    def __init__(self, frames, checks, model, detector, n_sigma):
+        self.frames, self.checks, self.model = frames, checks, model
+        self.detector, self.n_sigma = detector, n_sigma
+        self.data, self.variance = (np.empty(model.shape, np.float32) for _ in range(2))
+        self.mask = np.zeros(model.shape, bool)
+        levels = np.array([c.level for c in checks], np.float32)
+        # Weights: inverse variance of a typical pixel of the scaled flat, in 1 / adu.
+        weights = levels**2 / (detector.floor / detector.gain**2 + levels / detector.gain)
+        self.weights = (weights / weights.sum()).astype(np.float32)
+        self.floor = (detector.floor / detector.gain**2 / levels**2).astype(np.float32)
+        self.photon = (1 / (detector.gain * levels)).astype(np.float32)
+        # By exposure time, what part of its dark is taken off the mean.
+        self.share = {}
+        for check, weight in zip(checks, self.weights / levels, strict=True):
+            self.share[check.exposure] = self.share.get(check.exposure, 0) + weight
+        self.factors = (1 / levels)[:, None, None]
+        self.scale = np.float32(1)
+
+    def work(self, rows):
+        """Average some rows."""
+        darks = {exposure: self.model.values(exposure, rows) for exposure in self.share}
+
+        def prepare(stack, tile):
+            if len(darks) == 1:
+                stack -= next(iter(darks.values()))[tile]
+            else:
+                for frame, check in zip(stack, self.checks, strict=True):
+                    frame -= darks[check.exposure][tile]
+            stack *= self.factors
+
+        # The lamp's pattern may change by a little from frame to frame.
+        result = clipped_band(
+            self.frames,
+            rows,
+            floor=self.floor + np.float32(1e-4),
+            slope=self.photon,
+            saturation=self.detector.saturation,
+            prepare=prepare,
+            n_sigma=self.n_sigma,
+            weights=self.weights,
+        )
+        bad = self.model.mask(rows)
+        # Variance of the mean is linear in its level, as that of every frame is.
+        photons = np.maximum(result.mean, 0)
+        photons *= (self.weights**2 * self.photon).sum()
+        photons += (self.weights**2 * self.floor).sum()
+        number, pixel = len(self.frames), result.columns
+        photons.ravel()[pixel] *= number / np.maximum(result.count, 1)
+        # Those that are good in no frame, and not a number, among them.
+        bad.ravel()[pixel] |= result.count * 2 <= number
+        np.add(self._common_variance(rows), photons, out=self.variance[rows])
+        self.data[rows], self.mask[rows] = result.mean, bad
+
+    def _common_variance(self, rows):
+        """Variance of what darks take off all flats."""
+        if len(self.share) == 1:
+            ((exposure, share),) = self.share.items()
+            return self.model.variance(exposure, rows) * np.float32(share * share)
+        common = np.zeros((2, rows.stop - rows.start, self.model.shape[1]), np.float32)
+        for exposure, share in self.share.items():
+            modes = self.model.modes(exposure, rows)
+            modes *= share
+            common += modes
+        common *= common
+        return common[0] + common[1]
+
+    def find_scale(self, min_value):
+        """Find the median of good pixels, and mask those that are low."""
+        # A part of the rows says well enough which are low, and only good ones have a say.
+        for rows in (_enough(self.mask), slice(None)):
+            data, mask = self.data[rows], self.mask[rows]
+            self.scale = np.float32(np.nan) if self.mask.all() else quick_median(data, mask)
+            if not self.scale > 0:
+                raise CalibrationError("the flat has no good pixel")
+            self.mask |= self.data < min_value * self.scale
+
+    def finish(self, rows):
+        """Divide some rows by that median; the variance becomes the error."""
+        self.data[rows] /= self.scale
+        self.data[rows][self.mask[rows]] = 1
+        self.variance[rows] /= self.scale * self.scale
+        np.sqrt(self.variance[rows], out=self.variance[rows])
+
+
 def _enough(mask):
     """Rows that are enough for the median of a frame, or all, where they have no good pixel."""
-    some = slice(None, None, max(1, mask.size // CHECKED))
-    return slice(None) if mask[some].all() else some
-
-
-def _common_variance(model, share, rows):
-    """Variance of what darks take off all flats; ``share``: by exposure, their part of the mean."""
-    if len(share) == 1:
-        ((exposure, part),) = share.items()
-        return model.variance(exposure, rows) * np.float32(part * part)
-    common = np.zeros((2, rows.stop - rows.start, model.shape[1]), np.float32)
-    for exposure, part in share.items():
-        modes = model.modes(exposure, rows)
-        modes *= part
-        common += modes
-    common *= common
-    return common[0] + common[1]
+    rows = slice(None, None, max(1, mask.size // CHECKED))
+    return slice(None) if mask[rows].all() else rows

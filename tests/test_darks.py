@@ -11,7 +11,12 @@ from astro_narrowband.calibration import calibrate
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
 from astro_narrowband.darks._straight import line, same_line, same_rate
 from astro_narrowband.detector import Detector
-from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
+from astro_narrowband.exceptions import (
+    CalibrationError,
+    InputError,
+    NarrowbandWarning,
+    ProductError,
+)
 
 
 def stack(frames):
@@ -212,8 +217,9 @@ def test_policy_and_its_warning(night):
         model.at(600, max_extrapolation=3)
     with pytest.warns(NarrowbandWarning):
         model.at(600, max_extrapolation=5)
-    with pytest.raises(InputError):
-        model.at(-1)
+    for wrong in (-1, 1e300, np.inf, np.nan):
+        with pytest.raises(InputError):
+            model.at(wrong)
 
 
 def test_linear_model_needs_no_bias_and_ignores_its_level(make_camera):
@@ -330,7 +336,7 @@ def test_a_pedestal_that_drifts_is_taken_off_and_noted(make_camera):
     assert np.delete(rest, camera.hot).std() < 1.5
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, "soon", None])
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-308, 1e30, "soon", None])
 def test_darks_without_an_exposure_time(night, value):
     _, biases, darks = night
     odd = darks[0].copy()
@@ -367,6 +373,9 @@ def test_files_and_pickles_keep_the_model(night, tmp_path):
             np.testing.assert_array_equal(other.variance(t, rows), model.variance(t, rows))
         np.testing.assert_array_equal(other.mask(rows), model.mask(rows))
     assert again.values(60, slice(50, 51))[0, 50] == pytest.approx(880)
+    with pytest.raises(ProductError, match=r"dark\.fits"):
+        model.write(tmp_path / "dark.fits")
+    model.write(tmp_path / "dark.fits", overwrite=True)
     camera.frame().write(tmp_path / "bias.fits")
     with pytest.raises(InputError, match="not a dark model"):
         DarkModel.read(tmp_path / "bias.fits")

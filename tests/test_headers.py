@@ -70,6 +70,7 @@ def test_exposure(cards, seconds):
         (["EXPTIME = (1, 2)"], "EXPTIME"),
         (["EXPTIME = '1,200'"], "thousands"),
         (["EXPTIME = 300000000"], "longer than a day"),
+        (["EXPTIME = 1E-308"], "below a microsecond"),
         (["EXPTIME = 60.", "EXPTIME = 61."], "60.0 and 61.0"),
         (["EXPTIME = 1E400"], "EXPTIME"),
     ],
@@ -79,7 +80,11 @@ def test_exposure_that_cannot_be_believed(cards, named):
         kw.read_exposure(header(*cards))
 
 
-@given(st.floats(0, 86400), st.sampled_from(["{!r}", "{:.6f}", "{:.7E}"]), st.booleans())
+@given(
+    st.just(0.0) | st.floats(1e-6, 86400),
+    st.sampled_from(["{!r}", "{:.6f}", "{:.7E}"]),
+    st.booleans(),
+)
 def test_exposure_round_trips(seconds, style, comma):
     text = style.format(seconds)
     written = text.replace(".", ",") if comma else text

@@ -289,6 +289,22 @@ def test_frames_that_were_never_registered():
     assert coadd(same).ccd.header["NCOMBINE"] == 3
 
 
+@pytest.mark.parametrize("n_stars", [4, 9, 36])
+def test_two_frames_of_which_one_was_turned(n_stars):
+    """In the middle their stars coincide."""
+    rng = np.random.default_rng(n_stars)
+    xy, flux, stars = star_field(rng, 300, n_stars)
+    turn, y, x = np.radians(1.5), *np.mgrid[:300, :300]
+    cos, sin = np.cos(turn), np.sin(turn)
+    turned = (xy - 149.5) @ [[cos, sin], [-sin, cos]] + 149.5
+    image = sum(
+        f / (2 * np.pi * 1.69) * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3.38)
+        for (a, b), f in zip(turned, flux, strict=True)
+    )
+    with pytest.raises(AlignmentError, match=r"a turn by -?1\.\d+ degree"):
+        coadd([light(rng, stars + 0.3), light(rng, image + 0.3)])
+
+
 @pytest.mark.filterwarnings("ignore:.*noise of")
 def test_much_that_is_rejected_is_said():
     rng = np.random.default_rng(3)

@@ -16,11 +16,12 @@ __all__ = ["check_registered"]
 #: Stars of this signal to noise are compared; those no farther apart than this coincide [pix].
 CLEAR, MATCH_RADIUS = 10.0, 2.0
 #: Fewer stars do not tell; so many that all go astray are another field.
-MIN_STARS, MANY = 3, 10
-#: Frames with so large a part of their stars in place are registered ...
-IN_PLACE = 0.3
-#: ... unless these are all off by more than this [pix].
-MAX_OFFSET = 1.0
+MIN_STARS, MANY = 3, 5
+#: Frames with so large a part of their stars in place, and these no farther off [pix], are
+#: registered: in the middle of a turned frame there are always stars that coincide.
+IN_PLACE, CLOSE = 0.8, 0.5
+#: With a smaller part than this they are not; nor where a corner is off by more than this [pix].
+ASTRAY, MAX_OFFSET = 0.3, 1.0
 
 
 def check_registered(frames, statistics, reference):
@@ -36,27 +37,27 @@ def check_registered(frames, statistics, reference):
         stars = _table(frame, one)
         if min(len(stars), len(base)) < MIN_STARS:
             continue
-        offset, part = _in_place(stars, base)
-        if part >= IN_PLACE and np.hypot(*offset) <= MAX_OFFSET:
+        away, share = _in_place(stars, base)
+        if share >= IN_PLACE and away <= CLOSE:
             continue
         names = f"{frame.name}: was never registered: its stars are not where those of"
         names += f" {frames[reference].name} are"
         advice = "register the frames (align, resample) before they are coadded"
         try:
-            found = align(stars, base)
+            measured = align(stars, base)
         except AlignmentError as error:
-            if part < IN_PLACE and min(len(stars), len(base)) >= MANY:
+            if share < ASTRAY and min(len(stars), len(base)) >= MANY:
                 raise AlignmentError(
-                    f"{names} ({part:.0%} of them coincide), and no offset was found ({error}): "
+                    f"{names} ({share:.0%} of them coincide), and no offset was found ({error}): "
                     f"{advice}, or leave out what is another field"
                 ) from None
             continue
-        (dx, dy), turn = found.shift, found.rotation
+        (dx, dy), turn = measured.shift, measured.rotation
         corners = np.array([(0, 0), (frame.shape[1] - 1, frame.shape[0] - 1)], float).T
-        moved = np.hypot(*(np.array(found(*corners)) - corners)).max()
+        moved = np.hypot(*(np.array(measured(*corners)) - corners)).max()
         if moved > MAX_OFFSET:
             raise AlignmentError(
-                f"{names}: {found.n_matched} stars match after a shift by ({dx:.2f}, {dy:.2f}) "
+                f"{names}: {measured.n_matched} stars match after a shift by ({dx:.2f}, {dy:.2f}) "
                 f"pixel and a turn by {turn:.3f} degree: {advice}"
             )
 
@@ -69,11 +70,10 @@ def _table(frame, one):
 
 
 def _in_place(stars, base):
-    """Median offset of the stars that coincide, and how large a part of them that is."""
+    """How far stars that coincide are apart (median), and how large a part of all they are."""
     one, two = (np.column_stack([t["x_center"], t["y_center"]]) for t in (stars, base))
-    distance, place = cKDTree(two).query(one, distance_upper_bound=MATCH_RADIUS)
+    distance, _ = cKDTree(two).query(one, distance_upper_bound=MATCH_RADIUS)
     same = np.isfinite(distance)
     if not same.any():
-        return np.zeros(2), 0.0
-    offset = np.median(two[place[same]] - one[same], axis=0)
-    return offset, same.sum() / min(len(one), len(two))
+        return 0.0, 0.0
+    return float(np.median(distance[same])), same.sum() / min(len(one), len(two))

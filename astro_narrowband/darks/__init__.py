@@ -77,8 +77,7 @@ class DarkModel:
     def __post_init__(self):
         if not self.token:
             digest = hashlib.blake2b(repr((self.shape, self.exposures)).encode(), digest_size=12)
-            step = max(1, self.shape[0] // 64)
-            for y in range(0, self.shape[0], step):
+            for y in range(0, self.shape[0], max(1, self.shape[0] // 64)):
                 for name in ("offset", "rate"):
                     digest.update(np.ascontiguousarray(self.planes[name][slice(y, y + 1)]))
             self.token = digest.hexdigest()
@@ -481,10 +480,11 @@ class DarkModel:
         """Return the model as an `~astropy.io.fits.HDUList`; the offset is the primary image."""
         return model_hdul(self)
 
-    def write(self, path):
-        """Write the model to a FITS file, whole or not at all."""
-        from astro_narrowband._engine.files import write_fits
+    def write(self, path, *, overwrite=False):
+        """Write a FITS file, whole or not at all; ProductError where one is, by default."""
+        from astro_narrowband._engine.files import check_absent, write_fits
 
+        check_absent(path, overwrite=overwrite)
         write_fits(path, self.to_hdul())
 
     @classmethod

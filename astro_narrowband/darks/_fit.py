@@ -48,7 +48,7 @@ def fit_planes(darks, *, bias, detector, model, shrink, workers):
     if len(points[0].frames) > 1 and (points[0].time == 0 or len(points) == 1):
         noise = sample_noise(samples[: len(points[0].frames)])
     fit = _Fit(points, shape, detector, noise)
-    chi2 = [part for _, part in map_bands(fit.band, row_bands(shape[0], SIDE), workers=workers)]
+    chi2 = [sums for _, sums in map_bands(fit.band, row_bands(shape[0], SIDE), workers=workers)]
     temperatures = [keywords.read_temperature(frame.header) for frame in darks]
     temperatures = [t for t in temperatures if t is not None]
     fit.finish(temperatures, notes)

@@ -99,11 +99,11 @@ class Glow:
         for width in WIDTHS:
             n = np.sqrt(np.maximum(_window(known, width), 1)) * scale
             certain = known & (np.abs(_window(z, width)) > limit * n)
-            here = certain if error.any() else known
+            place = certain if error.any() else known
             total = np.maximum(_window(weight, width), 1e-300)
             for plane, value in zip(smooth, [*rest, bend], strict=True):
-                plane[here] = (_window(weight * value, width) / total)[here]
-            error[here] = scale / np.sqrt(total[here])
+                plane[place] = (_window(weight * value, width) / total)[place]
+            error[place] = scale / np.sqrt(total[place])
             self.seen |= certain
         if not self.seen.any():
             return

@@ -158,11 +158,11 @@ class Hot:
         def error_of(pixels, probability):
             wanted = chdtri(dof, probability) * (1 + 3 / max(pixels.sum(), 1) ** 0.5)
             low, high = 0.0, 1.0
-            part = y[:, pixels], v[:, pixels], signal[:, pixels], ok[:, pixels]
+            points, known, one, bright = (x[:, pixels] for x in (y, ok, v, signal))
             for middle in (0.0, *[None] * 20):
                 f = (low + high) / 2 if middle is None else middle
-                wide = part[1] + np.float32(f) ** 2 * part[2] ** 2
-                chi2 = line(part[0], wide, part[3], self.times[:, None])[5]
+                wide = one + np.float32(f) ** 2 * bright**2
+                chi2 = line(points, wide, known, self.times[:, None])[5]
                 above = np.quantile(chi2, 1 - probability) > wanted
                 if middle is not None and not above:
                     return 0.0

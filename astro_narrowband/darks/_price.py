@@ -19,6 +19,8 @@ LINEARITY, KELVIN = 0.05, 0.5
 #: stated is carried along and only makes the frame worth less: at three, a tenth. What is
 #: not in any error bar must stay well inside the one that is there.
 MAX_STATED, MAX_UNSTATED = 3.0, 0.5
+#: No exposure lasts longer than a day [s].
+LONGEST = 86400.0
 #: A price that adds less than half a per cent to the error is not worth a word.
 WORTH_SAYING = 0.1
 
@@ -80,6 +82,8 @@ def policy_of(model, exposure, max_extrapolation):
     exposure = finite(exposure, "exposure")
     if exposure < 0:
         raise InputError(f"exposure = {exposure} s is negative")
+    if exposure > LONGEST:
+        raise InputError(f"exposure = {exposure:g} s is longer than a day: give it in seconds")
     if max_extrapolation is not None:
         max_extrapolation = positive(max_extrapolation, "max_extrapolation")
     if model.model == "bias":

@@ -120,10 +120,10 @@ def _tail(counts, n_pixels, skew):
         normal = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
         skewed = skew / 3 * (z**2 - 1) * normal * n_pixels
         chance = (ndtr(-z) - ndtr(-TAIL)) * n_pixels
-        # The excess over what is below has the noise of both.
-        noise = TAIL_SIGMA * max(below + chance, 1.0) ** 0.5 + TAIL_SIGMA**2 / 2
-        if above - max(below, chance) > 2 * skewed + noise:
-            return float(above - below - skewed) / n_pixels
+        usual = max(below, chance)
+        # Of a few counts chance makes more than a normal distribution says.
+        if above - usual > 2 * skewed + TAIL_SIGMA * usual**0.5 + 2:
+            return float(above - usual - skewed) / n_pixels
     return 0.0
 
 
@@ -262,8 +262,7 @@ class _Plane:
         # What the frame as a whole says is known best, but where a neighbourhood, or the
         # nine around it, say more. Cut at zero the estimate is too large on average,
         # never too small.
-        weight = number / np.maximum(self.noise, 1e-30) ** 2
-        expected = _spread_of_frame(spread, self.level, weight)
+        expected = _spread_of_frame(spread, self.level, _weights(number, self.noise))
         total = np.maximum(_box(number), 1)
         self.spread = expected
         nine = _box(spread * number) / total, total
@@ -335,6 +334,12 @@ def _bins(rest, variance):
     return np.maximum(z + 1, 0).astype(np.intp)
 
 
+def _weights(number, noise):
+    """Weights of neighbourhoods, of sum 1: those of which no pixel is judged have none."""
+    weight = np.where(noise > 0, number / np.where(noise > 0, noise, 1).astype(float) ** 2, 0)
+    return weight / max(weight.sum(), np.finfo(float).tiny)
+
+
 def _spread_of_frame(spread, level, weight):
     """
     Variance of true values in every neighbourhood, ``a + c * level**2`` over the frame.
@@ -342,7 +347,6 @@ def _spread_of_frame(spread, level, weight):
     Pixels differ by a part of what they have: where a glow is bright, the rates
     differ more. Neither part is allowed to be negative.
     """
-    weight = weight / weight.sum()
     a = max(float((weight * spread).sum()), 0.0)
     if not np.ptp(level) > 0.3 * abs(float(np.median(level))):
         return np.full_like(spread, a)

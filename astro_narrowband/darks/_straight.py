@@ -70,8 +70,8 @@ def same_line(y, v, t, *, out):
         np.subtract(plane, off, out=off)
         of_rate, of_offset = cov + time * var_rate, var_offset + time * cov
         total = variance + of_offset + time * of_rate
-        for sums, part in ((rate, of_rate / total), (offset, of_offset / total)):
-            sums += np.multiply(off, part.astype(np.float32), out=work)
+        for sums, gain in ((rate, of_rate / total), (offset, of_offset / total)):
+            sums += np.multiply(off, gain.astype(np.float32), out=work)
         off *= off
         chi2 += np.multiply(off, (1 / total).astype(np.float32), out=off)
         var_rate = var_rate - of_rate * of_rate / total

@@ -222,13 +222,13 @@ def decide_detector(
         if name in values or header is None:
             continue
         try:
-            found = reader(header)
+            read = reader(header)
         except InputError as error:
             # A camera setting in GAIN is no reason to stop if it can be measured.
             trouble = error
             continue
-        if found is not None:
-            values[name], sources[name] = float(found[0]), f"header, {found[1]}"
+        if read is not None:
+            values[name], sources[name] = float(read[0]), f"header, {read[1]}"
     # ccdproc took an overscan off: levels of raw counts are not those of the pixels any more.
     moved = header is not None and saturation is None and "SUBOSCAN" in header
     errors = {}
@@ -299,21 +299,21 @@ def confront_detector(detector, measured):
     gain = detector.gain
     for name, unit in (("gain", "electron/adu"), ("read_noise", "electron")):
         stated, source = getattr(detector, name), sources.get(name, "given")
-        found, error = getattr(measured, name), getattr(measured, f"{name}_err")
+        shown, error = getattr(measured, name), getattr(measured, f"{name}_err")
         if name == "read_noise":
             # In adu it is measured whatever the gain.
-            found, error = found * gain / measured.gain, error * gain / measured.gain
-        if abs(found - stated) <= max(SAID * stated, 5 * error):
+            shown, error = shown * gain / measured.gain, error * gain / measured.gain
+        if abs(shown - stated) <= max(SAID * stated, 5 * error):
             continue
         text = (
             f"{name.replace('_', ' ')}: {stated:.4g} {unit} ({source}), but flats and biases show "
-            f"{found:.4g} +- {error:.1g}: "
+            f"{shown:.4g} +- {error:.1g}: "
         )
-        if source == "given" or abs(found - stated) <= NOT_BELIEVED * stated:
+        if source == "given" or abs(shown - stated) <= NOT_BELIEVED * stated:
             sentences.append(f"{text}fluxes and errors follow it: check it")
             continue
-        values[name], errors[f"{name}_err"] = found, error
+        values[name], errors[f"{name}_err"] = shown, error
         sources[name] = f"measured, as the {source} is wrong"
-        gain = found if name == "gain" else gain
+        gain = shown if name == "gain" else gain
         sentences.append(f"{text}the measured one is used")
     return replace(detector, **values, **errors, sources=sources), sentences

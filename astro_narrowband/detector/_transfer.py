@@ -63,13 +63,13 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     images, counts = zip(*(_segments(f, sample) for f in flats), strict=True)
     levels = [float(np.nanmedian(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
-    found = []
+    noises = []
     # Each flat in one pair only: the pairs are independent.
     for i, j in list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
             full = (counts[i] >= limit) | (counts[j] >= limit)
-            found.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
-    per_adu, error = _mean(found) if found else (0.0, 0.0)
+            noises.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
+    per_adu, error = _mean(noises) if noises else (0.0, 0.0)
     if not (per_adu > 0 and per_adu > 5 * error):
         raise InputError(
             "the gain cannot be measured: the flats hold no more noise than the biases, or are "

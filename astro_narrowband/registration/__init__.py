@@ -325,19 +325,24 @@ def align_group(
         except AlignmentError as error:
             found[k] = error
     if method in ("stars", "astroalign"):
-        rungs = [ladder.looser, ladder.through]
-        if borrow:
-            rungs += [ladder.confirmed, ladder.between]
-        for rung in rungs:
-            # What one frame finds on a rung must not depend on the order of the frames.
-            known = list(found)
-            for k, error in enumerate(known):
-                if isinstance(error, AlignmentError):
-                    try:
-                        found[k] = rung(k, known)
-                    except AlignmentError as last:
-                        found[k] = AlignmentError(_both(error, last))
+        _down_the_ladder(ladder, found, borrow)
     return GroupAlignment(reference, found, ladder.tables)
+
+
+def _down_the_ladder(ladder, found, borrow):
+    """Put, in place of errors, what the rungs below the first give."""
+    rungs = [ladder.looser, ladder.through]
+    if borrow:
+        rungs += [ladder.confirmed, ladder.between]
+    for rung in rungs:
+        # What one frame finds on a rung must not depend on the order of the frames.
+        known = list(found)
+        for k, error in enumerate(known):
+            if isinstance(error, AlignmentError):
+                try:
+                    found[k] = rung(k, known)
+                except AlignmentError as last:
+                    found[k] = AlignmentError(_both(error, last))
 
 
 def _table_of(image, threshold, mask):

@@ -235,7 +235,7 @@ def _refine(source, target, matrix, turned, tolerance):
         variance = source.variance[i] + target.variance[j]
         angle = math.atan2(matrix[1, 0], matrix[0, 0])
         model = "similarity" if len(i) >= 4 else "translation"
-        fitted = _fit_few(source.xy[i], target.xy[j], variance, model=model, angle=angle)
+        fitted = _match.fit_few(source.xy[i], target.xy[j], variance, model=model, angle=angle)
         matrix, _, used, excess, _ = fitted
         scatter = math.sqrt(float(np.median(variance)) + excess)
         radius = min(max(1.0, 5 * scatter), 1.5 * tolerance)
@@ -244,22 +244,6 @@ def _refine(source, target, matrix, turned, tolerance):
             break
         last = state
     return _select_model(source, target, (i, j, variance), fitted, model, turned, radius)
-
-
-def _fit_few(source, target, variance, *, model, angle):
-    """`match.fit`, without the one of a few pairs that alone stands against all others."""
-    fitted = _match.fit(source, target, variance, model=model, angle=angle)
-    n, usual = len(source), float(np.median(variance))
-    if not 5 <= n <= 12 or fitted[3] < 10 * usual:
-        return fitted
-    without = []
-    for k in range(n):
-        keep = np.arange(n) != k
-        one = list(_match.fit(source[keep], target[keep], variance[keep], model=model, angle=angle))
-        one[2] = np.insert(one[2], k, False)
-        without.append(one)
-    best = min(without, key=lambda one: one[3])
-    return best if best[3] + usual < 0.1 * (fitted[3] + usual) else fitted
 
 
 def _select_model(source, target, pairs, fitted, model, turned, radius):

@@ -13,6 +13,7 @@ __all__ = [
     "apply",
     "chance",
     "fit",
+    "fit_few",
     "mutual_matches",
     "rotation_about",
     "rotations",
@@ -267,6 +268,22 @@ def fit(source, target, variance, *, model, angle=0.0, clip=4.0):
     jacobian[2, :2] = -middle[0], middle[1]
     jacobian[3, :2] = -middle[1], -middle[0]
     return matrix @ shift, jacobian @ covariance @ jacobian.T, used, excess, chi2
+
+
+def fit_few(source, target, variance, *, model, angle):
+    """`fit`, without the one of a few pairs that alone stands against all others."""
+    fitted = fit(source, target, variance, model=model, angle=angle)
+    n, usual = len(source), float(np.median(variance))
+    if not 5 <= n <= 12 or fitted[3] < 10 * usual:
+        return fitted
+    without = []
+    for k in range(n):
+        keep = np.arange(n) != k
+        one = list(fit(source[keep], target[keep], variance[keep], model=model, angle=angle))
+        one[2] = np.insert(one[2], k, False)
+        without.append(one)
+    best = min(without, key=lambda one: one[3])
+    return best if best[3] + usual < 0.1 * (fitted[3] + usual) else fitted
 
 
 def _solve(source, target, weights, model, angle):

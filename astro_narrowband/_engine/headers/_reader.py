@@ -49,8 +49,9 @@ _UNIT_IN_COMMENT = re.compile(
     r"\b(ms|msec|milliseconds?|us|usec|µs|microseconds?|minutes?|(?<=\[)mins?(?=\]))\b",
     re.IGNORECASE,
 )
-#: No single exposure lasts longer than a day [s]: it was written in another unit.
-LONGEST = 86400.0
+#: No single exposure lasts longer than a day [s]: it was written in another unit. Nor is one
+#: shorter than a microsecond, but for a bias, which may have none at all.
+SHORTEST, LONGEST = 1e-6, 86400.0
 #: A GAIN above this is a camera setting, not electron/adu.
 LARGEST_GAIN = 20.0
 
@@ -142,6 +143,10 @@ class HeaderReader:
                 continue
             if seconds < 0:
                 seconds = InputError(f"{keyword} = {show(one[0])} is below zero")
+            elif 0 < seconds < SHORTEST:
+                seconds = InputError(
+                    f"{keyword} = {show(one[0])} is below a microsecond: it is not in seconds"
+                )
             elif seconds > LONGEST:
                 seconds = InputError(
                     f"{keyword} = {show(one[0])} is longer than a day: it is not in seconds"
