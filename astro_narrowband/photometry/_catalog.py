@@ -46,7 +46,7 @@ LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
 #: As many of the brightest stars tell the seeing of an image.
-MAX_SEEING = 100
+MAX_SEEING = 300
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
