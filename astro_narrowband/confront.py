@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astro_narrowband._engine.plots import new_axes, picture_html
 from astro_narrowband._engine.statistics import mad_std
 
 __all__ = ["NoiseTest", "compare_noise"]
@@ -54,6 +55,41 @@ class NoiseTest:
 
     ratios: dict
     n_cells: int
+
+    def __repr__(self):
+        numbers = ", ".join(f"{name} {ratio:.2f}" for name, (ratio, _) in self.ratios.items())
+        return f"<NoiseTest of {self.n_cells} cells, measured over predicted: {numbers or 'none'}>"
+
+    def _repr_html_(self):
+        return picture_html(repr(self), self.plot)
+
+    def plot(self, ax=None):
+        """
+        Draw the ratios with their errors, and what is taken for right.
+
+        Parameters
+        ----------
+        ax : `~matplotlib.axes.Axes`, optional
+            Default is a new figure.
+
+        Returns
+        -------
+        `~matplotlib.axes.Axes`
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        if ax is None:
+            ax = new_axes()
+        for place, (name, limit) in enumerate(TOLERANCE.items()):
+            ax.fill_between([place - 0.4, place + 0.4], 1 - limit, 1 + limit, color="#dddddd")
+            if name in self.ratios:
+                ax.errorbar(place, *self.ratios[name], fmt="o", color="#1b5e9b")
+        ax.set_xticks(range(len(TOLERANCE)), TOLERANCE)
+        ax.set_ylabel("noise of blank sky, measured over predicted")
+        return ax
 
     @property
     def failures(self):

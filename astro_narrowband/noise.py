@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 __all__ = [
+    "SHARED_CARDS",
     "SharedNoise",
     "common_variance",
     "expected_variance",
@@ -31,6 +32,11 @@ __all__ = [
     "signal_variance",
 ]
 
+#: Cards that say what noise of its masters a frame has.
+SHARED_CARDS = (
+    *("MASTERID", "MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNFLATER", "MNINCL"),
+    *("MNEXPT", "MNPLACES"),
+)
 #: A pixel this many sigma away from its neighbours is believed itself.
 N_SIGMA = 3.0
 
@@ -344,6 +350,12 @@ class SharedNoise:
         Relative standard deviation of the flat.
     included : bool
         Whether the frame's uncertainty has that noise in it.
+    exposure : float
+        Of a coadd: exposure time of a frame [s], which the noise of the offset goes with; 0
+        where it is that of the image.
+    places : tuple of (float, float, float, float, float)
+        Of a coadd: where the pixels of the detector went, in its frames. A weight, and a, b,
+        dx, dy of ``x' = a x - b y + dx, y' = b x + a y + dy``.
     """
 
     masters: str
@@ -353,9 +365,11 @@ class SharedNoise:
     flat: float = 0.0
     flat_error: float = 0.0
     included: bool = True
+    exposure: float = 0.0
+    places: tuple = ()
 
     def to_header(self, header):
-        """Write MASTERID, MNOFFSET, MNCOV, MNRATE, MNFLAT, MNFLATER and MNINCL."""
+        """Write `SHARED_CARDS`, those of a coadd only where there are places."""
         header["MASTERID"] = (self.masters, "masters it was calibrated with")
         if self.masters == "none":
             return
@@ -368,6 +382,10 @@ class SharedNoise:
         ):
             header[keyword] = (float(f"{value:.6g}"), comment)
         header["MNINCL"] = (self.included, "the uncertainty has these parts in it")
+        if self.places:
+            header["MNEXPT"] = (float(f"{self.exposure:.9g}"), "[s] exposure of the dark's part")
+            text = ";".join(",".join(f"{v:.7g}" for v in place) for place in self.places)
+            header["MNPLACES"] = text
 
     @classmethod
     def from_header(cls, header):
@@ -376,7 +394,15 @@ class SharedNoise:
         if not isinstance(masters, str) or not masters:
             return None
         keywords = ("MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNFLATER")
-        parts = [float(header.get(keyword, 0.0)) for keyword in keywords]
-        if not all(map(math.isfinite, parts)):
+        try:
+            parts = [float(header.get(keyword, 0.0)) for keyword in keywords]
+            exposure = float(header.get("MNEXPT", 0.0))
+            text = str(header.get("MNPLACES", "")).split(";")
+            places = tuple(tuple(map(float, place.split(","))) for place in text if place)
+        except (TypeError, ValueError):
             return None
-        return cls(masters, *parts, included=bool(header.get("MNINCL", True)))
+        numbers = [*parts, *(value for place in places for value in place)]
+        if not all(map(math.isfinite, numbers)) or {len(place) for place in places} - {5}:
+            return None
+        included = bool(header.get("MNINCL", True))
+        return cls(masters, *parts, included=included, exposure=exposure, places=places)

@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
+from astro_narrowband._engine.frames import fits_reader
 from astro_narrowband.cli import main
 from astro_narrowband.demo import compare
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
@@ -39,6 +41,22 @@ def reduced(night, tmp_path_factory):
         warnings.simplefilter("ignore", NarrowbandWarning)
         record = reduce_night(night, output)
     return record, output
+
+
+def test_a_resume_with_nothing_to_do_parses_each_header_once_and_draws_nothing(
+    night, reduced, monkeypatch
+):
+    record, output = reduced
+    again = reduce_night(night, output)  # less to say than the first, and so another page
+    parsed, structure = [], fits_reader._structure
+    monkeypatch.setattr(
+        fits_reader, "_structure", lambda *args: parsed.append(args[1]) or structure(*args)
+    )
+    monkeypatch.setattr("astro_narrowband.night.run.render_report", None)
+    monkeypatch.setattr("astro_narrowband.night.charts._finish", None)
+    assert reduce_night(night, output) == again
+    assert again["products"].keys() == record["products"].keys()
+    assert max(Counter(parsed).values(), default=0) <= 1
 
 
 def test_products_are_those_of_the_contract(reduced):

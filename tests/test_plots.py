@@ -8,6 +8,7 @@ import pytest
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband import Alignment, DarkModel, FrameTable, coadd, growth_curves
+from astro_narrowband.confront import compare_noise
 from astro_narrowband.simulate import NightModel, simulate_night
 
 mpl.use("agg")
@@ -37,6 +38,7 @@ def shown(tmp_path_factory):
     dark = CCDData(np.full((8, 8), 1005.0), unit="adu", uncertainty=error)
     curves = growth_curves(images[0], [(30.0, 33.0)], np.arange(1, 9.0), r_in=10.0, r_out=14.0)
     return {
+        "NoiseTest": compare_noise(rng.normal(0, 1, (400, 400)), np.ones((400, 400))),
         "Coadd": coadd(images, flux_scale="none", sky="none"),
         "DarkModel": DarkModel.from_masters(bias=bias, dark=dark, exposure=10.0),
         "Alignment": Alignment.translation(3.0, -2.0, rms=0.1, n_matched=40, method="stars"),
@@ -45,7 +47,7 @@ def shown(tmp_path_factory):
     }
 
 
-NAMES = ["Coadd", "DarkModel", "Alignment", "FrameTable", "GrowthCurves"]
+NAMES = ["NoiseTest", "Coadd", "DarkModel", "Alignment", "FrameTable", "GrowthCurves"]
 
 
 @pytest.mark.parametrize("name", NAMES)

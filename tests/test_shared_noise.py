@@ -15,6 +15,7 @@ from astro_narrowband import (
     InverseVarianceCombiner,
     calibrate,
     coadd,
+    combine,
     master_flat,
     resample,
 )
@@ -72,14 +73,15 @@ class Night:
 
 @pytest.fixture(scope="module")
 def nights():
-    made = {}
-    for kind, shifts in SHIFTS.items():
-        frames = simulate_frames(
-            N_NIGHTS, shape=SHAPE, sky=SKY, light_exposures=(EXPOSURE,) * N_LIGHTS,
-            n_bias=3, n_darks=3, n_flats=4, shifts=shifts, seed=5,
-        )  # fmt: skip
-        made[kind] = [Night(frames, i) for i in range(N_NIGHTS)]
-    return made
+    return {kind: make_nights(shifts) for kind, shifts in SHIFTS.items()}
+
+
+def make_nights(shifts):
+    frames = simulate_frames(
+        N_NIGHTS, shape=SHAPE, sky=SKY, light_exposures=(EXPOSURE,) * N_LIGHTS,
+        n_bias=3, n_darks=3, n_flats=4, shifts=shifts, seed=5,
+    )  # fmt: skip
+    return [Night(frames, i) for i in range(N_NIGHTS)]
 
 
 class Theirs(Frame):
@@ -177,7 +179,7 @@ def test_other_masters_than_those_it_was_made_with_are_refused(nights):
     with pytest.raises(InputError, match="was calibrated with other masters"):
         coadd(first.ccds(), masters=second.recipe, flux_scale="none")
     moved_ccds = [resample(c, Alignment.translation(0.5, 0)) for c in first.ccds()[:2]]
-    with pytest.raises(InputError, match="is resampled"):
+    with pytest.raises(InputError, match="is no single frame"):
         coadd(moved_ccds, masters=first.recipe, flux_scale="none")
 
 
@@ -221,6 +223,98 @@ def test_the_header_says_what_it_was_told():
     assert SharedNoise.from_header({"MASTERID": "none"}) == SharedNoise("none")
 
 
-def test_a_coadd_is_of_no_single_frames_masters(nights):
-    made = coadd(nights["undithered"][0].ccds(), flux_scale="none", reject=False)
-    assert SharedNoise.from_header(made.ccd.header) is None
+# ------------------------------------------------------------------ coadds of coadds
+
+#: Lights of each part: the pattern of a dither once more, halves of it, parts of unlike size.
+PARTS = {
+    "halves": (range(8), range(8, 16)),
+    "in turn": (range(0, 16, 2), range(1, 16, 2)),
+    "unlike": (range(3), range(3, 16)),
+    "three": (range(2), range(2, 8), range(8, 16)),
+}
+
+
+@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner"])
+@pytest.mark.parametrize("kind", ["undithered", "whole"])
+def test_coadds_of_coadds_share_what_their_frames_do(nights, kind, how, tmp_path):
+    check_parts(nights[kind], kind, "halves", how, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner", "written", "resampled"])
+@pytest.mark.parametrize("parts", ["unlike", "in turn", "three"])
+@pytest.mark.parametrize("kind", SHIFTS)
+def test_other_parts_of_a_night(nights, kind, parts, how, tmp_path):
+    check_parts(nights[kind], kind, parts, how, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def repeated():
+    """Nights whose four places are those of each part."""
+    shifts = np.array([(7.0 * (i % 2) - 3, 7.0 * (i // 2 % 2) - 4) for i in range(N_LIGHTS)])
+    SHIFTS["repeated"] = shifts
+    yield make_nights(shifts)
+    del SHIFTS["repeated"]
+
+
+@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner"])
+def test_a_pattern_that_is_repeated_is_shared(repeated, how, tmp_path):
+    check_parts(repeated, "repeated", "halves", how, tmp_path)
+
+
+def check_parts(nights, kind, parts, how, folder):
+    every = []
+    for night in nights:
+        ccds = moved(night.ccds(), kind, resample)
+        made = [coadded([ccds[i] for i in part])[0] for part in PARTS[parts]]
+        if how == "written":
+            made = [written(ccd, folder, k) for k, ccd in enumerate(made)]
+        if how == "resampled":
+            made[1:] = [resample(ccd, Alignment.translation(0, 0)) for ccd in made[1:]]
+        if how == "InverseVarianceCombiner":
+            result = InverseVarianceCombiner(made).average_combine(), 1.0
+        else:
+            result = coadded(made)
+        every.append(pulls(*result, kind))
+    print(f"{kind}, {parts}, {how}: {np.std(every):.3f}")
+    assert 0.95 < np.std(every) < 1.06
+
+
+def test_what_a_coadd_tells_is_there_for_the_next(nights):
+    ccds = nights["undithered"][0].ccds()
+    first = coadded(ccds[:8])[0]
+    shared = SharedNoise.from_header(first.header)
+    assert shared.masters == nights["undithered"][0].recipe.masters
+    assert shared.exposure == pytest.approx(EXPOSURE)
+    assert len(shared.places) == 1
+    both = SharedNoise.from_header(coadded([first, coadded(ccds[8:])[0]])[0].header)
+    assert both.exposure == pytest.approx(EXPOSURE)
+    whole = SharedNoise.from_header(coadded(ccds)[0].header)
+    assert both.offset == pytest.approx(whole.offset, rel=0.1)
+    other = nights["undithered"][1].ccds()
+    mixed = coadded([*ccds[:2], *other[:2]])[0]
+    assert SharedNoise.from_header(mixed.header) is None
+    with pytest.raises(InputError, match="is no single frame"):
+        coadd([first], masters=nights["undithered"][0].recipe)
+    header = first.header.copy()
+    for text in ("1,0", "a,b,c,d,e", "1,1,0,nan,0"):
+        header["MNPLACES"] = text
+        assert SharedNoise.from_header(header) is None
+
+
+def test_the_combiner_says_what_it_cannot_know(rng):
+    def images(unit):
+        error = StdDevUncertainty(np.ones((40, 40)))
+        return [CCDData(rng.normal(5, 1, (40, 40)), unit=unit, uncertainty=error)] * 3
+
+    with pytest.warns(SharedNoiseWarning, match="3 of 3 frames do not say"):
+        InverseVarianceCombiner(images("electron/s"))
+    InverseVarianceCombiner(images("adu"))
+
+
+def test_combine_says_that_it_takes_all_noise_to_average_down(nights):
+    ccds = nights["undithered"][0].ccds()[:3]
+    with pytest.warns(SharedNoiseWarning, match="use coadd or InverseVarianceCombiner"):
+        made = combine(ccds)
+    assert "MASTERID" not in made.header
+    combine(ccds, uncertainty="scatter")

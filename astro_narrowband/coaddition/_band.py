@@ -71,6 +71,8 @@ class BandSum:
         where nothing is shared.
     overlap : array
         Factor on the variance of each frame's cluster, for clusters that overlap.
+    amplitude : array
+        Of the noise of each frame's masters, over that in one frame of the camera.
     shapes : array (n, 6)
         How the stars of each frame differ from those of the median of the best.
     tolerance : array (n, 2)
@@ -100,6 +102,7 @@ class BandSum:
     sky: np.ndarray
     cluster: np.ndarray
     overlap: np.ndarray
+    amplitude: np.ndarray
     shapes: np.ndarray
     tolerance: np.ndarray
     discs: list

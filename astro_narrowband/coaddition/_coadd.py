@@ -391,8 +391,8 @@ def _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules):
     """The sum over the frames that count, and their indices in its order."""
     scale, dimming, offset = seen.scale, seen.dimming, skies.offset
     background = _backgrounds(table, seen)
-    cluster, correlations = shared_clusters(frames, [frame.placement for frame in frames], shape)
-    overlap = overlap_factors(cluster, correlations, weight / scale)
+    cluster, correlations, amplitude = shared_clusters(frames, shape)
+    overlap = overlap_factors(cluster, correlations, weight / scale * amplitude)
     discs = spoiled_discs(table, matrices, weight)
     order = _canonical(frames, table, background, exposure, offset, cluster, weight > 0)
     task = BandSum(
@@ -408,6 +408,7 @@ def _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules):
         sky=(np.array([s.sky for s in table]) / scale - offset)[order],
         cluster=cluster[order],
         overlap=overlap[order],
+        amplitude=amplitude[order],
         shapes=np.zeros((len(order), N_TERMS), np.float32),
         tolerance=np.zeros((len(order), 2)),
         discs=[discs[i] for i in order],

@@ -25,7 +25,14 @@ from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband._engine.stacking.tile import Reduced, Rejection, reduce_tile
 from astro_narrowband._engine.validate import choice, finite, same_shape
 from astro_narrowband.coaddition._combine_bands import BandReducer, native_type, reduce_bands
-from astro_narrowband.exceptions import InputError, InputTypeError, ProductError
+from astro_narrowband.exceptions import (
+    InputError,
+    InputTypeError,
+    ProductError,
+    SharedNoiseWarning,
+    warn,
+)
+from astro_narrowband.noise import SHARED_CARDS
 
 __all__ = ["Reduced", "Rejection", "combine", "reduce_tile"]
 
@@ -208,6 +215,8 @@ def combine(
     _check_output(output_file, frames, overwrite_output)
 
     propagate = combine_uncertainty_function is None and _propagate(uncertainty, frames)
+    if propagate:
+        _warn_of_shared(frames)
     native = np.result_type(*(native_type(frame) for frame in frames))
     work, dtype = _types(native, dtype)
     reducer = BandReducer(
@@ -373,6 +382,19 @@ def _propagate(uncertainty, frames):
     return not lacking
 
 
+def _warn_of_shared(frames):
+    """Say that the noise of masters, of frames that name the same ones, does not average down."""
+    masters = Counter(frame.header.get("MASTERID", "none") for frame in frames)
+    del masters["none"]
+    if masters and max(masters.values()) > 1:
+        warn(
+            f"{frames[0].name} and others: were calibrated with the same masters (MASTERID), whose "
+            "noise is taken to average down: use coadd or InverseVarianceCombiner",
+            SharedNoiseWarning,
+            stacklevel=3,
+        )
+
+
 # ------------------------------------------------------------------ the result
 
 
@@ -388,6 +410,8 @@ def _exposure(header):
 
 def _header(frames, method):
     header = clean_header(frames[0].header)
+    for keyword in SHARED_CARDS:
+        header.remove(keyword, ignore_missing=True)
     header["NCOMBINE"] = (len(frames), "number of frames combined")
     exposures = [_exposure(frame.header) for frame in frames]
     if None not in exposures:

@@ -6,6 +6,7 @@ the same from files, in bounded memory.
 """
 
 import numpy as np
+from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import Combiner
 
@@ -13,7 +14,7 @@ from astro_narrowband._engine.frames import MemoryFrame
 from astro_narrowband._engine.stacking.tile import reduce_tile
 from astro_narrowband._engine.validate import as_variance, choice
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
-from astro_narrowband.coaddition._own_noise import own_noise
+from astro_narrowband.coaddition._own_noise import own_noise, warn_of_unknown
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["InverseVarianceCombiner"]
@@ -37,7 +38,7 @@ class InverseVarianceCombiner(Combiner):
       masked everywhere does not count;
     * noise that images share because they were calibrated with the same masters does not
       average down: their headers say it (see `~astro_narrowband.calibrate`); where they do
-      not, nothing is shared;
+      not, nothing is shared, and there is a `SharedNoiseWarning` unless they are in adu;
     * a pixel without any value is masked and NaN.
 
     Parameters
@@ -110,21 +111,22 @@ class InverseVarianceCombiner(Combiner):
         for i in known:
             whole = slice(0, frames[i].shape[0])
             self._variance[i] = frames[i].read(whole).variance
-        cluster, correlations = shared_clusters(
-            frames, [frame.placement for frame in frames], images[0].shape
-        )
-        overlap = overlap_factors(cluster, correlations, np.ones(len(frames)))
-        return [(i, frames[i], cluster[i], overlap[i]) for i in known]
+        if self.unit != u.adu:
+            warn_of_unknown(frames)
+        cluster, correlations, amplitude = shared_clusters(frames, images[0].shape)
+        overlap = overlap_factors(cluster, correlations, amplitude)
+        return [(i, frames[i], cluster[i], overlap[i], amplitude[i]) for i in known]
 
     def _shared_variance(self, weights, used, scale, value):
         """What the masters leave in a sum of images times ``weights``, (n, ny, nx)."""
         total, sums = 0.0, {}
-        for i, frame, cluster, overlap in self._shared:
-            amount = weights[i] * used[i] * scale[i]
+        for i, frame, cluster, overlap, amplitude in self._shared:
+            relative = amplitude * weights[i] * used[i]
+            amount = relative * scale[i]
             one = sums.setdefault(cluster, [frame, overlap, 0.0, 0.0, 0.0])
-            one[2] += amount / frame.exposure
+            one[2] += amount / frame.dark_exposure
             one[3] += amount
-            one[4] += weights[i] * used[i]
+            one[4] += relative
         for frame, overlap, a, b, w in sums.values():
             planes = frame.master_noise(slice(0, frame.shape[0]))
             var_offset, cov, var_rate, var_flat = (0.0 if p is None else p for p in planes)

@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from astro_narrowband._engine.frames import HeldRows
+from astro_narrowband.noise import SharedNoise, sample_rows
 
 __all__ = [
     "CommonNoise",
+    "noise_to_tell",
     "overlap_factors",
     "shared_clusters",
+    "shared_noise_of",
     "undithered_noise",
 ]
 
@@ -27,6 +30,8 @@ ROWS = 64
 SAME = 0.25
 #: Lists of lost pixels that are kept until they are merged: their number must not count.
 MERGED = 64
+#: Places of the detector that a header tells, those of the largest weight.
+PLACES = 64
 
 
 # --------------------------------------------------------------------------- who shares what
@@ -45,15 +50,52 @@ def _same_noise(points, i):
     return (shared[:, 0] * shared[:, 1]).mean(axis=1)
 
 
-def shared_clusters(frames, matrices, shape):
+def _same(matrices, shape):
+    """Correlation of one detector's noise in each two places."""
+    points = np.array([_positions(matrix, shape) for matrix in matrices], np.float32)
+    return np.array([_same_noise(points, k) for k in range(len(points))])
+
+
+def _labels(same):
+    """Number places so that those of one number coincide with the first of it."""
+    labels = np.full(len(same), -1)
+    for k, row in enumerate(same):
+        if labels[k] < 0:
+            labels[(row >= SAME) & (labels < 0)] = labels.max() + 1
+    return labels
+
+
+def shared_noise_of(frames, shape):
+    """
+    Return what the noise of one set of masters has in common in each two frames.
+
+    As a part of its variance in one frame of the camera; a coadd of dithered ones has less.
+
+    Parameters
+    ----------
+    frames : list of Frame
+        On the grid.
+    shape : tuple of int
+
+    Returns
+    -------
+    `~numpy.ndarray`, (n, n)
+    """
+    weights, matrices = zip(*(frame.placements for frame in frames), strict=True)
+    first = np.cumsum([0, *map(len, weights[:-1])])
+    weights, same = np.concatenate(weights), _same(np.concatenate(matrices), shape)
+    same = weights[:, None] * same * weights
+    return np.add.reduceat(np.add.reduceat(same, first, axis=0), first, axis=1)
+
+
+def shared_clusters(frames, shape):
     """
     Group frames by the detector pixels that they share, masters being the same.
 
     Parameters
     ----------
     frames : list of Frame
-    matrices : list of array (3, 3)
-        From the pixels of each to the grid.
+        On the grid.
     shape : tuple of int
 
     Returns
@@ -63,23 +105,24 @@ def shared_clusters(frames, matrices, shape):
     correlations : list of (array of int, array (m, m))
         For each set of masters its frames, and the correlation of the masters'
         noise in each two of them.
+    amplitude : `~numpy.ndarray`
+        Of that noise, over that in one frame of the camera: less than 1 in a coadd of
+        dithered ones.
     """
-    groups = {}
+    groups, amplitude = {}, np.ones(len(frames))
     for i, frame in enumerate(frames):
         if frame.masters not in (None, "none"):
             groups.setdefault(frame.masters, []).append(i)
     cluster, correlations, n_clusters = np.full(len(frames), -1), [], 0
     for group in groups.values():
         group = np.array(group)
-        points = np.array([_positions(matrices[i], shape) for i in group], np.float32)
-        same = np.array([_same_noise(points, k) for k in range(len(group))])
-        for k, i in enumerate(group):
-            if cluster[i] < 0:
-                new = group[(same[k] >= SAME) & (cluster[group] < 0)]
-                cluster[new] = n_clusters
-                n_clusters += 1
+        shared = shared_noise_of([frames[i] for i in group], shape)
+        amplitude[group] = size = np.sqrt(np.diag(shared))
+        same = shared / np.outer(size, size)
+        cluster[group] = _labels(same) + n_clusters
+        n_clusters = cluster.max() + 1
         correlations.append((group, same))
-    return cluster, correlations
+    return cluster, correlations, amplitude
 
 
 def overlap_factors(cluster, correlations, amplitude):
@@ -113,9 +156,9 @@ def overlap_factors(cluster, correlations, amplitude):
 
 def _amounts(task, i):
     """How much frame ``i`` has of the masters' offset, rate and flat in the sum."""
-    weight = task.weight[i]
+    weight = task.weight[i] * task.amplitude[i]
     rate = weight / task.scale[i] * task.frames[i].pixel_area
-    return np.array([rate / task.exposure[i], rate, weight])
+    return np.array([rate / task.frames[i].calibrated.dark_exposure, rate, weight])
 
 
 def _variances(planes, amounts):
@@ -127,6 +170,53 @@ def _variances(planes, amounts):
     if var_flat is not None:
         flat = w * w * var_flat
     return dark, flat
+
+
+def noise_to_tell(task, sigma):
+    """
+    Return what the header of a coadd says of the noise of its masters, if that can be said.
+
+    Parameters
+    ----------
+    task : BandSum
+    sigma : `~numpy.ndarray`, (ny, nx)
+        Uncertainty of the coadd.
+
+    Returns
+    -------
+    `~astro_narrowband.noise.SharedNoise` or None
+        None where masters of frames are not known, or of more than one set.
+    """
+    names = {frame.masters for frame in task.frames} - {"none"}
+    if not names or None in names or len(names) > 1:
+        return None if names else SharedNoise("none")
+    frames = [task.frames[i] for i in np.flatnonzero(task.cluster >= 0)]
+    amounts = np.array([_amounts(task, i) for i in np.flatnonzero(task.cluster >= 0)])
+    weights, matrices = zip(*(frame.placements for frame in frames), strict=True)
+    size = task.amplitude[task.cluster >= 0]
+    a, b, w = np.repeat(amounts / size[:, None], list(map(len, weights)), axis=0).T
+    weights, matrices = np.concatenate(weights), np.concatenate(matrices)
+    a, b, w = a * weights, b * weights, w * weights
+    same = _same(matrices, task.shape)
+    blank = np.nanmedian(np.concatenate([sigma[rows] for rows in sample_rows(len(sigma))]) ** 2)
+    middle = task.shape[0] // 2
+    planes = frames[0].calibrated.master_noise(slice(middle, middle + 1))
+    levels = [0.0 if plane is None else float(np.median(plane)) for plane in planes]
+    var_offset, cov, var_rate, var_flat = (level / blank for level in levels)
+    signal = np.sum(task.weight * (task.sky + task.offset))
+    labels = _labels(same)
+    parts = np.bincount(labels, w)
+    places = [
+        (parts[k], m[0, 0], m[1, 0], m[0, 2], m[1, 2])
+        for k in np.argsort(-parts, kind="stable")[:PLACES]
+        for m in matrices[[np.argmax(labels == k)]]
+    ]
+    flat = w @ same @ w * var_flat
+    return SharedNoise(
+        frames[0].masters, a @ same @ a * var_offset, 2 * (a @ same @ b) * cov,
+        b @ same @ b * var_rate, flat * signal**2, math.sqrt(flat * blank),
+        exposure=b.sum() / a.sum(), places=tuple(places),
+    )  # fmt: skip
 
 
 def undithered_noise(task):

@@ -13,14 +13,14 @@ from astropy.table import QTable
 from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.provenance import drop_camera, write_creator, write_dates
 from astro_narrowband._engine.wcs import read_wcs
-from astro_narrowband.coaddition._common_noise import undithered_noise
+from astro_narrowband.coaddition._common_noise import noise_to_tell, undithered_noise
+from astro_narrowband.noise import SHARED_CARDS
 
 __all__ = ["frame_table", "wcs_of", "write_header", "write_matching"]
 
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
-                "EXPOSURE", "NEXTEND", "BUNIT", "MASTERID",
-                "MNOFFSET", "MNCOV", "MNRATE", "MNFLAT", "MNINCL")  # fmt: skip
+                "EXPOSURE", "NEXTEND", "BUNIT", *SHARED_CARDS)  # fmt: skip
 
 
 def wcs_of(frame):
@@ -57,6 +57,8 @@ def write_header(header, task, reference, weights, planes, unit):
     header["SKYLEVEL"] = (float(np.sum(task.weight * task.sky)), "sky that is left in the coadd")
     header["SKYNOISE"] = (float(np.sqrt(w2v.sum())), "own noise of a pixel of blank sky")
     header["SYSNOISE"] = (undithered_noise(task), "noise of the masters, if undithered")
+    if (shared := noise_to_tell(task, planes[1])) is not None:
+        shared.to_header(header)
     header["WEIGHTS"] = (weights if isinstance(weights, str) else "given", "rule of the weights")
     set_card(header, "COADDREF", str(reference)[:60], "frame of the grid")
     header["REJECTED"] = (

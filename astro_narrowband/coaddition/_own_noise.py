@@ -14,6 +14,7 @@ import numpy as np
 from astro_narrowband._engine.frames import Frame, handed
 from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband.calibration import Recipe
+from astro_narrowband.coaddition._common_noise import shared_noise_of
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, SharedNoiseWarning, warn
@@ -86,9 +87,11 @@ class _Apart(Frame):
 
     def __init__(self, frame, masters, *, included=True):
         self.frame, self.masters, self.included = frame, masters, included
+        self._amount = np.float32(1)
         self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
         self.header, self.wcs, self.exposure = frame.header, frame.wcs, exposure_of(frame)
         self.noise_correlation = frame.noise_correlation
+        self._places = super().placements
         if not self.exposure > 0:
             raise InputError(
                 f"{self.name}: has no exposure time, which the noise of its masters depends on: "
@@ -96,17 +99,18 @@ class _Apart(Frame):
             )
 
     @property
-    def placement(self):
+    def placements(self):
         """Where the detector's pixels went, as the header has it."""
         moved = Alignment.from_header(self.header)
-        return np.eye(3) if moved is None else moved.matrix
+        weights, matrices = self._places
+        return weights, matrices if moved is None else moved.matrix @ matrices
 
     def read(self, rows, *, variance=True, out=None):
         """Rows of the frame, its own noise only."""
         band = self.frame.read(rows, variance=variance)
         if band.variance is not None and self.included:
             total = band.variance
-            shared = self._shared(rows, band.data)
+            shared = self._amount * self._shared(rows, band.data)
             least = np.float32(LEAST_OWN) * total
             band = band._replace(variance=np.maximum(total - shared, least))
         return handed(band, variance=variance, out=out)
@@ -114,7 +118,7 @@ class _Apart(Frame):
     def _shared(self, rows, data):
         """Variance of the masters in these rows."""
         var_offset, cov, var_rate, var_flat = self.master_noise(rows)
-        t, total = np.float32(self.exposure), np.float32(0)
+        t, total = np.float32(self.dark_exposure), np.float32(0)
         if var_offset is not None:
             total = var_offset / t**2 + 2 * cov / t + var_rate
         if var_flat is not None:
@@ -127,6 +131,13 @@ class _Told(_Apart):
 
     def __init__(self, frame, cards):
         super().__init__(frame, cards.masters, included=cards.included)
+        self._exposure = cards.exposure
+        if cards.places:
+            weight, a, b, dx, dy = np.array(cards.places).T
+            zero, one = np.zeros_like(a), np.ones_like(a)
+            rows = ((a, -b, dx), (b, a, dy), (zero, zero, one))
+            self._places = weight, np.moveaxis(np.array(rows), 2, 0)
+            self._amount = np.float32(shared_noise_of([self], self.shape)[0, 0])
         variances, values = [], []
         for rows in sample_rows(self.shape[0]):
             band = frame.read(rows)
@@ -142,13 +153,19 @@ class _Told(_Apart):
             values.append(band.data[good])
         variances, values = np.concatenate(variances), np.concatenate(values)
         blank, level = (float(np.median(v)) if v.size else 0.0 for v in (variances, values))
-        t, flat = self.exposure, cards.flat_error**2
+        t, flat = self.dark_exposure, cards.flat_error**2
         # What the flat left in sky that was subtracted since is there all the same.
         gone = max(cards.flat * blank - flat * level**2, 0.0)
-        self._levels = (
+        levels = (
             cards.offset * blank * t**2, cards.covariance * blank * t / 2,
             cards.rate * blank + gone, flat,
         )  # fmt: skip
+        self._levels = [each / self._amount for each in levels]
+
+    @property
+    def dark_exposure(self):
+        """Of the frames of a coadd, as its header has it."""
+        return self._exposure if self._exposure > 0 else self.exposure
 
     def master_noise(self, rows):
         """As of a `~astro_narrowband.calibration.CalibratedFrame`, the same in every pixel."""
@@ -160,9 +177,9 @@ class _WithMasters(_Apart):
     """A frame as the detector saw it, with the masters that it was calibrated with."""
 
     def __init__(self, frame, masters, cards):
-        if Alignment.from_header(frame.header) is not None:
+        if Alignment.from_header(frame.header) is not None or (cards and cards.places):
             raise InputError(
-                f"{frame.name}: is resampled: masters is for frames as the detector saw them; "
+                f"{frame.name}: is no single frame as the detector saw it: masters is for those; "
                 "the header of what calibrate made says it of others"
             )
         if isinstance(masters, DarkModel):

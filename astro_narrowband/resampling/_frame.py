@@ -97,9 +97,10 @@ class ResampledFrame(Frame):
         return self.frame
 
     @property
-    def placement(self):
+    def placements(self):
         """From the pixels of the detector to those of the new grid."""
-        return self.alignment.matrix @ self.frame.placement
+        weights, matrices = self.frame.placements
+        return weights, self.alignment.matrix @ matrices
 
     @property
     def pixel_area(self):

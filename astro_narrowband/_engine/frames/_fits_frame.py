@@ -12,7 +12,8 @@ from astro_narrowband._engine.files import ChangedError, Identity, set_card
 from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.frames._memory import to_variance
-from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, damage_of, read_structure
+from astro_narrowband._engine.frames._sums import damage_of
+from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, read_structure
 from astro_narrowband._engine.headers import clean_text, raw_values
 from astro_narrowband._engine.validate import as_unit
 from astro_narrowband.exceptions import InputError

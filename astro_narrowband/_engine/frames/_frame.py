@@ -64,8 +64,12 @@ class Frame:
         Of a frame that interpolates another one while it is read.
     calibrated : `Frame`
         The frame as it was before that: itself, as a rule.
-    placement : `~numpy.ndarray`, (3, 3)
-        From the pixels of the detector to those of the frame: a unit matrix, as a rule.
+    placements : (`~numpy.ndarray`, (k,), `~numpy.ndarray`, (k, 3, 3))
+        Weights, and matrices from the pixels of the detector to those of the frame: one unit
+        matrix, as a rule; several of a coadd of dithered frames.
+    dark_exposure : float
+        Exposure time that noise of the dark's offset goes with, one of a coadd's frames [s]:
+        ``exposure``, as a rule.
     pixel_area : float
         What values are multiplied by in that interpolation.
     follows_signal : bool
@@ -144,9 +148,14 @@ class Frame:
         return fits.Header()
 
     @property
-    def placement(self):
-        """A unit matrix, until the frame was moved."""
-        return np.eye(3)
+    def placements(self):
+        """A unit matrix of weight 1, until the frame was moved."""
+        return np.ones(1), np.eye(3)[None]
+
+    @property
+    def dark_exposure(self):
+        """That of the frame, unless it is a coadd of shorter ones."""
+        return self.exposure
 
     @property
     def calibrated(self):

@@ -10,14 +10,17 @@ left where they are; `FitsImage` says how to get at them.
 import math
 import os
 import re
+import threading
+import time
 import warnings
+from collections import OrderedDict
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._engine.files import FileError, Identity, open_regular
+from astro_narrowband._engine.files import Identity, open_regular
 from astro_narrowband._engine.frames._fits_image import (
     FitsImage,
     PackedFile,
@@ -25,10 +28,11 @@ from astro_narrowband._engine.frames._fits_image import (
     TiledFile,
 )
 from astro_narrowband._engine.frames._packed import opener_of
+from astro_narrowband._engine.frames._sums import BLOCK, sums_of
 from astro_narrowband._engine.frames._tiles import TileError, tiled_headers
 from astro_narrowband.exceptions import InputError, MissingFileError, ProductError
 
-__all__ = ["MAX_PIXELS", "Hdu", "Structure", "damage_of", "read_structure"]
+__all__ = ["MAX_PIXELS", "Hdu", "Structure", "read_structure"]
 
 #: The largest image that is opened, unless told otherwise.
 MAX_PIXELS = 1 << 28
@@ -36,9 +40,8 @@ MAX_PIXELS = 1 << 28
 #: No frame of a camera is packed tighter than this; what claims to be is a bomb, or
 #: damaged, and would take long. Up to so many bytes anything is unpacked.
 _TIGHTEST, _ALWAYS = 200, 1 << 26
-_BLOCK = 2880
 #: A header longer than this (36 cards a block) is damage, not a header.
-_MOST_BLOCKS = 2000
+_MOSTBLOCKS = 2000
 _MOST_HDUS = 500
 #: FITS is ASCII; of what else is written, the letters of filters and units are kept.
 _LETTERS = tuple(
@@ -66,6 +69,12 @@ _OTHERS = {
     b"%PDF": "a PDF document",
 }
 _UNPACK = ("a compressed file", "a zip archive", "gzip")
+
+
+#: What was parsed of the files opened last, by path, limit and identity.
+_PARSED, _MOST_PARSED, _LOCK = OrderedDict(), 512, threading.Lock()
+#: Nanoseconds after which a change cannot have the time of the one before.
+_SETTLED = 2_000_000_000
 
 
 class Hdu(NamedTuple):
@@ -153,7 +162,9 @@ def read_structure(path, *, max_pixels=MAX_PIXELS, identity=None):
             warnings.simplefilter("ignore")
             file, identity = open_regular(path, identity)
             with open(file, "rb") as stream:
-                return _structure(stream, path, max_pixels, identity)
+                structure = _parsed_once(stream, path, max_pixels, identity)
+        header, primary = structure.header, structure.primary
+        return structure._replace(header=header.copy(), primary=primary and primary.copy())
     except (InputError, ProductError):
         raise
     except FileNotFoundError:
@@ -166,6 +177,23 @@ def read_structure(path, *, max_pixels=MAX_PIXELS, identity=None):
             f"{path}: cannot be read as FITS ({type(error).__name__}: {detail}): "
             "copy it again or take it out of the folder"
         ) from error
+
+
+def _parsed_once(stream, path, max_pixels, identity):
+    """As `_structure`, which is not asked twice for a file that is still the same."""
+    key = path, max_pixels, identity
+    with _LOCK:
+        structure = _PARSED.get(key)
+    if structure is None:
+        structure = _structure(stream, path, max_pixels, identity)
+        # One that was written just now may be written again before its times tell.
+        settled = time.time_ns() - identity.changed > _SETTLED
+        if settled and isinstance(structure.image.source, PlainFile):
+            with _LOCK:
+                _PARSED[key] = structure
+                while len(_PARSED) > _MOST_PARSED:
+                    _PARSED.popitem(last=False)
+    return structure
 
 
 def _structure(stream, path, max_pixels, identity):
@@ -205,7 +233,7 @@ def _structure(stream, path, max_pixels, identity):
         kind = str(hdu.header.get("UTYPE", "StdDevUncertainty"))
     return Structure(
         header, primary, image, parts.get("MASK"), parts.get("UNCERT"), kind, identity,
-        _sums_of(hdus),
+        sums_of(hdus),
     )  # fmt: skip
 
 
@@ -327,7 +355,7 @@ def _hdus_of(file, path, max_pixels):
             break
         size = _data_size(header, path, max_pixels)
         hdus.append(Hdu(header, start, file.tell(), size))
-        file.seek(-(-size // _BLOCK) * _BLOCK, os.SEEK_CUR)
+        file.seek(-(-size // BLOCK) * BLOCK, os.SEEK_CUR)
     return hdus
 
 
@@ -335,13 +363,13 @@ def _read_header(read, path, *, first, copy=None):
     """Return the header at this place, or ``None`` where there is none."""
     blocks = []
     while True:
-        block = read(_BLOCK)
+        block = read(BLOCK)
         if not blocks:
             if first:
                 _check_start(block, path)
             elif not block.startswith(b"XTENSION"):
                 return None
-        if len(block) < _BLOCK or len(blocks) > _MOST_BLOCKS:
+        if len(block) < BLOCK or len(blocks) > _MOSTBLOCKS:
             if not first:
                 return None
             raise InputError(f"{path}: its header has no end: copy it again")
@@ -437,75 +465,9 @@ def _expand(stream, write, path, max_pixels):
                 f"{path}: expands to too much: give it unpacked (or raise --max-pixels) if it is "
                 "right"
             )
-        left = -(-size // _BLOCK) * _BLOCK
+        left = -(-size // BLOCK) * BLOCK
         while left and (block := stream.read(min(left, 1 << 20))):
             write(block)
             left -= len(block)
         if left:
             return
-
-
-# --------------------------------------------------------------------------- checksums
-
-
-def damage_of(structure):
-    """
-    Return why the data of a file are not those that were written, or ``""``.
-
-    DATASUM of every HDU that has one is compared (the ones' complement sum of the
-    data as 32-bit words); CHECKSUM is not, since programs that edit a header let
-    it grow stale. Tiles without sums are decompressed, all of them. Packed files have
-    sums of their own, which were compared when they were expanded.
-
-    Parameters
-    ----------
-    structure : `Structure`
-
-    Raises
-    ------
-    InputError
-        If the file cannot be read any more.
-    """
-    source = structure.image.source
-    if isinstance(source, PackedFile):
-        return ""
-    for i, start, size, text in structure.sums:
-        total = _data_sum(source, start, size)
-        if total != int(text):
-            return f"DATASUM = {text} in HDU {i}, but its data have {total}"
-    if isinstance(source, TiledFile) and not structure.sums:
-        try:
-            n_rows = max(1, (1 << 20) // structure.image.shape[1])
-            for y in range(0, structure.image.shape[0], n_rows):
-                rows = slice(y, min(y + n_rows, structure.image.shape[0]))
-                structure.image.read_stored(rows)
-        except FileError as error:
-            return error.what
-    return ""
-
-
-def _sums_of(hdus):
-    """Return ``(index, offset, bytes, DATASUM)`` of the HDUs that have a sum to compare with."""
-    sums = []
-    for i, hdu in enumerate(hdus):
-        try:
-            text = str(hdu.header.get("DATASUM", "")).strip()
-        except Exception:  # noqa: S112 - a damaged card holds no sum to compare with
-            continue
-        if text.isdecimal() and text.isascii() and len(text) <= 10 and hdu.size:
-            sums.append((i, hdu.offset, hdu.size, text))
-    return sums
-
-
-def _data_sum(source, offset, size):
-    total, left = 0, -(-size // _BLOCK) * _BLOCK
-    file, _ = open_regular(source.path, source.identity)
-    with open(file, "rb") as stream:
-        stream.seek(offset)
-        while left > 0 and (block := stream.read(min(left, 1 << 22))):
-            left -= len(block)
-            block += b"\0" * (-len(block) % 4)
-            total += int(np.frombuffer(block, ">u4").sum(dtype=np.uint64))
-    while total >> 32:
-        total = (total & 0xFFFFFFFF) + (total >> 32)
-    return total

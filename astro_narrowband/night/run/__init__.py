@@ -8,33 +8,30 @@ same inputs in the same way.
 import os
 import re
 import threading
-from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from astropy.io import fits
 from astropy.table import QTable
-from astropy.time import Time
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
 from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
-from astro_narrowband.coaddition import FrameStatistics, coadd, measure_frame
+from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandError, ProductError
 from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
-from astro_narrowband.night.plan import Group
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
+from astro_narrowband.night.run._light import Light, times_of
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
-from astro_narrowband.night.table import FrameRow
 from astro_narrowband.photometry import diagnose_background, make_catalog
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
@@ -56,20 +53,6 @@ NAMED = 3
 LONGEST = 62
 
 
-@dataclass(eq=False)
-class Light:
-    """A light on its way: what is known of it grows from step to step."""
-
-    row: FrameRow
-    group: Group
-    frame: CalibratedFrame | MeasuredFrame
-    stars: QTable | None = None
-    measuring: Future | None = None
-    statistics: FrameStatistics | None = None
-    alignment: Alignment | None = None
-    grid: fits.Header | None = None
-
-
 class Night:
     """One run of the pipeline: the products made so far, and the record of them."""
 
@@ -78,7 +61,7 @@ class Night:
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.names, self.given, self.out, self.placed = set(), {}, {}, {}
-        self.targets, self.lost = [], set()
+        self.targets, self.lost, self.is_new = [], set(), True
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
@@ -169,6 +152,8 @@ class Night:
         names = self.names_of(target)
         with Threads(self.workers) as pool, Threads(1) as writer:
             try:
+                coadds = [self.products.path(f"coadd-{name}.fits") for name in names.values()]
+                self.is_new = not all(path.exists() for path in coadds)
                 self.draw(writer, Pictures.load)
                 lights, keys = self.prepare(target, names, pool)
                 # The grid, and so every coadd, depends on all lights of the target.
@@ -242,9 +227,10 @@ class Night:
         """
         Draw a picture of the page, when ``writer`` has time, while other work goes on.
 
-        What fails is drawn again with the page, which says so.
+        What fails is drawn again with the page, which says so. Where all coadds are there the
+        page may be as well: nothing is drawn before that is known.
         """
-        if self.pictures is not None:
+        if self.pictures is not None and self.is_new:
             writer.submit(picture, self.pictures, *what)
 
     def attempt(self, groups, step, *args):
@@ -364,7 +350,7 @@ class Night:
         return align_group(
             [light.frame for light in lights],
             method=self.settings.registration,
-            times=_times([light.row.date for light in lights]),
+            times=times_of(lights),
             labels=[light.group.filter for light in lights],
             tables=[light.stars for light in lights],
             workers=self.workers,
@@ -571,8 +557,12 @@ class Night:
             for path, digest in inputs.digests().items()
         }
         if self.pictures is not None:
-            page = render_report(self.products.folder, record, pictures=self.pictures)
-            self.products.write_text("report.html", page)
+            # What the page shows is in the record, and in products that it has the digests of.
+            made_of = record | {"products": self.products.digests}
+            key = self.products.key([], product="page", record=made_of)
+            if not self.products.have("report.html", key):
+                page = render_report(self.products.folder, record, pictures=self.pictures)
+                self.products.write_text("report.html", page, key)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
         record["products"] = dict(sorted(self.products.digests.items()))
@@ -587,11 +577,3 @@ def _short(text, longest):
 def _grid(group):
     """What groups on one grid have in common: object and detector."""
     return group.object, repr(group.setup)
-
-
-def _times(dates):
-    """Dates as days, or None where one of them cannot be trusted."""
-    try:
-        return list(Time(list(dates), format="isot").mjd)
-    except ValueError:
-        return None

@@ -19,17 +19,13 @@ UNEVEN = 0.03
 
 def coarse(rows, nx):
     """Return medians of rows of pixels, NaN where masked, on a grid of `GRID` cells a side."""
-    columns = list(pairwise(np.linspace(0, nx, GRID + 1).astype(int).tolist()))
-    medians = np.array(
-        [
-            [np.nanmedian(row[a:b]) if np.isfinite(row[a:b]).any() else np.nan
-             for a, b in columns]
-            for row in rows
-        ]
-    )  # fmt: skip
+    rows = np.stack(rows)
+    columns = pairwise(np.linspace(0, nx, GRID + 1).astype(int).tolist())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # cells without a good pixel
-        return np.array([np.nanmedian(band, axis=0) for band in np.array_split(medians, GRID)])
+        median = np.nanmedian if np.isnan(rows).any() else np.median
+        cells = np.stack([median(rows[:, a:b], axis=1) for a, b in columns], axis=1)
+        return np.array([np.nanmedian(band, axis=0) for band in np.array_split(cells, GRID)])
 
 
 def _shape(grid, offset):
