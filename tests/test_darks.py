@@ -9,6 +9,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband.calibration import calibrate
 from astro_narrowband.darks import FLAGS, DarkModel, decode_flags
+from astro_narrowband.darks._shrink import shrink_plane
 from astro_narrowband.darks._straight import line, same_line, same_rate
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import (
@@ -607,6 +608,23 @@ def test_rates_of_clean_darks_are_shrunk(make_camera):
     for seed in range(100):
         model, *_ = warm_night(make_camera, seed, 0)
         assert not any("not shrunk" in note for note in model.notes)
+
+
+def test_blocks_without_a_pixel_that_is_judged_cost_only_themselves(rng):
+    values = (5 + 0.3 * rng.standard_normal((128, 128))).astype(np.float32)
+    variance = np.full((128, 128), 0.09, np.float32)
+    changes = np.zeros((128, 128), np.float32)
+
+    def lost(rows):
+        return np.arange(0 if rows.start >= 32 else (min(rows.stop, 32) - rows.start) * 128)
+
+    def apply(rows, first, second):
+        changes[rows] = variance[rows] * first
+
+    told = shrink_plane(values, variance, lost, apply)
+    assert np.isfinite(changes).all()
+    assert np.std((values + changes)[32:]) < 0.1
+    assert told["gain"] < 0.2
 
 
 def test_real_cmos_darks_predict_a_longer_one(real_data):

@@ -235,8 +235,10 @@ def test_lights_of_other_stars_become_a_panel_of_their_own(night, tmp_path):
 
 
 def test_a_night_without_lights_is_refused(night, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "seeing.txt").write_text("3 arcsec")
     with pytest.raises(InputError, match="no light"):
-        reduce_night(night / "bias", tmp_path / "out")
+        reduce_night(tmp_path / "notes", tmp_path / "out")
 
 
 def test_strict_turns_a_warning_into_status_3(night, tmp_path):

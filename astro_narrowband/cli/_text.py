@@ -53,7 +53,7 @@ def summary(record, output):
         )
     heads = ["", "frames", "exposure", "noise", "over", "FWHM"]
     units = ["", "", "s", "electron/s", "predicted", "pix"]
-    lines = columns([heads, units, *rows]) if rows else []
+    lines = columns([heads, units, *rows]) if rows else columns(_library(record["masters"]))
     counts = record["files"]
     lines += [one_line(line) for line in failed]
     lines.append(
@@ -62,6 +62,19 @@ def summary(record, output):
     )
     page = "report.html" if "report.html" in record["products"] else "night.json"
     return [*lines, one_line(os.path.join(output, page))]
+
+
+def _library(masters):
+    """Rows of a table of masters, where nothing else was made."""
+    rows = []
+    for master in masters:
+        n, reach = master["n_frames"], master.get("reach")
+        times = master.get("exposures") or master.get("exposure") or ()
+        span = " to ".join(dict.fromkeys(f"{f(times):g}" for f in (min, max))) if times else "-"
+        serves = f"lights up to {reach:.3g} s" if reach else ""
+        count = sum(n) if isinstance(n, list | tuple) else n
+        rows.append([master["path"], str(count), span, serves])
+    return [["", "frames", "exposure [s]", "serves"], *rows] if rows else []
 
 
 def columns(rows):

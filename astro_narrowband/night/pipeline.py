@@ -82,7 +82,7 @@ class Settings:
     keep_calibrated : bool
     workers : int or None
     memory : float or None
-        Bytes that the bands under way may take together.
+        Bytes that the bands under way may take together, beside images held whole.
     scheduler : str or None
         Address of a Dask scheduler, or ``"local"``.
     resume : bool
@@ -147,7 +147,7 @@ def inspection(table, *, settings=None):
         without=settings.without,
         calibrated=settings.calibrated,
     )
-    screen_plan(plan, saturation=settings.saturation)
+    screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
     for group in plan.groups:
         if not (group.failed or group.alone):
             try:
@@ -219,7 +219,7 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             without=settings.without,
             calibrated=settings.calibrated,
         )
-        screen_plan(plan, saturation=settings.saturation)
+        screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
         for problem in plan.problems:
             messages.say(str(problem), problem.level)
         if not plan.groups:

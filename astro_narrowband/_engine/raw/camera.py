@@ -12,9 +12,16 @@ __all__ = ["master_header", "refuse_other_camera"]
 
 #: Cards of the first frame that a master keeps: they tell cameras and settings apart.
 KEPT = (
-    *("INSTRUME", "DETECTOR", "CAMERA", "XBINNING", "YBINNING", "BINNING", "CCDSUM"),
-    *("GAIN", "EGAIN", "OFFSET", "BLKLEVEL", "READOUTM", "READMODE"),
-    *("MOSAIC", "XORGSUBF", "YORGSUBF", "SET-TEMP", "CCD-TEMP", "RDNOISE", "SATURATE"),
+    *("XBINNING", "YBINNING", "BINNING", "CCDSUM", "XORGSUBF", "YORGSUBF", "FLIPSTAT"),
+    *("MOSAIC", "XBAYROFF", "YBAYROFF", "BAYOFFX", "BAYOFFY", "ROWORDER"),
+    *(
+        keyword
+        for name in (
+            *("camera", "gain", "egain", "offset", "readout", "temperature", "noise"),
+            *("saturation", "bayer"),
+        )
+        for keyword in keywords.KEYWORDS[name]
+    ),
 )
 
 #: Readers of what must be the same, and what it is called.

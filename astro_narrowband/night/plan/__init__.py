@@ -12,11 +12,22 @@ import statistics
 from dataclasses import dataclass
 
 from astro_narrowband._engine.validate import positive
-from astro_narrowband.night.plan._group import HARD_KEYS, Group, setup_label
-from astro_narrowband.night.plan._match import Candidates, close, median_temperature
+from astro_narrowband.night.plan._group import (
+    HARD_KEYS,
+    SAME_ANGLE,
+    Group,
+    angle_apart,
+    setup_label,
+)
+from astro_narrowband.night.plan._match import Candidates, close, dark_runs, median_temperature
 from astro_narrowband.night.table import FrameTable, Problem, problems_of
 
 __all__ = ["HARD_KEYS", "Group", "Plan", "make_plan"]
+
+NO_LIGHT = (
+    "no light is there: the calibration frames become masters: give their folder to reduce with "
+    "--calibration, for nights that have lights"
+)
 
 
 @dataclass(eq=False)
@@ -43,8 +54,8 @@ class Plan:
         lines = []
         for group in self.groups:
             pixels = f", {group.colour.replace('+', ' and ')} pixels" if group.colour else ""
-            count = _count(group.lights, "light")
-            lines.append(f"{group.label}: {count}, {group.setup_label}{pixels}")
+            what = "masters" if group.library else _count(group.lights, "light")
+            lines.append(f"{group.label}: {what}, {group.setup_label}{pixels}")
             if group.failed:
                 lines.append(f"  cannot be reduced: {group.reason}")
             for name in ("bias", "darks", "flats"):
@@ -123,11 +134,15 @@ def make_plan(
             row.ignore(f"--without {row.kind.removeprefix('flat-')}")
     night = Candidates(table)
     problems = list(table.problems)
+    # Without a single light, not even one that is left out: a library is to be made.
     groups = night.groups(filters)
+    if not any(row.kind == "light" for row in table) and (groups := night.libraries(filters)):
+        problems.append(Problem("warning", "", NO_LIGHT))
     for group in groups:
         group.without, group.calibrated = tuple(without), calibrated
         _label(group, groups)
-        _serve(group, night, limits)
+        if not group.library:
+            _serve(group, night, limits)
     for group in groups:
         problems += [Problem("warning", group.label, note) for note in group.notes]
         if group.failed:
@@ -150,7 +165,34 @@ def _serve(group, night, limits):
         if name == "darks":
             rows = _of_temperature(group, rows, night, limits)
         setattr(group, name, night.chosen(group, rows))
+    _turn(group, night)
     _check(group, night, limits[2])
+
+
+def _turn(group, night):
+    """Leave out lights that no flat is for by the rotator, and flats of no light; say the rest."""
+    flats = list(group.flats)
+    served = set()
+    for lights, mine in group.sides() if flats else ():
+        if not mine:
+            angles = ", ".join(sorted({f"{row.rotator[0]:g}" for row in flats}))
+            for row in lights:
+                keyword, angle = row.rotator[2], row.rotator[0]
+                group.drop(row, f"{keyword} = {angle:g} deg, the flats {angles}")
+            group.notes.append(f"{lights[0].name}: left out: {lights[0].serves[group.label]}")
+        elif angle_apart(lights[0], mine[0]) > SAME_ANGLE:
+            keyword, angle = mine[0].rotator[2], mine[0].rotator[0]
+            group.notes.append(
+                f"{keyword}: flats at {angle:g} deg serve {len(lights)} lights at "
+                f"{lights[0].rotator[0]:g}, on the other side of the pier: right for dust and "
+                "vignetting that turn with the camera; flats of both sides are better"
+            )
+        served.update(row.path for row in mine)
+    for row in flats:
+        if row.path not in served:
+            group.flats.remove(row)
+            night.refuse(row, f"{row.rotator[2]} = {row.rotator[0]:g} deg: there are flats nearer "
+                         "to the angle of the lights")  # fmt: skip
 
 
 def _of_temperature(group, darks, night, limits):
@@ -162,14 +204,7 @@ def _of_temperature(group, darks, night, limits):
         if darks and math.isnan(wanted) != (not known):
             group.notes.append("CCD-TEMP: missing in darks or lights: not compared")
         return darks
-    # Darks of one run drift; a gap parts two set points.
-    runs = []
-    for row in sorted(known, key=lambda row: row.temperature):
-        if runs and row.temperature - runs[-1][-1].temperature <= 1.0:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    best = min(runs, key=lambda run: abs(median_temperature(run) - wanted))
+    best = min(dark_runs(known), key=lambda run: abs(median_temperature(run) - wanted))
     middle = median_temperature(best)
     chosen = {id(row) for row in best}
     for row in darks:
@@ -201,8 +236,12 @@ def _check(group, night, tolerance):
             if not times or not close(time, times[-1], tolerance):
                 times.append(time)
     has_offset = bool(group.bias) or any(row.model for row in group.darks)
-    for kind in group.without:
-        group.notes.append(f"without {kind} (--without {kind}): {_WITHOUT[kind]}")
+    without = set(group.without)
+    if without >= {"bias", "dark"}:
+        without = (without - {"bias", "dark"}) | {"bias and dark"}
+    for kind in sorted(without):
+        option = kind.replace("and ", "--without ")
+        group.notes.append(f"without {kind} (--without {option}): {_WITHOUT[kind]}")
     if not group.flats and "flat" not in group.without:
         group.reason = (
             f"no flat of {group.beam} fits: {_why(night, ('flat',), group)}: give flats, "
@@ -226,11 +265,12 @@ def _check(group, night, tolerance):
         group.notes.append("no bias: it is taken from the darks of several exposure times")
     elif not times and "dark" not in group.without:
         group.notes.append("no darks: only the bias is subtracted, dark current stays in")
-    group.notes += [
-        f"the {kind} is a master of another run or program: its noise is measured from it"
-        for kind, rows in (("bias", group.bias), ("dark", group.darks), ("flat", group.flats))
-        if any(row.master for row in rows)
-    ]
+    kinds = (("bias", group.bias), ("dark", group.darks), ("flat", group.flats))
+    if masters := [kind for kind, rows in kinds if any(row.master for row in rows)]:
+        group.notes.append(
+            f"{', '.join(masters)}: of another run or program: where a master does not say its "
+            "noise, it is measured from it"
+        )
 
 
 #: What is wrong with frames that were calibrated without.
@@ -238,6 +278,7 @@ _WITHOUT = {
     "flat": "vignetting, dust and unequal pixels stay in, and in every flux",
     "dark": "dark current and hot pixels stay in, and in the sky",
     "bias": "the offset is that of the darks",
+    "bias and dark": "offset, dark current and hot pixels stay in, and in the sky",
 }
 
 

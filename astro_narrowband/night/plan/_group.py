@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["HARD_KEYS", "Group", "setup_label"]
+__all__ = ["HARD_KEYS", "Group", "angle_apart", "setup_label"]
+
+#: Angles of a rotator [deg] that are one.
+SAME_ANGLE = 2.0
 
 #: What must agree, and what to call it.
 HARD_KEYS = {
@@ -19,6 +22,14 @@ HARD_KEYS = {
 }
 
 
+def angle_apart(one, other):
+    """Degrees between the rotator's angles of two frames; 0 where they do not both say it."""
+    if one.rotator is None or other.rotator is None or one.rotator[2] != other.rotator[2]:
+        return 0.0
+    period = one.rotator[1]
+    return abs((one.rotator[0] - other.rotator[0] + period / 2) % period - period / 2)
+
+
 @dataclass(eq=False)
 class Group:
     """
@@ -29,6 +40,8 @@ class Group:
     object, filter : str
     setup : dict
         Value of each of `HARD_KEYS`; ``None`` or ``""`` where no header gives it.
+    library : bool
+        Whether there is no light, and only masters are made of its frames.
     beam : str
         Filter in the header: that of the flats. It may let several lines through.
     colour : str
@@ -40,6 +53,8 @@ class Group:
     lights, bias, darks, flats : list of `~astro_narrowband.night.table.FrameRow`
         ``darks`` holds flat-darks too: frames of any exposure time that are used
         to model the dark current.
+    lamps : list of `~astro_narrowband.night.table.FrameRow`
+        Of a library, flats that tell the gain, if only that.
     lost : list of `~astro_narrowband.night.table.FrameRow`
         Lights that it had to do without.
     reason : str
@@ -51,6 +66,7 @@ class Group:
     object: str
     filter: str
     setup: dict
+    library: bool = False
     beam: str = ""
     colour: str = ""
     without: tuple = ()
@@ -60,6 +76,7 @@ class Group:
     bias: list = field(default_factory=list)
     darks: list = field(default_factory=list)
     flats: list = field(default_factory=list)
+    lamps: list = field(default_factory=list)
     lost: list = field(default_factory=list)
     reason: str = ""
     notes: list = field(default_factory=list)
@@ -71,9 +88,29 @@ class Group:
         return bool(self.reason)
 
     @property
+    def first(self):
+        """The frame whose header speaks for the camera."""
+        return (self.lights or self.flats or self.darks or self.bias)[0]
+
+    @property
     def alone(self):
         """Whether the lights are combined as they are, with their noise measured."""
         return self.calibrated or not (self.bias or self.darks or self.flats)
+
+    def sides(self):
+        """
+        Return the lights of each angle of the rotator, and the flats of that angle.
+
+        Where none is of it, those of the other side of the pier serve, half a turn away.
+        """
+        sides = {}
+        for light in self.lights:
+            near = [row for row in self.flats if angle_apart(light, row) <= SAME_ANGLE]
+            over = [row for row in self.flats if angle_apart(light, row) >= 180 - SAME_ANGLE]
+            flats = near or over
+            key = bool(near), tuple(row.path for row in flats)
+            sides.setdefault(key, ([], flats))[0].append(light)
+        return list(sides.values())
 
     @property
     def rows(self):

@@ -4,13 +4,10 @@ import math
 import statistics
 
 from astro_narrowband.filters import lines_of, pixels_of
-from astro_narrowband.night.plan._group import HARD_KEYS, Group
+from astro_narrowband.night.plan._group import HARD_KEYS, SAME_ANGLE, Group, angle_apart
 from astro_narrowband.night.plan._pointing import panels
 
-__all__ = ["Candidates", "close", "median_temperature"]
-
-#: Angles of a rotator [deg] that are one.
-SAME_ANGLE = 2.0
+__all__ = ["Candidates", "close", "dark_runs", "median_temperature"]
 
 
 def close(a, b, tolerance):
@@ -90,49 +87,73 @@ class Candidates:
 
     def _turned(self, row, group):
         """Why a flat was taken at another angle of the rotator than the lights, or ``""``."""
-        if row.kind != "flat" or row.rotator is None or not group.lights:
+        if row.kind != "flat" or not group.lights:
             return ""
-        for light in group.lights:
-            if light.rotator is None or light.rotator[2] != row.rotator[2]:
-                continue
-            if _apart(light.rotator, row.rotator) > SAME_ANGLE:
-                return (
-                    f"{row.rotator[2]} = {row.rotator[0]:g} deg, the lights "
-                    f"{light.rotator[0]:g}: take flats at the angle of the lights"
-                )
-        return ""
+        apart = [angle_apart(light, row) for light in group.lights]
+        if any(angle <= SAME_ANGLE or angle >= 180 - SAME_ANGLE for angle in apart):
+            return ""  # which of them it is for is said by `Group.sides`
+        return (
+            f"{row.rotator[2]} = {row.rotator[0]:g} deg, the lights "
+            f"{group.lights[0].rotator[0]:g}: take flats at the angle of the lights"
+        )
 
     def groups(self, filters=None):
         """
         Group the lights of some filters, default all.
 
-        Where a keyword is missing, the only value the night has is meant. Lights of several
-        angles of the rotator are several groups, if flats have an angle to be told by.
+        Where a keyword is missing, the only value the night has is meant.
         """
         groups = {}
         lights = self.of_kind("light")
         names = panels(lights)
-        angles = {row.rotator[2] for row in self.of_kind("flat") if row.rotator is not None}
         for row in lights:
             lines = [pair for pair in _lines(row) if filters is None or pair[0] in filters]
             if not lines:
                 row.ignore(f"filter {row.filter} is not asked for")
             setup = {key: self._setting(row, key) for key in HARD_KEYS}
-            turned = row.rotator if row.rotator and row.rotator[2] in angles else None
             for line, colour in lines:
                 identity = (names[row.path], line, colour, row.filter, *setup.values())
                 group = Group(names[row.path], line, setup, beam=row.filter, colour=colour)
-                same = groups.setdefault(identity, [])
-                for other in same:
-                    first = other.lights[0].rotator
-                    if turned is None or first is None or _apart(first, turned) <= SAME_ANGLE:
-                        group = other
-                        break
-                else:
-                    same.append(group)
-                group.lights.append(row)
-        every = [group for same in groups.values() for group in same]
-        return sorted(every, key=lambda g: (g.object, g.filter, repr(g.setup), g.lights[0].name))
+                groups.setdefault(identity, group).lights.append(row)
+        return sorted(
+            groups.values(), key=lambda g: (g.object, g.filter, repr(g.setup), g.lights[0].name)
+        )
+
+    def libraries(self, filters=None):
+        """
+        Group raw calibration frames that are there without lights, by settings.
+
+        Each run of darks (by temperature) is a group, and each filter of flats, with the
+        darks whose temperature is nearest.
+        """
+        sets = {}
+        for row in self.of_kind("bias", "dark", "flat-dark", "flat"):
+            if row.master:
+                row.ignore("is a master already, and there is no light")
+            elif row.kind == "flat" and filters is not None and row.filter not in filters:
+                row.ignore(f"filter {row.filter} is not asked for")
+            else:
+                setup = {key: self._setting(row, key) for key in HARD_KEYS}
+                sets.setdefault(repr(setup), (setup, []))[1].append(row)
+        groups = []
+        for setup, rows in sets.values():
+            biases = [row for row in rows if row.kind == "bias"]
+            lamps = [row for row in rows if row.kind == "flat"]
+            runs = dark_runs([row for row in rows if row.kind.endswith("dark")]) or [[]]
+            beams = {}
+            for row in lamps:
+                angle = row.rotator and round(row.rotator[0] / SAME_ANGLE)
+                beams.setdefault((row.filter, angle), []).append(row)
+            for (beam, _), flats in beams.items():
+                group = _library(beam, setup, runs, biases, _nearest_run(runs, flats))
+                group.flats = flats
+                groups.append(group)
+            served = [group.darks for group in groups]
+            groups += [_library("", setup, runs, biases, run) for run in runs if run not in served]
+            for group in groups:
+                if group.setup is setup:
+                    group.lamps = lamps
+        return groups
 
     def _setting(self, row, key):
         value = getattr(row, key)
@@ -186,6 +207,30 @@ class Candidates:
         return best
 
 
+def dark_runs(darks):
+    """Darks by set point: those of one run drift; a gap parts two. What has none is one run."""
+    runs = []
+    for row in sorted(darks, key=lambda row: row.temperature):
+        if runs and not row.temperature - runs[-1][-1].temperature > 1.0:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return runs
+
+
+def _nearest_run(runs, rows):
+    wanted = median_temperature(rows)
+    off = [abs(median_temperature(run) - wanted) for run in runs]
+    return runs[min(range(len(runs)), key=lambda k: math.inf if math.isnan(off[k]) else off[k])]
+
+
+def _library(beam, setup, runs, biases, darks):
+    where = f" at {median_temperature(darks):.0f} C" if len(runs) > 1 else ""
+    group = Group(f"calibration{where}", beam, setup, library=True, beam=beam)
+    group.bias, group.darks = list(biases), list(darks)
+    return group
+
+
 def _nearest_in_time(masters, lights):
     """Of masters of one exposure time only that of the nearest date; a dark model is enough."""
     date = statistics.median_low(sorted(row.date for row in lights))
@@ -208,11 +253,6 @@ def _days(one, other):
     except ValueError:
         return 1e9
     return 365 * year + 30 * month + day
-
-
-def _apart(one, other):
-    """Degrees between two angles of a rotator as `read_rotator` gives them."""
-    return abs((one[0] - other[0] + one[1] / 2) % one[1] - one[1] / 2)
 
 
 def _lines(row):

@@ -230,7 +230,8 @@ def _page(folder, record, pictures):
     dates = sorted(group["date"] for group in done if group["date"])
     return {
         "objects": objects,
-        "title": ", ".join(names) or "No lights",
+        "title": ", ".join(names)
+        or ("Calibration frames" if record.get("masters") else "No lights"),
         "dates": sorted({dates[0][:10], dates[-1][:10]}) if dates else [],
         "n_done": len(done),
         "n_groups": len(groups),

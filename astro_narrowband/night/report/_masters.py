@@ -65,6 +65,8 @@ def _dark_facts(dark):
     facts = [("model", dark.get("model")), ("darks", ", ".join(darks))]
     if dark.get("temperatures"):
         facts.append(("temperature [°C]", _span(dark["temperatures"])))
+    if dark.get("reach"):
+        facts.append(("serves, under any sky", f"lights up to {number(dark['reach'])} s"))
     return facts
 
 

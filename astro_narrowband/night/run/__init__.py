@@ -12,28 +12,24 @@ from dataclasses import asdict
 from pathlib import Path
 
 from astropy.io import fits
-from astropy.table import QTable
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
-from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
-from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandError, ProductError
-from astro_narrowband.lines import match_catalogue
-from astro_narrowband.night import figures
+from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
 from astro_narrowband.night.products import software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
-from astro_narrowband.night.run._light import Light, times_of
+from astro_narrowband.night.run._align import register
+from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
+from astro_narrowband.night.run._light import Light
 from astro_narrowband.night.run._masters import Masters, decide_for
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
-from astro_narrowband.photometry import diagnose_background, make_catalog
-from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
 __all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for"]
@@ -79,6 +75,8 @@ class Night:
         """Refuse to go on where a file that no run made has the name of a product."""
         names = ["report.html", "night.json", "frames.ecsv"]
         for target in targets:
+            if target[0].library:
+                continue
             names.append(f"catalog-{self.merged_name(target)}.ecsv")
             names += [f"{self.colour_name(target)}{end}.png" for end in ("", "-*")]
             for name in self.names_of(target).values():
@@ -149,6 +147,9 @@ class Night:
 
     def reduce_once(self, target):
         """Reduce every filter of one object on one detector, on one grid."""
+        if target[0].library:
+            self.make_library(target)
+            return
         names = self.names_of(target)
         with Threads(self.workers) as pool, Threads(1) as writer:
             try:
@@ -163,7 +164,7 @@ class Night:
                 reference = ""
                 if not all(there[g] or g.failed for g in target):
                     lights = self.measured(lights, pool)
-                    lights, reference = self.attempt(target, self.register, lights) or ([], "")
+                    lights, reference = self.attempt(target, register, self, lights) or ([], "")
                     target = [g for g in target if g.lights or g.lost or g.failed]
                 for master in self.record["masters"]:
                     self.draw(writer, Pictures.master, master)
@@ -191,8 +192,8 @@ class Night:
                         self.draw(writer, Pictures.coadd, name, group.filter)
                         self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
                     del made  # its planes go when they are written
-                self.catalogue(target, names, coadds, key)
-                self.picture(target, names, coadds, key)
+                catalogue(self, target, names, coadds, key)
+                picture(self, target, names, coadds, key)
                 if writing is not None:
                     writing.result()
                 if error := self.changed(target):
@@ -205,6 +206,16 @@ class Night:
             self.describe(group, names[group], coadds[group])
         for panel in self.panels.take():
             self.reduce(panel)
+
+    def make_library(self, target):
+        """Make the masters of calibration frames that are there without lights."""
+        for group in target:
+            self.attempt([group], self.masters.of, group, group.flats)
+            if group.failed:
+                self.describe(group, "", None)
+        self.say_left_out()
+        if error := self.changed(target):
+            raise error
 
     def prepare(self, target, names, pool):
         """
@@ -250,18 +261,21 @@ class Night:
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
-        recipe, keys = (None, []) if group.alone else self.masters.recipe(group)
-        lights = []
-        for row in list(group.lights):
-            try:
-                frame = row.open(group.colour)
-                if group.alone:
-                    frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
-                else:
-                    frame = CalibratedFrame(frame, recipe)
-                lights.append(Light(row, group, frame))
-            except NarrowbandError as error:
-                self.leave_out(row, str(error), group)
+        lights, keys = [], []
+        for rows, flats in group.sides():
+            if not group.alone:
+                recipe, more = self.masters.recipe(group, flats)
+                keys += more
+            for row in rows:
+                try:
+                    frame = row.open(group.colour)
+                    if group.alone:
+                        frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
+                    else:
+                        frame = CalibratedFrame(frame, recipe)
+                    lights.append(Light(row, group, frame))
+                except NarrowbandError as error:
+                    self.leave_out(row, str(error), group)
         if not lights:
             raise InputError("none of its lights can be calibrated")
         return lights, keys
@@ -295,10 +309,12 @@ class Night:
 
     def start_measuring(self, lights, pool):
         """Measure the lights of a group in other threads; their masters go with the last one."""
-        first = lights[0].frame
-        recipe = first.recipe.hold() if isinstance(first, CalibratedFrame) else None
+        held = {}
         for light in lights:
-            light.measuring = pool.submit(self.measure, light, recipe)
+            recipe = getattr(light.frame, "recipe", None)
+            if recipe is not None and id(recipe) not in held:
+                held[id(recipe)] = recipe.hold()
+            light.measuring = pool.submit(self.measure, light, held.get(id(recipe)))
 
     def measured(self, lights, pool):
         """Return the lights that can be read, measured."""
@@ -310,73 +326,6 @@ class Night:
                 self.leave_out(light.row, reason, light.group)
         pool.shutdown()  # and what its threads hold is free
         return [light for light in lights if light.statistics is not None]
-
-    def register(self, lights):
-        """Return the lights that can be aligned with the best of them, and its name."""
-        settings = self.settings
-        if not lights or settings.registration == "none":
-            for light in lights:
-                light.alignment = Alignment.identity("none")
-            return self.on_one_grid(lights), ""
-        options = {"positions": settings.stars} if settings.registration == "centroid" else {}
-        found = self.aligned(lights, **options)
-        kept, lost = [], []
-        for light, result in zip(lights, found.alignments, strict=True):
-            if isinstance(result, Alignment):
-                light.alignment = result
-                kept.append(light)
-            else:
-                lost.append((light, str(result)))
-        if not options:
-            lost = self.split_panel(lost)
-        for light, reason in lost:
-            self.leave_out(light.row, reason, light.group)
-        if options and len(kept) == 1 < len(lights):
-            reasons = [str(r) for r in found.alignments if not isinstance(r, Alignment)]
-            raise InputError(f"no light can be aligned on the stars given: {reasons[0]}")
-        reference = lights[found.reference]
-        return self.on_one_grid(kept, reference), reference.row.name
-
-    def on_one_grid(self, lights, *first):
-        """Give aligned lights the WCS of the first that has one, ``first`` before all others."""
-        headers = (ResampledFrame(each.frame, each.alignment).header for each in (*first, *lights))
-        grid = next((header for header in headers if "CTYPE1" in header), None)
-        for light in lights:
-            light.grid = grid
-        return lights
-
-    def aligned(self, lights, **options):
-        """Align lights with the best of them."""
-        return align_group(
-            [light.frame for light in lights],
-            method=self.settings.registration,
-            times=times_of(lights),
-            labels=[light.group.filter for light in lights],
-            tables=[light.stars for light in lights],
-            workers=self.workers,
-            **options,
-        )
-
-    def split_panel(self, lost):
-        """Make a panel of lost lights that can be aligned with each other; return the others."""
-        if len(lost) < 2:
-            return lost
-        try:
-            found = self.aligned([light for light, _ in lost])
-        except NarrowbandError:
-            return lost
-        is_panel = [isinstance(result, Alignment) for result in found.alignments]
-        if sum(is_panel) < 2:
-            return lost
-        name = self.panels.name_for(lost[0][0].group)
-        moved = [light for (light, _), moves in zip(lost, is_panel, strict=True) if moves]
-        for light in moved:
-            self.panels.move(light.row, light.group, name)
-        self.messages.say(
-            f"{moved[0].row.name} and {len(moved) - 1} more: show other stars than the lights of "
-            f"{moved[0].group.object}, and the same among themselves: they become {name}"
-        )
-        return [pair for pair, moves in zip(lost, is_panel, strict=True) if not moves]
 
     def make_coadd(self, group, lights, reference):
         """Coadd the lights of a group; return the coadd and the table of its frames."""
@@ -402,30 +351,13 @@ class Night:
         if group.without:
             set_card(made.ccd.header, "WITHOUT", " ".join(group.without), "not calibrated with")
         if settings.catalogue is not None:
-            self.place(made.ccd, group)
+            place(self, made.ccd, group)
         if settings.keep_calibrated:
             self.keep(lights)
         for light, reason in zip(lights, made.frames["reason"], strict=True):
             if reason:  # `coadd` has said so
                 group.drop(light.row, str(reason))
         return made, frames_table(lights, made, reference)
-
-    def place(self, ccd, group):
-        """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
-        first = self.placed.get(_grid(group))
-        if first is not None:
-            ccd.wcs = copy_wcs(ccd.header, first)
-            ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
-            return
-        try:
-            match = match_catalogue(ccd, self.settings.catalogue)
-        except (AlignmentError, InputError) as error:
-            self.messages.say(
-                f"{group.label}: {self.settings.catalogue}: {error}: its WCS is left as it was"
-            )
-            return
-        ccd.wcs = match.to_header(ccd.header)
-        self.placed[_grid(group)] = ccd.header
 
     def keep(self, lights):
         """Write lights as they were calibrated."""
@@ -449,60 +381,8 @@ class Night:
                 self.leave_out(row, reasons[row.name], group)
         ccd = as_ccd(FitsFrame(path))
         if "WCSSTARS" in ccd.header:
-            self.placed.setdefault(_grid(group), ccd.header)
+            self.placed.setdefault(grid_of(group), ccd.header)
         return ccd, fits.getdata(path, "NEXP"), frames
-
-    def catalogue(self, target, names, coadds, key):
-        """Measure the sources of a target in every filter, on the grid that they share."""
-        made = {group: coadds[group][0] for group in target if coadds[group] is not None}
-        if not made:
-            return
-        merged = f"catalog-{self.merged_name(target)}.ecsv"
-        files = [f"{kind}-{names[g]}.ecsv" for g in made for kind in ("catalog", "growth")]
-        key = self.products.key([(names[g], key) for g in made], product="catalogues")
-        there = [self.products.have(file, key) for file in [*files, merged]]
-        if all(there):
-            return
-        found = make_catalog(
-            {group.filter: ccd for group, ccd in made.items()},
-            coverage={group.filter: coadds[group][1] for group in made},
-        )
-        for group in made:
-            table, curves = found.tables[group.filter], found.growth.get(group.filter)
-            # Without a star that is bright and alone there is no curve: an empty table says so.
-            columns = ("id", "radius", "flux", "flux_err")
-            growth = QTable(names=columns) if curves is None else curves.to_table()
-            if curves is not None:
-                verdicts = diagnose_background(curves)
-                growth.meta["background"] = {
-                    int(star): str(words)
-                    for star, words in zip(verdicts["id"], verdicts["words"], strict=True)
-                }
-            self.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
-            self.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
-        self.products.write_table(merged, found.merged, key)
-
-    def picture(self, target, names, coadds, key):
-        """Draw the coadds of a target and their colours at full size, where what draws is there."""
-        made = {group: coadds[group][0].data for group in target if coadds[group] is not None}
-        if self.pictures is None:
-            return
-        key = self.products.key([(names[g], key) for g in made], product="pictures")
-        jobs = [(f"coadd-{names[g]}.png", figures.full_png, (made[g], g.filter)) for g in made]
-        images = {}
-        for group, image in made.items():
-            if not images or image.shape == next(iter(images.values()))[1].shape:
-                images.setdefault(group.filter, (group, image))
-        planes = {name: image for name, (_, image) in images.items()}
-        title = self.colour_name(target)
-        for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
-            file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
-            labels = [images[part][0].label for part in recipe]
-            self.record["pictures"].append({"name": name, "path": file, "groups": labels})
-            jobs.append((file, figures.composite_png, (planes, recipe)))
-        jobs = [job for job in jobs if not self.products.have(job[0], key)]
-        with Threads(self.workers) as pool:
-            list(pool.map(lambda j: self.products.write_bytes(j[0], j[1](*j[2]), key), jobs))
 
     def describe(self, group, name, made):
         """Put a group into the record."""
@@ -545,9 +425,9 @@ class Night:
         self.record["groups"].sort(key=lambda entry: order.index(entry["label"]))
         self.products.write_table("frames.ecsv", self.table.table)
         record = self.record
-        states = {group["status"] for group in record["groups"]}
-        if "failed" in states:
-            record["status"] = PARTIAL if "done" in states else NOTHING
+        states = {group.failed for target in self.targets for group in target}
+        if True in states:
+            record["status"] = PARTIAL if False in states else NOTHING
         elif self.settings.strict and self.messages.found:
             record["status"] = NOTHING
         record["files"] = self.table.counts
@@ -572,8 +452,3 @@ class Night:
 
 def _short(text, longest):
     return safe_name(safe_name(text)[:longest])
-
-
-def _grid(group):
-    """What groups on one grid have in common: object and detector."""
-    return group.object, repr(group.setup)

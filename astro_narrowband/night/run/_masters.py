@@ -7,6 +7,7 @@ import numpy as np
 from astropy import units as u
 from astropy.nddata import CCDData
 
+from astro_narrowband._engine.bayer import MosaicFrame
 from astro_narrowband._engine.files import safe_name, set_card
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
@@ -16,8 +17,10 @@ from astro_narrowband.detector import Detector, confront_detector, decide_detect
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.masters import check_flats, master_bias, master_flat
 from astro_narrowband.night.run._ready import (
+    dark_of_colour,
     offset_of_darks,
     pixel_noise,
+    reach,
     ready_bias,
     ready_dark,
     ready_flat,
@@ -45,8 +48,8 @@ class Master(NamedTuple):
 
 def decide_for(group, settings):
     """Return the `~astro_narrowband.detector.Detector` of a group's camera."""
-    rows = [row for row in (*group.bias, *group.flats) if not row.master]
-    frame = group.lights[0].open(group.colour)
+    rows = [row for row in (*group.bias, *(group.flats or group.lamps)) if not row.master]
+    frame = group.first.open(group.colour)
     # What a user gives is of a pixel of the camera; a mosaic may add some of them.
     n = frame.n_added
     return decide_detector(
@@ -75,8 +78,8 @@ class Masters:
         self.record, self.workers = night.record, night.workers
         self.made = {}
 
-    def recipe(self, group):
-        """Return what calibrates a group, and the keys of its masters."""
+    def of(self, group, flats):
+        """Return the detector of a group, and its bias, dark and flat, or None."""
         detector = self.detector(group)
         bias = self.bias(group, detector) if group.bias else None
         dark = flat = None
@@ -84,10 +87,15 @@ class Masters:
             dark = self.dark(group, detector, bias)
         elif bias is not None:
             dark = bias._replace(value=DarkModel.from_masters(bias=as_ccd(bias.value)))
-        if group.flats:
-            flat = self.flat(group, detector, dark)
+        if flats:
+            flat = self.flat(group, flats, detector, dark)
+        return detector, bias, dark, flat
+
+    def recipe(self, group, flats):
+        """Return what calibrates the lights of a group whose flats these are, and its keys."""
+        detector, bias, dark, flat = self.of(group, flats)
         value = None if flat is None else flat.value
-        n_added = group.lights[0].open(group.colour).n_added if group.colour else 1
+        n_added = group.first.open(group.colour).n_added if group.colour else 1
         if n_added > 1 and value is None:
             value = _ones(dark)
         recipe = Recipe(
@@ -113,13 +121,17 @@ class Masters:
     def detector(self, group):
         """Return gain, read noise and saturation of a group's camera."""
         rows = [row for row in (*group.bias, *group.flats) if not row.master]
-        identity = ("detector", group.colour, *(row.path for row in rows or group.lights))
+        identity = (
+            "detector",
+            group.colour,
+            *(row.path for row in rows or group.lights or group.darks),
+        )
         if identity not in self.made:
-            header = group.lights[0].open(group.colour).header
+            header = group.first.open(group.colour).header
             detector = decide_for(group, self.settings)
             self.made[identity] = self.check_detector(detector, group, header)
         detector = self.made[identity]
-        n = group.lights[0].open(group.colour).n_added
+        n = group.first.open(group.colour).n_added
         if n > 1 and "measured" in detector.sources["saturation"]:
             # Of added pixels one may be full, which the sum does not tell.
             for row in (*group.lights, *group.flats, *group.darks):
@@ -182,7 +194,9 @@ class Masters:
 
         def make(frames):
             if rows[0].model:
-                return DarkModel.read(rows[0].path)
+                model = DarkModel.read(rows[0].path)
+                mosaic = isinstance(frames[0], MosaicFrame)
+                return dark_of_colour(model, frames[0].pixels) if mosaic else model
             if rows[0].master:
                 times = [row.exposure for row in rows]
                 return ready_dark(frames, times, bias and as_ccd(bias.value), detector)
@@ -211,11 +225,12 @@ class Masters:
             n_frames=model.n_frames,
             temperatures=model.temperatures,
             notes=list(model.notes),
+            reach=reach(model, detector) if group.library else None,
         )
         return master
 
-    def flat(self, group, detector, dark):
-        """Return the master flat of a group; flats that are of no use are left out by name."""
+    def flat(self, group, flats, detector, dark):
+        """Return the master of some flats of a group; those of no use are left out by name."""
         if dark is None:
             raise InputError(
                 "its flats have neither bias nor dark to lose: give one, or --without flat as well"
@@ -226,8 +241,8 @@ class Masters:
             "detector": detector,
             "max_extrapolation": self.settings.max_extrapolation,
         }
-        rows, checks, left_out = [row for row in group.flats if row.master], [], []
-        raw = [row for row in group.flats if not row.master]
+        rows, checks, left_out = [row for row in flats if row.master], [], []
+        raw = [row for row in flats if not row.master]
         frames = [row.open(group.colour) for row in raw]
         for row, check in zip(raw, check_flats(frames, **limits) if raw else (), strict=True):
             reason = check.reason or self.flat_price(model, check)

@@ -83,7 +83,7 @@ def dark_costs(group, detector, *, max_extrapolation=None):
             if price.too_high and max_extrapolation is None:
                 refused += 1
                 text += f": too much for {row.name}: take darks of {row.exposure:g} s"
-        if kind == "lights" and refused == len(group.lights):
+        if rows and kind == "lights" and refused == len(group.lights):
             raise CalibrationError(text)
         lines += [text] if rows else []
     return lines

@@ -17,11 +17,13 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import CalibrationError, InputError
 
-__all__ = ["MeasuredFrame", "offset_of_darks", "pixel_noise", "ready_bias",
-           "ready_dark", "ready_flat"]  # fmt: skip
+__all__ = ["MeasuredFrame", "dark_of_colour", "offset_of_darks", "pixel_noise", "reach",
+           "ready_bias", "ready_dark", "ready_flat"]  # fmt: skip
 
 #: Full scale of 16 bits: that of images which were normalised to 1.
 FULL = 65535.0
+#: So many times the exposure time of the longest dark are looked at.
+LONGEST, STEPS = 100.0, 41
 
 
 def pixel_noise(data):
@@ -241,6 +243,46 @@ def offset_of_darks(model, noise, gain):
         "flags": np.asarray(model.planes["flags"][rows]),
     }
     return replace(model, planes=planes, model="rate", token="")
+
+
+def dark_of_colour(model, pixels):
+    """
+    Return the dark model of some pixels of every cell of a mosaic, added as these are.
+
+    Parameters
+    ----------
+    model : `~astro_narrowband.darks.DarkModel`
+    pixels : sequence of (int, int)
+        Row and column in the cell, as `~astro_narrowband._engine.bayer.MosaicFrame` has them.
+    """
+    ny, nx = (side // 2 for side in model.shape)
+    planes = {}
+    for name, plane in model.planes.items():
+        whole = np.asarray(plane[slice(0, model.shape[0])])
+        parts = [whole[y::2, x::2][:ny, :nx] for y, x in pixels]
+        add = np.bitwise_or if name == "flags" else np.add
+        planes[name] = add.reduce(parts)
+    return replace(model, planes=planes, shape=(ny, nx), measured={}, token="")
+
+
+def reach(model, detector):
+    """
+    Return the longest exposure time [s] that a dark model serves at a price, without any sky.
+
+    The noise of such a light is that of its dark current and its reading; any sky makes the
+    dark cheaper. None where the darks serve their own time only.
+    """
+    if model.model in ("matched", "bias"):
+        return None
+    middle = slice(model.shape[0] // 2, model.shape[0] // 2 + 1)
+    rate = max(float(np.median(model.lines(middle)[1])), 0.0)
+    longest = best = max(model.exposures)
+    for time in longest * np.geomspace(1, LONGEST, STEPS)[1:]:
+        noise = (detector.noise_adu**2 + rate * time / detector.gain) ** 0.5
+        if model.price(time, noise=noise).too_high:
+            break
+        best = float(time)
+    return best
 
 
 class MeasuredFrame(Frame):

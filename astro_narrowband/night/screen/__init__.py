@@ -15,6 +15,7 @@ from astro_narrowband._engine.headers import read_saturation
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.detector import FULL_SCALE
 from astro_narrowband.exceptions import InputError
+from astro_narrowband.filters import lines_of
 from astro_narrowband.night.screen._flats import coarse, odd_flats, turned
 from astro_narrowband.night.table import Problem, problems_of
 
@@ -28,6 +29,12 @@ SAMPLE = 16384
 LEVELS = 10.0
 #: Scatters of pixels of like frames agree within this factor.
 SCATTERS = 5.0
+PATTERN = (
+    "BAYERPAT is missing: give --set BAYERPAT=RGGB (or the pattern that the camera has), "
+    "--bayer superpixel, or --bayer mono if the sensor has no colour filters"
+)
+#: Neighbouring columns of a flat differ by more than this (logarithm) behind colour filters.
+COLOURED = 0.1
 #: A light may lie so many scatters below its bias (whose level drifts through the night).
 BELOW = 5.0
 
@@ -45,12 +52,15 @@ class Look(NamedTuple):
         Why it cannot be used; ``""`` if it may.
     grid : `~numpy.ndarray` or None
         Levels on a coarse grid [adu].
+    phases : `~numpy.ndarray` or None
+        Levels of even and odd columns [adu], of even and of odd rows, (2, 2).
     """
 
     level: float
     scatter: float
     reason: str = ""
     grid: np.ndarray | None = None
+    phases: np.ndarray | None = None
 
 
 def look_at(frame, saturation):
@@ -107,7 +117,12 @@ def look_at(frame, saturation):
             f"{same} of {len(rows)} rows that were looked at hold one value each: it was cut off "
             "when it was written or copied: copy it again",
         )
-    return Look(level, scatter, grid=coarse(wide, frame.shape[1]))
+    phases = [
+        [np.nanmedian([row[x::2] for y, row in zip(rows, wide, strict=True) if y % 2 == parity])
+         for x in (0, 1)]
+        for parity in (0, 1)
+    ] if min(frame.shape) > 3 and len({y % 2 for y in rows}) == 2 else None  # fmt: skip
+    return Look(level, scatter, grid=coarse(wide, frame.shape[1]), phases=phases)
 
 
 def misfits(looks, *, what, relative=False):
@@ -185,7 +200,7 @@ def why_below(light, bias, *, what="bias"):
 # ------------------------------------------------------------------ the night
 
 
-def screen_plan(plan, *, saturation=None):
+def screen_plan(plan, *, saturation=None, mono=False):
     """
     Leave out the frames of a plan that are not what they are called.
 
@@ -196,10 +211,15 @@ def screen_plan(plan, *, saturation=None):
         say so.
     saturation : float, optional
         Level of a pixel of the camera [adu]; default is that of the headers.
+    mono : bool, optional
+        Whether the user says that the camera has no colour filters.
     """
     seen, lost, before = {}, {}, [group for group in plan.groups if not group.failed]
 
     for group in before:
+        colours = mono or group.alone or any(row.bayer or row.mosaic for row in group.lights)
+        if not (colours or group.flats) and len(lines_of(group.beam)) > 1:
+            group.reason = f"colours may part the lines of its filter {group.beam}: {PATTERN}"
 
         def looks(rows, colour=group.colour):
             for row in rows:
@@ -210,9 +230,11 @@ def screen_plan(plan, *, saturation=None):
         for rows, reasons in _checks(group, looks):
             pairs = [(row, why) for row, why in zip(rows, reasons, strict=True) if why]
             lost.update((id(pair[0]), pair) for pair in pairs)
-        sound = [row for row in group.rows if id(row) not in lost]
-        for row, why in _shapes(group, sound, looks):
-            lost[id(row)] = row, why
+        for lights, flats in group.sides() or [([], group.flats)]:
+            rows = [*lights, *group.bias, *group.darks, *flats]
+            sound = [row for row in rows if id(row) not in lost]
+            for row, why in _shapes(group, sound, looks, mono=mono):
+                lost[id(row)] = row, why
     for group in before:
         kinds = (("lights", "lights"), ("bias", "biases"), ("darks", "darks"), ("flats", "flats"))
         for name, what in kinds:
@@ -220,7 +242,7 @@ def screen_plan(plan, *, saturation=None):
             unfit = [lost[id(row)] for row in rows if id(row) in lost]
             for row, why in unfit:
                 group.drop(row, why)
-            if unfit and len(unfit) == len(rows):
+            if unfit and len(unfit) == len(rows) and not (group.library and group.rows):
                 group.reason = f"none of its {what} can be used: {unfit[0][1]}"
     for group in before:
         if group.failed:
@@ -246,7 +268,7 @@ def _checks(group, looks):
     yield group.lights, lights
 
 
-def _shapes(group, sound, looks):
+def _shapes(group, sound, looks, *, mono):
     """Yield flats whose shape is not that of the others; the group fails if nobody can tell."""
     flats = [row for row in sound if row.kind == "flat" and not row.master]
     lights = [look.grid for look in looks([row for row in sound if row.kind == "light"])]
@@ -257,18 +279,41 @@ def _shapes(group, sound, looks):
     if not flats or not dark:
         return
     offset = statistics.median(look.level for look in looks(dark))
+    if not (mono or group.library or group.colour or flats[0].colour or flats[0].bayer):
+        group.reason = group.reason or _is_mosaic(looks(flats), offset)
     grids = [look.grid for look in looks(flats)]
     reasons, doubt = odd_flats(grids, lights, offset)
     yield from ((row, why) for row, why in zip(flats, reasons, strict=True) if why)
     kept = [grid for grid, why in zip(grids, reasons, strict=True) if not why]
-    group.reason = doubt or turned(kept, lights, offset)
+    if group.library:
+        yield from ((row, doubt) for row in flats if doubt)
+        return
+    why = turned(kept, lights, offset)
+    side = [row for row in sound if row.kind == "light"]
+    if why and not doubt and len(group.sides()) > 1:
+        yield from ((row, why) for row in side)
+    else:
+        group.reason = group.reason or doubt or why
+
+
+def _is_mosaic(looks, offset):
+    """Say that flats have the colours of a mosaic, whose neighbours see other light; or ``""``."""
+    for look in looks:
+        light = None if look.phases is None else np.asarray(look.phases) - offset
+        if light is None or not (light > 0.05 * abs(look.level - offset)).all():
+            continue
+        apart = float(np.abs(np.log(light[:, 0] / light[:, 1])).max())
+        if apart > COLOURED:
+            off = 100 * np.expm1(apart)
+            return f"its flats are a colour mosaic: neighbours differ by {off:.0f} %: {PATTERN}"
+    return ""
 
 
 def _look(row, colour, saturation):
     try:
         frame = row.open(colour)
     except InputError as error:
-        return Look(np.nan, np.nan, str(error))
+        return Look(np.nan, np.nan, str(error).removeprefix(f"{row.path.name}: "))
     if saturation is not None:
         return look_at(frame, saturation * frame.n_added)
     try:

@@ -261,23 +261,28 @@ class FrameTable:
         """Take the wanted colour of mosaics; leave out those of which none is wanted."""
         rows = [row for row in self.rows if row.used]
         mosaics = {(row.shape, row.camera) for row in rows if row.bayer}
+        # Flats that only become masters stay whole.
+        seen = ("light", "flat") if any(row.kind == "light" for row in self.rows) else ()
+
+        def may_be(row):
+            same = any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
+            return not mosaics or same
+
         for row in rows:
-            if row.bayer and bayer in COLOURS:
+            if bayer in COLOURS and (row.bayer or (bayer == "superpixel" and may_be(row))):
                 row.colour, row.saturation = bayer, saturation
-                row.bayer = f"{row.bayer} {bayer}"
+                row.bayer = f"{row.bayer} {bayer}".strip()
                 try:
                     row.shape = row.open().shape
                 except InputError as error:
                     row.leave_out(str(error).removeprefix(f"{row.path.name}: "))
-            elif row.bayer and row.kind in ("light", "flat") and not lines_of(row.filter):
+            elif row.bayer and row.kind in seen and not lines_of(row.filter):
                 row.leave_out(
                     f"BAYERPAT = {row.bayer}: is a colour mosaic, and no line is known of "
                     f"{row.filter}: give --bayer red (Halpha, SII), green or blue (OIII), or mono "
                     "if the sensor has no colour filters"
                 )
-            elif bayer in COLOURS and (
-                not mosaics or any(row.shape == s and row.camera in ("", c) for s, c in mosaics)
-            ):
+            elif bayer in COLOURS and may_be(row):
                 row.leave_out(
                     f"BAYERPAT is missing: --bayer {bayer} needs it: give --set BAYERPAT=RGGB "
                     "(or the pattern that the camera has)"

@@ -226,7 +226,7 @@ class FactReader:
             # Two filters in the beam were joined by a plus; a filter's own name may have one.
             names = [canonical_filter(name, spellings=spellings) for name in text.split("+")]
             whole = canonical_filter(text, spellings=spellings)
-            joined = "+".join(n for n in names if n)
+            joined = "+".join(dict.fromkeys(n for n in names if n))
             facts.filter = whole if is_known_filter(whole, spellings=spellings) else joined
             if not all(is_known_filter(name, spellings=spellings) for name in names):
                 facts.notes.append(

@@ -14,9 +14,13 @@ __all__ = ["find_files", "printable", "stem_of"]
 _SUFFIXES = (".fits", ".fit", ".fts")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
 #: Raw frames that are not FITS, and names of FITS files that are not there as such.
-_CAMERA_FILES = re.compile(r"\.(xisf|ser|cr[23]|n[er][fw]|arw|dng|raf|orf|rw2|pef|sbig|st\d+)")
+_CAMERA_FILES = re.compile(
+    r"\.(xisf|ser|cr[23]|n[er][fw]|arw|dng|raf|orf|rw2|pef|sbig|st\d+|tiff?|asdf)"
+)
 _UNFINISHED = re.compile(r"\.(part|partial|crdownload|download|filepart|tmp)")
 _ARCHIVES = re.compile(r"\.(zip|7z|rar|tar|tgz|lz4|lzma)")
+#: Folders in folders that are looked into.
+DEEPEST = 64
 #: What the folder ``truth`` of a simulated night has.
 _TRUTH_TABLES = ("stars.ecsv", "frames.ecsv")
 
@@ -72,8 +76,10 @@ def _list(folder, parts, ignored, seen, why, library):
         return
     for name in names:
         path = Path(folder) / name
-        if path.is_dir():
-            if why:
+        if os.path.isdir(path):
+            if len(parts) > DEEPEST:
+                yield path, parts, f"!is {DEEPEST} folders deep: is not looked into: move it up"
+            elif why:
                 yield from _list(path, (*parts, name), ignored, seen, why, library)
             else:
                 yield from _walk(path, (*parts, name), ignored, seen, library)

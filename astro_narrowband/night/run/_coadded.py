@@ -1,0 +1,89 @@
+"""What is made of the coadds of a target: a WCS by a catalogue, sources, pictures."""
+
+from astropy.table import QTable
+
+from astro_narrowband._engine.frames import Threads
+from astro_narrowband._engine.wcs import copy_wcs
+from astro_narrowband.exceptions import AlignmentError, InputError
+from astro_narrowband.lines import match_catalogue
+from astro_narrowband.night import figures
+from astro_narrowband.photometry import diagnose_background, make_catalog
+
+__all__ = ["catalogue", "grid_of", "picture", "place"]
+
+
+def grid_of(group):
+    """What groups on one grid have in common: object and detector."""
+    return group.object, repr(group.setup)
+
+
+def place(night, ccd, group):
+    """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
+    first = night.placed.get(grid_of(group))
+    if first is not None:
+        ccd.wcs = copy_wcs(ccd.header, first)
+        ccd.header.extend(first.cards[keyword] for keyword in ("WCSRMS", "WCSSTARS"))
+        return
+    try:
+        match = match_catalogue(ccd, night.settings.catalogue)
+    except (AlignmentError, InputError) as error:
+        night.messages.say(
+            f"{group.label}: {night.settings.catalogue}: {error}: its WCS is left as it was"
+        )
+        return
+    ccd.wcs = match.to_header(ccd.header)
+    night.placed[grid_of(group)] = ccd.header
+
+
+def catalogue(night, target, names, coadds, key):
+    """Measure the sources of a target in every filter, on the grid that they share."""
+    made = {group: coadds[group][0] for group in target if coadds[group] is not None}
+    if not made:
+        return
+    merged = f"catalog-{night.merged_name(target)}.ecsv"
+    files = [f"{kind}-{names[g]}.ecsv" for g in made for kind in ("catalog", "growth")]
+    key = night.products.key([(names[g], key) for g in made], product="catalogues")
+    there = [night.products.have(file, key) for file in [*files, merged]]
+    if all(there):
+        return
+    catalog = make_catalog(
+        {group.filter: ccd for group, ccd in made.items()},
+        coverage={group.filter: coadds[group][1] for group in made},
+    )
+    for group in made:
+        table, curves = catalog.tables[group.filter], catalog.growth.get(group.filter)
+        # Without a star that is bright and alone there is no curve: an empty table says so.
+        columns = ("id", "radius", "flux", "flux_err")
+        growth = QTable(names=columns) if curves is None else curves.to_table()
+        if curves is not None:
+            verdicts = diagnose_background(curves)
+            growth.meta["background"] = {
+                int(star): str(words)
+                for star, words in zip(verdicts["id"], verdicts["words"], strict=True)
+            }
+        night.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
+        night.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
+    night.products.write_table(merged, catalog.merged, key)
+
+
+def picture(night, target, names, coadds, key):
+    """Draw the coadds of a target and their colours at full size, where what draws is there."""
+    made = {group: coadds[group][0].data for group in target if coadds[group] is not None}
+    if night.pictures is None:
+        return
+    key = night.products.key([(names[g], key) for g in made], product="pictures")
+    jobs = [(f"coadd-{names[g]}.png", figures.full_png, (made[g], g.filter)) for g in made]
+    images = {}
+    for group, image in made.items():
+        if not images or image.shape == next(iter(images.values()))[1].shape:
+            images.setdefault(group.filter, (group, image))
+    planes = {name: image for name, (_, image) in images.items()}
+    title = night.colour_name(target)
+    for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
+        file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
+        labels = [images[part][0].label for part in recipe]
+        night.record["pictures"].append({"name": name, "path": file, "groups": labels})
+        jobs.append((file, figures.composite_png, (planes, recipe)))
+    jobs = [job for job in jobs if not night.products.have(job[0], key)]
+    with Threads(night.workers) as pool:
+        list(pool.map(lambda j: night.products.write_bytes(j[0], j[1](*j[2]), key), jobs))
