@@ -130,14 +130,15 @@ def check(night, out, expected, *options, **more):
     status, errors = run(night, out, *options, **more)
     took = time.monotonic() - started
     print(f"status {status} after {took:.1f} s (threads: {usual:.1f} s): {errors}")
-    assert took < usual + PATIENCE
+    # As threads take twice: a cluster of this machine has its own libraries to load.
+    assert took < 2 * usual + PATIENCE
     assert "Traceback" not in "".join(errors)
     if status == 0:
         for made, true in zip(coadd(out), planes, strict=True):
             np.testing.assert_array_equal(made, true)
     else:
         assert status in (2, 5)
-        assert len(errors) == 1
+        assert status == 2 or len(errors) == 1
     return status, errors
 
 

@@ -458,7 +458,7 @@ def test_cosmic_rays_on_stars_go_though_the_seeing_differs():
     made = coadd(frames)
     found = np.minimum(made.n_rejected, struck).sum()
     total = struck.sum()
-    assert found >= 0.85 * total  # 0.93 is the mean of 12 seeds, 0.87 to 0.99 each
+    assert found >= 0.9 * total  # 0.97 is the mean of 12 seeds, 0.88 to 1 each
     assert made.n_rejected[cores & (struck == 0)].sum() < 0.004 * n * cores.sum()
 
 

@@ -151,6 +151,18 @@ def test_a_band_lost_on_the_way_is_done_again_there():
     assert executor.submitted > len(BANDS)
 
 
+def test_a_client_that_was_closed_on_the_way_loses_no_band():
+    """As Dask's is, once its scheduler was away for long."""
+    closed = type("ClosedClientError", (Exception,), {})
+
+    class Closed:
+        def submit(self, function, rows):
+            raise closed("Client is closed. Can't send update-graph message.")
+
+    with pytest.warns(NarrowbandWarning, match="a worker was lost"):
+        assert lines(run_bands(Work(), BANDS, executor=Closed(), workers=2)) == EXPECTED
+
+
 def test_errors_of_the_work_are_raised_and_not_tried_again():
     calls = []
 

@@ -142,7 +142,7 @@ def test_another_setting_makes_all(tmp_path, night):
 def test_another_version_makes_all(tmp_path, night, monkeypatch):
     run(tmp_path / "out", night)
     other = {**software(), "astropy": "99"}
-    monkeypatch.setattr("astro_narrowband.night.products.software", lambda: other)
+    monkeypatch.setattr("astro_narrowband.night.products._records.software", lambda: other)
     assert run(tmp_path / "out", night) == ["bias", "catalog"]
 
 

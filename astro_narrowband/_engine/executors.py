@@ -341,11 +341,15 @@ class _Lost(Exception):  # noqa: N818
     """A band was lost with its worker."""
 
 
+#: What Dask calls it.
+_LOSSES = ("KilledWorker", "CommClosedError", "FutureCancelledError", "ClosedClientError")
+
+
 def _is_loss(error):
     """Whether an error says that the worker went, and not that the work failed."""
     if isinstance(error, _Lost | BrokenExecutor | CancelledError | EOFError | ConnectionError):
         return True
-    return type(error).__name__ in ("KilledWorker", "CommClosedError", "FutureCancelledError")
+    return type(error).__name__ in _LOSSES
 
 
 class _Resilient:
@@ -383,7 +387,9 @@ class _Attempt:
             return
         try:
             self.future = self.owner.executor.submit(self.parcel, self.rows)
-        except (BrokenExecutor, RuntimeError) as error:
+        except Exception as error:
+            if not (isinstance(error, RuntimeError) or _is_loss(error)):
+                raise
             self.error = error
             self.future = None
 

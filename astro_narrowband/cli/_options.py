@@ -190,7 +190,11 @@ def _add_reduce(commands):
     command.add_argument("--keep-calibrated", action="store_true", help="write calibrated/ as well")
     command.add_argument("--workers", type=_count, metavar="N", help="threads (default: all cores)")
     command.add_argument(
-        "--memory", type=_size, default=None, metavar="SIZE", help="memory for bands, as 500M or 2G"
+        "--memory",
+        type=_size,
+        default=None,
+        metavar="SIZE",
+        help="memory that the bands under way share, beside images held whole, as 500M or 2G",
     )
     command.add_argument(
         "--scheduler",

@@ -14,6 +14,7 @@ difference itself that cosmic rays are seen on the wings and cores of stars, and
 how much is left says what a frame may differ by.
 """
 
+import math
 from functools import partial
 
 import numpy as np
@@ -37,6 +38,8 @@ LEAST = 0.02
 #: Frames may differ by so many times what nine in ten of their stars do, in that pixel of the
 #: star where they do most. (Percentiles over all pixels miss the core: one pixel in forty.)
 MARGIN, WITHIN = 1.5, 90
+#: Of more stars than this, the one that differs most does not count.
+ENOUGH = 5
 
 
 def derivatives(image, pixels, width):
@@ -178,7 +181,13 @@ def _usual(excess):
     """What stars differ by in the pixel where they do most, of excesses (n_stars, n_pixels)."""
     n = np.isfinite(excess).sum(axis=0)
     often = n >= max(3, 0.3 * n.max())
-    most = np.nanpercentile(excess[:, often], WITHIN, axis=0).max() if often.any() else np.inf
+    if not often.any():
+        return math.inf
+    # The largest is that of a cosmic ray, if there was one in that pixel of a star.
+    excess, n = np.sort(excess[:, often], axis=0), n[often]
+    full = np.flatnonzero(n > ENOUGH)
+    excess[n[full] - 1, full] = np.nan
+    most = np.nanpercentile(excess, WITHIN, axis=0).max()
     return max(LEAST, MARGIN * float(most))
 
 

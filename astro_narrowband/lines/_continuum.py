@@ -7,7 +7,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
-from scipy.ndimage import center_of_mass, label
+from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
@@ -222,13 +222,11 @@ def _difference(line, continuum, scale, lost, source):
 
 
 def _level(ccd, bad):
-    """Median of an image and the noise of its pixels."""
+    """Median of an image and the error of its pixels."""
     step = max(1, int(math.sqrt(bad.size / 250_000)))
     good = ~bad[::step, ::step]
-    data, sigma = (
-        ccd.data[::step, ::step][good],
-        np.sqrt(random_variance(ccd)[::step, ::step][good]),
-    )
+    data = ccd.data[::step, ::step][good]
+    sigma = np.asarray(ccd.uncertainty.array[::step, ::step][good])
     return (float(np.median(data)), float(np.median(sigma))) if data.size else (0.0, math.inf)
 
 
@@ -292,9 +290,10 @@ def _star_light(continuum, sources, isolated, fwhm):
         _, width, beta, _ = moffat_of(star_shape(continuum.data, bad, isolated, half))
     except (InputError, RuntimeError):
         width, beta = fwhm / (2 * math.sqrt(2 ** (1 / 3) - 1)), 3.0
-    labels, n = label(bad)
-    holes = np.array(center_of_mass(bad, labels, range(1, n + 1))).reshape(n, 2)[:, ::-1]
-    area = np.bincount(labels.ravel())[1:]
+    y, x = np.nonzero(bad)
+    which = label(bad)[0][y, x] - 1
+    area = np.bincount(which)
+    holes = np.column_stack([np.bincount(which, at) / area for at in (x, y)])
     holes = holes[(area >= 3) & (area < 20 * fwhm**2)]
     near = cKDTree(sources).query(holes)[0] < 2 * fwhm if len(holes) else np.zeros(0, bool)
     half, out = math.ceil(4 * fwhm), []

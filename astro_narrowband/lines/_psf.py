@@ -167,24 +167,25 @@ def _convolved(ccd, bad, kernel):
     # Outside the image there is nothing: its rim is cut like a hole.
     data, variance = np.float32(ccd.data), random_variance(ccd)
     level = np.float32(np.median(data[::7, ::7][~bad[::7, ::7]])) if not bad.all() else 0
-    planes = {"good": ~bad, "data": data - level, "variance": variance}
+    planes = {"data": data - level, "variance": variance}
     planes |= {name: np.square(plane) for name, plane in getattr(ccd, "shared", {}).items()}
     planes |= {f"common {k}": v for k, v in getattr(ccd, "common", {}).items() if np.ndim(v)}
-    planes = {name: np.where(bad, np.float32(0), plane) for name, plane in planes.items()}
-    planes["lost"] = _contrast(data, bad)
+    for name, plane in planes.items():
+        planes[name] = np.array(plane, np.float32)
+        planes[name][bad] = 0
     kernel32 = np.float32(kernel)
     with Threads(usable_cores()) as threads:
         blurred = threads.map(
-            lambda name: oaconvolve(
-                planes[name], np.abs(kernel32) if name == "lost" else kernel32, mode="same"
-            ),
-            planes,
+            lambda plane: oaconvolve(plane, kernel32, mode="same"), planes.values()
         )
         planes = dict(zip(planes, blurred, strict=True))
-    share, lost = planes.pop("good"), planes.pop("lost")
+    share = np.outer(*(_inside(kernel32.sum(axis=1 - k), n) for k, n in enumerate(bad.shape)))
+    share -= _spread(bad.astype(np.float32), kernel32)
+    lost = _spread(_contrast(data, bad), np.abs(kernel32))
     mask = (share < 1 - MAX_BAD) | bad
-    share = np.where(mask, np.float32(1), share)
-    planes = {name: plane / share for name, plane in planes.items()}
+    share[mask] = 1
+    for plane in planes.values():
+        plane /= share
     sigma = np.sqrt(np.maximum(planes.pop("variance"), 0))
     mask |= lost > MAX_LOST * sigma
     data = planes.pop("data") + level
@@ -205,6 +206,26 @@ def _convolved(ccd, bad, kernel):
     return result
 
 
+def _inside(profile, n):
+    """Part of a kernel that lies inside of n pixels, at each of them."""
+    half = len(profile) // 2
+    total = np.concatenate([[0], np.cumsum(profile)])
+    last = np.arange(n) + half + 1
+    return total[np.minimum(last, len(profile))] - total[np.maximum(last - n, 0)]
+
+
+def _spread(plane, kernel):
+    """Convolution of a plane that is zero nearly everywhere."""
+    y, x = np.nonzero(plane)
+    if y.size > 1e-3 * plane.size:
+        return oaconvolve(plane, kernel, mode="same")
+    half = len(kernel) // 2
+    out = np.zeros((plane.shape[0] + 2 * half, plane.shape[1] + 2 * half), np.float32)
+    for i, j in zip(y, x, strict=True):
+        out[i : i + 2 * half + 1, j : j + 2 * half + 1] += plane[i, j] * kernel
+    return out[half:-half, half:-half]
+
+
 def _contrast(data, bad):
     """
     How different the good pixels around each bad one are, by 7 x 7 pixels; 0 elsewhere.
@@ -212,8 +233,9 @@ def _contrast(data, bad):
     A hole in smooth nebula is like its neighbours; one in a star lacks at least their light.
     """
     plane, rim = np.zeros_like(data), bad & ~binary_erosion(bad, iterations=3)
-    padded = np.pad(np.where(bad, np.nan, data), 3, constant_values=np.nan)
     y, x = np.nonzero(rim)
+    padded = np.pad(data, 3, constant_values=np.nan)
+    padded[3:-3, 3:-3][bad] = np.nan
     around = np.stack([padded[y + dy, x + dx] for dy in range(7) for dx in range(7)])
     if y.size:
         plane[y, x] = np.nan_to_num(np.fmax.reduce(around) - np.fmin.reduce(around))

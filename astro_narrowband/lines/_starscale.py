@@ -12,8 +12,8 @@ from astro_narrowband.photometry import annulus_photometry
 
 __all__ = ["Scale", "measure_stars", "pixel_scale", "robust_mean", "scale_of"]
 
-#: Radii of aperture and annulus in units of the width.
-R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
+#: Radii of apertures and annulus in units of the width.
+R_APERTURE, R_WIDE, R_IN, R_OUT = 1.25, 2.5, 3.0, 5.0
 #: Radius of the pixels whose slope is taken, in units of the width.
 REACH = 1.6
 #: Stars that are farther off than so many standard deviations are left out.
@@ -24,8 +24,8 @@ SLOPE_SHOWS = 3.0
 SMOOTH, ENOUGH = 0.02, 8
 #: Side of the mean that pixels lose before their ratio is taken.
 SMOOTHED = 15
-#: What a scale is not known better than, relative: shapes are matched to so much of the light.
-MATCHING = 0.003
+#: How well cores are matched to the whole light, before the stars say it: relative.
+MATCHING = 0.01
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,12 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     """
     xy = np.column_stack([np.asarray(stars["x_center"]), np.asarray(stars["y_center"])])
     r, r_in, r_out = (f * fwhm for f in (R_APERTURE, R_IN, R_OUT))
-    tables = [annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out) for ccd in (line, continuum)]
-    n, n_err, c, c_err = (
-        np.asarray(t[name].value) for t in tables for name in ("flux", "flux_err")
+    (n, n_err, c, c_err), whole = _fluxes((line, continuum), xy, r, r_in, r_out)
+    (wide, wide_err, wide_c, wide_c_err), _ = _fluxes(
+        (line, continuum), xy, R_WIDE * fwhm, r_in, r_out
     )
-    whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
     with np.errstate(invalid="ignore", divide="ignore"):
-        whole = whole[0] & whole[1] & (c > min_snr * c_err) & (n > 0)
+        whole = whole & (c > min_snr * c_err) & (n > 0)
         seen = whole & (n > min_snr * n_err)
         # Not by their own light in the line filter: that would choose those that are bright in it.
         keep = whole & (c * np.median(n[seen] / c[seen]) > min_snr * n_err) if seen.any() else seen
@@ -121,6 +120,10 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     table["ratio_err"] = table["ratio"] * np.hypot(
         table["flux_err"] / table["flux"], table["flux_continuum_err"] / table["flux_continuum"]
     )
+    wide, wide_err, wide_c, wide_c_err = (v[keep] for v in (wide, wide_err, wide_c, wide_c_err))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        table["wide"] = wide / wide_c
+        table["wide_err"] = table["wide"] * np.hypot(wide_err / wide, wide_c_err / wide_c)
     fits = [_pixels(line.data, continuum.data, x, y, fwhm) for x, y in xy[keep]]
     table["pixel_slope"], table["pixel_slope_err"], table["pixel_mode"] = np.array(fits).T
     # Structure of the nebula under a star is in both images, and its own ratio is a steeper one.
@@ -136,6 +139,14 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
             "continuum image negative? give k and k_err"
         )
     return table[usable]
+
+
+def _fluxes(images, xy, r, r_in, r_out):
+    """Fluxes and errors of stars in both images, and which have their whole aperture in both."""
+    tables = [annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out) for ccd in images]
+    whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
+    values = [np.asarray(t[name].value) for t in tables for name in ("flux", "flux_err")]
+    return values, whole[0] & whole[1]
 
 
 def _pixels(line, continuum, x0, y0, fwhm):
@@ -187,8 +198,9 @@ def scale_of(stars, *, colour=None, matched=True):
     does not change. Stars count by 1 / (their error^2 + scatter^2), where the scatter is what
     brings chi2 to the number of degrees of freedom: their spectra differ. The ratios of
     apertures and the mode of the pixels use the same stars in another way: what they differ by
-    from the slopes, star by star, beyond what noise explains, is added to the error; so is
-    `MATCHING` of the scale.
+    from the slopes, star by star, beyond what noise explains, is added to the error. Where
+    shapes were matched, the stars' wide apertures move the scale from that of the cores to that
+    of the whole light.
     """
     log = np.log(np.asarray(stars["pixel_slope"], float))
     err = np.asarray(stars["pixel_slope_err"] / stars["pixel_slope"], float)
@@ -206,10 +218,27 @@ def scale_of(stars, *, colour=None, matched=True):
         noise = float(weight**2 @ (away - middle) ** 2)
         others.append(mean + middle)
         spread.append(max(0.0, middle**2 - 4 * noise))
-    error = math.sqrt(mean_err**2 + np.mean(spread) + (MATCHING if matched else 0.0) ** 2)
-    k = math.exp(mean)
+    moved, moved_err = _whole_light(stars, log, used) if matched else (0.0, 0.0)
+    error = math.sqrt(mean_err**2 + np.mean(spread) + moved_err**2)
+    k = math.exp(mean + moved)
     ratio, mode = np.exp(others).tolist()
-    return Scale(k, k * error, int(used.sum()), ratio, k, mode, scatter, *term)
+    return Scale(k, k * error, int(used.sum()), ratio, math.exp(mean), mode, scatter, *term)
+
+
+def _whole_light(stars, log, used):
+    """
+    What the ratio of the whole light is more than that of the cores, and its error, in ln k.
+
+    The mean of the stars, shrunk towards none by how well shapes are matched as a rule: what
+    is extended has k of the whole light.
+    """
+    wide, err = (np.asarray(stars[name], float) for name in ("wide", "wide_err"))
+    good = used & (wide > 0) & (err > 0) & np.isfinite(wide * err)
+    if good.sum() < 5:
+        return 0.0, MATCHING
+    away, away_err, *_ = robust_mean(np.log(wide[good]) - log[good], err[good] / wide[good])
+    share = MATCHING**2 / (MATCHING**2 + away_err**2)
+    return share * away, math.sqrt(share) * away_err
 
 
 def pixel_scale(line, continuum, bad):

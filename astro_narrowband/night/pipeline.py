@@ -82,7 +82,7 @@ class Settings:
     keep_calibrated : bool
     workers : int or None
     memory : float or None
-        Bytes that the bands under way may take together.
+        Bytes that the bands under way may take together, beside images held whole.
     scheduler : str or None
         Address of a Dask scheduler, or ``"local"``.
     resume : bool

@@ -12,19 +12,13 @@ import contextlib
 import errno
 import fcntl
 import functools
-import hashlib
 import json
-import math
 import os
-import platform
 import re
 import socket
 import stat
 import threading
-from importlib import metadata
 from pathlib import Path
-
-import numpy as np
 
 from astro_narrowband._engine.files import (
     FitsWriter,
@@ -39,6 +33,12 @@ from astro_narrowband._engine.files import (
     write_text,
 )
 from astro_narrowband.exceptions import InputError, ProductError
+from astro_narrowband.night.products._records import (
+    provenance_key,
+    read_record,
+    software,
+    strict_json,
+)
 
 __all__ = ["Products", "provenance_key", "read_record", "software", "strict_json"]
 
@@ -49,129 +49,6 @@ _MASTER = re.compile(r"bias(-\d+)?|dark(-\d+)?|flat-.+")
 _ALWAYS = ("frames.ecsv", "night.json", "report.html")
 #: What a file system says that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-_PACKAGES = ("numpy", "scipy", "astropy", "ccdproc", "photutils", "astroalign", "sep")
-
-
-@functools.cache
-def software():
-    """
-    Return the versions that a result may depend on, by name of the package.
-
-    Examples
-    --------
-    >>> from astro_narrowband.night.products import software
-    >>> list(software())[:3]
-    ['astro_narrowband', 'python', 'numpy']
-    """
-    versions = {"astro_narrowband": _version("astro-narrowband")}
-    versions["python"] = platform.python_version()
-    for name in _PACKAGES:
-        versions[name] = _version(name)
-    return versions
-
-
-def _version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-# --------------------------------------------------------------------------- records
-
-
-def _plain(value):
-    """Turn numpy, units and paths into what JSON has; what is not finite into None."""
-    if isinstance(value, dict):
-        return {safe_text(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted(_plain(item) for item in value)
-    if hasattr(value, "unit") and hasattr(value, "value"):
-        value = value.value
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-        return _plain(value) if isinstance(value, list) else _plain_scalar(value)
-    return _plain_scalar(value)
-
-
-def _plain_scalar(value):
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, bool | int):
-        return value
-    return safe_text(value)
-
-
-def strict_json(record):
-    """
-    Return a record as JSON that every reader takes: no NaN, no control characters.
-
-    Parameters
-    ----------
-    record : dict
-        Of numbers (also of numpy, also with units, which are dropped), texts,
-        paths, lists and dicts. Numbers that are not finite become ``null``.
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> from astro_narrowband.night.products import strict_json
-    >>> print(strict_json({"sky": float("nan"), "n": 3}))
-    {
-     "sky": null,
-     "n": 3
-    }
-    """
-    return json.dumps(_plain(record), indent=1, allow_nan=False, ensure_ascii=True)
-
-
-def read_record(path):
-    """
-    Read ``night.json``.
-
-    Raises
-    ------
-    InputError
-        If it is not there, or not a record.
-    """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{safe_text(path)}: is not JSON: run reduce again") from None
-    if not isinstance(record, dict):
-        raise InputError(f"{safe_text(path)}: holds no record: run reduce again")
-    return record
-
-
-# --------------------------------------------------------------------------- provenance
-
-
-def provenance_key(inputs, settings):
-    """
-    Return what a product was made of and how, as 64 hexadecimal digits.
-
-    Parameters
-    ----------
-    inputs : mapping
-        Name to SHA-256 of each input, in any order.
-    settings : mapping
-        Whatever changes the result; anything `strict_json` takes.
-
-    Returns
-    -------
-    str
-        Other inputs, names, settings or versions of software give another key.
-    """
-    parts = [sorted(inputs.items()), settings, software()]
-    text = json.dumps(_plain(parts), sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # --------------------------------------------------------------------------- the folder
