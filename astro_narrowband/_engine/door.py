@@ -21,8 +21,8 @@ __all__ = [
     "numbers", "of_class", "rule_or_numbers",
 ]  # fmt: skip
 
-#: No length in pixels, and no number of sigmas, is beyond these.
-LONGEST, SHORTEST, MOST = 1e6, 1e-6, 1e9
+#: No count and no number of sigmas is beyond this.
+MOST = 1e9
 
 
 def _number(value, name, unit=u.one):
@@ -46,13 +46,6 @@ def _number(value, name, unit=u.one):
     return number
 
 
-def _length(value, name):
-    number = _number(value, name, u.pix)
-    if not (number == 0 or SHORTEST <= number <= LONGEST):
-        raise InputError(f"{name} = {number:g}: give a length in pixels, of up to {LONGEST:g}")
-    return number
-
-
 def _positive(value, name):
     number = _number(value, name)
     if not 0 < number <= MOST:
@@ -62,14 +55,6 @@ def _positive(value, name):
 
 def _not_negative(value, name):
     return _positive(value, name) if _number(value, name) != 0 else 0.0
-
-
-def _clip(value, name):
-    """Fewer sigmas would leave too little of a normal distribution."""
-    number = _positive(value, name)
-    if number < 2:
-        raise InputError(f"{name} = {number:g}: must be 2 or more")
-    return number
 
 
 def _flag(value, name):
@@ -125,24 +110,9 @@ def _pair(value, name):
     return _number(first, name), _number(second, name)
 
 
-def _shape(value, name):
-    return tuple(_count(int(n) if n == n // 1 else 0, name) for n in _pair(value, name))
-
-
 def _seconds(value, name):
     """A bare number, or a Quantity that converts to seconds: functions know which they want."""
     _number(value, name, u.s)
-    return value
-
-
-def _fluxes(value, name):
-    """Fluxes of stars, with their unit."""
-    try:
-        fits = isinstance(value, u.Quantity) and value.unit.is_equivalent("erg / (s cm2)")
-    except ValueError:
-        fits = False
-    if not fits:
-        raise InputTypeError(f"{name}: give a Quantity in erg / (s cm2)")
     return value
 
 
@@ -193,13 +163,6 @@ def above_zero(unit):
     return rule
 
 
-def _positions(value, name):
-    """Pairs of numbers, or what has positions: apertures of photutils, tables."""
-    if hasattr(value, "positions") or hasattr(value, "colnames"):
-        return value
-    return value if isinstance(value, list | tuple) and not value else numbers(value, name)
-
-
 def items(value, name):
     if not hasattr(value, "items") or isinstance(value, type):
         raise InputTypeError(f"{name}: {type(value).__name__} is no dict: give one, by filter")
@@ -233,16 +196,6 @@ def a_text(value, name):
     return value
 
 
-def _mask(value, name):
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.empty(0, object)
-    if array.ndim != 2 or array.dtype.kind not in "biu":
-        raise InputTypeError(f"{name}: {type(value).__name__} is no mask: give a 2-D array of bool")
-    return value
-
-
 def of_class(*names):
     """Of a class of this package; this module is below those that define them."""
 
@@ -264,16 +217,11 @@ def _with(method):
 
 
 RULES = {
-    **dict.fromkeys(("r", "r_in", "r_out", "r_from", "r_min", "fwhm", "search", "tolerance",
-                     "max_rms", "dither"), _length),
-    **dict.fromkeys(("n_sigma", "threshold", "min_snr", "max_seeing", "peak",
-                     "max_extrapolation", "max_temperature_difference"), _positive),
-    **dict.fromkeys(("gradient_tolerance", "min_transparency", "min_value", "floor", "k_err",
-                     "noise_correlation"), _not_negative),
-    **dict.fromkeys(("k", "extinction", "rotation", "minmax_clip_min",
-                     "minmax_clip_max", "sigma_clip_low_thresh", "sigma_clip_high_thresh", "r_to",
-                     "dx", "dy", "rms"), _number),
-    **dict.fromkeys(("workers", "n_brightest", "sample", "box_size"), _count),
+    **dict.fromkeys(("n_sigma", "max_extrapolation", "max_temperature_difference"), _positive),
+    "min_value": _not_negative,
+    **dict.fromkeys(("minmax_clip_min", "minmax_clip_max", "sigma_clip_low_thresh",
+                     "sigma_clip_high_thresh"), _number),
+    "workers": _count,
     **dict.fromkeys(("nlow", "nhigh", "maxiters"), _count_or_none),
     **dict.fromkeys(("memory", "mem_limit"), _bytes),
     **dict.fromkeys(("nights", "paths", "calibration", "ignore"), _paths),
@@ -281,31 +229,15 @@ RULES = {
     "dtype": _dtype,
     "exposure": _seconds,
     "set_keywords": items,
-    "reference": _fluxes,
-    "shape": _shape,
-    "positions": _positions,
     "unit": as_unit,
-    "velocity": _number,
-    **dict.fromkeys(("reject", "recentre", "budget", "add_keyword", "clip_extrema", "minmax_clip",
-                     "sigma_clip", "return_count", "overwrite_output", "shrink", "blends",
-                     "allow_overlap", "meridian_flip", "write_gain", "write_read_noise",
-                     "write_wcs", "overwrite", "calibrated"), _flag),
-    **dict.fromkeys(("radii", "rate", "rate_err", "matrix", "covariance"), numbers),
-    **dict.fromkeys(("weights", "flux_scale"), rule_or_numbers),
-    "statistics": each(of_class("FrameStatistics")),
+    **dict.fromkeys(("reject", "add_keyword", "clip_extrema", "minmax_clip", "sigma_clip",
+                     "return_count", "overwrite_output", "overwrite", "calibrated"), _flag),
+    "weights": rule_or_numbers,
     "checks": each(of_class("FlatCheck")),
-    **dict.fromkeys(("output_file", "path", "folder", "output"), _path),
-    "object_name": a_text,
-    "clip": _clip,
-    "mask": _mask,
+    **dict.fromkeys(("output_file", "output"), _path),
     "detector": of_class("Detector"),
-    "masters": of_class("Recipe", "DarkModel"),
     "settings": of_class("Settings"),
-    "model": of_class("NightModel", "str"),
-    "spectra": of_class("SpectralModel"),
-    "line_map": of_class("LineMap"),
     "executor": _with("submit"),
-    "centroid_func": _with("__call__"),
     "progress": _with("__call__"),
     "combine_uncertainty_function": _with("__call__"),
 }  # fmt: skip
