@@ -8,6 +8,7 @@ Warnings of this package go through `warn`: a run has its own ears, whatever oth
 with the filters of `warnings`, which all threads share.
 """
 
+import inspect
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -32,7 +33,10 @@ _LISTENER = ContextVar("listener", default=None)
 
 
 class NarrowbandError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose; its text is one line."""
+
+    def __init__(self, *args):
+        super().__init__(*(" ".join(a.split()) if isinstance(a, str) else a for a in args))
 
 
 class InputError(NarrowbandError, ValueError):
@@ -84,7 +88,9 @@ def warn(text, category=NarrowbandWarning, *, level="warning", stacklevel=1):
     """
     listener = _LISTENER.get()
     if listener is None:
-        warnings.warn(text, category, stacklevel=stacklevel + 1)
+        # A function behind a door is called by it, and the user by that.
+        stack = [frame.function for frame in inspect.stack(0)[1 : stacklevel + 1]]
+        warnings.warn(text, category, stacklevel=stacklevel + 1 + stack.count("through_door"))
     else:
         listener(text, level)
 

@@ -2,7 +2,10 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from astro_narrowband.exceptions import InputTypeError
 
 __all__ = [
     "FILTERS",
@@ -168,6 +171,8 @@ def canonical_filter(name, *, spellings=None):
     >>> canonical_filter(" H-Alpha 7nm "), canonical_filter("[O III]"), canonical_filter("g")
     ('Halpha', 'OIII', 'g')
     """
+    if spellings is not None and not isinstance(spellings, Mapping):
+        raise InputTypeError(f"spellings: {type(spellings).__name__} is no dict of text to text")
     text = " ".join(str(name).split())
     key = filter_key(text)
     if spellings and key in spellings:

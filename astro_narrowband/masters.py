@@ -1,5 +1,6 @@
 """Master bias and master flat: what the camera and the optics do to every frame."""
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
@@ -34,6 +36,7 @@ MIN_FLAT = 0.05
 CHECKED = 1 << 18
 
 
+@door
 def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     """
     Return the mean of bias frames.
@@ -227,6 +230,7 @@ def _exposure(frame, model):
     return keywords.read_exposure(frame.header)
 
 
+@door
 def master_flat(
     frames,
     *,
@@ -299,6 +303,8 @@ def master_flat(
     header = master_header(frames[0], "flat", len(frames), "FILTER")
     rows = _enough(average.mask)
     scatter = float(quick_median(average.variance[rows], average.mask[rows]))
+    if not math.isfinite(scatter):
+        raise InputError("flat: the uncertainty of its bias or dark is not a number: leave it out")
     header["FLATSCAT"] = (scatter, "typical uncertainty")
     return CCDData(
         average.data,

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astro_narrowband.exceptions import InputError
+
 __all__ = [
     "SHARED_CARDS",
     "SharedNoise",
@@ -373,6 +375,11 @@ class SharedNoise:
         header["MASTERID"] = (self.masters, "masters it was calibrated with")
         if self.masters == "none":
             return
+        if not all(map(math.isfinite, (self.offset, self.covariance, self.rate, self.flat))):
+            raise InputError(
+                "the masters' uncertainty is not a number (that of bias, dark or flat): leave it "
+                "out, or make them of more frames"
+            )
         for keyword, value, comment in (
             ("MNOFFSET", self.offset, "dark offset's part of blank sky's variance"),
             ("MNCOV", self.covariance, "part of its covariance with the rate, twice"),

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.nddata import CCDData, NDData, StdDevUncertainty
+from astropy.wcs import WCS
 
 from astro_narrowband import (
     DarkModel,
@@ -17,9 +18,16 @@ from astro_narrowband import (
     detect_stars,
     master_bias,
     master_flat,
+    reduce_night,
     resample,
 )
-from astro_narrowband.exceptions import InputError, NarrowbandError
+from astro_narrowband.exceptions import (
+    InputError,
+    NarrowbandError,
+    ProductError,
+    SharedNoiseWarning,
+)
+from astro_narrowband.night.pipeline import Settings
 from astro_narrowband.registration import Alignment
 
 DETECTOR = Detector(gain=1.0, read_noise=5.0)
@@ -155,3 +163,77 @@ def test_frames_after_ccdproc_steps(rng):
     raw = ccdproc.subtract_overscan(raw, fits_section="[1:16,:]", median=True)
     raw = ccdproc.trim_image(raw, fits_section="[17:66,:]")
     assert calibrate(raw, detector=DETECTOR).shape == (40, 50)
+
+
+def test_lengths_and_times_have_units():
+    ccd = frame("electron/s")
+    ccd.data[20:23, 25:28] += 300
+    bare = annulus_photometry(ccd, [(26, 21)], r=3, r_in=6, r_out=10)
+    units = annulus_photometry(ccd, [(26, 21)], r=3 * u.pix, r_in=6 * u.pix, r_out=10 * u.pix)
+    assert bare["flux"] == units["flux"]
+    with pytest.raises(InputError, match="r = 3"):
+        annulus_photometry(ccd, [(26, 21)], r=3 * u.s, r_in=6, r_out=10)
+    raw = frame()
+    result = calibrate(raw, detector=DETECTOR, exposure=2 * u.min)
+    assert result.header["EXPTIME"] == 120
+
+
+def test_cosmic_rays_take_any_keyword_of_lacosmic():
+    raw = frame()
+    raw.data[20, 20] += 5000
+    result = calibrate(raw, detector=DETECTOR, cosmic_rays={"sigclip": 6.0, "readnoise": 9.0})
+    assert result.mask[20, 20]
+    with pytest.raises(InputError, match="sigclip2: no keyword"):
+        calibrate(raw, detector=DETECTOR, cosmic_rays={"sigclip2": 6.0})
+
+
+def test_a_collection_is_a_night(tmp_path):
+    for i in range(2):
+        frame(dtype=np.float32).write(tmp_path / f"bias{i}.fits")
+    with pytest.raises(InputError, match="there is no light to reduce"):
+        reduce_night(ccdproc.ImageFileCollection(tmp_path), tmp_path / "out")
+
+
+def test_nothing_is_overwritten_unasked(tmp_path):
+    model = DarkModel.from_masters(bias=frame())
+    model.write(tmp_path / "dark.fits")
+    with pytest.raises(ProductError, match="is there already"):
+        model.write(tmp_path / "dark.fits")
+    model.write(tmp_path / "dark.fits", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"gain": 2 * u.s}, {"gain": -1.0}, {"gain": "1"}, {"filters": "Halpha"},
+        {"max_extrapolation": -1}, {"max_extrapolation": float("nan")}, {"workers": 0},
+        {"memory": -5}, {"reject": "no"}, {"without": "flat"}, {"calibration": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_are_checked_when_they_are_made(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        Settings(**settings)
+
+
+def test_settings_take_quantities():
+    made = Settings(gain=1.5 * u.electron / u.adu, read_noise=5 * u.electron)
+    assert (made.gain, made.read_noise) == (1.5, 5.0)
+
+
+def test_a_warning_points_to_who_called(rng):
+    frames = [frame("electron/s") for _ in range(2)]
+    with pytest.warns(SharedNoiseWarning) as caught:
+        coadd(frames, flux_scale="none")
+    assert caught[0].filename == __file__
+
+
+def test_combine_keeps_the_wcs_of_files(tmp_path):
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.crpix, wcs.wcs.cdelt = ("RA---TAN", "DEC--TAN"), (9, 8), (-1e-3, 1e-3)
+    for i in range(2):
+        ccd = frame(dtype=np.float32)
+        ccd.wcs = wcs
+        ccd.write(tmp_path / f"{i}.fits")
+    made = combine([tmp_path / "0.fits", tmp_path / "1.fits"])
+    assert made.wcs.wcs.crpix.tolist() == [9, 8]

@@ -17,6 +17,7 @@ WINGS = {
         for name in (
             "statistics",
             "validate",
+            "door",
             "plots",
             "wcs",
             "headers",

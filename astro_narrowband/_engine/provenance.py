@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+import numpy as np
 from astropy.time import Time, TimeDelta
 
 from astro_narrowband._engine.files import set_card
@@ -30,7 +31,7 @@ def drop_camera(header):
             header.remove(keyword, ignore_missing=True, remove_all=True)
 
 
-def write_dates(header, headers):
+def write_dates(header, headers, weights=None):
     """
     Write DATE-BEG, DATE-END, DATE-AVG and MJD-OBS of all frames that a product is made of.
 
@@ -42,6 +43,8 @@ def write_dates(header, headers):
         Changed in place.
     headers : sequence of `~astropy.io.fits.Header`
         Of the frames.
+    weights : array, optional
+        Of the frames, for DATE-AVG; default is equal ones.
     """
     for keyword in ("DATE-BEG", "DATE-END", "DATE-AVG", "MJD-OBS", "MJD-BEG", "MJD-END", "MJD-AVG"):
         header.remove(keyword, ignore_missing=True, remove_all=True)
@@ -50,11 +53,12 @@ def write_dates(header, headers):
         return
     begin, end = (Time([span[k] for span in spans]) for k in (0, 1))
     middle = begin + (end - begin) / 2
-    mean = begin[0] + TimeDelta((middle - begin[0]).mean(), scale="tai")
+    days = np.average((middle - begin[0]).to_value("day"), weights=weights)
+    mean = begin[0] + TimeDelta(days, format="jd", scale="tai")
     for keyword, time, comment in (
         ("DATE-OBS", begin.min(), "UTC, start of the first exposure"),
         ("DATE-BEG", begin.min(), "UTC, start of the first exposure"),
-        ("DATE-AVG", mean, "UTC, mean of the middles of the exposures"),
+        ("DATE-AVG", mean, "UTC, weighted mean of the exposures' middles"),
         ("DATE-END", end.max(), "UTC, end of the last exposure"),
     ):
         set_card(header, keyword, Time(time, scale="utc", precision=3).isot, comment)

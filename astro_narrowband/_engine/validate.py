@@ -60,7 +60,7 @@ def value_in(quantity, unit, name, *, hint=""):
         )
     try:
         return float(quantity.to_value(unit))
-    except (u.UnitConversionError, TypeError):
+    except (u.UnitConversionError, TypeError, OverflowError):
         raise InputError(
             f"{name} = {quantity} cannot be used: it must be one number in {unit.to_string()}{tail}"
         ) from None
@@ -70,7 +70,7 @@ def as_unit(unit, name):
     """Return ``unit`` as a `~astropy.units.UnitBase`, or raise `InputError`."""
     try:
         return u.Unit(unit)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise InputError(
             f"{name} = {unit!r} is not a unit: write adu, electron or electron/s"
         ) from None
@@ -89,7 +89,7 @@ def finite(value, name, *, unit=None):
             number = float(value)
     except u.UnitConversionError:
         raise InputError(f"{name} = {value}: {unit or 'a bare number'} is needed") from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputTypeError(f"{name} = {value!r} is not a number") from None
     if not math.isfinite(number):
         raise InputError(f"{name} = {value!r} is not finite")
@@ -137,7 +137,9 @@ def choice(value, allowed: Iterable[str], name):
     """Return ``value``, or raise `InputError` if it is not one of ``allowed``."""
     allowed = tuple(allowed)
     if not isinstance(value, str | None) or value not in allowed:
-        raise InputError(f"{name} = {value!r} is not known: use one of {', '.join(allowed)}")
+        raise InputError(
+            f"{name} = {value!r} is not known: use one of {', '.join(map(str, allowed))}"
+        )
     return value
 
 

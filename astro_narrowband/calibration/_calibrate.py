@@ -1,9 +1,12 @@
 """A raw frame to electron/s at once."""
 
+from inspect import signature
+
 import numpy as np
 from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import (
     Band,
     map_bands,
@@ -16,6 +19,7 @@ from astro_narrowband.calibration._frame import CalibratedFrame, refuse_twice
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.detector import decide_detector
+from astro_narrowband.exceptions import InputError
 
 __all__ = ["calibrate"]
 
@@ -23,6 +27,7 @@ __all__ = ["calibrate"]
 ROWS = 64
 
 
+@door
 def calibrate(
     ccd,
     *,
@@ -155,13 +160,20 @@ def _planes(calibrated, workers):
 def _cosmic_rays(ccd, calibrated, options):
     from ccdproc import cosmicray_lacosmic
 
+    options = options if isinstance(options, dict) else {}
+    if unknown := set(options) - set(signature(cosmicray_lacosmic).parameters):
+        raise InputError(
+            f"cosmic_rays: {', '.join(map(str, unknown))}: no keyword of ccdproc.cosmicray_lacosmic"
+        )
     t = calibrated.exposure
     electrons = np.where(ccd.mask | ~np.isfinite(ccd.data), 0, ccd.data * np.float32(t))
     cleaned = cosmicray_lacosmic(
         CCDData(electrons, unit=u.electron, mask=ccd.mask.copy()),
-        gain=1.0,
-        gain_apply=False,
-        readnoise=calibrated.recipe.detector.read_noise,
-        **(options if isinstance(options, dict) else {}),
+        **{
+            "gain": 1.0,
+            "gain_apply": False,
+            "readnoise": calibrated.recipe.detector.read_noise,
+            **options,
+        },
     )
     return cleaned.mask & ~ccd.mask

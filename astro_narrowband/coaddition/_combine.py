@@ -19,12 +19,15 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import ImageFileCollection
 
+from astro_narrowband._engine.door import door, numbers
 from astro_narrowband._engine.files import clean_header, write_fits
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame
 from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband._engine.stacking.tile import Reduced, Rejection, reduce_tile
 from astro_narrowband._engine.validate import choice, finite, same_shape
+from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._combine_bands import BandReducer, native_type, reduce_bands
+from astro_narrowband.coaddition._header import wcs_of
 from astro_narrowband.exceptions import (
     InputError,
     InputTypeError,
@@ -50,6 +53,7 @@ _FUNCTIONS = {
 }
 
 
+@door(weights=numbers)
 def combine(
     img_list,
     output_file=None,
@@ -237,13 +241,14 @@ def _result(planes, dtype, frames, unit, method):
     """The planes as CCDData of the type that was asked for."""
     if dtype != planes.data.dtype:
         planes.data = np.where(planes.mask, 0, planes.data).astype(dtype)
+    header = _header(frames, method)
     return CCDData(
         planes.data,
         uncertainty=None if planes.sigma is None else StdDevUncertainty(planes.sigma, copy=False),
         mask=planes.mask,
         unit=unit,
-        header=_header(frames, method),
-        wcs=_wcs(frames[0]),
+        header=header,
+        wcs=put_wcs(header, wcs_of(frames[0])),
         copy=False,
     )
 
@@ -253,7 +258,7 @@ def _frames(images, unit, ccdkwargs):
         images = [images] if os.path.exists(images) else images.split(",")
     elif isinstance(images, ImageFileCollection):
         images = images.files_filtered(include_path=True)
-    elif isinstance(images, os.PathLike | CCDData) or not isinstance(images, Iterable):
+    elif isinstance(images, os.PathLike | CCDData | np.ndarray) or not isinstance(images, Iterable):
         raise InputTypeError(
             f"{type(images).__name__} is one image: give a list of paths, CCDData or Frames"
         )
@@ -396,10 +401,6 @@ def _warn_of_shared(frames):
 
 
 # ------------------------------------------------------------------ the result
-
-
-def _wcs(frame):
-    return frame.ccd.wcs if isinstance(frame, MemoryFrame) else None
 
 
 def _exposure(header):

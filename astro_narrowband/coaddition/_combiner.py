@@ -10,6 +10,7 @@ from astropy import units as u
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import Combiner
 
+from astro_narrowband._engine.door import door, images
 from astro_narrowband._engine.frames import MemoryFrame
 from astro_narrowband._engine.stacking.tile import reduce_tile
 from astro_narrowband._engine.validate import as_variance, choice
@@ -78,6 +79,7 @@ class InverseVarianceCombiner(Combiner):
      [0.89442719 0.89442719]]
     """
 
+    @door(ccd_iter=images)
     def __init__(self, ccd_iter, dtype=None, *, weighting="background"):
         choice(weighting, ("background", "pixel", None), "weighting")
         images = ccd_iter if ccd_iter is None else list(ccd_iter)

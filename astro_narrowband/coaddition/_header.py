@@ -48,7 +48,7 @@ def write_header(header, task, reference, weights, planes, unit):
     drop_camera(header)
     if "TEFF" in header and unit == u.electron / u.s:
         header["GAIN"] = (header["TEFF"], "effective: electron for one electron/s")
-    write_dates(header, [frame.header for frame in task.frames])
+    write_dates(header, [frame.header for frame in task.frames], task.weight)
     write_creator(header)
     header["NOISECOR"] = (
         round(float(np.sum(w2v * task.correlation) / w2v.sum()), 6),

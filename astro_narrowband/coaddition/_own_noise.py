@@ -78,7 +78,7 @@ def warn_of_unknown(frames):
             "bias, dark and flat that they share is taken to average down: calibrate them with "
             "astro_narrowband, or give masters",
             SharedNoiseWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

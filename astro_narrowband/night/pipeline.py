@@ -7,11 +7,12 @@ and may be used without this one.
 
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 
+from astro_narrowband._engine.door import RULES, a_sequence, a_text, above_zero, door, each
 from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.frames import usable_cores
 from astro_narrowband._engine.headers import Spellings, clean_text
@@ -40,6 +41,17 @@ _HOW = (
     "strict",
     "overwrite",
 )
+
+
+#: What settings must be; those whose name has a rule of its own for every function, too.
+_RULES = {
+    "gain": above_zero("electron / adu"),
+    "read_noise": above_zero("electron"),
+    "saturation": above_zero("adu"),
+    "filters": each(a_text),
+    **dict.fromkeys(("stars", "set_keywords", "without"), a_sequence),
+    **dict.fromkeys(("keep_calibrated", "resume", "strict"), RULES["reject"]),
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,12 @@ class Settings:
     strict: bool = False
     overwrite: bool = False
 
+    def __post_init__(self):
+        for field in fields(self):
+            value, rule = getattr(self, field.name), _RULES.get(field.name, RULES.get(field.name))
+            if rule is not None and value is not field.default:
+                object.__setattr__(self, field.name, rule(value, field.name))
+
     def of_pixels(self):
         """Return the settings that change a result."""
         return {name: value for name, value in asdict(self).items() if name not in _HOW}
@@ -163,6 +181,7 @@ def inspection(table, *, settings=None):
     return [*plan.lines(), "", counts, "", *table.lines()], status
 
 
+@door
 def reduce_night(nights, output, *, settings=None, progress=None):
     """
     Reduce one or more nights.

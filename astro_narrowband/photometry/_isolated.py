@@ -69,15 +69,19 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     if use.sum() < MIN_PLACES:
         return curves, 0.0
     light, brightest = (sums.total - sums.area * level)[use], brightest[use]
-    n = np.arange(1, len(light) + 1)[:, None]
-    mean = np.cumsum(light, axis=0) / n
     a, b = curves.index_of(r_from), len(curves.radii) - 1
     star = curves.flux[:, a]
-    last = np.searchsorted(brightest, NEIGHBOUR_FLUX * star, side="right")
-    last = np.clip(last, MIN_PLACES, len(light)) - 1
     gain = light[:, b] - light[:, a] * np.nanmedian(curves.flux[:, b] / star)
-    err = np.std(gain) / np.sqrt(last + 1) / star
-    return replace(curves, flux=curves.flux - mean[last]), float(np.nanmedian(err))
+    count = np.searchsorted(brightest, NEIGHBOUR_FLUX * star, side="right")
+    enough = count >= MIN_PLACES
+    if not enough.any():
+        return curves, 0.0
+    n = np.arange(1, len(light) + 1)
+    mean = np.cumsum(light, axis=0) / n[:, None]
+    last = np.maximum(count, 1) - 1
+    err = np.median((np.std(gain) / np.sqrt(n[last]) / star)[enough])
+    # Where no place is as empty as that its own emptiness is all that is known.
+    return replace(curves, flux=curves.flux - np.where(enough[:, None], mean[last], 0)), float(err)
 
 
 def _places(sources, shape, reach):

@@ -78,9 +78,9 @@ def measure_shapes(pixels, x, y, level, noise, fwhm):
 def _errors(m, variance, size):
     """Errors of the size and of how long a source is: the noise of its pixels."""
     spread = m["window"] ** 2 * variance
-    x2, y2 = (np.square(m[name]).astype(float) for name in ("dx", "dy"))
+    x2, y2 = (np.square(m[name]).astype(np.float32) for name in ("dx", "dy"))
     powers = np.stack([np.ones_like(x2), x2, x2 * x2], axis=2)
-    rows = np.matmul(spread, powers)
+    rows = np.matmul(spread.astype(np.float32), powers).astype(float)
     one, xx, xxxx = np.einsum("nik->kn", rows)
     yy, xxyy = np.einsum("ni,nik->kn", y2, rows[:, :, :2])
     yyyy = np.einsum("ni,ni->n", y2 * y2, rows[:, :, 0])

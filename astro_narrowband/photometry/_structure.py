@@ -34,7 +34,7 @@ LOG_MEAN = -0.2131
 #: Of the noise of a sector: structure that can be present where sectors show none.
 UNSEEN = 0.05
 #: A blank circle that is above its level by more than so many sigma counts as by that many.
-MOST = 3.5
+MOST = 6.0
 #: A circle has a star in it where its highest pixel is so many sigma, and so many times the
 #: circle's mean, above its median.
 STAR = 4.5, 1.5

@@ -168,7 +168,7 @@ def simulate_night(
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give an empty folder for a simulated night")
-    shape = checked_shape(shape)
+    shape, seed = checked_shape(shape), checked_count(seed, "seed")
     names = _checked_filters(filters)
     if not (math.isfinite(dither) and dither >= 0):
         raise InputError(f"dither = {dither!r} must be 0 pixel or more")

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from astropy.nddata import CCDData, NDData
 from astropy.wcs import WCS
 from astropy.wcs.wcsapi import BaseHighLevelWCS
@@ -79,7 +80,8 @@ def as_frames(images, what="frames", *, convert=None):
     InputError
         If it is one image, no collection, or empty.
     """
-    if isinstance(images, str | os.PathLike | CCDData | Frame) or not isinstance(images, Iterable):
+    one = isinstance(images, str | os.PathLike | NDData | Frame | np.ndarray)
+    if one or not isinstance(images, Iterable):
         if not hasattr(images, "files_filtered"):
             raise InputTypeError(
                 f"{what}: {type(images).__name__} is no list of images: give a list of paths, "

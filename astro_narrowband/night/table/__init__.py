@@ -19,6 +19,7 @@ from astropy import units as u
 from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import MAX_PIXELS
 from astro_narrowband._engine.headers import (
     Spellings,
@@ -58,6 +59,7 @@ class FrameTable:
     problems: list = field(default_factory=list)
 
     @classmethod
+    @door
     def from_paths(
         cls,
         paths,
