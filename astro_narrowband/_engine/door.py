@@ -17,8 +17,8 @@ from astro_narrowband._engine.validate import as_unit
 from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
-    "RULES", "a_ccd", "a_sequence", "a_text", "above_zero", "door", "each", "function_or_numbers", "images",
-    "items", "numbers", "of_class", "rule_or_numbers",
+    "RULES", "a_ccd", "a_sequence", "a_text", "above_zero", "door", "each", "function_or_numbers",
+    "images", "items", "numbers", "of_class",
 ]  # fmt: skip
 
 #: No count and no number of sigmas is beyond this.
