@@ -10,7 +10,6 @@ last bit.
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -258,7 +257,7 @@ def _frames(images, unit, ccdkwargs):
         images = [images] if os.path.exists(images) else images.split(",")
     elif isinstance(images, ImageFileCollection):
         images = images.files_filtered(include_path=True)
-    elif isinstance(images, os.PathLike | CCDData | np.ndarray) or not isinstance(images, Iterable):
+    elif isinstance(images, os.PathLike | CCDData | u.Quantity) or not np.iterable(images):
         raise InputTypeError(
             f"{type(images).__name__} is one image: give a list of paths, CCDData or Frames"
         )

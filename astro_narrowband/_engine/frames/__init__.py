@@ -80,8 +80,7 @@ def as_frames(images, what="frames", *, convert=None):
     InputError
         If it is one image, no collection, or empty.
     """
-    one = isinstance(images, str | os.PathLike | NDData | Frame | np.ndarray)
-    if one or not isinstance(images, Iterable):
+    if isinstance(images, str | os.PathLike | NDData | Frame) or not np.iterable(images):
         if not hasattr(images, "files_filtered"):
             raise InputTypeError(
                 f"{what}: {type(images).__name__} is no list of images: give a list of paths, "
