@@ -554,7 +554,59 @@ case(
 )
 case("match", "no-darks", lambda n: shutil.rmtree(n / "dark"), {L1: USED}, says="no darks")
 case("match", "no-flats", lambda n: shutil.rmtree(n / "flat"), {L1: OUT}, 3, says="no flat")
-case("match", "no-lights", lambda n: shutil.rmtree(n / "light"), {B1: OUT}, 3)
+case(
+    "match",
+    "no-lights",
+    lambda n: shutil.rmtree(n / "light"),
+    {B1: USED, F1: USED},
+    says="no light is there",
+)
+case(
+    "match",
+    "lights-that-are-all-left-out",
+    lambda n: n.set(n.all("light"), FLATCOR=True),
+    {L1: OUT, B1: OUT},
+    3,
+)
+case(
+    "match",
+    "flats-of-one-side-of-the-pier",
+    lambda n: (n.set(n.all("."), ROTATANG=10.0), n.set(L1, ROTATANG=190.0)),
+    {L1: USED, F1: USED},
+    says="on the other side of the pier",
+)
+case(
+    "match",
+    "a-light-at-an-angle-without-flats",
+    lambda n: (n.set(n.all("."), ROTATANG=10.0), n.set(L1, ROTATANG=55.0)),
+    {L1: OUT, L2: USED},
+    says="ROTATANG = 55 deg, the flats 10",
+)
+case(
+    "match",
+    "one-filter-by-two-keywords",
+    lambda n: n.set(n.all("light/Halpha"), FILTER="Halpha", FILTER1="Ha"),
+    {L1: USED, F1: USED},
+)
+case(
+    "match",
+    "a-mosaic-that-nobody-names",
+    lambda n: n.pixels(
+        n.all("light/Halpha") + n.all("flat/Halpha"),
+        lambda d: np.where(np.arange(d.shape[1]) % 2, d, 0.6 * d + 120).astype(d.dtype),
+    ),
+    {L1: OUT, O1: USED},
+    4,
+    says="colour mosaic",
+)
+for _suffix in ("tiff", "asdf"):
+    case(
+        "file",
+        f"{_suffix}-beside-the-night",
+        lambda n, s=_suffix: (n / f"light/m.{s}").write_bytes(b"II*"),
+        {f"light/m.{_suffix}": OUT},
+        says="convert it to FITS",
+    )
 case(
     "match",
     "nothing",

@@ -17,8 +17,8 @@ from astro_narrowband._engine.validate import as_unit
 from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
-    "RULES", "a_ccd", "a_sequence", "a_text", "above_zero", "door", "each", "images", "items",
-    "numbers", "of_class", "rule_or_numbers",
+    "RULES", "a_ccd", "a_sequence", "a_text", "above_zero", "door", "each", "function_or_numbers",
+    "images", "items", "numbers", "of_class",
 ]  # fmt: skip
 
 #: No count and no number of sigmas is beyond this.
@@ -216,7 +216,17 @@ def _with(method):
     return rule
 
 
+def _flag_or_dict(value, name):
+    return value if isinstance(value, dict) else _flag(value, name)
+
+
+def function_or_numbers(value, name):
+    """What is called with each frame, or one number for each."""
+    return value if callable(value) else numbers(value, name)
+
+
 RULES = {
+    "cosmic_rays": _flag_or_dict,
     **dict.fromkeys(("n_sigma", "max_extrapolation", "max_temperature_difference"), _positive),
     "min_value": _not_negative,
     **dict.fromkeys(("minmax_clip_min", "minmax_clip_max", "sigma_clip_low_thresh",

@@ -19,7 +19,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import ImageFileCollection
 
-from astro_narrowband._engine.door import door, numbers
+from astro_narrowband._engine.door import door, function_or_numbers, numbers
 from astro_narrowband._engine.files import clean_header, write_fits
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame
 from astro_narrowband._engine.headers import exposures_in, read_exposure
@@ -53,7 +53,7 @@ _FUNCTIONS = {
 }
 
 
-@door(weights=numbers)
+@door(weights=numbers, scale=function_or_numbers)
 def combine(
     img_list,
     output_file=None,
