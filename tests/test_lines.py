@@ -739,6 +739,10 @@ def test_reduce_gives_its_products_the_wcs_of_a_catalogue(reduced, capsys):
     assert main([*reduce, "--filter", "SII", "--catalogue", str(folder / "away.ecsv")]) == 0
     assert "another field: its WCS is left as it was" in capsys.readouterr().err
     assert "CRVAL1" not in fits.getheader(folder / "away" / "coadd-Crown_Nebula-SII.fits")
+    # Another file by that name is noticed.
+    QTable.read(folder / "references.ecsv").write(folder / "away.ecsv", overwrite=True)
+    assert main([*reduce, "--filter", "SII", "--catalogue", str(folder / "away.ecsv")]) == 0
+    assert "CRVAL1" in fits.getheader(folder / "away" / "coadd-Crown_Nebula-SII.fits")
     arguments = ["reduce", str(folder / "raw"), "-o", str(folder / "no"), "--catalogue", "no.fits"]
     assert main(arguments) == 3
     assert "no such file" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import numpy as np
 
 from astro_narrowband._engine.door import RULES, a_sequence, a_text, above_zero, door, each
 from astro_narrowband._engine.executors import open_executor
+from astro_narrowband._engine.files import sha256
 from astro_narrowband._engine.frames import usable_cores
 from astro_narrowband._engine.headers import Spellings, clean_text
 from astro_narrowband._engine.validate import choice
@@ -249,7 +250,12 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         products = stack.enter_context(
             Products(
                 output,
-                settings={**settings.of_pixels(), "spellings": spellings and asdict(spellings)},
+                settings={
+                    **settings.of_pixels(),
+                    # What is in the files of the user, whatever they are called.
+                    "spellings": spellings and asdict(spellings),
+                    "catalogue": settings.catalogue and sha256(settings.catalogue),
+                },
                 inputs=inputs,
                 resume=settings.resume,
                 overwrite=settings.overwrite,
