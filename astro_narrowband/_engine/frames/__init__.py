@@ -9,7 +9,6 @@ band, and memory is set by the size of a band and not by the number of frames.
 """
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
