@@ -14,13 +14,18 @@ from astropy.io import fits
 
 from astro_narrowband.cli import main
 from astro_narrowband.exceptions import listening
+from astro_narrowband.night import run
 from astro_narrowband.night.pipeline import reduce_night
-from astro_narrowband.night.run import Night
 from astro_narrowband.simulate import simulate_night
 
 KINDS = ("light", "bias", "dark", "flat")
 #: The steps of a run before which a file may change.
-MOMENTS = {"planned": "claim", "prepared": "measured", "measured": "register", "coadded": "picture"}
+MOMENTS = {
+    "planned": (run.Night, "claim"),
+    "prepared": (run.Night, "measured"),
+    "measured": (run, "register"),
+    "coadded": (run, "picture"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -217,17 +222,18 @@ CHANGES = {
 
 
 def reduce_with_change(night, out, monkeypatch, moment, change, path):
-    step, done = getattr(Night, MOMENTS[moment]), []
+    place, name = MOMENTS[moment]
+    step, done = getattr(place, name), []
 
-    def changed(self, *args):
+    def changed(*args):
         if not done:
             done.append(True)
             CHANGES[change](path, out.parent / "aside")
-        return step(self, *args)
+        return step(*args)
 
     with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        patch.setattr(Night, MOMENTS[moment], changed)
+        patch.setattr(place, name, changed)
         record = reduced(night, out)
     assert done
     return record

@@ -89,9 +89,10 @@ def test_wrong_arguments_end_with_their_status_and_a_word(arguments, status, wor
     assert "Traceback" not in err
 
 
-def test_a_folder_without_lights_is_unusable_input(night, tmp_path, capsys):
-    assert cli.main(["reduce", str(night / "bias"), "-o", str(tmp_path / "out")]) == 3
+def test_a_folder_without_lights_becomes_a_library_of_masters(night, tmp_path, capsys):
+    assert cli.main(["reduce", str(night / "bias"), "-o", str(tmp_path / "out")]) == 0
     assert "no light" in capsys.readouterr().err
+    assert (tmp_path / "out" / "masters" / "bias.fits").exists()
 
 
 def test_photometry_prints_a_table(image, capsys):
@@ -175,7 +176,7 @@ def test_inspect_says_what_a_dark_of_another_time_costs(
 
 
 def test_inspect_ends_with_the_status_of_a_reduction(night, tmp_path, capsys):
-    assert cli.main(["inspect", str(night / "bias")]) == 3
+    assert cli.main(["inspect", str(night / "bias")]) == 0
     assert cli.main(["inspect", str(night), "--filter", "OIII"]) == 3
     copy = tmp_path / "night"
     shutil.copytree(night, copy)

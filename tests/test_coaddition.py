@@ -325,11 +325,15 @@ def test_partly_overlapping_frames_against_monte_carlo(rng, shifts):
     class Shared(Frame):
         masters = ("one",)
 
+        def __init__(self, shift):
+            self.placements = np.ones(1), Alignment.translation(*shift).matrix[None]
+
+        placements = None
+
         def master_noise(self, rows):
             raise AssertionError("not needed to tell who shares what")
 
-    matrices = [Alignment.translation(*s).matrix for s in shifts]
-    cluster, correlations = shared_clusters([Shared()] * len(shifts), matrices, (40, 40))
+    cluster, correlations, _ = shared_clusters([Shared(shift) for shift in shifts], (40, 40))
     factor = overlap_factors(cluster, correlations, weight)
     summed = {k: weight[cluster == k].sum() ** 2 * factor[cluster == k][0] for k in set(cluster)}
     predicted = sum(summed.values())

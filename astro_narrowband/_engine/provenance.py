@@ -58,7 +58,7 @@ def write_dates(header, headers, weights=None):
     for keyword, time, comment in (
         ("DATE-OBS", begin.min(), "UTC, start of the first exposure"),
         ("DATE-BEG", begin.min(), "UTC, start of the first exposure"),
-        ("DATE-AVG", mean, "UTC, weighted mean of the exposures' middles"),
+        ("DATE-AVG", mean, "UTC, weighted mean of middles"),
         ("DATE-END", end.max(), "UTC, end of the last exposure"),
     ):
         set_card(header, keyword, Time(time, scale="utc", precision=3).isot, comment)
