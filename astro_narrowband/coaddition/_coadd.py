@@ -177,7 +177,7 @@ def coadd(
         or what is given. Where stars tell that it varies over a frame, it is a slow map.
     sky : {"match", "none"} or sequence of float, optional
         Sky taken from each frame on the common scale: what it has more than the
-        weighted mean of all, at the level of the frame of the flux scale, as a constant or,
+        weighted mean of all, at the level of those as clear as FLUXREF, as a constant or,
         where there is evidence of gradients, a surface of up to third degree; nothing; or
         levels that are given.
     reject : bool, optional
@@ -283,7 +283,7 @@ def coadd(
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
     all fluxes by those of the scales), SCALESYS (by uneven transparency, shared by the stars of
     a region), SKYDEG (degree of the sky surfaces, whose weighted mean is kept, at the level of
-    FLUXREF) and SKYSURFE (their error). FLUXERR is what fluxes share: SCALEERR, SCALESYS and the
+    the clear frames) and SKYSURFE (their error). FLUXERR is what fluxes share: SCALEERR, SCALESYS and the
     error of a measured gain (GAINERR).
 
     References

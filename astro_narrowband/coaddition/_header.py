@@ -87,7 +87,7 @@ def write_matching(header, frames, transparency, skies, weight):
         "relative error common to all fluxes",
     )
     if skies.degree >= 0:
-        header["SKYDEG"] = (skies.degree, "degree of sky surfaces; level of FLUXREF kept")
+        header["SKYDEG"] = (skies.degree, "degree of sky surfaces")
         header["SKYSURFE"] = (
             _summed(weight, skies.error),
             "error of the sky where a frame lacks",

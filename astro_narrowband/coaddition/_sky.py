@@ -2,9 +2,9 @@
 The sky of each frame against that of all: a low-order surface of their differences.
 
 Private to `astro_narrowband.coaddition`. Nebula is the same in all frames and stays; so
-does the weighted mean of the frames' skies, whatever its shape, at the level that the frame of
-the flux scale has. (Cloud dims stars and not the sky before it: on the common scale the sky of
-such a frame is too bright.) What is taken from a
+does the weighted mean of the frames' skies, whatever its shape, at the level of those that are
+as clear as the frame of the flux scale. (Cloud dims stars and not the sky before it: on the
+common scale the sky of such a frame is too bright.) What is taken from a
 frame is what its sky has more than that: level, and gradient where there is evidence
 of one (meridian flip, field rotation, moonlight, light pollution). As the mean stays, the
 error of the surfaces drops out of the sum wherever all frames count.
@@ -24,6 +24,8 @@ __all__ = ["Skies", "cell_levels", "match_skies"]
 
 #: Largest degree of a surface, and cells for each of its terms.
 MAX_DEGREE, CELLS_PER_TERM = 3, 2.5
+#: A frame whose scale is off 1 by this counts half for the level of the sky that is kept.
+CLEAR = 0.01
 #: A higher degree is taken where chi2 of the cells of a frame falls by more than the Bayesian
 #: criterion asks for and so much more (differences of interpolated cells are not independent:
 #: chi2 is up to four times what it seems), and where a surface then is off by more than this
@@ -97,7 +99,7 @@ def match_skies(statistics, matrices, seen, weight, shape):
     matrices : list of array (3, 3)
         From each frame's pixels to the grid of the coadd.
     seen : `Transparency`
-        Whose reference's level of the sky is kept.
+        On whose scale the frames are put; those near to 1 have the level that is kept.
     weight : `~numpy.ndarray`, (n,)
         Their sum is 1.
     shape : tuple of int
@@ -121,8 +123,9 @@ def match_skies(statistics, matrices, seen, weight, shape):
     fits = [_fit(levels, basis[:, : n_terms(d)], weight, sky) for d in range(highest + 1)]
     degree = _degree(fits, basis, pixel)
     coefficients, rest, good = fits[degree]
-    if np.isfinite(coefficients[seen.reference, 0]):
-        coefficients[:, 0] -= coefficients[seen.reference, 0]
+    clear = weight / (1.0 + ((scale - 1.0) / CLEAR) ** 2) * np.isfinite(coefficients[:, 0])
+    if clear.any():
+        coefficients[:, 0] -= clear @ np.nan_to_num(coefficients[:, 0]) / clear.sum()
     scatter = _scatter(rest, good)
     size = np.maximum(np.where(np.isfinite(scatter), scatter, noise), noise)
     return Skies(

@@ -35,7 +35,7 @@ BRIGHT, ENOUGH, FAINT = 20.0, 5, 8.0
 #: than this part of the sky: a flat that is off by a percent makes structure out of sky.
 NEBULA_ERROR, NEBULA_OVER_SKY = 0.1, 0.03
 #: Stars are believed where the nebula says otherwise by more than so many sigma.
-DISAGREE = 3.0
+DISAGREE = 5.0
 #: Around bright stars with a masked core, so many FWHM are not compared as nebula.
 WINGS = 10.0
 #: Cells that a slope needs; nebula is what a surface of this degree does not describe.
