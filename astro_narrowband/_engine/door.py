@@ -133,9 +133,10 @@ def _paths(value, name):
     if hasattr(value, "files_filtered") and not isinstance(value, type):
         value = value.files_filtered(include_path=True)
     try:
-        return [_path(each, name) for each in value]
+        value = list(value)
     except TypeError:
         raise InputTypeError(f"{name}: {type(value).__name__} is neither path nor paths") from None
+    return [_path(each, name) for each in value]
 
 
 def images(value, name):
@@ -185,8 +186,10 @@ def a_sequence(value, name):
 
 
 def _path(value, name):
-    if not isinstance(value, str | os.PathLike) or "\0" in str(value) or not str(value):
+    if not isinstance(value, str | os.PathLike):
         raise InputTypeError(f"{name}: {type(value).__name__} is not a path")
+    if "\0" in str(value) or not str(value):
+        raise InputTypeError(f"{name} = {str(value)[:80]!r} is not a path: give a folder or a file")
     return value
 
 
