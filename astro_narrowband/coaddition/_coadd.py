@@ -283,8 +283,8 @@ def coadd(
     COADDREF, FLUXREF, REJECTED, and what the matching leaves: SCALEERR (relative error of
     all fluxes by those of the scales), SCALESYS (by uneven transparency, shared by the stars of
     a region), SKYDEG (degree of the sky surfaces, whose weighted mean is kept, at the level of
-    the clear frames) and SKYSURFE (their error). FLUXERR is what fluxes share: SCALEERR, SCALESYS and the
-    error of a measured gain (GAINERR).
+    the clear frames) and SKYSURFE (their error). FLUXERR is what fluxes share: SCALEERR,
+    SCALESYS and the error of a measured gain (GAINERR).
 
     References
     ----------
