@@ -187,6 +187,11 @@ def _add_reduce(commands):
     command.add_argument(
         "--catalogue", type=_path, metavar="FILE", help="stars of known places, for the WCS"
     )
+    _add_run(command)
+
+
+def _add_run(command):
+    """How it is done, what is kept and what is said."""
     command.add_argument("--keep-calibrated", action="store_true", help="write calibrated/ as well")
     command.add_argument("--workers", type=_count, metavar="N", help="threads (default: all cores)")
     command.add_argument(
