@@ -221,16 +221,8 @@ def kept_values(tile, bad, rejection):
     """
     Return the values of a tile that are used, sorted along the stack, NaN where they are not.
 
-    For functions of the user's own that take a stack and ``axis=0``.
-
-    Parameters
-    ----------
-    tile, bad, rejection
-        As of `reduce_tile`.
-
-    Returns
-    -------
-    `~numpy.ndarray` of float64, (n, pixels)
+    For functions of the user's own that take a stack and ``axis=0``: float64, (n, pixels).
+    ``tile``, ``bad`` and ``rejection`` are as of `reduce_tile`.
     """
     n, pixels = tile.shape
     rows, low, high, _ = kept(tile.copy(), _all_bad(tile, bad, None), rejection)
@@ -447,11 +439,10 @@ def _reduce_block(tile, bad, method, rejection, variance, weights, error, dtype,
 def _propagated(variance, share, weights, terms):
     """Sum of the variances of a sum of weighted values, of each of which a share counts."""
     v = variance.astype(np.float64)
-    if share is not None:
-        v[share == 0] = 0.0
     if weights is not None:
         v *= weights * weights
     if share is not None:
+        v[share == 0] = 0.0
         v *= share
     return _exact_sum(v, v.shape[1], terms)
 
