@@ -218,8 +218,6 @@ def combine(
     _check_output(output_file, frames, overwrite_output)
 
     propagate = combine_uncertainty_function is None and _propagate(uncertainty, frames)
-    if propagate:
-        _warn_of_shared(frames)
     native = np.result_type(*(native_type(frame) for frame in frames))
     work, dtype = _types(native, dtype)
     reducer = BandReducer(
@@ -383,6 +381,8 @@ def _propagate(uncertainty, frames):
         raise InputError(
             f"{lacking[0]}: has no uncertainty to propagate: use uncertainty='scatter'"
         )
+    if not lacking:
+        _warn_of_shared(frames)
     return not lacking
 
 
@@ -395,7 +395,7 @@ def _warn_of_shared(frames):
             f"{frames[0].name} and others: were calibrated with the same masters (MASTERID), whose "
             "noise is taken to average down: use coadd or InverseVarianceCombiner",
             SharedNoiseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
