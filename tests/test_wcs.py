@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData
+from astropy.nddata import CCDData, NDData
 from astropy.wcs import WCS
 
 from astro_narrowband import calibrate, coadd, resample
 from astro_narrowband._engine.files import write_fits
-from astro_narrowband._engine.wcs import apply_matrix, move_header, put_wcs, read_wcs
+from astro_narrowband._engine.wcs import apply_matrix, fits_wcs, move_header, put_wcs, read_wcs
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import NarrowbandWarning
 from astro_narrowband.registration import Alignment
@@ -132,3 +133,26 @@ def test_distortion_that_cards_cannot_hold_is_left_out_aloud(cards):
         header["CTYPE2"] = "DEC--TNX"
     with pytest.warns(NarrowbandWarning, match="the distortion cannot be kept"):
         assert read_wcs(header, "light.fits").has_celestial
+
+
+def test_a_wcs_of_gwcs_becomes_one_of_fits():
+    gwcs = pytest.importorskip("gwcs")
+    from astropy.coordinates import ICRS
+    from astropy.modeling import models
+    from gwcs import coordinate_frames
+
+    detector = coordinate_frames.Frame2D(name="detector", unit=(u.pix, u.pix))
+    sky = coordinate_frames.CelestialFrame(reference_frame=ICRS(), unit=(u.deg, u.deg))
+    steps = models.Shift(-60) & models.Shift(-45) | models.Scale(1e-4) & models.Scale(1e-4)
+    steps = steps | models.Pix2Sky_TAN() | models.RotateNative2Celestial(10, 20, 180)
+    wcs = gwcs.WCS([(detector, steps), (sky, None)])
+    image = NDData(np.full(SHAPE, 900.0), unit="adu", meta={"EXPTIME": 60.0}, wcs=wcs)
+    light = calibrate(image, detector=Detector(gain=1.0, read_noise=3.0))
+    assert pixels_off(light.wcs, 30.0, 20.0, wcs(30.0, 20.0)) < 0.001
+
+
+def test_a_wcs_that_is_none_of_fits_is_left_out_aloud():
+    wcs = WCS(naxis=2)
+    assert fits_wcs(wcs, SHAPE) is wcs
+    with pytest.warns(NarrowbandWarning, match="light: its WCS .object. is none of FITS"):
+        assert fits_wcs(object(), SHAPE, "light") is None

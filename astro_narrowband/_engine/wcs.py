@@ -70,6 +70,37 @@ def apply_matrix(matrix, x, y):
     return tuple(matrix[k, 0] * x + matrix[k, 1] * y + matrix[k, 2] for k in (0, 1))
 
 
+def fits_wcs(wcs, shape, name=""):
+    """
+    Return a WCS as FITS can hold it.
+
+    Parameters
+    ----------
+    wcs : `~astropy.wcs.WCS`, gwcs or any WCS of APE 14, or None
+        That of gwcs is fitted with a TAN projection and SIP, to 0.01 pix. Another one is
+        left out, with a warning.
+    shape : tuple of int
+        Of the image.
+    name : str, optional
+        Of the image, for messages.
+
+    Returns
+    -------
+    `~astropy.wcs.WCS` or None
+    """
+    if wcs is None or isinstance(wcs, WCS):
+        return wcs
+    wcs = getattr(wcs, "low_level_wcs", wcs)
+    if isinstance(wcs, WCS):
+        return wcs
+    if not hasattr(wcs, "to_fits_sip"):
+        warn(f"{name}: its WCS ({type(wcs).__name__}) is none of FITS, and is left out")
+        return None
+    box = tuple((-0.5, n - 0.5) for n in reversed(shape))
+    header = wcs.to_fits_sip(bounding_box=box, max_pix_error=0.01)
+    return read_wcs(header, name)
+
+
 # --------------------------------------------------------------------------- headers
 
 

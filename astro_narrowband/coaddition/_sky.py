@@ -24,8 +24,8 @@ __all__ = ["Skies", "cell_levels", "match_skies"]
 
 #: Largest degree of a surface, and cells for each of its terms.
 MAX_DEGREE, CELLS_PER_TERM = 3, 2.5
-#: A frame whose scale is off 1 by this counts half for the level of the sky that is kept.
-CLEAR = 0.01
+#: A frame whose scale is off 1 by this does not count for the level of the sky that is kept.
+CLEAR = 0.03
 #: A higher degree is taken where chi2 of the cells of a frame falls by more than the Bayesian
 #: criterion asks for and so much more (differences of interpolated cells are not independent:
 #: chi2 is up to four times what it seems), and where a surface then is off by more than this
@@ -123,7 +123,8 @@ def match_skies(statistics, matrices, seen, weight, shape):
     fits = [_fit(levels, basis[:, : n_terms(d)], weight, sky) for d in range(highest + 1)]
     degree = _degree(fits, basis, pixel)
     coefficients, rest, good = fits[degree]
-    clear = weight / (1.0 + ((scale - 1.0) / CLEAR) ** 2) * np.isfinite(coefficients[:, 0])
+    clear = weight * np.maximum(1.0 - ((scale - 1.0) / CLEAR) ** 2, 0.0)
+    clear *= np.isfinite(coefficients[:, 0])
     if clear.any():
         coefficients[:, 0] -= clear @ np.nan_to_num(coefficients[:, 0]) / clear.sum()
     scatter = _scatter(rest, good)

@@ -7,6 +7,7 @@ show has a flux around zero with an error there, not a hole.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
 from astro_narrowband._engine.validate import positive, same_shape
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, InputTypeError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
 from astro_narrowband.photometry._growth import (
@@ -157,6 +158,11 @@ def make_catalog(
     that are wider, longer or less dense than single stars of their place are flagged
     BLENDED; the denser the field, the less it takes.
     """
+    if not isinstance(images, Mapping):
+        raise InputTypeError(
+            f"images: {type(images).__name__} is no dict: give {{filter: coadd}}, such as "
+            "{'Halpha': coadd}"
+        )
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
     ccds = {name: getattr(image, "ccd", image) for name, image in images.items()}

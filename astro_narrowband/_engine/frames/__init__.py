@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 from astropy.nddata import CCDData, NDData
-from astropy.wcs import WCS
-from astropy.wcs.wcsapi import BaseHighLevelWCS
 
 from astro_narrowband._engine.frames._bands import Threads, map_bands, row_bands, usable_cores
 from astro_narrowband._engine.frames._fits_frame import FitsFrame
@@ -23,6 +21,7 @@ from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.frames._held import HeldFrame, HeldRows
 from astro_narrowband._engine.frames._memory import MemoryFrame, as_ccd
 from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS
+from astro_narrowband._engine.wcs import fits_wcs
 from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
@@ -46,19 +45,17 @@ __all__ = [
 
 
 def _as_ccddata(image, unit):
-    """An NDData as a CCDData; a WCS that is none of FITS stays with the NDData."""
+    """An NDData as a CCDData, with its WCS as FITS can hold it."""
     unit = image.unit if image.unit is not None else unit
     if unit is None:
         raise InputError("NDData: has no unit: give it one, such as unit='electron/s'")
-    wcs = image.wcs
-    wcs = getattr(wcs, "low_level_wcs", wcs) if isinstance(wcs, BaseHighLevelWCS) else wcs
     return CCDData(
         image.data,
         uncertainty=image.uncertainty,
         mask=image.mask,
         unit=unit,
         meta=image.meta,
-        wcs=wcs if isinstance(wcs, WCS) else None,
+        wcs=fits_wcs(image.wcs, np.shape(image.data), "NDData"),
     )
 
 

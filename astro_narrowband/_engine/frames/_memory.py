@@ -7,7 +7,7 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband._engine.files import clean_header
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.validate import as_mask, as_pixels, as_variance
-from astro_narrowband._engine.wcs import put_wcs, read_wcs
+from astro_narrowband._engine.wcs import fits_wcs, put_wcs, read_wcs
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["MemoryFrame", "as_ccd", "to_variance"]
@@ -55,7 +55,7 @@ class MemoryFrame(Frame):
         self.shape = ccd.data.shape
         self.unit = ccd.unit
         self.header = as_header(ccd.meta, name)
-        self.wcs = ccd.wcs
+        self.wcs = fits_wcs(ccd.wcs, ccd.shape, self.name)
         as_mask(ccd.mask, self.shape, f"{name}: mask")
         if ccd.uncertainty is not None:
             # What is read later by rows is checked whole, once.
