@@ -37,7 +37,7 @@ def test_source_extractor_has_our_errors_from_the_gain_of_the_header(rng, tmp_pa
     header = fits.Header({"GAIN": made.header["GAIN"]})
     fits.writeto(tmp_path / "coadd.fits", made.data.astype(np.float32), header)
     (tmp_path / "columns").write_text("X_IMAGE\nY_IMAGE\nFLUX_APER(1)\nFLUXERR_APER(1)\nFLAGS\n")
-    subprocess.run(
+    subprocess.run(  # noqa: S603
         [PROGRAM, "coadd.fits", "-c", "/dev/null", "-PARAMETERS_NAME", "columns",
          "-FILTER", "N", "-CATALOG_NAME", "out.fits", "-CATALOG_TYPE", "FITS_1.0",
          "-DETECT_THRESH", "20", "-PHOT_APERTURES", "12", "-GAIN_KEY", "GAIN", "-SATUR_LEVEL",
