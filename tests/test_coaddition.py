@@ -323,12 +323,10 @@ def test_partly_overlapping_frames_against_monte_carlo(rng, shifts):
     weight = np.full(len(shifts), 1 / len(shifts))
 
     class Shared(Frame):
-        masters = ("one",)
+        masters, placements = ("one",), None
 
         def __init__(self, shift):
             self.placements = np.ones(1), Alignment.translation(*shift).matrix[None]
-
-        placements = None
 
         def master_noise(self, rows):
             raise AssertionError("not needed to tell who shares what")

@@ -88,10 +88,8 @@ def fits_wcs(wcs, shape, name=""):
     -------
     `~astropy.wcs.WCS` or None
     """
-    if wcs is None or isinstance(wcs, WCS):
-        return wcs
     wcs = getattr(wcs, "low_level_wcs", wcs)
-    if isinstance(wcs, WCS):
+    if wcs is None or isinstance(wcs, WCS):
         return wcs
     if not hasattr(wcs, "to_fits_sip"):
         warn(f"{name}: its WCS ({type(wcs).__name__}) is none of FITS, and is left out")
