@@ -11,6 +11,7 @@ import pytest
 from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData
+from astropy.table import QTable
 from astropy.time import Time
 from astropy.wcs import WCS, Sip
 
@@ -243,6 +244,25 @@ def test_one_grid_has_one_wcs(nights, kind, rng):
     reference = next((nights[kind] / "raw").rglob(headers[0]["REFFRAME"]))
     apart = np.array(first) - np.array(world(fits.getheader(reference), x, y))
     assert np.abs(apart).max() < 0.05 * 2.8e-4
+
+
+@pytest.mark.parametrize("kind", ["PC", "CD", "CROTA", "SIP"])
+def test_calibrated_frames_and_catalogues_have_the_sky_of_their_pixels(nights, kind, rng):
+    x, y = rng.uniform(20, 200, 50), rng.uniform(20, 200, 50)
+    calibrated = sorted((nights[kind] / "out" / "calibrated").rglob("*.fits"))
+    assert len(calibrated) >= 4
+    for path in calibrated:
+        raw = next((nights[kind] / "raw").rglob(path.name))
+        apart = np.subtract(*(world(fits.getheader(each), x, y) for each in (path, raw)))
+        assert np.abs(apart).max() < 0.05 * 2.8e-4
+    for path in sorted((nights[kind] / "out").glob("coadd-*.fits")):
+        stars = QTable.read(
+            path.with_name(path.name.replace("coadd", "catalog")).with_suffix(".ecsv")
+        )
+        assert len(stars) >= 10
+        places = world(fits.getheader(path), stars["x_center"].value, stars["y_center"].value)
+        for degrees, column in zip(places, ("ra", "dec"), strict=True):
+            np.testing.assert_allclose(degrees, stars[column].to_value("deg"), atol=1e-7)
 
 
 @pytest.mark.parametrize("way", ["registration", "catalogue"])
