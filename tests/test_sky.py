@@ -296,7 +296,7 @@ def turned(xy, degrees, scale=1.0):
 
 
 MOVES = {
-    "shift": lambda xy: xy + [1.2, -0.9],
+    "shift": lambda xy: np.add(xy, (1.2, -0.9)),
     "turn": lambda xy: turned(xy, 1.5),
     "quarter turn": lambda xy: turned(xy, 90),
     "scale": lambda xy: turned(xy, 0, 1.02),

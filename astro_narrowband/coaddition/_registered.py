@@ -80,11 +80,12 @@ def _in_place(stars, base):
     apart = np.hypot(*(two[:, None] - two).T)
     spacing = np.median(np.min(apart + np.diag(np.full(len(two), math.inf)), axis=0))
     i, j = match.mutual_matches(one, two, np.clip(SPACING * spacing, *MATCH_RADIUS))
-    share = len(i) / min(len(one), len(two))
     if len(i) < MIN_STARS:
-        return share, None
+        return len(i) / min(len(one), len(two)), None
     variance = np.asarray(stars["x_err"][i] ** 2 + base["x_err"][j] ** 2)
     found = match.fit_few(one[i], two[j], variance, model="similarity", angle=0.0)
+    away = np.hypot(*(match.apply(found[0], one[i]) - two[j]).T)
+    share = np.count_nonzero(away < MATCH_RADIUS[0]) / min(len(one), len(two))
     return share, Alignment(*found[:2], n_matched=int(found[2].sum()))
 
 
@@ -94,4 +95,5 @@ def _moves(alignment, shape):
         return False
     y, x = (part.ravel() for part in np.meshgrid(*((0, n - 1) for n in shape)))
     moved = np.hypot(*(np.array(alignment(x, y)) - (x, y)))
-    return bool(np.any(moved > np.maximum(MAX_OFFSET, SIGNIFICANT * alignment.position_error(x, y))))
+    error = alignment.position_error(x, y)
+    return bool(np.any(moved > np.maximum(MAX_OFFSET, SIGNIFICANT * error)))
