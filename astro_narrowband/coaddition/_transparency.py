@@ -45,7 +45,7 @@ REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
 ODD_CELLS = 0.05
 #: Frames with fewer stars than this in common with others are held against the nebula as well,
 #: and left out where parts of it are off by more than this (part of the scale, rms).
-MANY, UNEVEN_NEBULA = 20, 0.08
+MANY, UNEVEN_NEBULA = 9, 0.08
 #: Cells that a slope needs; nebula is what a surface of this degree does not describe.
 MIN_CELLS, SKY_DEGREE = 24, 2
 
@@ -278,6 +278,8 @@ def _spread(structure, away, region):
     """Scatter of slopes of ``away`` against ``structure`` in regions, less that of their errors."""
     square = np.bincount(region, structure**2)
     weight = square / square.sum()
+    if weight @ weight > 1 / REGIONS:
+        return 0.0  # wings of a bright star, not nebula
     square = np.maximum(square, np.finfo(float).tiny)
     slope = np.bincount(region, structure * away) / square
     left = np.sum((away - slope[region] * structure) ** 2)
