@@ -42,6 +42,7 @@ __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "printable", "proble
 VERDICTS = ("used", "left out", "ignored")
 
 
+@door
 @dataclass
 class FrameTable:
     """
@@ -59,7 +60,6 @@ class FrameTable:
     problems: list = field(default_factory=list)
 
     @classmethod
-    @door
     def from_paths(
         cls,
         paths,
