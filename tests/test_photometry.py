@@ -648,7 +648,7 @@ def test_apertures_of_photutils_bring_their_radii(rng):
         ([circle, CircularAnnulus((1, 2), **radii)], {}, "different positions"),
         (EllipticalAperture(xy, 3, 2), radii, "EllipticalAperture is no circle"),
         (annulus, {}, "r, the radius of the aperture, is needed"),
-        (xy, {"r": 3 * u.arcsec}, "r = 3.0 arcsec: pix is needed"),
+        (xy, {"r": 3 * u.arcsec}, "r = 3.0 arcsec: give a number of pix"),
         (xy, {"r": 3, "clip": SigmaClip(3, stdfunc="mad_std")}, "stdfunc='std' and no grow"),
     ):
         with pytest.raises(InputError, match=message):

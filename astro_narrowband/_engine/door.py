@@ -51,6 +51,10 @@ __all__ = [
 ]  # fmt: skip
 
 
+#: No exposure lasts longer [s].
+DAY = 86_400.0
+
+
 def real(unit=u.one, *, above=-math.inf, least=-MOST, most=MOST):
     """Return the rule of a float within limits; a Quantity is converted to ``unit``."""
     unit = u.Unit(unit)
@@ -93,13 +97,13 @@ def quantity(unit):
     return rule
 
 
-def count(least=1):
+def count(least=1, most=MOST):
     """Return the rule of a whole number."""
 
     def rule(value, name):
         if value is None:
             raise InputTypeError(f"{name}: None is not a whole number")
-        return as_count(value, name, least)
+        return as_count(value, name, least, most)
 
     return rule
 
@@ -170,6 +174,21 @@ def a_text(value, name):
     if not isinstance(value, str):
         raise InputTypeError(f"{name}: {type(value).__name__} is not a text")
     return value
+
+
+def _card(value, name):
+    """A text that FITS can hold."""
+    if not (a_text(value, name).isascii() and value.isprintable() and len(value) < 60):
+        raise InputError(f"{name} = {value[:60]!r}: give plain characters, at most 60")
+    return value
+
+
+def _times(value, name):
+    """Exposure times [s], one for each frame."""
+    times = as_array(value, name, u.s)
+    if times.ndim != 1 or not ((times > 0) & (times <= DAY)).all():
+        raise InputError(f"{name}: give exposure times above 0 s, at most {DAY:g}, in one row")
+    return times.tolist()
 
 
 def a_table(value, name):
@@ -247,7 +266,7 @@ def _dtype(value, name):
     return value
 
 
-def _path(value, name):
+def a_path(value, name):
     if not isinstance(value, str | os.PathLike):
         raise InputTypeError(f"{name}: {type(value).__name__} is not a path")
     if "\0" in str(value) or not str(value):
@@ -258,18 +277,16 @@ def _path(value, name):
 def _paths(value, name):
     """One path, or a list of them; those of an `ccdproc.ImageFileCollection`."""
     if isinstance(value, str | os.PathLike):
-        return _path(value, name)
+        return a_path(value, name)
     if hasattr(value, "files_filtered") and not isinstance(value, type):
         value = value.files_filtered(include_path=True)
     try:
         value = list(value)
     except TypeError:
         raise InputTypeError(f"{name}: {type(value).__name__} is neither path nor paths") from None
-    return [_path(each, name) for each in value]
+    return [a_path(each, name) for each in value]
 
 
-#: No exposure lasts longer [s].
-DAY = 86_400.0
 #: Of methods that draw two pictures.
 AXES = of_two(_with("plot"))
 #: The names of arguments, by the rule that they obey.
@@ -279,7 +296,7 @@ RULES = {
         (_above_zero, "n_sigma max_extrapolation max_temperature_difference  "
                       "max_seeing fraction r_min f_ratio intrinsic error"),
         (_not_negative, "min_value gradient_tolerance min_transparency min_snr floor rate_common "
-                        "k_err dither"),
+                        "k_err"),
         (real(least=1e-3), "threshold tolerance max_rms"),
         (real(least=-math.inf, most=math.inf), "minmax_clip_min minmax_clip_max "
                                                "sigma_clip_low_thresh sigma_clip_high_thresh"),
@@ -289,6 +306,7 @@ RULES = {
         (real(u.pix, least=0.1), "fwhm"),
         (real(u.pix, above=0, most=math.inf), "r_to"),
         (real(u.pix), "dx dy"),
+        (real(u.pix, least=0, most=1e4), "dither"),
         (real(u.nm, above=0, most=1e6), "centre width"),
         (real(u.nm, least=-1e6, most=1e6), "shift"),
         (real(u.km / u.s, least=-3e4, most=3e4), "velocity"),
@@ -297,12 +315,13 @@ RULES = {
         (real(least=0, most=0.99), "obstruction"),
         (real(least=1, most=10), "index"),
         (count(), "workers n_brightest box_size search sample"),
-        (count(0), "seed n_bias n_darks n_flats"),
+        (count(0, 2**64 - 1), "seed"),
+        (count(0, 10_000), "n_nights n_bias n_darks n_flats"),
         (lambda value, name: as_count(value, name, 0) or 0, "nlow nhigh maxiters"),
         (_bytes, "memory mem_limit"),
         (_seconds, "exposure"),
         (of_two(real()), "percentile_clip airmass"),
-        (of_two(count()), "shape"),
+        (of_two(count(1, 100_000)), "shape"),
         (or_of(type(None), clip_limit), "clip"),
         (array(u.electron / u.s), "rate rate_err"),
         (array(u.mag), "colour"),
@@ -319,8 +338,11 @@ RULES = {
         (or_of(dict, flag), "cosmic_rays"),
         (_dtype, "dtype"),
         (as_unit, "unit"),
-        (a_text, "object_name kind"),
-        (_path, "output_file output path folder"),
+        (a_text, "kind"),
+        (_card, "object_name"),
+        (_times, "light_exposures dark_exposures"),
+        (each(_card), "filters"),
+        (a_path, "output_file output path folder"),
         (_paths, "nights paths calibration ignore"),
         (items, "set_keywords images bands maps parts"),
         (a_table, "stars"),

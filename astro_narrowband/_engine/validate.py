@@ -223,14 +223,14 @@ def as_array(values, name, unit=u.one):
     raise InputTypeError(f"{name}: {type(values).__name__} is no list of numbers")
 
 
-def as_count(value, name, least=1):
-    """Return ``value`` as an int of at least ``least``; None stays None."""
+def as_count(value, name, least=1, most=MOST):
+    """Return ``value`` as an int from ``least`` to ``most``; None stays None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise InputTypeError(f"{name}: {type(value).__name__} is not a whole number")
-    if not least <= value <= MOST:
-        low = "must not be negative" if value < 0 else f"give {least} to {MOST:g}"
+    if not least <= value <= most:
+        low = "must not be negative" if value < 0 else f"give {least} to {most:g}"
         raise InputError(f"{name} = {number(value, name):g}: {low}")
     return int(value)
 
