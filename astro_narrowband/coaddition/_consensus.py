@@ -139,7 +139,8 @@ def _standard(flux, error, near, reference):
         place[stars] = np.arange(len(stars))
         near = np.where(place[near[stars]] < 0, np.arange(len(stars))[:, None], place[near[stars]])
         flux, error = flux[:, stars], error[:, stars]
-    candidates = np.sort(np.argsort(-n_stars, kind="stable")[:CANDIDATES])
+    candidates = np.argsort(-n_stars, kind="stable")[:CANDIDATES]
+    candidates = np.sort(candidates[n_stars[candidates] > 0])
     score, bright = np.full((2, len(candidates)), math.inf)
     for k, i in enumerate(candidates):
         off = [_pattern(f, e, flux[i], error[i], near)[0] for f, e in zip(flux, error, strict=True)]
