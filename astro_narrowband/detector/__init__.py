@@ -16,7 +16,7 @@ from astro_narrowband._engine.door import check_fields, door, items, of_class, r
 from astro_narrowband._engine.frames import as_frame
 from astro_narrowband._engine.validate import value_in
 from astro_narrowband.detector._full import measure_saturation
-from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
+from astro_narrowband.detector._transfer import SAMPLE, photon_transfer, read_noise_of
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturation"]
@@ -35,7 +35,10 @@ _POSSIBLE = {
     "read_noise_err": real(least=0.0),
     "sources": items,
 }
-_HOW = "give --gain and --read-noise, or flats and biases (two of each) to measure them from"
+_HOW = {
+    "gain": "give --gain, or two raw flats and a bias or dark to measure it from",
+    "read_noise": "give --read-noise, or two raw biases or darks to measure it from",
+}
 
 
 @door(saturation=real(u.adu, above=0))
@@ -152,6 +155,11 @@ class Detector:
             If there are fewer than two of either, shapes differ, or the flats hold
             no more noise than the biases.
         """
+        if len(flats) < 2 or len(biases) < 2:
+            raise InputError(
+                f"gain and read noise cannot be measured from {len(flats)} flat(s) and "
+                f"{len(biases)} bias(es): two of each are needed, or give both values"
+            )
         values = photon_transfer(flats, biases, saturation=saturation, sample=sample)
         if saturation is not None:
             values["saturation"] = saturation
@@ -161,7 +169,15 @@ class Detector:
 
 @door
 def decide_detector(
-    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=(), lights=()
+    header=None,
+    *,
+    gain=None,
+    read_noise=None,
+    saturation=None,
+    flats=(),
+    biases=(),
+    darks=(),
+    lights=(),
 ):
     """
     Decide gain, read noise and saturation: user, then header, then measurement.
@@ -178,9 +194,14 @@ def decide_detector(
     saturation : `~astropy.units.Quantity`, optional
         [adu]
     flats, biases : sequence of Frame, optional
-        To measure what neither the user nor the header gives; two of each.
+        To measure what neither the user nor the header gives; two of each. The read noise needs
+        no flats; a lone bias may be a master.
+    darks : sequence of Frame, optional
+        Of one exposure time, in place of biases where there are less than two of these: their
+        dark current is noise as well.
     lights : sequence of Frame, optional
-        With the flats, to measure the saturation from, as `measure_saturation` does.
+        With the flats, to measure the saturation from, as `measure_saturation` does; with a
+        bias, the read noise where nothing else tells it.
 
     Returns
     -------
@@ -229,19 +250,29 @@ def decide_detector(
     # ccdproc took an overscan off: levels of raw counts are not those of the pixels any more.
     moved = header is not None and saturation is None and "SUBOSCAN" in header
     errors = {}
-    missing = [name for name in ("gain", "read_noise") if name not in values]
-    if missing and len(flats) >= 2 and len(biases) >= 2:
-        measured = Detector.measure(flats, biases, saturation=values.get("saturation"))
-        for name in missing:
-            values[name] = getattr(measured, name)
-            errors[f"{name}_err"] = getattr(measured, f"{name}_err")
-            sources[name] = measured.sources[name]
-        missing = []
-    if missing:
-        if trouble is not None:
-            raise trouble
-        what = " and ".join(name.replace("_", " ") for name in missing)
-        raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
+
+    def take(found, source):
+        for name in ("gain", "read_noise"):
+            if name in found and name not in values:
+                values[name], errors[f"{name}_err"] = found[name], found[f"{name}_err"]
+                sources[name] = source
+
+    unlit, what = (darks, "darks") if len(biases) < 2 <= len(darks) else (biases, "biases")
+    if "gain" not in values and len(flats) >= 2 and unlit:
+        found = photon_transfer(flats, unlit, saturation=values.get("saturation"))
+        take(found, f"measured from {len(flats)} flats and {len(unlit)} {what}")
+    if "gain" in values and "read_noise" not in values:
+        if len(unlit) >= 2:
+            take(read_noise_of(unlit, values["gain"]), f"measured from {len(unlit)} {what}")
+        elif unlit and len(lights) >= 2:
+            found = read_noise_of(lights, values["gain"], bias=unlit[0])
+            take(found, f"measured from {len(lights)} lights and a master")
+    for name in ("gain", "read_noise"):
+        if name not in values:
+            if trouble is not None:
+                raise trouble
+            what = name.replace("_", " ")
+            raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW[name]}")
     if "saturation" not in values or moved:
         level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
         n_added = max((as_frame(light).n_added for light in lights), default=1)

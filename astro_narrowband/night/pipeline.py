@@ -178,7 +178,8 @@ def inspection(table, *, settings=None):
     for group in plan.groups:
         if not (group.failed or group.alone):
             try:
-                detector = decide_for(group, settings)
+                detector, sentences = decide_for(group, settings)
+                plan.problems += [Problem("warning", group.label, text) for text in sentences]
                 limit = settings.max_extrapolation
                 group.costs = dark_costs(group, detector, max_extrapolation=limit)
             except NarrowbandError as error:
