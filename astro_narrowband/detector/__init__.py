@@ -13,7 +13,7 @@ from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.door import check_fields, door, items, of_class, real
-from astro_narrowband._engine.frames import as_frame
+from astro_narrowband._engine.frames import as_frame, as_frames
 from astro_narrowband._engine.validate import value_in
 from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer, read_noise_of
@@ -155,6 +155,7 @@ class Detector:
             If there are fewer than two of either, shapes differ, or the flats hold
             no more noise than the biases.
         """
+        flats, biases = as_frames(flats, "flats"), as_frames(biases, "biases")
         if len(flats) < 2 or len(biases) < 2:
             raise InputError(
                 f"gain and read noise cannot be measured from {len(flats)} flat(s) and "
