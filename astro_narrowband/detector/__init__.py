@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import as_frame
-from astro_narrowband._engine.validate import positive, value_in
+from astro_narrowband._engine.door import check_fields, door, items, of_class, real
+from astro_narrowband._engine.frames import as_frame, as_frames
+from astro_narrowband._engine.validate import value_in
 from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer, read_noise_of
 from astro_narrowband.exceptions import InputError
@@ -24,15 +25,23 @@ __all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturati
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
 FULL_SCALE = 65504.0
 
-#: Values that a camera may have; far beyond them float32 ends.
-_POSSIBLE = {"gain": (1e-5, 1e5), "read_noise": (0.0, 1e5), "saturation": (1e-3, 1e12)}
 _GAIN_UNIT = u.electron / u.adu
+#: Values that a camera may have; far beyond them float32 ends.
+_POSSIBLE = {
+    "gain": real(_GAIN_UNIT, least=1e-5, most=1e5),
+    "read_noise": real(u.electron, least=0.0, most=1e5),
+    "saturation": real(u.adu, least=1e-3, most=1e12),
+    "gain_err": real(least=0.0),
+    "read_noise_err": real(least=0.0),
+    "sources": items,
+}
 _HOW = {
     "gain": "give --gain, or two raw flats and a bias or dark to measure it from",
     "read_noise": "give --read-noise, or two raw biases or darks to measure it from",
 }
 
 
+@door(saturation=real(u.adu, above=0))
 @dataclass(frozen=True)
 class Detector:
     """
@@ -67,20 +76,7 @@ class Detector:
     sources: dict = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        for name in ("gain", "read_noise", "saturation"):
-            value = getattr(self, name)
-            if isinstance(value, u.Quantity):
-                unit = {"gain": _GAIN_UNIT, "read_noise": u.electron, "saturation": u.adu}[name]
-                value = value_in(value, unit, name)
-            if name != "read_noise" or value != 0:
-                value = positive(value, name)
-            least, most = _POSSIBLE[name]
-            if not least <= value <= most:
-                raise InputError(
-                    f"{name} = {value:g}: no camera has that ({least:g} to {most:g} are "
-                    "possible): check its unit"
-                )
-            object.__setattr__(self, name, value)
+        check_fields(self, **_POSSIBLE)
 
     @property
     def floor(self):
@@ -159,6 +155,7 @@ class Detector:
             If there are fewer than two of either, shapes differ, or the flats hold
             no more noise than the biases.
         """
+        flats, biases = as_frames(flats, "flats"), as_frames(biases, "biases")
         if len(flats) < 2 or len(biases) < 2:
             raise InputError(
                 f"gain and read noise cannot be measured from {len(flats)} flat(s) and "
@@ -171,6 +168,7 @@ class Detector:
         return cls(**values, sources={"gain": text, "read_noise": text})
 
 
+@door
 def decide_detector(
     header=None,
     *,
@@ -300,6 +298,7 @@ def _checked(value, unit, name):
 SAID, NOT_BELIEVED = 0.05, 0.10
 
 
+@door(measured=of_class("Detector"))
 def confront_detector(detector, measured):
     """
     Hold stated gain and read noise against what flats and biases show.

@@ -43,6 +43,7 @@ __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "printable", "proble
 VERDICTS = ("used", "left out", "ignored")
 
 
+@door
 @dataclass
 class FrameTable:
     """
@@ -60,7 +61,6 @@ class FrameTable:
     problems: list = field(default_factory=list)
 
     @classmethod
-    @door
     def from_paths(
         cls,
         paths,
