@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from astro_narrowband._engine import files
 from astro_narrowband._engine.files import (
-    FitsWriter,
     clean_header,
     safe_name,
     safe_text,
@@ -152,12 +151,12 @@ def test_a_folder_that_is_read_only_is_named(tmp_path):
 def test_an_error_inside_the_block_leaves_the_old_product(tmp_path):
     path = tmp_path / "x.fits"
     write_bytes(path, b"old")
-    writer = FitsWriter(path, [({}, (4, 4), np.float32)])
+
+    def stop(digest):
+        raise KeyboardInterrupt
 
     def fail():
-        with writer:
-            writer.write(0, np.zeros((2, 4), np.float32))
-            raise KeyboardInterrupt
+        write_fits(path, fits.HDUList([fits.PrimaryHDU(np.zeros((2, 4)))]), commit=stop)
 
     with pytest.raises(KeyboardInterrupt):
         fail()
@@ -172,9 +171,9 @@ def test_leftovers_of_dead_runs_are_swept_and_living_ones_stay(tmp_path):
     mine.write_bytes(b"of an earlier process of the same number")
     other = tmp_path / ".astro-narrowband-of-the-user"
     other.write_bytes(b"x")
-    with FitsWriter(tmp_path / "x.fits", [({}, (2, 2), np.uint8)]) as writer:
-        assert sweep(tmp_path) == 2
-        writer.write(0, np.zeros((2, 2), np.uint8))
+    swept = []
+    write_bytes(tmp_path / "x.fits", b"x", commit=lambda digest: swept.append(sweep(tmp_path)))
+    assert swept == [2]
     assert sorted(os.listdir(tmp_path)) == [other.name, "x.fits"]
 
 
@@ -322,37 +321,30 @@ def test_the_same_image_gives_the_same_bytes_whenever(tmp_path, rng, monkeypatch
     assert (tmp_path / "a.fits").read_bytes() == (tmp_path / "b.fits").read_bytes()
 
 
-def test_band_by_band_is_all_at_once(tmp_path, rng):
+def test_images_masks_counts_and_tables_come_back_and_the_input_is_not_changed(tmp_path, rng):
     data = rng.normal(size=(37, 41)).astype(np.float32)
-    mask = data > 1
-    count = (data * 100).astype(np.int64).clip(0).astype(np.uint16)
+    count = rng.integers(0, 60_000, (37, 41)).astype(np.uint16)
+    table = Table({"frame": ["a.fits", "b.fits"], "weight": [0.25, 0.75]})
     hdul = fits.HDUList([fits.PrimaryHDU(data, fits.Header({"OBJECT": "x"}))])
-    hdul.append(fits.ImageHDU(mask.astype(np.uint8), name="MASK"))
-    hdul.append(fits.ImageHDU(count, name="NEXP"))
-    planes = [(h.header, data.shape, t) for h, t in zip(hdul, ("f4", "bool", "u2"), strict=True)]
-    with FitsWriter(tmp_path / "a.fits", planes) as writer:
-        for y in range(0, 37, 5):
-            for k, plane in enumerate((data, mask, count)):
-                writer.write(k, plane[y : y + 5])
-    assert write_fits(tmp_path / "b.fits", hdul) == writer.sha256
+    hdul += [fits.ImageHDU((data > 1).astype(np.uint8), name="MASK")]
+    hdul += [fits.ImageHDU(count, name="NEXP"), fits.BinTableHDU(table, name="FRAMES")]
+    before = data.copy()
+    first = write_fits(tmp_path / "a.fits", hdul)
+    assert write_fits(tmp_path / "b.fits", hdul) == first == sha256(tmp_path / "a.fits")
     with fits.open(tmp_path / "a.fits", checksum=True) as again:
+        again.verify("exception")
+        assert np.array_equal(again[0].data, data)
         assert np.array_equal(again["NEXP"].data, count)
-
-
-@pytest.mark.parametrize(("rows", "message"), [(3, "has 12 of 16 bytes"), (5, "more rows")])
-def test_a_plane_that_is_not_full_or_too_full_is_no_product(tmp_path, rows, message):
-    def write():
-        with FitsWriter(tmp_path / "x.fits", [({}, (4, 4), np.uint8)]) as writer:
-            writer.write(0, np.zeros((rows, 4), np.uint8))
-
-    with pytest.raises(ProductError, match=message):
-        write()
-    assert os.listdir(tmp_path) == []
+        assert np.array_equal(again["MASK"].data, data > 1)
+        assert again["FRAMES"].data["weight"].tolist() == [0.25, 0.75]
+    assert np.array_equal(data, before)
+    assert hdul["FRAMES"].data["weight"].tolist() == [0.25, 0.75]
 
 
 def test_pixels_that_fits_does_not_have_are_refused(tmp_path):
-    with pytest.raises(ProductError, match="complex128 cannot be written"):
-        FitsWriter(tmp_path / "x.fits", [({}, (4, 4), complex)])
+    with pytest.raises(ProductError, match="float16 cannot be written"):
+        write_fits(tmp_path / "x.fits", CCDData(np.ones((4, 4), np.float16), unit="adu"))
+    assert os.listdir(tmp_path) == []
 
 
 # --------------------------------------------------------------------------- headers
@@ -434,8 +426,8 @@ def test_history_and_long_keywords_stay():
 @settings(max_examples=100, deadline=None)
 def test_any_mapping_can_be_written(tmp_path_factory, cards):
     path = tmp_path_factory.getbasetemp() / "cards.fits"
-    with FitsWriter(path, [({k: (v, c) for k, v, c in cards}, (), np.uint8)]):
-        pass
+    header = clean_header({k: (v, c) for k, v, c in cards})
+    write_fits(path, fits.HDUList([fits.PrimaryHDU(None, header)]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with fits.open(path, checksum=True) as hdul:
@@ -453,9 +445,8 @@ def test_any_header_of_a_file_can_be_written(tmp_path_factory, raw):
             header = fits.Header.fromstring(text)
         except (ValueError, fits.VerifyError):
             return
-    write_fits(path, fits.HDUList([fits.PrimaryHDU()]))
-    with FitsWriter(path, [(header, (2, 2), np.uint8)]) as writer:
-        writer.write(0, np.zeros((2, 2), np.uint8))
+    ccd = CCDData(np.zeros((2, 2), np.uint8), unit="adu", header=header)
+    write_fits(path, ccd)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with fits.open(path, checksum=True) as hdul:

@@ -1,5 +1,6 @@
 """Skies that turn, cloud, few stars: frames are matched, or it is said that they are not."""
 
+import re
 import warnings
 
 import numpy as np
@@ -33,12 +34,16 @@ def star_field(rng, n, n_stars, *, faintest=50.0, brightest=500.0):
     xy = np.column_stack([gx.ravel(), gy.ravel()])[:n_stars] * step + 30 + 0.5 * step
     xy = xy + rng.uniform(-0.15 * step, 0.15 * step, xy.shape)
     flux = rng.uniform(faintest, brightest, n_stars)
-    y, x = np.mgrid[:n, :n]
-    image = sum(
-        f / (2 * np.pi * 1.69) * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3.38)
-        for (a, b), f in zip(xy, flux, strict=True)
-    )
-    return xy, flux, image
+    return xy, flux, gaussians(n, xy, flux)
+
+
+def gaussians(n, xy, flux, width=1.3):
+    """Round stars as an image of n x n pixels."""
+    step, image = np.arange(n), np.zeros((n, n))
+    for (a, b), f in zip(xy, flux, strict=True):
+        along, across = (np.exp(-0.5 * ((step - c) / width) ** 2) for c in (b, a))
+        image += f / (2 * np.pi * width**2) * np.outer(along, across)
+    return image
 
 
 def fluxes(made, xy, radius=5.0):
@@ -168,21 +173,67 @@ def test_cloud_with_an_edge_is_seen_by_few_stars(n_stars, n_frames):
     assert np.std(pulls) < 1.2
 
 
+def test_cloud_over_half_of_a_nebula_with_three_stars():
+    n = 240
+    y, x = np.mgrid[:n, :n]
+    nebula = 2 + np.sin(x / 25.0) * np.cos(y / 30.0)
+    for seed in range(5):
+        rng = np.random.default_rng([seed, 6])
+        clear = star_field(rng, n, 3, faintest=200)[2] + nebula
+        for cloud in (0.7, 0.9):
+            maps = [0.95, 0.9, 1.0]
+            maps[seed % 3] = np.where(rng.permutation([x, y])[0] > rng.uniform(90, 150), cloud, 1)
+            frames = [light(rng, clear * m + 0.3) for m in maps]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "(?s).*rejected as outliers")
+                if cloud == 0.7:
+                    with pytest.warns(NarrowbandWarning, match="cloud with an edge"):
+                        made = coadd(frames)
+                    assert np.flatnonzero(~made.frames["used"]).tolist() == [seed % 3]
+                else:
+                    made = coadd(frames)
+                    assert 0.01 < made.ccd.header["SCALESYS"] < 0.04
+
+
+def test_a_star_of_four_under_cloud_in_one_frame_of_six():
+    """As good as a hit in one frame: but the flux of the coadd has it."""
+    n, pulls = 240, []
+    for seed in range(6):
+        rng = np.random.default_rng([seed, 8])
+        xy, flux, _ = star_field(rng, n, 4, faintest=300)
+        frames = []
+        for k in range(6):
+            dim = np.where((np.arange(4) == 2) & (k == seed), 0.7, 1.0)
+            frames.append(light(rng, gaussians(n, xy, flux * dim) + 0.3))
+        made = coadd(frames)
+        got, error = fluxes(made, xy)
+        pulls.append((got / flux - 1) / np.hypot(error / flux, made.ccd.header["FLUXERR"]))
+    assert np.abs(pulls).max() < 3.5
+
+
+def test_of_two_frames_either_may_have_the_cloud():
+    """A frame that is brighter in one half and darker in the other tells nothing of its own."""
+    n = 240
+    x = np.mgrid[:n, :n][1]
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 9])
+        _, _, stars = star_field(rng, n, 16, faintest=300)
+        frames = [light(rng, stars * m + 0.3) for m in (0.95, np.where(x > n / 2, 0.85, 1.0))]
+        with pytest.warns(NarrowbandWarning, match=r"left out|may be off by"):
+            made = coadd(frames)
+        assert made.ccd.header["SCALESYS"] > 0.04
+
+
 @pytest.mark.parametrize("n_stars", [5, 9, 16])
 def test_stars_that_are_off_one_by_one_are_no_cloud(n_stars):
     n = 200
     for seed in range(7):
         rng = np.random.default_rng([seed, 5])
         xy, flux, _ = star_field(rng, n, n_stars, faintest=200)
-        y, x = np.mgrid[:n, :n]
         frames = []
         for _ in range(4):
             varied = flux * rng.normal(1, 0.05, n_stars)
-            stars = sum(
-                f / (2 * np.pi * 1.69) * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3.38)
-                for (a, b), f in zip(xy, varied, strict=True)
-            )
-            frames.append(light(rng, stars + 0.3))
+            frames.append(light(rng, gaussians(n, xy, varied) + 0.3))
         assert coadd(frames).frames["used"].all()
 
 
@@ -289,20 +340,51 @@ def test_frames_that_were_never_registered():
     assert coadd(same).ccd.header["NCOMBINE"] == 3
 
 
-@pytest.mark.parametrize("n_stars", [4, 9, 36])
-def test_two_frames_of_which_one_was_turned(n_stars):
-    """In the middle their stars coincide."""
+def turned(xy, degrees, scale=1.0):
+    turn = scale * np.exp(1j * np.radians(degrees))
+    place = ((xy - 149.5) @ [1, 1j]) * turn
+    return np.column_stack([place.real, place.imag]) + 149.5
+
+
+MOVES = {
+    "shift": lambda xy: np.add(xy, (1.2, -0.9)),
+    "turn": lambda xy: turned(xy, 1.5),
+    "quarter turn": lambda xy: turned(xy, 90),
+    "scale": lambda xy: turned(xy, 0, 1.02),
+    "mirror": lambda xy: xy * [-1, 1] + [299, 0],
+}
+
+
+@pytest.mark.parametrize("n_stars", [3, 4, 9, 36])
+@pytest.mark.parametrize("kind", MOVES)
+def test_one_frame_of_three_whose_stars_are_elsewhere(kind, n_stars):
+    """In the middle stars of a turned frame coincide; a few are enough to see that it was."""
     rng = np.random.default_rng(n_stars)
-    xy, flux, stars = star_field(rng, 300, n_stars)
-    turn, y, x = np.radians(1.5), *np.mgrid[:300, :300]
-    cos, sin = np.cos(turn), np.sin(turn)
-    turned = (xy - 149.5) @ [[cos, sin], [-sin, cos]] + 149.5
-    image = sum(
-        f / (2 * np.pi * 1.69) * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 3.38)
-        for (a, b), f in zip(turned, flux, strict=True)
-    )
-    with pytest.raises(AlignmentError, match=r"a turn by -?1\.\d+ degree"):
-        coadd([light(rng, stars + 0.3), light(rng, image + 0.3)])
+    xy, flux, stars = star_field(rng, 300, n_stars, faintest=150)
+    moved = gaussians(300, MOVES[kind](xy), flux)
+    frames = [light(rng, image + 0.3) for image in (stars, moved, stars)]
+    with pytest.raises(AlignmentError, match="was never registered") as caught:
+        coadd(frames)
+    if kind == "turn":
+        assert re.search(r"a turn by -?1\.[45]\d+ degree", str(caught.value))
+
+
+@pytest.mark.parametrize("n_stars", [2, 3, 9, 36])
+def test_frames_in_place_need_no_registration(n_stars):
+    """Seeing, cloud over a half, saturated stars and frames shifted by whole pixels are no turn."""
+    x = np.mgrid[:300, :300][1]
+    for seed in range(3):
+        rng = np.random.default_rng([seed, n_stars, 7])
+        xy, flux, _ = star_field(rng, 300, n_stars)
+        flux *= 10 ** rng.uniform(0, 1, n_stars)
+        frames = []
+        for t, width, cloud in zip((300, 30, 300), (1.0, 1.5, 1.9), (1, 2, x < 150), strict=True):
+            stars = gaussians(300, xy + rng.uniform(-0.25, 0.25, 2), flux, width)
+            frames.append(light(rng, stars * np.where(cloud, 1, 0.2) + 0.3, t=float(t)))
+            frames[-1].mask = frames[-1].data * t > 20_000
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NarrowbandWarning)
+            coadd(frames)
 
 
 @pytest.mark.filterwarnings("ignore:.*noise of")

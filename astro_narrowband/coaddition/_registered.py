@@ -4,76 +4,100 @@ Whether frames that nothing says were registered show the same stars in the same
 Private to `astro_narrowband.coaddition`.
 """
 
+import math
+
 import numpy as np
 from astropy.table import Table
-from scipy.spatial import cKDTree
 
+from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import AlignmentError
-from astro_narrowband.registration import align
+from astro_narrowband.registration import Alignment, align, match
 
 __all__ = ["check_registered"]
 
-#: Stars of this signal to noise are compared; those no farther apart than this coincide [pix].
-CLEAR, MATCH_RADIUS = 10.0, 2.0
-#: Fewer stars do not tell; so many that all go astray are another field.
-MIN_STARS, MANY = 3, 5
-#: Frames with so large a part of their stars in place, and these no farther off [pix], are
-#: registered: in the middle of a turned frame there are always stars that coincide.
-IN_PLACE, CLOSE = 0.8, 0.5
-#: With a smaller part than this they are not; nor where a corner is off by more than this [pix].
-ASTRAY, MAX_OFFSET = 0.3, 1.0
+#: Stars of this signal to noise are compared, where both frames have so many.
+CLEAR, MIN_STARS = 10.0, 2
+#: Stars no farther apart than this may be the same [pix]: the larger, the fewer they are, up to
+#: this part of the usual distance to the next star.
+MATCH_RADIUS, SPACING = (2.0, 10.0), 0.2
+#: Error of a position that no photon count takes away: neighbours, coma, hot pixels [pix].
+POSITION_FLOOR = 0.1
+#: Frames with a smaller part of their stars in place are not registered; with a larger one than
+#: the second, and no corner moved, they are.
+ASTRAY, IN_PLACE = 0.3, 0.8
+#: Corners may be off by this [pix] (frames shifted by whole pixels are, by half a pixel along both
+#: axes), or by so many standard errors.
+MAX_OFFSET, SIGNIFICANT = 0.71, 5.0
 
 
-def check_registered(frames, statistics, reference):
+def check_registered(frames, statistics, matrices, reference):
     """
     Raise `AlignmentError` for a frame whose stars are not where those of the reference are.
 
     Frames with an alignment, or with the cards that `resample` writes, are believed.
     """
-    base = _table(frames[reference], statistics[reference])
-    for i, (frame, one) in enumerate(zip(frames, statistics, strict=True)):
+    tables = [_table(*each) for each in zip(frames, statistics, matrices, strict=True)]
+    base = tables[reference]
+    for i, (frame, stars) in enumerate(zip(frames, tables, strict=True)):
         if i == reference or frame.alignment is not None or "REGDX" in frame.header:
             continue
-        stars = _table(frame, one)
         if min(len(stars), len(base)) < MIN_STARS:
             continue
-        away, share = _in_place(stars, base)
-        if share >= IN_PLACE and away <= CLOSE:
+        share, near = _in_place(stars, base)
+        if share >= IN_PLACE and not _moves(near, frame.shape):
             continue
-        names = f"{frame.name}: was never registered: its stars are not where those of"
-        names += f" {frames[reference].name} are"
-        advice = "register the frames (align, resample) before they are coadded"
+        cause = ""
         try:
             measured = align(stars, base)
         except AlignmentError as error:
-            if share < ASTRAY and min(len(stars), len(base)) >= MANY:
-                raise AlignmentError(
-                    f"{names} ({share:.0%} of them coincide), and no offset was found ({error}): "
-                    f"{advice}, or leave out what is another field"
-                ) from None
-            continue
-        (dx, dy), turn = measured.shift, measured.rotation
-        corners = np.array([(0, 0), (frame.shape[1] - 1, frame.shape[0] - 1)], float).T
-        moved = np.hypot(*(np.array(measured(*corners)) - corners)).max()
-        if moved > MAX_OFFSET:
-            raise AlignmentError(
-                f"{names}: {measured.n_matched} stars match after a shift by ({dx:.2f}, {dy:.2f}) "
-                f"pixel and a turn by {turn:.3f} degree: {advice}"
-            )
+            measured, cause = near, f" ({error})"
+        offset = ""
+        if share >= ASTRAY or not cause:
+            if not _moves(measured, frame.shape):
+                continue
+            (dx, dy), turn = measured.shift, measured.rotation
+            offset = f"{measured.n_matched} stars match after a shift by ({dx:.2f}, {dy:.2f}) pixel"
+            offset += f", a turn by {turn:.3f} degree and a scale of {measured.scale:.4f}"
+        raise AlignmentError(
+            f"{frame.name}: was never registered: its stars are not where those of "
+            f"{frames[reference].name} are: "
+            + (offset or f"{share:.0%} of them coincide, and no offset was found{cause}")
+            + ": register the frames (align, resample) before they are coadded, or leave out "
+            "what is another field"
+        )
 
 
-def _table(frame, one):
+def _table(frame, one, matrix):
+    """The clear stars of a frame, on the grid."""
     stars = one.stars[one.stars[:, 2] > CLEAR * one.stars[:, 3]]
     meta = {"name": frame.name, "shape": tuple(frame.shape), "fwhm": one.fwhm}
-    columns = {"x_center": stars[:, 0], "y_center": stars[:, 1], "flux": stars[:, 2]}
-    return Table(columns, meta=meta)
+    columns = dict(
+        zip(("x_center", "y_center"), apply_matrix(matrix, *stars[:, :2].T), strict=True)
+    )
+    error = np.hypot(one.fwhm / 2.355 * stars[:, 3] / stars[:, 2], POSITION_FLOOR)
+    return Table({**columns, "x_err": error, "y_err": error}, meta=meta)
 
 
 def _in_place(stars, base):
-    """How far stars that coincide are apart (median), and how large a part of all they are."""
+    """Part of the stars that coincide with others, and the `Alignment` of those that do."""
     one, two = (np.column_stack([t["x_center"], t["y_center"]]) for t in (stars, base))
-    distance, _ = cKDTree(two).query(one, distance_upper_bound=MATCH_RADIUS)
-    same = np.isfinite(distance)
-    if not same.any():
-        return 0.0, 0.0
-    return float(np.median(distance[same])), same.sum() / min(len(one), len(two))
+    apart = np.hypot(*(two[:, None] - two).T)
+    spacing = np.median(np.min(apart + np.diag(np.full(len(two), math.inf)), axis=0))
+    i, j = match.mutual_matches(one, two, np.clip(SPACING * spacing, *MATCH_RADIUS))
+    if len(i) < MIN_STARS:
+        return len(i) / min(len(one), len(two)), None
+    variance = np.asarray(stars["x_err"][i] ** 2 + base["x_err"][j] ** 2)
+    found = match.fit_few(one[i], two[j], variance, model="similarity", angle=0.0)
+    away = np.hypot(*(match.apply(found[0], one[i]) - two[j]).T)
+    share = np.count_nonzero(away < MATCH_RADIUS[0]) / min(len(one), len(two))
+    return share, Alignment(*found[:2], n_matched=int(found[2].sum()))
+
+
+def _moves(alignment, shape):
+    """Whether an alignment brings a corner to another place."""
+    if alignment is None:
+        return False
+    y, x = (part.ravel() for part in np.meshgrid(*((0, n - 1) for n in shape)))
+    moved = np.hypot(*(np.array(alignment(x, y)) - (x, y)))
+    error = alignment.position_error(x, y)
+    return bool(np.any(moved > np.maximum(MAX_OFFSET, SIGNIFICANT * error)))

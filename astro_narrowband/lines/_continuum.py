@@ -4,6 +4,7 @@ import math
 import zlib
 
 import numpy as np
+from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
@@ -11,9 +12,10 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import door, of_class, of_two, or_of, real
 from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband._engine.validate import positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
 from astro_narrowband.lines._image import header_scale
@@ -52,6 +54,10 @@ MIN_SNR = 20.0
 R_CORE, SAME_SHAPE = 0.6, 0.01
 
 
+@door(
+    curves=of_two(of_class("FilterCurve")), k=or_of(str, real(above=0)), colour=real(),
+    fwhm=of_two(real(u.pix, least=0.1)),
+)  # fmt: skip
 def subtract_continuum(
     line,
     continuum,
@@ -181,7 +187,7 @@ def subtract_continuum(
 def _of_width(ccd, width):
     """A copy of an image that says how wide its stars are."""
     result = ccd.copy()
-    result.meta["PSFWIDTH"] = positive(width, "fwhm")
+    result.meta["PSFWIDTH"] = width
     return result
 
 
@@ -192,7 +198,7 @@ def _given(line, continuum, k, k_err):
     if k == "pixels":
         bad = unusable(line) | unusable(continuum)
         return Scale(*pixel_scale(line.data, continuum.data, bad))
-    return Scale(positive(k, "k"), finite(k_err, "k_err"))
+    return Scale(positive(k, "k"), k_err)
 
 
 def _difference(line, continuum, scale, lost, source):

@@ -6,9 +6,8 @@ same folder, flushed to the disk, then renamed. A run that is killed, a disk
 that fills up, a symbolic link in the way: what has a product's name is always
 a whole product, the new one or the old one.
 
-FITS files are serialised here and not by `astropy.io.fits`, whose
-``writeto(overwrite=True)`` first removes what was there, and whose checksum
-cards hold the time of day: the same pixels and header give the same bytes.
+The same pixels and header give the same bytes: the checksum cards of FITS files
+do not hold the time of day.
 """
 
 import io
@@ -20,7 +19,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.wcs import WCS
 
-from astro_narrowband._engine.files._fits_writer import FitsWriter, Plane, clean_header, set_card
+from astro_narrowband._engine.files._header_cards import clean_header, set_card
 from astro_narrowband._engine.files._identity import (
     ChangedError,
     FileError,
@@ -36,6 +35,7 @@ from astro_narrowband._engine.files._whole import (
     is_full,
     product_error,
     sweep,
+    writing,
 )
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError, ProductError
@@ -43,7 +43,6 @@ from astro_narrowband.exceptions import InputError, ProductError
 __all__ = [
     "ChangedError",
     "FileError",
-    "FitsWriter",
     "Identity",
     "Temporary",
     "check_absent",
@@ -229,26 +228,35 @@ def write_fits(path, image, *, commit=None):
     >>> CCDData.read(path).unit
     Unit("electron / s")
     """
-    if isinstance(image, CCDData):
-        image = _hdus(image)
-    planes, arrays = [], []
-    for hdu in image:
-        if isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU):
-            data = hdu.data
-            shape, dtype = ((), np.uint8) if data is None else (data.shape, data.dtype)
-            planes.append((hdu.header, shape, dtype))
-        else:
-            header, data = _serialised(hdu)
-            planes.append(Plane.of_bytes(header, data))
-        arrays.append(data)
-    with FitsWriter(path, planes, commit=commit) as writer:
-        for k, data in enumerate(arrays):
-            if data is not None:
-                writer.write(k, data)
-    return writer.sha256
+    hdus = _hdus(image, path) if isinstance(image, CCDData) else image
+    with Part(path, commit) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)  # long comments are cut
+        for hdu in hdus:  # one at a time: each is a copy
+            with writing(path):
+                hdu = _as_stored(hdu)
+                hdu.add_checksum(when="when it was written")
+                fits.append(part.name, hdu.data, hdu.header, verify=False)
+    return part.sha256
 
 
-def _hdus(ccd):
+def _as_stored(hdu):
+    """A copy of an HDU that lies as it does in a file: astropy would swap the bytes in place."""
+    if not isinstance(hdu, fits.PrimaryHDU | fits.ImageHDU):
+        return hdu.copy()
+    data = hdu.data
+    if data is not None:
+        if data.dtype.kind == "b":
+            data = data.view(np.uint8)
+        data = np.ascontiguousarray(data, data.dtype.newbyteorder(">"))
+    return type(hdu)(data, clean_header(hdu.header))
+
+
+def _hdus(ccd, path):
+    if ccd.data.dtype.kind not in "biuf" or ccd.data.dtype in (np.float16, np.longdouble):
+        raise ProductError(
+            f"{safe_text(path)}: pixels of type {ccd.data.dtype} cannot be written to FITS: "
+            "convert them to float32 first"
+        )
     header = clean_header(ccd.header)
     if isinstance(ccd.wcs, WCS):
         put_wcs(header, ccd.wcs)
@@ -257,16 +265,3 @@ def _hdus(ccd):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", fits.verify.VerifyWarning)
         return plain.to_hdu()
-
-
-def _serialised(hdu):
-    """Header and data bytes of any other HDU, as astropy writes it after an empty primary."""
-    buffer = io.BytesIO()
-    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(buffer)
-    written = buffer.getvalue()
-    buffer.seek(0)
-    with fits.open(buffer) as hdul:
-        place = hdul[1].fileinfo()
-    text = written[place["hdrLoc"] : place["datLoc"]].decode("ascii")
-    data = np.frombuffer(written, np.uint8)[place["datLoc"] :]
-    return fits.Header.fromstring(text), data

@@ -12,7 +12,7 @@ from pathlib import Path
 from astro_narrowband._engine.files._names import safe_text
 from astro_narrowband.exceptions import ProductError
 
-__all__ = ["CHUNK", "Part", "Temporary", "digest", "is_full", "product_error", "sweep"]
+__all__ = ["CHUNK", "Part", "Temporary", "digest", "is_full", "product_error", "sweep", "writing"]
 
 #: Bytes that are read or written at a time.
 CHUNK = 1 << 20
@@ -47,12 +47,15 @@ def product_error(path, error):
 
 
 @contextlib.contextmanager
-def _writing(path):
+def writing(path):
     """Turn every `OSError` into a `ProductError` that names ``path``."""
     try:
         yield
     except OSError as error:
-        raise product_error(path, error) from error
+        cause = error
+        while cause.errno is None and isinstance(cause.__context__, OSError):
+            cause = cause.__context__  # astropy's own errors have no number
+        raise product_error(path, cause) from error
 
 
 class Temporary:
@@ -71,11 +74,10 @@ class Temporary:
     def __init__(self, path):
         self.path = Path(path)
         self.name = self._file = None
-        self._position = 0
 
     def __enter__(self):
         try:
-            with _writing(self.path):
+            with writing(self.path):
                 while True:
                     name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(6)}{_SUFFIX}"
                     self.name = self.path.parent / name
@@ -99,19 +101,15 @@ class Temporary:
         if self._file is not None:
             os.close(self._file)
 
-    def write(self, data, offset=None):
-        """Write all bytes of ``data``, at the end or at ``offset``."""
+    def write(self, data):
+        """Append all bytes of ``data``."""
         view = memoryview(data).cast("B")
-        position = self._position if offset is None else offset
-        with _writing(self.path):
+        with writing(self.path):
             while len(view):
-                n = os.pwrite(self._file, view, position)
+                n = os.write(self._file, view)
                 if n == 0:
                     raise OSError(errno.EIO, os.strerror(errno.EIO))
-                position += n
                 view = view[n:]
-        if offset is None:
-            self._position = position
 
 
 class Part(Temporary):
@@ -125,7 +123,7 @@ class Part(Temporary):
     def __exit__(self, kind, value, traceback):
         try:
             if kind is None:
-                with _writing(self.path):
+                with writing(self.path):
                     self._finish()
         finally:
             self._remove()

@@ -21,7 +21,6 @@ import threading
 from pathlib import Path
 
 from astro_narrowband._engine.files import (
-    FitsWriter,
     product_error,
     safe_name,
     safe_text,
@@ -343,12 +342,6 @@ class Products:
     def write_json(self, name, record, key=None):
         """Write a record as `strict_json` has it."""
         return self._write(write_text, name, strict_json(record) + "\n", key)
-
-    def writer(self, name, planes, key=None):
-        """Return a FITS writer, for images written band by band."""
-        path = self.path(name)
-        self._check_foreign(name, path)
-        return FitsWriter(path, planes, commit=self._commit(name, key))
 
     def _write(self, write, name, content, key):
         path = self.path(name)
