@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from astro_narrowband._engine.door import door, real
 from astro_narrowband._engine.plots import new_axes, picture_html
 from astro_narrowband._engine.statistics import mad_std
 
@@ -38,6 +39,7 @@ GROWTH = 4.0
 TOLERANCE, SIGMAS = {"pixels": 0.06, "blocks": 0.10, "apertures": 0.15, "lines": 0.25}, 5.0
 
 
+@door
 @dataclass(frozen=True)
 class NoiseTest:
     """
@@ -154,6 +156,7 @@ class NoiseTest:
         return f"noise of blank sky over what was predicted: {numbers}: {cause}: {done}"
 
 
+@door(noise_correlation=real(above=0, most=1))
 def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
     """
     Compare the scatter of blank sky with its uncertainty plane.

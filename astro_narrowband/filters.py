@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from astro_narrowband.exceptions import InputTypeError
+from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
     "FILTERS",
@@ -208,13 +208,15 @@ def lines_of(name):
     >>> lines_of("Halpha"), lines_of(canonical_filter("Optolong L-eXtreme 2in")), lines_of("Red")
     (('Halpha',), ('Halpha', 'OIII'), ())
     """
-    lines = tuple(canonical_filter(line) for line in name.split("+"))
+    lines = tuple(canonical_filter(line) for line in str(name).split("+"))
     return lines if all(line in _PIXELS for line in lines) else ()
 
 
 def pixels_of(line):
     """Return the pixels of a one-shot-colour camera that see a line: red, or green and blue."""
-    return _PIXELS[line]
+    if canonical_filter(line) not in _PIXELS:
+        raise InputError(f"line = {line!r} is not known: use one of {', '.join(_PIXELS)}")
+    return _PIXELS[canonical_filter(line)]
 
 
 def is_known_filter(name, *, spellings=None):

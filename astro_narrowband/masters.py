@@ -132,6 +132,7 @@ class FlatCheck(NamedTuple):
     reason: str
 
 
+@door
 def check_flats(frames, *, bias=None, dark=None, detector=None, max_extrapolation=None):
     """
     Say which flats can be used, and why the others cannot.
@@ -293,6 +294,8 @@ def master_flat(
         raise InputError(f"flats are {shape}, bias or dark {tuple(model.shape)}")
     if checks is None:
         checks = _checks(frames, model, detector, max_extrapolation)
+    if len(checks) != len(frames):
+        raise InputError(f"checks: {len(checks)} for {len(frames)} flats: give one for each")
     frames, checks = _used(frames, checks)
     average = _Average(frames, checks, model, detector, n_sigma)
     for _ in map_bands(average.work, row_bands(shape[0], READ), workers=workers):

@@ -926,8 +926,9 @@ def test_resampled_noise_correlation_is_passed_on(chain):
         ({"sky": [0.0, 0.0]}, "sky: 2 were given"),
         ({"n_sigma": 0}, "n_sigma = 0"),
         ({"gradient_tolerance": -1}, "gradient_tolerance = -1"),
-        ({"stars": [None]}, "stars: 1 were given"),
-        ({"statistics": [1, 2, 3]}, "not what measure_frame returns"),
+        ({"stars": [QTable()]}, "stars: 1 were given"),
+        ({"stars": [None]}, "stars: NoneType is no table"),
+        ({"statistics": [1, 2, 3]}, "statistics: int is no FrameStatistics"),
     ],
 )
 def test_arguments_that_cannot_be_used(rng, change, message):

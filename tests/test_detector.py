@@ -106,6 +106,32 @@ def test_hot_pixels_and_saturation_do_not_count(make_camera):
     assert found.saturation == 65000
 
 
+def test_read_noise_needs_no_flats_and_darks_stand_for_biases(make_camera):
+    camera = make_camera(shape=(128, 128))
+    header, biases, darks = fits.Header({"EGAIN": 0.6}), camera.biases(4), camera.darks(5.0, n=4)
+    alone = decide_detector(header, biases=biases)
+    assert alone.read_noise == pytest.approx(5, abs=4 * alone.read_noise_err)
+    assert alone.sources["read_noise"] == "measured from 4 biases"
+    both = decide_detector(fits.Header({"GAIN": 100}), flats=camera.flats(4), darks=darks)
+    assert both.gain == pytest.approx(0.6, abs=4 * both.gain_err)
+    assert both.read_noise == pytest.approx(5, abs=0.3)
+    assert both.sources["gain"] == "measured from 4 flats and 4 darks"
+
+
+def test_lights_and_a_master_tell_the_read_noise_flats_and_a_master_the_gain(make_camera):
+    camera = make_camera(shape=(200, 200))
+    master = CCDData(camera.bias.astype("f4"), unit="adu")
+    lights = [camera.frame(60.0, 100.0) for _ in range(2)]
+    header = fits.Header({"EGAIN": 0.6})
+    found = decide_detector(header, biases=[master], lights=lights)
+    assert found.read_noise == pytest.approx(5, abs=0.5)
+    given = {"read_noise": 5 * u.electron}
+    gain = decide_detector(fits.Header(), flats=camera.flats(4), biases=[master], **given)
+    assert gain.gain == pytest.approx(0.6, abs=4 * gain.gain_err)
+    with pytest.raises(InputError, match="--read-noise"):
+        decide_detector(header, biases=[master], lights=lights[:1])
+
+
 def test_what_cannot_be_measured_says_so(make_camera):
     camera = make_camera()
     with pytest.raises(InputError, match=r"1 flat\(s\) and 3 bias"):

@@ -337,6 +337,7 @@ def facts(header, path="x", **options):
         ("master_dark", "master dark"),
         ("MasterFlat_Ha", "master flat"),
         ("masters/flat_1", "flat"),
+        ("combined_dark_60.000", "master dark"),
         ("test/object/sub", ""),
         ("Zero_0001", "bias"),
     ],
@@ -350,6 +351,20 @@ def test_kind_by_name(path, kind):
         assert found.refusal.startswith("IMAGETYP is missing, and ")
         assert "neither" in found.refusal or "disagree" in found.refusal
     assert found.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("cards", "path", "n"),
+    [
+        ({"FLAT_CNT": 10, "CALSTAT": "FB"}, "master_flat_corrected_with_flat_darks_10", 10),
+        ({"HISTORY": "ImageIntegration.numberOfImages: 15"}, "masterFlat_BIN-1", 15),
+        ({"SNAPSHOT": 9, "CALSTAT": "BDM"}, "Flat 1", 9),
+        ({"COMBINED": True}, "flat_Ha", 0),
+    ],
+)
+def test_masters_of_other_programs(cards, path, n):
+    found = facts({"IMAGETYP": "Flat", "EXPTIME": 5.0, **cards}, path)
+    assert (found.kind, found.master, found.n_combined, found.refusal) == ("flat", True, n, "")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable
 
@@ -203,6 +204,56 @@ def test_a_library_that_is_used_again_is_not_made_again(wild, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
     masters = [json.dumps(record["masters"], sort_keys=True) for record in (first, second)]
     assert masters[0] == masters[1]
+
+
+# ------------------------------------------------------------------ what headers leave unsaid
+
+
+def _without(night, **cards):
+    """Neither bias nor read noise, as cameras of today are taught to be used."""
+    night.cards |= {"RDNOISE": None, **cards}
+    night.darks()
+    night.darks(5.0, name="flatdark")
+    night.flats(n=4)
+    night.lights()
+
+
+def _zero_to_one(night):
+    night.all_of(RDNOISE=None)
+    for path in night.folder.glob("*.fits"):
+        with fits.open(path) as hdul:
+            data, header = (hdul[0].data / 65535).astype("f4"), hdul[0].header
+        header.remove("BUNIT", ignore_missing=True)
+        fits.writeto(path, data, header, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "tolerance"),
+    [
+        (_without, 0.01),
+        (lambda night: _without(night, EGAIN=None, GAIN=100), 0.03),
+        (_zero_to_one, 0.02),
+    ],
+    ids=["no RDNOISE", "no EGAIN either", "0 to 1"],
+)
+def test_what_no_header_says_is_measured(wild, tmp_path, make, tolerance):
+    night = wild()
+    make(night)
+    assert inspection(FrameTable.from_paths(night.folder))[1] == 0
+    assert reduced(night.folder, tmp_path / "out")["status"] == 0
+    assert sky_of(tmp_path / "out") == pytest.approx(true_sky(night), rel=tolerance)
+
+
+def test_raw_darks_that_lost_their_bias_are_refused(wild, tmp_path):
+    night = wild()
+    night.biases()
+    night.flats()
+    night.lights()
+    night.camera.bias = night.camera.bias * 0
+    night.darks()
+    record = reduced(night.folder, tmp_path / "out")
+    assert record["status"] == inspection(FrameTable.from_paths(night.folder))[1] == 3
+    assert "lies below its bias" in said(record)
 
 
 # ------------------------------------------------------------------ before and after

@@ -13,6 +13,8 @@ from astropy import units as u
 from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
+    "MOST",
+    "as_array",
     "as_count",
     "as_mask",
     "as_pixels",
@@ -21,10 +23,18 @@ __all__ = [
     "choice",
     "clip_limit",
     "finite",
+    "number",
     "positive",
     "same_shape",
     "value_in",
 ]
+
+#: No count and no number of sigmas is beyond this.
+MOST = 1e9
+#: No pixel of float32 is beyond this.
+LARGEST = 1e30
+#: Of a Gaussian that is clipped again and again nothing is left below sqrt(3).
+LEAST_CLIP = 2.0
 
 
 def value_in(quantity, unit, name, *, hint=""):
@@ -76,32 +86,41 @@ def as_unit(unit, name):
         ) from None
 
 
-def finite(value, name, *, unit=None):
-    """
-    Return ``value`` as a float, or raise `InputError` if it is not a finite number.
-
-    A `~astropy.units.Quantity` is converted to ``unit`` (None: it has none).
-    """
+def number(value, name, unit=u.one):
+    """Return ``value`` as a float that is not NaN; a `~astropy.units.Quantity` in ``unit``."""
+    if isinstance(value, u.Quantity) and value.ndim == 0:
+        try:
+            value = value.to_value(unit)
+        except u.UnitConversionError:
+            raise InputError(f"{name} = {value}: give a number of {unit or 'no unit'}") from None
+    plain = isinstance(value, int | float | np.number) or (
+        isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf"
+    )
+    if not plain or isinstance(value, bool | np.complexfloating):
+        raise InputTypeError(f"{name}: {type(value).__name__} is not a number")
     try:
-        if isinstance(value, u.Quantity):
-            number = float(value.to_value(unit or u.dimensionless_unscaled))
-        else:
-            number = float(value)
-    except u.UnitConversionError:
-        raise InputError(f"{name} = {value}: {unit or 'a bare number'} is needed") from None
-    except (TypeError, ValueError, OverflowError):
-        raise InputTypeError(f"{name} = {value!r} is not a number") from None
-    if not math.isfinite(number):
-        raise InputError(f"{name} = {value!r} is not finite")
-    return number
+        value = float(value)
+    except OverflowError:
+        value = math.inf
+    if math.isnan(value):
+        raise InputError(f"{name} = {value} is not a number")
+    return value
 
 
-def positive(value, name, *, unit=None):
+def finite(value, name, *, unit=u.one):
+    """As `number`, and `InputError` if it is infinite, or nearly."""
+    value = number(value, name, unit)
+    if abs(value) > LARGEST:
+        raise InputError(f"{name} = {value} is not finite, or beyond {LARGEST:g}")
+    return value
+
+
+def positive(value, name, *, unit=u.one):
     """As `finite`, and `InputError` if it is not above zero."""
-    number = finite(value, name, unit=unit)
-    if number <= 0:
-        raise InputError(f"{name} = {value!r} must be greater than zero")
-    return number
+    value = finite(value, name, unit=unit)
+    if value <= 0:
+        raise InputError(f"{name} = {value:g} must be greater than zero")
+    return value
 
 
 def clip_limit(clip, name="clip"):
@@ -121,16 +140,18 @@ def clip_limit(clip, name="clip"):
     """
     if clip is None:
         return None
-    if not hasattr(clip, "sigma_upper"):
-        return positive(clip, name)
-    if (clip.sigma_lower, clip.cenfunc, clip.stdfunc, bool(clip.grow)) != (
-        clip.sigma_upper, "median", "std", False
-    ):  # fmt: skip
+    rule = (getattr(clip, name, None) for name in ("sigma_lower", "cenfunc", "stdfunc"))
+    if hasattr(clip, "sigma_upper") and (
+        clip.grow or tuple(rule) != (clip.sigma_upper, "median", "std")
+    ):
         raise InputError(
             f"{name} = {' '.join(str(clip).split())}: a SigmaClip of one sigma, "
             "cenfunc='median', stdfunc='std' and no grow is needed, or a number"
         )
-    return positive(clip.sigma_upper, name)
+    clip = finite(getattr(clip, "sigma_upper", clip), name)
+    if not LEAST_CLIP <= clip <= MOST:
+        raise InputError(f"{name} = {clip:g}: below {LEAST_CLIP:g} sigma clipping has no end")
+    return clip
 
 
 def choice(value, allowed: Iterable[str], name):
@@ -183,14 +204,34 @@ def as_pixels(data, name="image"):
     return data
 
 
-def as_count(value, name):
-    """Return ``value`` as an int of at least 1; None stays None."""
+def as_array(values, name, unit=u.one):
+    """
+    Return ``values`` as an array of float; a `~astropy.units.Quantity` in ``unit``.
+
+    What is masked is NaN. Raises `InputError` where they are no real numbers, or in another unit.
+    """
+    try:
+        if getattr(values, "unit", None) is not None:
+            values = u.Quantity(values, copy=None).to_value(unit)
+        values = np.ma.asarray(values)
+        if values.dtype.kind in "iuf":
+            return np.ma.filled(values.astype(float, copy=False), np.nan)
+    except u.UnitConversionError:
+        raise InputError(f"{name} in {values.unit}: give {unit or 'no unit'}") from None
+    except (ValueError, TypeError):
+        pass
+    raise InputTypeError(f"{name}: {type(values).__name__} is no list of numbers")
+
+
+def as_count(value, name, least=1, most=MOST):
+    """Return ``value`` as an int from ``least`` to ``most``; None stays None."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise InputTypeError(f"{name} = {value!r}: a whole number is needed")
-    if value < 1:
-        raise InputError(f"{name} = {value!r}: must be 1 or more")
+        raise InputTypeError(f"{name}: {type(value).__name__} is not a whole number")
+    if not least <= value <= most:
+        low = "must not be negative" if value < 0 else f"give {least} to {most:g}"
+        raise InputError(f"{name} = {number(value, name):g}: {low}")
     return int(value)
 
 
@@ -255,7 +296,10 @@ def as_mask(mask, shape, name="mask"):
     """Return ``mask`` as a bool array of ``shape``; ``None`` stays ``None``."""
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    try:
+        mask = np.asarray(mask)
+    except ValueError:  # ragged
+        mask = np.zeros(0)
     if mask.shape != tuple(shape):
         raise InputError(f"{name} has shape {mask.shape}, the image {tuple(shape)}")
     return mask.astype(bool, copy=False)

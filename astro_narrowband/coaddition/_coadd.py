@@ -17,10 +17,11 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 
+from astro_narrowband._engine.door import AXES, a_table, array, door, each, of_class, or_of
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
 from astro_narrowband._engine.plots import picture_html
-from astro_narrowband._engine.validate import as_count, finite, positive, same_shape
+from astro_narrowband._engine.validate import same_shape
 from astro_narrowband._engine.wcs import apply_matrix, put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
@@ -62,6 +63,7 @@ BAND_ROWS = 256
 SHAPE_SNR = 20.0
 
 
+@door(ax=AXES)
 @dataclass(frozen=True, eq=False)
 class Coadd:
     """
@@ -141,6 +143,10 @@ class Coadd:
         return hdul
 
 
+@door(
+    flux_scale=or_of(str, array(ndim=1)), sky=or_of(str, array(ndim=1)), stars=each(a_table),
+    statistics=each(of_class("FrameStatistics")),
+)  # fmt: skip
 def coadd(
     frames,
     *,
@@ -312,14 +318,9 @@ def coadd(
     (2, 0.667)
     """
     frames = [own_noise(frame, masters) for frame in as_frames(frames)]
-    workers = as_count(workers, "workers")
     warn_of_unknown(frames)
     shape = same_shape(frames)
     unit = _one_unit(frames)
-    for value, name in ((n_sigma, "n_sigma"), (memory, "memory"), (max_seeing, "max_seeing")):
-        positive(value, name)
-    if finite(gradient_tolerance, "gradient_tolerance") < 0:
-        raise InputError(f"gradient_tolerance = {gradient_tolerance} must not be below zero")
     table = measure_all(frames, stars, statistics, flux_scale)
     first = fixed_order(frames, table)
     # All that follows is done in an order that does not depend on the one given.
@@ -329,7 +330,7 @@ def coadd(
     flux_scale, sky = in_order(flux_scale, first, "flux_scale"), in_order(sky, first, "sky")
     matrices = [np.eye(3) if f.alignment is None else f.alignment.matrix for f in frames]
     reference = choose_reference(frames, table)
-    check_registered(frames, table, reference)
+    check_registered(frames, table, matrices, reference)
     seen = match_flux(flux_scale, frames, table, matrices, reference=reference, shape=shape)
     fwhm = np.array([s.fwhm for s in table])
     asked = weigh(weights, background=_backgrounds(table, seen), exposure=exposure, fwhm=fwhm)

@@ -10,6 +10,7 @@ last bit.
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from ccdproc import ImageFileCollection
 
-from astro_narrowband._engine.door import door, function_or_numbers, numbers
+from astro_narrowband._engine.door import array, door, or_of
 from astro_narrowband._engine.files import clean_header, write_fits
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame
 from astro_narrowband._engine.headers import exposures_in, read_exposure
@@ -52,7 +53,7 @@ _FUNCTIONS = {
 }
 
 
-@door(weights=numbers, scale=function_or_numbers)
+@door(weights=array(ndim=1), scale=or_of(Callable, array(ndim=1)))
 def combine(
     img_list,
     output_file=None,

@@ -21,6 +21,7 @@ from astro_narrowband.exceptions import InputError
 __all__ = ["InverseVarianceCombiner"]
 
 
+@door
 class InverseVarianceCombiner(Combiner):
     """
     Drop-in for `ccdproc.Combiner` that knows the variance of its images.
@@ -82,7 +83,9 @@ class InverseVarianceCombiner(Combiner):
     @door(ccd_iter=images)
     def __init__(self, ccd_iter, dtype=None, *, weighting="background"):
         choice(weighting, ("background", "pixel", None), "weighting")
-        images = ccd_iter if ccd_iter is None else list(ccd_iter)
+        images = ccd_iter
+        if not images:
+            raise InputError("ccd_iter: no images were given: at least one is needed")
         super().__init__(images, dtype=dtype)
         self._weighting = weighting
         with_error = [image.uncertainty is not None for image in images]

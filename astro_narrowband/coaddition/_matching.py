@@ -12,7 +12,7 @@ from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.validate import choice, finite, positive
 from astro_narrowband.coaddition._own_noise import exposure_of
 from astro_narrowband.coaddition._sky import Skies, match_skies
-from astro_narrowband.coaddition._statistics import FrameStatistics, measure_frame
+from astro_narrowband.coaddition._statistics import measure_frame
 from astro_narrowband.coaddition._transparency import Transparency, measure_transparency
 from astro_narrowband.exceptions import InputError, warn
 
@@ -37,13 +37,7 @@ def _of_each(values, frames, what):
 def measure_all(frames, stars, statistics, flux_scale):
     """What each frame is worth: as given, or measured here."""
     if statistics is not None:
-        statistics = _of_each(statistics, frames, "statistics")
-        for found in statistics:
-            if not isinstance(found, FrameStatistics):
-                raise InputError(
-                    f"statistics: {type(found).__name__} is not what measure_frame returns"
-                )
-        return statistics
+        return _of_each(statistics, frames, "statistics")
     if stars is not None:
         stars = _of_each(stars, frames, "stars")
     elif isinstance(flux_scale, str) and flux_scale == "stars" and len(frames) > 1:

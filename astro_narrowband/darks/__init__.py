@@ -8,6 +8,7 @@ of an exposure with its error, and says when that is an extrapolation.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -16,9 +17,10 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband._engine.door import AXES, DAY, door, or_of, real
 from astro_narrowband._engine.frames import row_bands
 from astro_narrowband._engine.plots import picture_html
-from astro_narrowband._engine.validate import choice, positive
+from astro_narrowband._engine.validate import choice
 from astro_narrowband.darks._draw import draw_dark
 from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import fit_planes
@@ -34,6 +36,10 @@ __all__ = ["FLAGS", "DarkModel", "DarkPrice", "decode_flags", "same_exposure"]
 READ, SAMPLED = 32, 16
 
 
+@door(
+    ax=AXES, model=None, exposure=real(u.s, least=0, most=DAY),
+    noise=or_of(Callable, real(above=0)),
+)  # fmt: skip
 @dataclass(eq=False)
 class DarkModel:
     """
@@ -221,7 +227,6 @@ class DarkModel:
         >>> print(f"{flat.total:.2f} {flat.too_high} {light.total:.2f} {light.too_high}")
         0.08 False 0.88 True
         """
-        noise = positive(noise, "noise")
         policy = self.policy(exposure)
         measured = [*self.exposures, *([0.0] if self.model in ("rate", "bias") else [])]
         unstated = 0.0
@@ -433,12 +438,10 @@ class DarkModel:
         CalibrationError
             Beyond ``max_extrapolation``, or from one exposure time without a bias.
         """
-        if isinstance(exposure, u.Quantity):
-            exposure = exposure.to_value(u.s)
         policy = self.check(exposure, max_extrapolation=max_extrapolation)
         rows = slice(0, self.shape[0])
         header = self.header.copy()
-        header["EXPTIME"] = (float(exposure), "[s]")
+        header["EXPTIME"] = (exposure, "[s]")
         header["DARKPOL"] = (policy, "how this dark was had")
         header["BIASSUB"] = (False, "the bias is in it")
         return CCDData(

@@ -62,7 +62,7 @@ def fields_of_masters(bias, dark, exposure):
     # Either way the error of the bias is in that of the rate, with the sign turned.
     if without_bias:
         planes["rate"] = data["dark"] / t
-        planes["var_rate"] = variance["dark"] / (t * t)
+        planes["var_rate"] = np.maximum(variance["dark"], variance["bias"]) / (t * t)
     else:
         planes["rate"] = (data["dark"] - data["bias"]) / t
         planes["var_rate"] = (variance["dark"] + variance["bias"]) / (t * t)

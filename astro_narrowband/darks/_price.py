@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from astro_narrowband._engine.validate import finite, positive
-from astro_narrowband.exceptions import CalibrationError, InputError, warn
+from astro_narrowband.exceptions import CalibrationError, warn
 
 __all__ = ["PER_KELVIN", "DarkPrice", "pay", "policy_of", "same_exposure", "tolerance"]
 
@@ -19,8 +18,6 @@ LINEARITY, KELVIN = 0.05, 0.5
 #: stated is carried along and only makes the frame worth less: at three, a tenth. What is
 #: not in any error bar must stay well inside the one that is there.
 MAX_STATED, MAX_UNSTATED = 3.0, 0.5
-#: No exposure lasts longer than a day [s].
-LONGEST = 86400.0
 #: A price that adds less than half a per cent to the error is not worth a word.
 WORTH_SAYING = 0.1
 
@@ -79,13 +76,6 @@ class DarkPrice(NamedTuple):
 
 def policy_of(model, exposure, max_extrapolation):
     """Return how the dark of an exposure is had, see `~astro_narrowband.darks.DarkModel.policy`."""
-    exposure = finite(exposure, "exposure")
-    if exposure < 0:
-        raise InputError(f"exposure = {exposure} s is negative")
-    if exposure > LONGEST:
-        raise InputError(f"exposure = {exposure:g} s is longer than a day: give it in seconds")
-    if max_extrapolation is not None:
-        max_extrapolation = positive(max_extrapolation, "max_extrapolation")
     if model.model == "bias":
         return "bias"
     if any(same_exposure(exposure, t) for t in model.exposures):

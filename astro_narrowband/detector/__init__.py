@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import as_frame
-from astro_narrowband._engine.validate import positive, value_in
+from astro_narrowband._engine.door import check_fields, door, items, of_class, real
+from astro_narrowband._engine.frames import as_frame, as_frames
+from astro_narrowband._engine.validate import value_in
 from astro_narrowband.detector._full import measure_saturation
-from astro_narrowband.detector._transfer import SAMPLE, photon_transfer
+from astro_narrowband.detector._transfer import SAMPLE, photon_transfer, read_noise_of
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturation"]
@@ -24,12 +25,23 @@ __all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturati
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
 FULL_SCALE = 65504.0
 
-#: Values that a camera may have; far beyond them float32 ends.
-_POSSIBLE = {"gain": (1e-5, 1e5), "read_noise": (0.0, 1e5), "saturation": (1e-3, 1e12)}
 _GAIN_UNIT = u.electron / u.adu
-_HOW = "give --gain and --read-noise, or flats and biases (two of each) to measure them from"
+#: Values that a camera may have; far beyond them float32 ends.
+_POSSIBLE = {
+    "gain": real(_GAIN_UNIT, least=1e-5, most=1e5),
+    "read_noise": real(u.electron, least=0.0, most=1e5),
+    "saturation": real(u.adu, least=1e-3, most=1e12),
+    "gain_err": real(least=0.0),
+    "read_noise_err": real(least=0.0),
+    "sources": items,
+}
+_HOW = {
+    "gain": "give --gain, or two raw flats and a bias or dark to measure it from",
+    "read_noise": "give --read-noise, or two raw biases or darks to measure it from",
+}
 
 
+@door(saturation=real(u.adu, above=0))
 @dataclass(frozen=True)
 class Detector:
     """
@@ -64,20 +76,7 @@ class Detector:
     sources: dict = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        for name in ("gain", "read_noise", "saturation"):
-            value = getattr(self, name)
-            if isinstance(value, u.Quantity):
-                unit = {"gain": _GAIN_UNIT, "read_noise": u.electron, "saturation": u.adu}[name]
-                value = value_in(value, unit, name)
-            if name != "read_noise" or value != 0:
-                value = positive(value, name)
-            least, most = _POSSIBLE[name]
-            if not least <= value <= most:
-                raise InputError(
-                    f"{name} = {value:g}: no camera has that ({least:g} to {most:g} are "
-                    "possible): check its unit"
-                )
-            object.__setattr__(self, name, value)
+        check_fields(self, **_POSSIBLE)
 
     @property
     def floor(self):
@@ -156,6 +155,12 @@ class Detector:
             If there are fewer than two of either, shapes differ, or the flats hold
             no more noise than the biases.
         """
+        flats, biases = as_frames(flats, "flats"), as_frames(biases, "biases")
+        if len(flats) < 2 or len(biases) < 2:
+            raise InputError(
+                f"gain and read noise cannot be measured from {len(flats)} flat(s) and "
+                f"{len(biases)} bias(es): two of each are needed, or give both values"
+            )
         values = photon_transfer(flats, biases, saturation=saturation, sample=sample)
         if saturation is not None:
             values["saturation"] = saturation
@@ -163,8 +168,17 @@ class Detector:
         return cls(**values, sources={"gain": text, "read_noise": text})
 
 
+@door
 def decide_detector(
-    header=None, *, gain=None, read_noise=None, saturation=None, flats=(), biases=(), lights=()
+    header=None,
+    *,
+    gain=None,
+    read_noise=None,
+    saturation=None,
+    flats=(),
+    biases=(),
+    darks=(),
+    lights=(),
 ):
     """
     Decide gain, read noise and saturation: user, then header, then measurement.
@@ -181,9 +195,14 @@ def decide_detector(
     saturation : `~astropy.units.Quantity`, optional
         [adu]
     flats, biases : sequence of Frame, optional
-        To measure what neither the user nor the header gives; two of each.
+        To measure what neither the user nor the header gives; two of each. The read noise needs
+        no flats; a lone bias may be a master.
+    darks : sequence of Frame, optional
+        Of one exposure time, in place of biases where there are less than two of these: their
+        dark current is noise as well.
     lights : sequence of Frame, optional
-        With the flats, to measure the saturation from, as `measure_saturation` does.
+        With the flats, to measure the saturation from, as `measure_saturation` does; with a
+        bias, the read noise where nothing else tells it.
 
     Returns
     -------
@@ -232,19 +251,29 @@ def decide_detector(
     # ccdproc took an overscan off: levels of raw counts are not those of the pixels any more.
     moved = header is not None and saturation is None and "SUBOSCAN" in header
     errors = {}
-    missing = [name for name in ("gain", "read_noise") if name not in values]
-    if missing and len(flats) >= 2 and len(biases) >= 2:
-        measured = Detector.measure(flats, biases, saturation=values.get("saturation"))
-        for name in missing:
-            values[name] = getattr(measured, name)
-            errors[f"{name}_err"] = getattr(measured, f"{name}_err")
-            sources[name] = measured.sources[name]
-        missing = []
-    if missing:
-        if trouble is not None:
-            raise trouble
-        what = " and ".join(name.replace("_", " ") for name in missing)
-        raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW}")
+
+    def take(found, source):
+        for name in ("gain", "read_noise"):
+            if name in found and name not in values:
+                values[name], errors[f"{name}_err"] = found[name], found[f"{name}_err"]
+                sources[name] = source
+
+    unlit, what = (darks, "darks") if len(biases) < 2 <= len(darks) else (biases, "biases")
+    if "gain" not in values and len(flats) >= 2 and unlit:
+        found = photon_transfer(flats, unlit, saturation=values.get("saturation"))
+        take(found, f"measured from {len(flats)} flats and {len(unlit)} {what}")
+    if "gain" in values and "read_noise" not in values:
+        if len(unlit) >= 2:
+            take(read_noise_of(unlit, values["gain"]), f"measured from {len(unlit)} {what}")
+        elif unlit and len(lights) >= 2:
+            found = read_noise_of(lights, values["gain"], bias=unlit[0])
+            take(found, f"measured from {len(lights)} lights and a master")
+    for name in ("gain", "read_noise"):
+        if name not in values:
+            if trouble is not None:
+                raise trouble
+            what = name.replace("_", " ")
+            raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW[name]}")
     if "saturation" not in values or moved:
         level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
         n_added = max((as_frame(light).n_added for light in lights), default=1)
@@ -269,6 +298,7 @@ def _checked(value, unit, name):
 SAID, NOT_BELIEVED = 0.05, 0.10
 
 
+@door(measured=of_class("Detector"))
 def confront_detector(detector, measured):
     """
     Hold stated gain and read noise against what flats and biases show.

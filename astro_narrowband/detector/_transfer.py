@@ -10,7 +10,7 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["SAMPLE", "photon_transfer"]
+__all__ = ["SAMPLE", "photon_transfer", "read_noise_of"]
 
 #: Pixels of a row that share one scale.
 WIDTH = 64
@@ -23,43 +23,33 @@ KEPT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi)
 
 def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     """
-    Measure gain and read noise.
+    Measure gain and, of two biases or more, read noise.
 
     The variance of ``f1 - k f2`` of two flats is ``level (1 + k) / gain`` plus
     the read noise. ``k`` is taken anew for every 64 pixels of a row, odd and even
     columns apart: a lamp that flickers under a rolling shutter, and the colours
     of a Bayer mosaic, then do not count as noise (on a real CMOS camera one ``k``
-    for each frame gives a gain four times too small).
+    for each frame gives a gain four times too small). A lone bias is taken for a master
+    without noise: what a flat has of it, some 1e-3, counts as that of its light.
 
     Returns
     -------
     dict
-        ``gain``, ``gain_err`` [electron/adu], ``read_noise``, ``read_noise_err``
+        ``gain``, ``gain_err`` [electron/adu]; ``read_noise``, ``read_noise_err``
         [electron].
     """
     flats = as_frames(flats, "flats", convert=prepared)
     biases = as_frames(biases, "biases", convert=prepared)
-    if len(flats) < 2 or len(biases) < 2:
-        raise InputError(
-            f"gain and read noise cannot be measured from {len(flats)} flat(s) and "
-            f"{len(biases)} bias(es): two of each are needed, or give both values"
-        )
     shape = same_shape([*biases, *flats], "biases and flats")
-    if shape[1] < WIDTH or shape[0] * shape[1] < WIDTH * WIDTH:
-        raise InputError(f"frames of shape {shape} are too small to measure a gain from")
+    _enough_pixels(shape)
     limit = np.inf if saturation is None else saturation
     dark = [_segments(b, sample)[0] for b in biases]
-    bias = np.mean(dark, axis=0, dtype=np.float32)
-    pairs = list(zip(dark[::2], dark[1::2], strict=False))
-    # Row noise is noise of a pixel, but not of a difference of scaled rows.
-    step = _step(dark[0])
-    noise, noise_err = _mean([_variance(_level(a - b), step) / 2 for a, b in pairs])
-    inner, _ = _mean([_variance(_own_mean_off(a - b), step) / 2 for a, b in pairs])
-    if not noise > 0:
-        raise InputError(
-            "gain and read noise cannot be measured: the biases do not differ from each other: "
-            "give both values"
-        )
+    bias, inner = np.mean(dark, axis=0, dtype=np.float32), 0.0
+    values = {}
+    if len(dark) > 1:
+        # Row noise is noise of a pixel, but not of a difference of scaled rows.
+        noise, noise_err = _noise_of(dark, _level)
+        inner, _ = _noise_of(dark, _own_mean_off)
     images, counts = zip(*(_segments(f, sample) for f in flats), strict=True)
     levels = [float(np.nanmedian(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
@@ -76,23 +66,75 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
             f"saturated (levels above bias: {', '.join(f'{v:.0f}' for v in levels)} adu): "
             "give the gain"
         )
-    gain = 1 / per_adu
-    gain_err = error * gain**2
-    read_noise = gain * max(noise - 1 / 12, 0) ** 0.5
-    read_noise_err = np.hypot(read_noise * gain_err / gain, gain * noise_err / (2 * noise**0.5))
-    return {
-        "gain": float(gain),
-        "gain_err": float(gain_err),
-        "read_noise": float(read_noise),
-        "read_noise_err": float(read_noise_err),
-    }
+    gain, gain_err = 1 / per_adu, error / per_adu**2
+    values = {"gain": float(gain), "gain_err": float(gain_err)}
+    if len(dark) > 1:
+        values |= _read_noise(gain, gain_err, noise, noise_err)
+    return values
+
+
+def read_noise_of(frames, gain, *, bias=None, sample=SAMPLE):
+    """
+    Measure the read noise from frames without light, of a gain that is known.
+
+    Parameters
+    ----------
+    frames : sequence of path, `~astropy.nddata.CCDData` or Frame
+        Two or more, raw [adu].
+    gain : float
+        [electron/adu]
+    bias : frame, optional
+        Where ``frames`` have light, what they show without: shot noise is taken off.
+        What stars leave where frames are dithered counts as noise.
+
+    Returns
+    -------
+    dict
+        ``read_noise``, ``read_noise_err`` [electron].
+    """
+    kind = "biases" if bias is None else "lights"
+    frames = as_frames(frames, kind, convert=prepared)
+    shape = same_shape(frames, kind)
+    _enough_pixels(shape)
+    images = [_segments(frame, sample)[0] for frame in frames]
+    if bias is None:
+        noise, error = _noise_of(images, _level)
+        return _read_noise(gain, 0.0, noise, error)
+    noise, error = _noise_of(images, _own_mean_off)
+    light = np.nanmedian(images) - np.nanmedian(_segments(*as_frames([bias]), sample)[0])
+    return _read_noise(gain, 0.0, max(noise - max(float(light), 0.0) / gain, 1 / 12), error)
+
+
+def _read_noise(gain, gain_err, noise, noise_err):
+    """Read noise and its error [electron], of the variance of a pixel [adu**2]."""
+    value = gain * max(noise - 1 / 12, 0) ** 0.5
+    error = np.hypot(value * gain_err / gain, gain * noise_err / (2 * noise**0.5))
+    return {"read_noise": float(value), "read_noise_err": float(error)}
+
+
+def _enough_pixels(shape):
+    if min(shape) < 2 or shape[0] * shape[1] < WIDTH * WIDTH // 4:
+        raise InputError(f"frames of shape {shape} are too small to measure a gain from")
+
+
+def _noise_of(images, rest):
+    """Variance of a pixel of frames without light, and its error, from pairs [adu**2]."""
+    step = _step(images[0])
+    pairs = zip(images[::2], images[1::2], strict=False)
+    noise, error = _mean([_variance(rest(a - b), step) / 2 for a, b in pairs])
+    if not noise > 0:
+        raise InputError(
+            "gain and read noise cannot be measured: the biases do not differ from each other: "
+            "give both values"
+        )
+    return noise, error
 
 
 def _segments(frame, sample):
     """
     Rows spread over a frame, cut into pieces, and their raw counts.
 
-    Both are (n_rows, n_pieces, WIDTH / 2, 2) float32.
+    Both are (n_rows, n_pieces, WIDTH / 2, 2) float32; of a narrower frame, one piece a row.
     """
     ny, nx = frame.shape
     step = max(1, ny * nx // sample)
@@ -103,9 +145,10 @@ def _segments(frame, sample):
         if band.mask is not None:
             data[i][band.mask[0]] = np.nan
     counts = [frame.raw_counts(row, one[None]) for row, one in zip(rows, data, strict=True)]
-    pieces = nx // WIDTH
+    width = min(WIDTH, nx // 2 * 2)
+    pieces = nx // width
     return [
-        each[:, : pieces * WIDTH].reshape(len(data), pieces, WIDTH // 2, 2)
+        each[:, : pieces * width].reshape(len(data), pieces, width // 2, 2)
         for each in (data, np.concatenate(counts))
     ]
 
@@ -138,7 +181,7 @@ def _variance(difference, step):
     square = np.where(kept, difference * difference, 0).sum(axis=(2, 3), dtype=float)
     count = kept.sum(axis=(2, 3))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > WIDTH // 2, square / count / KEPT, np.nan)
+        return np.where(2 * count > kept[0, 0].size, square / count / KEPT, np.nan)
 
 
 def _noise_per_adu(first, second, noise, full):
@@ -158,7 +201,7 @@ def _noise_per_adu(first, second, noise, full):
     count = kept.sum(axis=(2, 3))
     square = np.where(kept, scaled * scaled, 0).sum(axis=(2, 3), dtype=float)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(count > WIDTH // 2, square / count / KEPT - offset, np.nan)
+        return np.where(2 * count > kept[0, 0].size, square / count / KEPT - offset, np.nan)
 
 
 def _mean(values):

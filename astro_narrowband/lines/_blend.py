@@ -3,6 +3,7 @@
 import numpy as np
 from astropy.nddata import StdDevUncertainty
 
+from astro_narrowband._engine.door import array, door, of_class, of_two
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
 from astro_narrowband.lines._map import add_common, combined, on_grid_of
@@ -10,6 +11,7 @@ from astro_narrowband.lines._map import add_common, combined, on_grid_of
 __all__ = ["correct_blend", "restore_lines", "separate_lines"]
 
 
+@door(ratio=array(), ratio_err=array())
 def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NII", velocity=0.0):
     """
     Take out of a map what another line adds, whose ratio is known.
@@ -50,7 +52,6 @@ def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NI
     1.001
     """
     line, blend = line_named(line), line_named(blend)
-    ratio, ratio_err = np.asarray(ratio, float), np.asarray(ratio_err, float)
     if np.nanmin(ratio) < 0 or not np.isfinite(ratio).any():
         raise InputError(f"ratio of {blend.name} to {line.name}: it must not be negative")
     share = curve.response(blend, velocity=velocity)
@@ -69,6 +70,7 @@ def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NI
     return result
 
 
+@door(a=of_class("LineMap"), b=of_class("LineMap"), curves=of_two(of_class("FilterCurve")))
 def separate_lines(a, b, *, curves, lines=("Halpha", "NII"), velocity=0.0):
     """
     Two lines from two filters that each hold some of both.
@@ -114,6 +116,7 @@ def separate_lines(a, b, *, curves, lines=("Halpha", "NII"), velocity=0.0):
     )
 
 
+@door
 def restore_lines(maps, parts):
     """
     Give back what the lines in a continuum filter took from every map.

@@ -1,6 +1,7 @@
 """Where on the sky an image looks: its stars against a catalogue, to a WCS."""
 
 import math
+import os
 import warnings
 from dataclasses import dataclass, field
 
@@ -12,10 +13,11 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import a_ccd, a_table, door, or_of
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
-from astro_narrowband.exceptions import AlignmentError, InputError
+from astro_narrowband.exceptions import AlignmentError, InputError, InputTypeError
 from astro_narrowband.lines._filters import read_table
 from astro_narrowband.registration import match as _match
 
@@ -69,6 +71,7 @@ class CatalogueMatch:
         return wcs
 
 
+@door(table=or_of((str, os.PathLike), a_table))
 def read_catalogue(table):
     """
     Return positions and brightness of a catalogue.
@@ -117,6 +120,7 @@ def _filled(column):
     return np.ma.filled(np.ma.asarray(values, float), np.nan)
 
 
+@door(ccd=a_ccd)
 def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     """
     Match the stars of an image with a catalogue.
@@ -205,10 +209,12 @@ def _start(ccd, center, scale):
                     "the image has no WCS, and no XPIXSZ and FOCALLEN: give scale (arcsec per "
                     "pixel, to 5 %)"
                 ) from None
-    elif isinstance(scale, u.Quantity):
-        per_pixel = scale.unit.is_equivalent(u.arcsec / u.pix)
-        scale = scale.to_value(u.arcsec / u.pix if per_pixel else u.arcsec)
-    return SkyCoord(center).icrs, positive(scale, "scale")
+    per_pixel = getattr(scale, "unit", u.arcsec).is_equivalent(u.arcsec / u.pix)
+    scale = positive(scale, "scale", unit=u.arcsec / u.pix if per_pixel else u.arcsec)
+    try:
+        return SkyCoord(center).icrs, scale
+    except (ValueError, TypeError):
+        raise InputTypeError("center: give a SkyCoord, to half a field") from None
 
 
 def _center(ccd, nx, ny):

@@ -4,6 +4,7 @@ import math
 import zlib
 
 import numpy as np
+from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
 from astropy.table import QTable
@@ -11,8 +12,9 @@ from scipy.ndimage import label
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import door, of_class, of_two, or_of, real
 from astro_narrowband._engine.frames import Threads
-from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband._engine.validate import positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
 from astro_narrowband.lines._image import header_scale
@@ -39,6 +41,10 @@ APART = 4.0
 MIN_SNR = 20.0
 
 
+@door(
+    curves=of_two(of_class("FilterCurve")), k=or_of(str, real(above=0)), colour=real(),
+    fwhm=of_two(real(u.pix, least=0.1)),
+)  # fmt: skip
 def subtract_continuum(
     line,
     continuum,
@@ -170,7 +176,7 @@ def subtract_continuum(
 def _of_width(ccd, width):
     """A copy of an image that says how wide its stars are."""
     result = ccd.copy()
-    result.meta["PSFWIDTH"] = positive(width, "fwhm")
+    result.meta["PSFWIDTH"] = width
     return result
 
 
@@ -181,7 +187,7 @@ def _given(line, continuum, k, k_err):
     if k == "pixels":
         bad = unusable(line) | unusable(continuum)
         return Scale(*pixel_scale(line.data, continuum.data, bad))
-    return Scale(positive(k, "k"), finite(k_err, "k_err"))
+    return Scale(positive(k, "k"), k_err)
 
 
 def _difference(line, continuum, scale, lost, source):

@@ -9,7 +9,7 @@ from astropy import units as u
 from astropy.constants import c
 from astropy.table import QTable, Table
 
-from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband._engine.door import array, check_fields, door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 
@@ -84,6 +84,7 @@ def line_named(name):
     return LINES[canonical]
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class FilterCurve:
     """
@@ -113,8 +114,8 @@ class FilterCurve:
     transmission: np.ndarray
 
     def __post_init__(self):
-        wavelength = np.array(self.wavelength, float)
-        transmission = np.array(self.transmission, float)
+        check_fields(self, wavelength=array(u.nm), transmission=array(u.one))
+        wavelength, transmission = self.wavelength.copy(), self.transmission.copy()
         if wavelength.ndim != 1 or wavelength.shape != transmission.shape or len(wavelength) < 3:
             raise InputError(
                 f"filter curve {self.name}: wavelength {wavelength.shape} and transmission "
@@ -157,10 +158,6 @@ class FilterCurve:
         FilterCurve
             peak / (1 + (2 (wavelength - centre) / width)^6): three cavities.
         """
-        centre, width = positive(_nm(centre), "centre"), positive(_nm(width), "width")
-        peak = positive(peak, "peak")
-        if peak > 1:
-            raise InputError(f"peak = {peak!r} of {name}: a filter lets through at most 1")
         reach = min(12 * width, 0.95 * centre)
         fine = np.linspace(-2 * width, 2 * width, 801)
         far = np.geomspace(2 * width, max(reach, 2.1 * width), 60)[1:]
@@ -255,12 +252,6 @@ class FilterCurve:
         taken to be that of the filter: towards the edge of a field that is not telecentric
         the shift is larger.
         """
-        f_ratio, index = positive(f_ratio, "f_ratio"), positive(index, "index")
-        obstruction = finite(obstruction, "obstruction")
-        if not 0 <= obstruction < 1 or index < 1:
-            raise InputError(
-                f"obstruction = {obstruction!r} must be in 0 to 1, index = {index!r} at least 1"
-            )
         nodes, weights = np.polynomial.legendre.leggauss(_NODES)
         rho2 = obstruction**2 + (1 - obstruction**2) * (nodes + 1) / 2
         tan2 = rho2 / (4 * f_ratio**2)
@@ -283,7 +274,7 @@ class FilterCurve:
         For another temperature that is (T - T_curve) times the filter's coefficient, which
         its maker states (0.01 to 0.03 nm/K are usual); for a tilt, what it does to the centre.
         """
-        return replace(self, wavelength=self.wavelength + finite(_nm(shift), "shift"))
+        return replace(self, wavelength=self.wavelength + shift)
 
     def response(self, line, *, velocity=0.0):
         """
@@ -304,7 +295,7 @@ class FilterCurve:
         float
         """
         line = line_named(line)
-        stretch = 1 + _km_s(velocity) / c.to_value(u.km / u.s)
+        stretch = 1 + velocity / c.to_value(u.km / u.s)
         at = np.array(line.wavelengths) * stretch
         return float(np.sum(np.array(line.shares) * at * self(at)))
 
@@ -316,7 +307,7 @@ class FilterCurve:
         if response <= least:
             raise InputError(
                 f"filter curve {self.name} ({self.centre:.1f} nm, {self.width:.1f} nm wide) does "
-                f"not contain {line.name} ({line.wavelengths[0]:.2f} nm at {_km_s(velocity):g} "
+                f"not contain {line.name} ({line.wavelengths[0]:.2f} nm at {velocity:g} "
                 "km/s): give the curve of the filter that was used"
             )
         return response
@@ -352,6 +343,7 @@ class FilterCurve:
         return np.array(out).reshape(density.shape[:-1])[()]
 
 
+@door
 def line_in_continuum(line_curve, continuum_curve, line, *, velocity=0.0):
     """
     Part of a line that subtracting the continuum takes away with it.
@@ -417,15 +409,6 @@ def read_table(path):
         except Exception as error:
             reasons.append(" ".join(str(error).split())[:120])
     raise InputError(f"{path}: cannot be read as a table ({reasons[0]}): use ECSV, FITS or VOTable")
-
-
-def _nm(value):
-    return value.to_value(u.nm) if isinstance(value, u.Quantity) else value
-
-
-def _km_s(value):
-    value = value.to_value(u.km / u.s) if isinstance(value, u.Quantity) else value
-    return finite(value, "velocity")
 
 
 def spread_of(values, errors):

@@ -7,7 +7,8 @@ import numpy as np
 from astropy import units as u
 from astropy.constants import c, h
 
-from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband._engine.door import door, of_class, quantity
+from astro_narrowband._engine.validate import as_unit, number, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
 from astro_narrowband.lines._map import pixel_area
@@ -74,6 +75,7 @@ class FluxScale:
         return math.hypot(self.random, self.floor)
 
 
+@door(wavelength=quantity(u.nm), density=quantity(FLUX / u.nm))
 def flux_from_spectra(curve, line, *, wavelength, density, velocity=0.0):
     """
     Flux of a line that gives as many counts as a star.
@@ -113,10 +115,10 @@ def flux_from_spectra(curve, line, *, wavelength, density, velocity=0.0):
     7.33e-14 erg / (s cm2)
     """
     response = curve.checked_response(line, velocity=velocity)
-    values = u.Quantity(density).to_value(FLUX / u.nm)
-    return curve.integral(u.Quantity(wavelength).to_value(u.nm), values) / response * FLUX
+    return curve.integral(wavelength, density) / response * FLUX
 
 
+@door
 def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     """
     As `flux_from_spectra`, of AB magnitudes on both sides of the filter.
@@ -155,6 +157,7 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     return integral / response * FLUX
 
 
+@door
 def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references"):
     """
     Flux of a line that gives as many counts as each star of a table.
@@ -204,6 +207,7 @@ def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references
     return flux, bands[first] - bands[second]
 
 
+@door(reference=quantity(FLUX))
 def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0, colour=None,
                floor=FLOOR, extinction=0.0, airmass=(1.0, 1.0)):  # fmt: skip
     """
@@ -241,9 +245,10 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
     InputError
         If fewer than one star is usable. A single star has no scatter: its error is its own.
     """
-    rate, rate_err = np.asarray(rate, float), np.asarray(rate_err, float)
-    known = u.Quantity(reference).to_value(FLUX)
-    floor = finite(floor, "floor")
+    known = reference
+    if colour is not None:
+        _same_length(rate, colour=np.atleast_1d(colour))
+    _same_length(rate, rate_err=rate_err, reference=known, reference_err=reference_err)
     with np.errstate(invalid="ignore", divide="ignore"):
         good = (rate > 3 * rate_err) & (rate_err > 0) & (known > 0) & np.isfinite(known)
         log, err = np.log(known / rate), np.hypot(rate_err / rate, reference_err)
@@ -263,18 +268,23 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
             (math.nan, 0.0, math.nan),
         )
     else:
-        colours = None if colour is None else np.asarray(colour, float)
-        mean, random, used, scatter, term = robust_mean(
-            values, np.where(good, err, np.nan), colours
-        )
-    air = 0.4 * math.log(10) * finite(extinction, "extinction") * (airmass[0] - airmass[1])
-    model = mean + (term[1] * (np.asarray(colour) - term[0]) if term[1] else 0.0)
+        mean, random, used, scatter, term = robust_mean(values, np.where(good, err, np.nan), colour)
+    air = 0.4 * math.log(10) * extinction * (airmass[0] - airmass[1])
+    model = mean + (term[1] * (colour - term[0]) if term[1] else 0.0)
     return FluxScale(
-        math.exp(mean + air), math.hypot(random, finite(rate_common, "rate_common")), floor,
+        math.exp(mean + air), math.hypot(random, rate_common), floor,
         int(used.sum()), float(scatter), term[1], term[2], used, values - model,
     )  # fmt: skip
 
 
+def _same_length(rate, **others):
+    """`InputError` for what is neither one number nor one for each rate, in a row."""
+    for name, values in others.items():
+        if rate.ndim != 1 or np.shape(values) not in ((), rate.shape):
+            raise InputError(f"{name}: {np.size(values)} for {rate.size} stars: give one for each")
+
+
+@door
 def scale_of_area(curve, line, *, area, error, velocity=0.0):
     """
     What one electron/s of a line is, by the collecting area: without reference stars.
@@ -302,14 +312,14 @@ def scale_of_area(curve, line, *, area, error, velocity=0.0):
     >>> print(f"{scale_of_area(curve, 'Halpha', area=300.0, error=0.1).value:.3e}")
     2.018e-14
     """
-    area = positive(area.to_value(u.cm**2) if isinstance(area, u.Quantity) else area, "area")
     response = curve.checked_response(line, velocity=velocity)
     value = (h * c).to_value(u.erg * u.nm) / (response * area)
     nothing = np.zeros(0)
-    return FluxScale(value, 0.0, positive(error, "error"), 0, math.nan, 0.0, math.nan,
+    return FluxScale(value, 0.0, error, 0, math.nan, 0.0, math.nan,
                      nothing.astype(bool), nothing)  # fmt: skip
 
 
+@door(scale=of_class("FluxScale"))
 def calibrate_flux(line_map, scale):
     """
     Return a line map in erg/(s cm2).
@@ -339,6 +349,7 @@ def calibrate_flux(line_map, scale):
     return result
 
 
+@door(unit=None)
 def surface_brightness(line_map, *, unit="erg / (s cm2 arcsec2)", line=None):
     """
     Return a line map per solid angle.
@@ -363,8 +374,8 @@ def surface_brightness(line_map, *, unit="erg / (s cm2 arcsec2)", line=None):
     area = pixel_area(line_map)
     per_angle = FLUX / u.arcsec**2
     if str(unit) not in ("R", "Rayleigh"):
-        factor = (FLUX / u.arcsec**2).to(u.Unit(unit)) / area
-        return line_map.scaled(factor, u.Unit(unit))
+        unit = as_unit(unit, "unit")
+        return line_map.scaled(number(1 * per_angle, "unit", unit) / area, unit)
     if line is None:
         raise InputError("Rayleigh counts photons: give the line")
     wavelength = line_named(line).wavelengths[0] * u.nm

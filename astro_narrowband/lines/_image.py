@@ -9,6 +9,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.wcs import WCS
 
+from astro_narrowband._engine.door import a_ccd, door
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import pixel_area, total_variance
@@ -23,6 +24,7 @@ TILE, APART = 32, 3
 HEADER_ERROR = 0.03
 
 
+@door
 def read_image(path, *, unit=None):
     """
     Read an image that was calibrated elsewhere.
@@ -126,6 +128,7 @@ def _measured_noise(data, bad):
     return sigma
 
 
+@door(line=a_ccd, continuum=a_ccd)
 def header_scale(line, continuum):
     """
     Return the scale of a continuum that two headers say, by PHOTFLAM, and its error (3 %).

@@ -7,6 +7,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband._engine.door import door, items, real
 from astro_narrowband._engine.frames import as_ccd, as_frame
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.registration import Alignment
@@ -28,6 +29,7 @@ SAME_GRID = 0.02
 TINY = 1e-10
 
 
+@door(factor=real(least=-math.inf, most=math.inf), common=items)
 class LineMap(CCDData):
     """
     A `~astropy.nddata.CCDData` of a line, with the errors that its pixels share.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
@@ -71,6 +71,7 @@ class RatioMap:
         return hdul
 
 
+@door
 def line_ratio(a, b, *, min_snr=3.0):
     """
     Divide one line map by another, where that means something.
@@ -119,7 +120,6 @@ def line_ratio(a, b, *, min_snr=3.0):
     ([1, 2, 3, 0], [0.5, nan, nan, nan])
     """
     a, b = opened(a, "the numerator"), opened(b, "the denominator")
-    min_snr = positive(min_snr, "min_snr")
     if min_snr < Z_LIMIT:
         raise InputError(
             f"min_snr = {min_snr:g}: below {Z_LIMIT:g} a ratio has no bounded interval"
@@ -215,6 +215,7 @@ class Extinction(NamedTuple):
     a_halpha_upper: np.ndarray
 
 
+@door
 def extinction(balmer, *, intrinsic=BALMER):
     """
     Extinction from Halpha/Hbeta.
@@ -247,7 +248,6 @@ def extinction(balmer, *, intrinsic=BALMER):
     >>> print(f"{dust.ebv[0, 0]:.3f}")
     0.339
     """
-    intrinsic = positive(intrinsic, "intrinsic")
     a_halpha = []
     for plane in (balmer.ratio, balmer.lower, balmer.upper):
         plane = np.where(balmer.kind == MEASURED, plane, np.nan)

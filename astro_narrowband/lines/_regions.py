@@ -7,6 +7,7 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
+from astro_narrowband._engine.door import a_region, door, each
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
     LineMap,
@@ -25,6 +26,7 @@ N_TILES, MIN_SIDE = 100, 8
 MIN_TILES = 6
 
 
+@door
 def read_regions(path):
     """
     Read a file of regions (DS9, CRTF or FITS) with the ``regions`` package.
@@ -57,6 +59,7 @@ def read_regions(path):
     return regions, sky
 
 
+@door(line_map=None, regions=each(a_region), sky=each(a_region))
 def region_fluxes(line_map, regions, *, sky=None):
     """
     Measure the flux of a line in regions.
@@ -95,6 +98,8 @@ def region_fluxes(line_map, regions, *, sky=None):
     it does to the zero: it does not average down.
     Masked pixels are not filled in: the flux is that of the good ones, ``covered`` says so.
     """
+    if not regions:
+        raise InputError("regions: none is given: give one or more")
     ccd = opened(line_map, "the line map")
     bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
     if ccd.mask is not None:

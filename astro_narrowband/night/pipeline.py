@@ -5,14 +5,24 @@ There is no arithmetic here. Every step is a public function of another module,
 and may be used without this one.
 """
 
+import math
 import os
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
-from astro_narrowband._engine.door import RULES, a_sequence, a_text, above_zero, door, each
+from astro_narrowband._engine.door import (
+    RULES,
+    a_sequence,
+    a_text,
+    check_fields,
+    door,
+    each,
+    of_class,
+    real,
+)
 from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.files import sha256
 from astro_narrowband._engine.frames import usable_cores
@@ -45,10 +55,10 @@ _HOW = (
 
 
 #: What settings must be; those whose name has a rule of its own for every function, too.
-_RULES = {
-    "gain": above_zero("electron / adu"),
-    "read_noise": above_zero("electron"),
-    "saturation": above_zero("adu"),
+_RULES = RULES | {
+    "gain": real("electron / adu", above=0, most=math.inf),
+    "read_noise": real("electron", above=0, most=math.inf),
+    "saturation": real("adu", above=0, most=math.inf),
     "filters": each(a_text),
     **dict.fromkeys(("stars", "set_keywords", "without"), a_sequence),
     **dict.fromkeys(("keep_calibrated", "resume", "strict"), RULES["reject"]),
@@ -132,16 +142,14 @@ class Settings:
     overwrite: bool = False
 
     def __post_init__(self):
-        for field in fields(self):
-            value, rule = getattr(self, field.name), _RULES.get(field.name, RULES.get(field.name))
-            if rule is not None and value is not field.default:
-                object.__setattr__(self, field.name, rule(value, field.name))
+        check_fields(self, **_RULES)
 
     def of_pixels(self):
         """Return the settings that change a result."""
         return {name: value for name, value in asdict(self).items() if name not in _HOW}
 
 
+@door(table=of_class("FrameTable"))
 def inspection(table, *, settings=None):
     """
     Return what `reduce_night` would do with the files of a table.
@@ -170,7 +178,8 @@ def inspection(table, *, settings=None):
     for group in plan.groups:
         if not (group.failed or group.alone):
             try:
-                detector = decide_for(group, settings)
+                detector, sentences = decide_for(group, settings)
+                plan.problems += [Problem("warning", group.label, text) for text in sentences]
                 limit = settings.max_extrapolation
                 group.costs = dark_costs(group, detector, max_extrapolation=limit)
             except NarrowbandError as error:

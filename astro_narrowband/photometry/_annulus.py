@@ -17,7 +17,7 @@ from astropy.table import QTable
 from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import stamps
-from astro_narrowband._engine.validate import clip_limit
+from astro_narrowband._engine.door import door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
 from astro_narrowband.photometry._measure import (
@@ -126,6 +126,7 @@ def flag_where(conditions):
     )
 
 
+@door
 def annulus_photometry(
     image,
     positions,
@@ -261,7 +262,6 @@ def annulus_photometry(
     >>> decode_flags(table["flags"])
     [[], ['EDGE', 'SKY_EDGE']]
     """
-    clip = clip_limit(clip)
     image = read_image(
         image, effective_gain=effective_gain, mask=mask, common=common, saturation=saturation,
         noise_correlation=noise_correlation,
@@ -319,6 +319,7 @@ def _meta(image, level, terms):
     return meta
 
 
+@door
 def plot_aperture(image, position, *, r=None, r_in=None, r_out=None, ax=None):
     """
     Draw the image around a position, with the aperture and the annulus over it.

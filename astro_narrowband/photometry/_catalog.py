@@ -7,7 +7,6 @@ show has a flux around zero with an error there, not a hole.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -18,9 +17,10 @@ from astropy.table import QTable
 
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
-from astro_narrowband._engine.validate import positive, same_shape
-from astro_narrowband.exceptions import InputError, InputTypeError
+from astro_narrowband._engine.validate import same_shape
+from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
 from astro_narrowband.photometry._growth import (
@@ -94,6 +94,7 @@ class Catalog:
         return {name: diagnose_background(curves) for name, curves in self.growth.items()}
 
 
+@door(detect_on=a_text, saturation=items, coverage=items)
 def make_catalog(
     images,
     *,
@@ -158,11 +159,6 @@ def make_catalog(
     that are wider, longer or less dense than single stars of their place are flagged
     BLENDED; the denser the field, the less it takes.
     """
-    if not isinstance(images, Mapping):
-        raise InputTypeError(
-            f"images: {type(images).__name__} is no dict: give {{filter: coadd}}, such as "
-            "{'Halpha': coadd}"
-        )
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
     ccds = {name: getattr(image, "ccd", image) for name, image in images.items()}
@@ -181,7 +177,7 @@ def make_catalog(
         searched, threshold=threshold, n_brightest=n_brightest, fwhm=fwhm, blends=True
     )
     x, y = stars["x_center"].value, stars["y_center"].value
-    typical = stars.meta["fwhm"] if fwhm is None else positive(fwhm, "fwhm")
+    typical = stars.meta["fwhm"] if fwhm is None else fwhm
     if not np.isfinite(typical):
         typical = 3.0
     with Threads(usable_cores()) as pool:

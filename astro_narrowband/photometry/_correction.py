@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from astro_narrowband._engine.door import door, real
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._curves import (
@@ -21,6 +22,7 @@ __all__ = ["ApertureCorrection", "Surface", "aperture_correction"]
 USUAL = 0.01, 0.02
 
 
+@door
 class ApertureCorrection(NamedTuple):
     """
     Flux within ``r_to`` over flux within ``r_from``.
@@ -118,6 +120,7 @@ def _surface(x, y, ratio, variance):
     return surface, scatter
 
 
+@door(clip=real(least=1))
 def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0, clip=4.0):
     """
     Return the factor from the flux in a small aperture to that in a large one.
@@ -186,7 +189,7 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
         with np.errstate(invalid="ignore"):
             bright = flux_a > min_snr * curves.flux_err[:, a]
         use = bright & ((curves.flags[:, a] | curves.flags[:, b]) == 0)
-    use = np.asarray(use, bool) & np.isfinite(flux_b) & (flux_a > 0)
+    use = chosen(use, len(curves)) & np.isfinite(flux_b) & (flux_a > 0)
     if not use.any():
         raise InputError(
             f"no star for the aperture correction from {r_from:g} to {r_to:g} pix: none is "
@@ -212,6 +215,13 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     return ApertureCorrection(
         mean, err, scatter, int(keep.sum()), float(r_from), float(r_to), surface=surface
     )
+
+
+def chosen(use, n):
+    """Which of ``n`` stars are used, as an array of bool, or `InputError`."""
+    if len(use) != n:
+        raise InputError(f"use: {len(use)} values for {n} stars: give one for each")
+    return np.asarray(use, bool)
 
 
 def _beyond(curves, use, min_snr):

@@ -8,7 +8,7 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
-from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.door import door, or_of, real
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["diagnose_background", "optimal_radius"]
@@ -19,6 +19,7 @@ MIN_RADII = 5
 PRIOR = (0.3, 0.1)
 
 
+@door
 def optimal_radius(curves, *, profile=None):
     """
     Return the radius that gives each star its best signal to noise.
@@ -76,6 +77,7 @@ def _peak(x, y, j):
 # --------------------------------------------------------------------------- background
 
 
+@door(wing=or_of(str, real(above=2)))
 def diagnose_background(curves, *, wing="moffat", r_min=None):
     """
     Say whether the sky under growth curves is right: a number, its error, and in words.
@@ -91,7 +93,7 @@ def diagnose_background(curves, *, wing="moffat", r_min=None):
         To radii of several times the FWHM.
     wing : {"moffat"} or float, optional
         A Moffat profile whose flux, width and exponent are fitted along with db;
-        or the wing falls as r to the minus this power, 6 for a Moffat profile
+        or the wing falls as r to the minus this power, above 2, 6 for a Moffat profile
         with beta = 3. The power law needs a larger ``r_min``; it has fewer unknowns.
     r_min : float, optional
         Radius from which increments count [pix]. Default is the radius that holds
@@ -121,12 +123,8 @@ def diagnose_background(curves, *, wing="moffat", r_min=None):
     A neighbour, a nebula or a galaxy under the star looks like sky to this test:
     it says that the curve is not that of a star on the level subtracted, not why.
     """
-    if wing != "moffat":
-        if isinstance(wing, str):
-            raise InputError(f"wing = {wing!r} is not known: use 'moffat' or a power")
-        wing = positive(wing, "wing")
-        if wing <= 2:
-            raise InputError(f"wing = {wing}: the power must be above 2, or the light has no end")
+    if isinstance(wing, str) and wing != "moffat":
+        raise InputError(f"wing = {wing!r} is not known: use 'moffat' or a power")
     half = _half_light(curves)
     matrix = curves.covariance(sky=False)
     rows = [

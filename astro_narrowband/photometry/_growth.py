@@ -14,11 +14,11 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
+from astro_narrowband._engine.door import count, door, flag, or_of
 from astro_narrowband._engine.plots import picture_html
-from astro_narrowband._engine.validate import clip_limit, finite, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
-from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction, chosen
 from astro_narrowband.photometry._curves import diagnose_background, optimal_radius
 from astro_narrowband.photometry._draw import draw_growth, draw_stack
 from astro_narrowband.photometry._measure import (
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 
+@door(sky=flag, star=or_of(type(None), count(0)))
 @dataclass(frozen=True, eq=False, repr=False)
 class GrowthCurves:
     """
@@ -172,10 +173,10 @@ class GrowthCurves:
 
     def index_of(self, radius, name="radius"):
         """Return the index of a radius that was measured, or raise `InputError`."""
-        j = int(np.argmin(np.abs(self.radii - finite(radius, name))))
+        j = int(np.argmin(np.abs(self.radii - radius)))
         if abs(self.radii[j] - radius) > 1e-6:
             raise InputError(
-                f"{name} = {radius} is not among the radii of the curves "
+                f"{name} = {radius:g} is not among the radii of the curves "
                 f"({self.radii[0]:g} to {self.radii[-1]:g}): measure it too"
             )
         return j
@@ -228,7 +229,6 @@ class GrowthCurves:
         """
         from scipy.interpolate import PchipInterpolator
 
-        radius = positive(radius, "radius")
         out = np.full(len(self), np.nan)
         good = np.isfinite(self.flux).all(axis=1) & (self.flux[:, -1] > 0)
         if good.any() and radius <= self.radii[-1]:
@@ -249,7 +249,6 @@ class GrowthCurves:
         """
         from scipy.interpolate import PchipInterpolator
 
-        fraction = positive(fraction, "fraction")
         out = np.full(len(self), np.nan)
         good = np.isfinite(self.flux).all(axis=1) & (self.flux[:, -1] > 0)
         r2, levels = self._levels(self.flux[good])
@@ -288,7 +287,7 @@ class GrowthCurves:
             use = (self.flags[:, : j + 1] == 0).all(axis=1) & (snr > min_snr)
             if not use.any():
                 use = np.isfinite(snr) & (snr > 0)
-        use = np.asarray(use, bool) & np.isfinite(self.flux).all(axis=1) & (self.flux[:, j] > 0)
+        use = chosen(use, len(self)) & np.isfinite(self.flux).all(axis=1) & (self.flux[:, j] > 0)
         if not use.any():
             raise InputError("no star to stack: none has a flux above zero at the radius")
         one = self[use].normalized(self.radii[j])
@@ -340,6 +339,7 @@ class GrowthCurves:
         return draw_growth(ax, self, star)
 
 
+@door
 def growth_curves(
     image,
     positions,
@@ -395,14 +395,11 @@ def growth_curves(
     >>> print(curves.radius_at(0.5).round(1), curves.fraction_at(2.355).round(1))
     [2.4] [0.5]
     """
-    if isinstance(radii, u.Quantity):
-        radii = radii.to_value(u.pix)
-    radii = np.atleast_1d(np.asarray(radii, float))
+    radii = np.atleast_1d(radii)
     if radii.ndim != 1 or not radii.size or not np.all(np.diff(radii) > 0) or not radii[0] > 0:
         raise InputError("radii must be greater than zero, and increase")
     if not np.isfinite(radii[-1]):
         raise InputError("radii must be finite")
-    clip = clip_limit(clip)
     image = read_image(
         image, effective_gain=effective_gain, mask=mask, saturation=saturation,
         noise_correlation=noise_correlation,

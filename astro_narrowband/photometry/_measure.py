@@ -18,7 +18,7 @@ from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_constants, sky_levels
 from astro_narrowband._engine.frames import as_ccd, as_frame
 from astro_narrowband._engine.headers import exposures_in
-from astro_narrowband._engine.validate import as_mask, choice, finite, positive
+from astro_narrowband._engine.validate import as_array, as_mask, as_pixels, choice, finite, positive
 from astro_narrowband.exceptions import InputError, warn
 
 __all__ = [
@@ -92,14 +92,11 @@ def read_image(
     """
     ccd = getattr(image, "ccd", image)
     if isinstance(ccd, np.ndarray | u.Quantity):
-        ccd = NDData(ccd)
+        ccd = NDData(as_pixels(ccd))
     elif not isinstance(ccd, NDData):
         ccd = as_ccd(as_frame(ccd))
     data = np.asarray(ccd.data)
-    if data.ndim != 2 or data.size == 0:
-        raise InputError(f"the image has shape {data.shape}: a 2-D image is needed")
-    if data.dtype.kind not in "fiu":
-        raise InputError(f"the image is of type {data.dtype}: real numbers are needed")
+    as_pixels(data)
     unit = None if ccd.unit == u.dimensionless_unscaled else ccd.unit
     noise, kind = _noise(ccd, data.shape)
     bad = as_mask(ccd.mask, data.shape)
@@ -164,8 +161,8 @@ def _noise(ccd, shape):
     return noise, kind
 
 
-def _plane(values, shape, name):
-    values = np.asarray(getattr(values, "data", values))
+def _plane(values, shape, name, unit=None):
+    values = as_array(values, name, unit)
     if values.shape != shape:
         raise InputError(f"{name} has shape {values.shape}, the image {shape}")
     return values
@@ -173,12 +170,7 @@ def _plane(values, shape, name):
 
 def number_in(value, unit, name):
     """A number in the unit of the image; one without a unit is taken to be in it."""
-    if isinstance(value, u.Quantity):
-        try:
-            value = value.to_value(unit if unit is not None else u.dimensionless_unscaled)
-        except u.UnitConversionError:
-            raise InputError(f"{name} = {value} cannot be converted to {unit}") from None
-    return finite(value, name)
+    return finite(value, name, unit=u.one if unit is None else unit)
 
 
 def _exposure_map(image):
@@ -190,17 +182,10 @@ def _exposure_map(image):
 def _gain(effective_gain, unit, header, shape):
     """Electrons per unit of the image: as given, or as unit and header say it."""
     if effective_gain is not None:
-        if isinstance(effective_gain, u.Quantity):
-            per = u.electron / (unit if unit is not None else u.dimensionless_unscaled)
-            try:
-                effective_gain = effective_gain.to_value(per)
-            except u.UnitConversionError:
-                raise InputError(
-                    f"effective_gain in {effective_gain.unit}: it must be in {per}"
-                ) from None
-        if np.ndim(effective_gain):
-            return _plane(effective_gain, shape, "effective_gain")
-        return positive(effective_gain, "effective_gain")
+        per = u.electron / (u.one if unit is None else unit)
+        if isinstance(effective_gain, int | float | u.Quantity) and np.ndim(effective_gain) == 0:
+            return positive(effective_gain, "effective_gain", unit=per)
+        return _plane(effective_gain, shape, "effective_gain", per)
     if unit == u.electron:
         # In a mean of frames each electron counted stands for several.
         return 1.0 if header.get("NCOMBINE", 1) == 1 else None

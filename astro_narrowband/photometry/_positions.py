@@ -5,7 +5,7 @@ from astropy import units as u
 from astropy.coordinates import SkyCoord
 from astropy.table import Table
 
-from astro_narrowband._engine.validate import finite, positive
+from astro_narrowband._engine.validate import as_array
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["check_annulus", "read_apertures", "read_positions"]
@@ -50,9 +50,9 @@ def read_apertures(positions, wcs, *, grown=False, allow_overlap=False, **radii)
                 if name == "r" and grown:
                     continue
                 asked = radii.get(name)
-                radii[name] = radius if asked is None else positive(asked, name, unit=u.pix)
+                radii[name] = radius if asked is None else asked
                 if abs(radii[name] - radius) > 1e-9:
-                    raise InputError(f"{name} = {asked}, but that of the aperture is {radius:g}")
+                    raise InputError(f"{name} = {asked:g}, but that of the aperture is {radius:g}")
         if any(not np.array_equal(at, centres[0], equal_nan=True) for at in centres):
             raise InputError("aperture and annulus have different positions: the same are needed")
         positions = centres[0]
@@ -101,9 +101,7 @@ def read_positions(positions, wcs):
             raise InputError("positions on the sky need a WCS, and the image has none")
         x, y = wcs.world_to_pixel(positions)
         return np.atleast_1d(x).astype(float), np.atleast_1d(y).astype(float)
-    if isinstance(positions, u.Quantity):
-        positions = positions.to_value(u.pix)
-    xy = np.asarray([] if positions is None else positions, float)
+    xy = as_array([] if positions is None else positions, "positions", u.pix)
     if xy.size == 0:
         return np.zeros(0), np.zeros(0)
     if xy.ndim == 1 and xy.size == 2:
@@ -141,14 +139,12 @@ def _degrees(column):
 
 def check_annulus(r, r_in, r_out, *, allow_overlap=False):
     """Return the radii as floats, or raise `InputError`."""
-    r = positive(r, "r", unit=u.pix)
     if r_in is None and r_out is None:
         return r, None, None
     if r_in is None or r_out is None:
         raise InputError("r_in and r_out are given together")
-    r_in, r_out = finite(r_in, "r_in", unit=u.pix), positive(r_out, "r_out", unit=u.pix)
-    if r_in < 0 or r_out <= r_in:
-        raise InputError(f"r_in = {r_in}, r_out = {r_out}: 0 <= r_in < r_out is needed")
+    if r_out <= r_in:
+        raise InputError(f"r_in = {r_in}, r_out = {r_out}: r_in < r_out is needed")
     if r > r_in and not allow_overlap:
         raise InputError(
             f"r = {r} reaches into the annulus (r_in = {r_in}): "

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from astropy import units as u
 from astropy.table import QTable, Table
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.door import a_sequence, a_table, array, count, door, each
 from astro_narrowband._engine.frames import Threads
-from astro_narrowband._engine.validate import choice, positive
+from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import _methods
 from astro_narrowband.registration import match as _match
@@ -40,6 +42,7 @@ MAX_CHANCE_BORROWED = -4.0
 MAX_DRIFT = 0.7
 
 
+@door(positions=array(u.pix))
 def align(
     source,
     target,
@@ -141,7 +144,6 @@ def align(
     (12, True)
     """
     choice(method, METHODS, "method")
-    tolerance, max_rms = positive(tolerance, "tolerance"), positive(max_rms, "max_rms")
     keywords = {"threshold": threshold, "mask": mask}
     if method in ("centroid", "wcs"):
         for image in (source, target):
@@ -165,6 +167,7 @@ def align(
     )  # fmt: skip
 
 
+@door(tables=each(a_table))
 def choose_reference(tables):
     """
     Return the index of the frame that the others are best aligned with.
@@ -226,6 +229,10 @@ class GroupAlignment:
         return [k for k, a in enumerate(self.alignments) if isinstance(a, Alignment)]
 
 
+@door(
+    images=a_sequence, reference=count(0), times=array(), labels=a_sequence,
+    tables=each(a_table),
+)  # fmt: skip
 def align_group(
     images,
     *,
@@ -294,7 +301,7 @@ def align_group(
     if n == 0:
         raise InputError("no frames to align were given: at least one is needed")
     choice(method, METHODS, "method")
-    times = list(range(n)) if times is None else [float(t) for t in times]
+    times = list(range(n)) if times is None else times.tolist()
     labels = [""] * n if labels is None else list(labels)
     for name, given in (("times", times), ("labels", labels), ("tables", tables)):
         if given is not None and len(given) != n:

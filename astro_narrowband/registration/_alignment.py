@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from astro_narrowband._engine.door import a_text, array, check_fields, count, door, flag, real
 from astro_narrowband._engine.plots import new_axes, picture_html
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
@@ -16,6 +17,7 @@ from astro_narrowband.exceptions import InputError
 __all__ = ["Alignment"]
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class Alignment:
     """
@@ -53,13 +55,18 @@ class Alignment:
     log_chance: float = -math.inf
 
     def __post_init__(self):
-        matrix = np.array(self.matrix, float)
+        check_fields(
+            self, matrix=array(), covariance=array(), rms=real(), n_matched=count(0),
+            method=a_text, flip=flag, fraction=real(), log_chance=real(least=-math.inf),
+        )  # fmt: skip
+        matrix, covariance = self.matrix.copy(), self.covariance.copy()
         good = matrix.shape == (3, 3) and np.isfinite(matrix).all()
         if not good or not np.allclose(matrix[2], (0, 0, 1)):
             raise InputError(f"matrix = {self.matrix!r}: a finite affine 3 x 3 matrix is needed")
         if abs(np.linalg.det(matrix[:2, :2])) < 1e-6:
             raise InputError(f"matrix = {self.matrix!r}: it cannot be inverted")
-        covariance = np.array(self.covariance, float)
+        if covariance.shape != (4, 4):
+            raise InputError(f"covariance of shape {covariance.shape}: (4, 4) is needed")
         matrix.flags.writeable = covariance.flags.writeable = False
         object.__setattr__(self, "matrix", matrix)
         object.__setattr__(self, "covariance", covariance)

@@ -67,7 +67,7 @@ def align_centroid(source, target, positions, *, centroid_func, box_size, search
         raise AlignmentError(
             f"the frames' shapes differ: {label}: {source.shape} and {target.shape}"
         )
-    positions = np.atleast_2d(np.asarray(positions, float))
+    positions = np.atleast_2d(positions)
     if positions.ndim != 2 or positions.shape[1] != 2 or not np.isfinite(positions).all():
         raise InputError(f"positions = {positions.tolist()}: give a list of (x, y) in pixels")
     if box_size < 5 or box_size % 2 == 0:

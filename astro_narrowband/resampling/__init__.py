@@ -11,6 +11,7 @@ import math
 import numpy as np
 from astropy.nddata import CCDData, StdDevUncertainty
 
+from astro_narrowband._engine.door import array, door, real
 from astro_narrowband._engine.validate import choice
 from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.resampling._frame import KERNELS, ResampledFrame
@@ -18,6 +19,7 @@ from astro_narrowband.resampling._frame import KERNELS, ResampledFrame
 __all__ = ["ResampledFrame", "noise_factor", "resample"]
 
 
+@door(noise_correlation=real(above=0, most=1), area=array())
 def noise_factor(noise_correlation, area, *, kernel="lanczos3"):
     """
     What multiplies sqrt(sum of variance) to give the noise of an aperture.
@@ -65,6 +67,7 @@ def noise_factor(noise_correlation, area, *, kernel="lanczos3"):
     return 1.0 - (1.0 - math.sqrt(noise_correlation)) / np.maximum(area, 1.0) ** power
 
 
+@door
 def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     """
     Interpolate an image once, onto the grid that an alignment leads to.

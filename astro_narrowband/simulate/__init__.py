@@ -15,7 +15,8 @@ from astropy.io import fits
 from astropy.table import QTable
 from astropy.wcs import WCS
 
-from astro_narrowband.exceptions import InputError
+from astro_narrowband._engine.door import door
+from astro_narrowband.exceptions import InputError, ProductError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.simulate._camera import (
     bias_plane,
@@ -24,12 +25,9 @@ from astro_narrowband.simulate._camera import (
     expose,
     flat_plane,
 )
-from astro_narrowband.simulate._frames import SimulatedFrames, simulate_frames
+from astro_narrowband.simulate._frames import SHAPE, SimulatedFrames, simulate_frames
 from astro_narrowband.simulate._model import (
     NightModel,
-    checked_count,
-    checked_shape,
-    checked_times,
     stream,
 )
 from astro_narrowband.simulate._sky import (
@@ -75,6 +73,7 @@ class _Exposure:
     filter: str = ""
 
 
+@door(shape=SHAPE)
 def simulate_night(
     folder,
     *,
@@ -168,14 +167,12 @@ def simulate_night(
     folder = Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty: give an empty folder for a simulated night")
-    shape, seed = checked_shape(shape), checked_count(seed, "seed")
     names = _checked_filters(filters)
-    if not (math.isfinite(dither) and dither >= 0):
-        raise InputError(f"dither = {dither!r} must be 0 pixel or more")
-    if not math.isfinite(rotation):
-        raise InputError(f"rotation = {rotation!r} must be a finite angle in degree")
     taken = _schedule(names, n_bias, dark_exposures, n_darks, n_flats, light_exposures, model)
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ProductError(f"{folder}: {error.strerror}: give a folder that can be made") from None
     stars = _make_stars(stream(seed, "stars"), shape, names.values(), model, reach=dither)
     frames = _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_flip)
     turn = math.radians(abs(rotation)) * math.hypot(*shape) / 2
@@ -261,7 +258,7 @@ def _write_frames(folder, seed, taken, frames, scene, object_name, keywords):
 def _checked_filters(filters):
     """Map the filters as spelled to their canonical names."""
     names = {name: canonical_filter(name) for name in filters}
-    if isinstance(filters, str) or not names:
+    if not names:
         raise InputError(f"filters = {filters!r} must be a sequence of one name or more")
     if len(set(names.values())) < len(tuple(filters)):
         raise InputError(f"filters = {filters!r} name a filter twice")
@@ -270,21 +267,17 @@ def _checked_filters(filters):
 
 def _schedule(names, n_bias, dark_exposures, n_darks, n_flats, light_exposures, model):
     """Return the frames of the night in the order in which they are taken."""
-    for name, count in (("n_bias", n_bias), ("n_darks", n_darks), ("n_flats", n_flats)):
-        checked_count(count, name)
-    checked_times(dark_exposures, "dark_exposures")
-    checked_times(light_exposures, "light_exposures")
     taken = [_Exposure(f"bias/bias_{i:04d}.fits", "bias", 0.0) for i in range(1, n_bias + 1)]
     for time in dark_exposures:
         taken += [
-            _Exposure(f"dark/dark_{time:g}s_{i:04d}.fits", "dark", float(time))
+            _Exposure(f"dark/dark_{time:g}s_{i:04d}.fits", "dark", time)
             for i in range(1, n_darks + 1)
         ]
     for i, time in enumerate(light_exposures, start=1):  # filter after filter, then again
         taken += [
             _Exposure(
                 f"light/{canonical}/light_{canonical}_{time:g}s_{i:04d}.fits",
-                "light", float(time), name,
+                "light", time, name,
             )
             for name, canonical in names.items()
         ]  # fmt: skip

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
+from astropy import units as u
 
+from astro_narrowband._engine.door import array, count, door, of_two
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.simulate._camera import (
     bias_plane,
@@ -15,9 +17,6 @@ from astro_narrowband.simulate._camera import (
 )
 from astro_narrowband.simulate._model import (
     NightModel,
-    checked_count,
-    checked_shape,
-    checked_times,
     stream,
 )
 from astro_narrowband.simulate._sky import add_stars
@@ -77,6 +76,10 @@ class SimulatedFrames:
     model: NightModel
 
 
+#: Of a night; the smallest has room for a star.
+SHAPE = of_two(count(16, 100_000))
+
+
 def _array(value, shape, name):
     """Return numbers as an array of ``shape``, or raise `InputError`; one stands for all."""
     array = np.asarray(value, float)
@@ -87,6 +90,10 @@ def _array(value, shape, name):
     return np.broadcast_to(array, shape)
 
 
+@door(
+    shape=SHAPE, sky=array(u.electron), stars=array(), shifts=array(u.pix), transparency=array(),
+    fwhm=array(u.pix),
+)  # fmt: skip
 def simulate_frames(
     n_nights,
     *,
@@ -161,12 +168,7 @@ def simulate_frames(
     True
     """
     model = NightModel(cosmic_rate=0.0) if model is None else model
-    shape = checked_shape(shape)
-    exposures = np.array(checked_times(light_exposures, "light_exposures"))
-    dark_exposures = checked_times(dark_exposures, "dark_exposures")
-    counts = {"n_nights": n_nights, "n_bias": n_bias, "n_darks": n_darks, "n_flats": n_flats}
-    for name, count in counts.items():
-        checked_count(count, name)
+    exposures = np.array(light_exposures)
     n = exposures.size
     seeing = model.fwhm if fwhm is None else fwhm
     sky, transparency, fwhm = (

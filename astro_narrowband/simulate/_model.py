@@ -8,7 +8,7 @@ import numpy as np
 
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["NightModel", "checked_count", "checked_shape", "checked_times", "stream"]
+__all__ = ["NightModel", "stream"]
 
 _ABOVE_ZERO = {
     "gain",
@@ -154,24 +154,3 @@ def stream(seed, *names):
     """Random numbers that depend on the seed and on what they are for, not on the order."""
     key = [zlib.crc32(name.encode()) for name in names]
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
-
-
-def checked_shape(shape):
-    if len(shape) != 2 or not all(isinstance(n, int | np.integer) and n >= 16 for n in shape):
-        raise InputError(f"shape = {shape!r} must be two integers, rows and columns, of 16 or more")
-    return tuple(int(n) for n in shape)
-
-
-def checked_count(count, name):
-    """Return ``count``, or raise `InputError` if it is no number of frames."""
-    if not isinstance(count, int | np.integer) or count < 0:
-        raise InputError(f"{name} = {count!r} must be an integer of 0 or more")
-    return int(count)
-
-
-def checked_times(times, name):
-    """Return ``times`` [s] as floats, or raise `InputError` if one is not above zero."""
-    for time in times:
-        if not (math.isfinite(time) and time > 0):
-            raise InputError(f"{name} = {times!r}: an exposure time must be greater than 0 s")
-    return [float(time) for time in times]

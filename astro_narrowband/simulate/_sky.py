@@ -3,6 +3,9 @@
 import math
 
 import numpy as np
+from astropy import units
+
+from astro_narrowband._engine.door import array, door, real
 
 __all__ = [
     "Nebula",
@@ -27,6 +30,7 @@ def moffat_width(fwhm, beta):
     return fwhm / (2 * math.sqrt(2 ** (1 / beta) - 1))
 
 
+@door(radius=array(units.pix), beta=real(above=1, most=100))
 def moffat_fraction(radius, *, fwhm, beta):
     """
     Fraction of a star's flux that a circular aperture holds.

@@ -9,6 +9,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.table import QTable
 
+from astro_narrowband._engine.door import a_path, array, door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.simulate._model import NightModel
@@ -30,6 +31,7 @@ def write_plane(path, data, unit):
     fits.PrimaryHDU(data, header).writeto(path)
 
 
+@door(name=a_path, radius=array(u.pix))
 @dataclass(frozen=True)
 class NightTruth:
     """
@@ -209,6 +211,7 @@ def write_truth(folder, *, model, shape, filters, stars, frames, cosmic_rays, sp
     hdul.writeto(folder / "cosmic_rays.fits")
 
 
+@door
 def read_truth(folder):
     """
     Read the truth of a simulated night.

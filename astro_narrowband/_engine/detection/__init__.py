@@ -15,13 +15,14 @@ from astropy.table import QTable
 from astro_narrowband._engine.detection import stamps
 from astro_narrowband._engine.detection._sky import SkyFree, measure_sky
 from astro_narrowband._engine.detection.search import binned_candidates, candidates
+from astro_narrowband._engine.door import door, real
 from astro_narrowband._engine.frames import HeldFrame, as_frame
-from astro_narrowband._engine.validate import as_mask, positive
-from astro_narrowband.exceptions import InputError
+from astro_narrowband._engine.validate import as_mask
 
 __all__ = ["detect_stars"]
 
 
+@door(saturation=real(), gain=real(above=0))
 def detect_stars(
     image,
     *,
@@ -111,11 +112,6 @@ def detect_stars(
     (1, True)
     """
     frame = as_frame(image)
-    threshold = positive(threshold, "threshold")
-    if fwhm is not None:
-        fwhm = positive(fwhm, "fwhm")
-    if n_brightest < 1:
-        raise InputError(f"n_brightest = {n_brightest}: at least 1 is needed")
     held = frame if isinstance(frame, HeldFrame) else HeldFrame(frame)
     bad = held.mask
     if mask is not None:
@@ -130,7 +126,7 @@ def detect_stars(
     image = SkyFree(held.data, bad, sky)
     found = candidates(image, rms, threshold)
     if saturation is not None:
-        saturation = positive(saturation, "saturation") - level
+        saturation -= level
     limits = {"n_brightest": n_brightest, "saturation": saturation, "gain": gain, "blends": blends}
     rejected = {}
     stars, width = stamps.measure(image, held.variance, found, rejected, fwhm=fwhm, **limits)

@@ -8,6 +8,7 @@ from astro_narrowband._engine.headers.spellings import (
     clean_text,
     one_value,
     parse_number,
+    raw_values,
 )
 from astro_narrowband.exceptions import InputError
 
@@ -95,4 +96,6 @@ def read_pixel_scale(header):
 def read_combined(header):
     """Return how many frames were joined into this one, by NCOMBINE and its kin; 0 if unsaid."""
     counts = [n for keyword in COUNTS if not math.isnan(n := _number(header, keyword))]
+    history = "\n".join(str(value) for value, _ in raw_values(header, "HISTORY"))
+    counts += map(int, re.findall(r"Integration\.numberOfImages: (\d{1,6})", history))
     return int(max(counts, default=0))

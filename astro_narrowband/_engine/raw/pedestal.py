@@ -1,12 +1,63 @@
-"""A number that a program added to all pixels so that none is below zero (PEDESTAL)."""
+"""What programs did to all pixels alike: a number added (PEDESTAL), counts brought to 0 to 1."""
 
 import numpy as np
+from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Frame
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["PedestalFrame", "without_pedestal"]
+__all__ = ["PedestalFrame", "ScaledFrame", "full_scale", "without_pedestal"]
+
+#: Full scale of 16 bits: that of images whose pixels go from 0 to 1.
+FULL = 65535.0
+#: Rows of a frame that are asked for its scale; a flat above this level is one that is normalised.
+ROWS, NORMALISED = 16, 0.65
+
+
+def full_scale(frame, *, flat=False):
+    """
+    Return the counts [adu] that 1 stands for in the file of a frame: 65535, or 1 as a rule.
+
+    PixInsight and Siril write what they have read as floating-point numbers from 0 to 1. A
+    ``flat`` may be normalised instead.
+    """
+    if frame.image.stored.kind != "f" or frame.unit not in (None, u.adu):
+        return 1.0
+    ny = frame.shape[0]
+    rows = [
+        frame.read(slice(y, y + 1), variance=False).data
+        for y in np.unique(np.linspace(0, ny - 1, ROWS).astype(int)).tolist()
+    ]
+    values = np.concatenate(rows)
+    values = values[np.isfinite(values)]
+    if not values.size or not -0.5 < values.min() <= values.max() <= 1 or not values.any():
+        return 1.0
+    return 1.0 if flat and np.median(values) > NORMALISED else FULL
+
+
+class ScaledFrame(Frame):
+    """
+    A frame times a number, as its header (ADUSCALE) says.
+
+    Parameters
+    ----------
+    frame : `~astro_narrowband.Frame`
+    scale : float
+        From `full_scale`.
+    """
+
+    def __init__(self, frame, scale):
+        self.frame, self.scale = frame, np.float32(scale)
+        self.name, self.shape, self.unit = frame.name, tuple(frame.shape), frame.unit
+        self.header = frame.header.copy()
+        self.header["ADUSCALE"] = (scale, "[adu] what 1 stood for in the file")
+
+    def read(self, rows, *, variance=True):
+        """Return a `~astro_narrowband.Band` of rows [adu]."""
+        band = self.frame.read(rows, variance=variance)
+        squared = None if band.variance is None else band.variance * self.scale**2
+        return band._replace(data=band.data * self.scale, variance=squared)
 
 
 def without_pedestal(frame):

@@ -23,9 +23,10 @@ from astro_narrowband.night.products import software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._align import register
+from astro_narrowband.night.run._camera import decide_for
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
 from astro_narrowband.night.run._light import Light
-from astro_narrowband.night.run._masters import Masters, decide_for
+from astro_narrowband.night.run._masters import Masters
 from astro_narrowband.night.run._panels import Panels
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame

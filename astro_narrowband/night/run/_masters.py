@@ -10,32 +10,23 @@ from astropy.nddata import CCDData
 from astro_narrowband._engine.bayer import MosaicFrame
 from astro_narrowband._engine.files import safe_name, set_card
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
-from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
+from astro_narrowband._engine.headers import read_gain
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
-from astro_narrowband.detector import Detector, confront_detector, decide_detector
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.masters import check_flats, master_bias, master_flat
+from astro_narrowband.night.run._camera import decide_for, note_camera
+from astro_narrowband.night.run._price import flat_price
 from astro_narrowband.night.run._ready import (
     dark_of_colour,
-    offset_of_darks,
-    pixel_noise,
+    flat_dark,
     reach,
     ready_bias,
     ready_dark,
     ready_flat,
 )
 
-__all__ = ["Masters", "decide_for"]
-
-#: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
-MOST_OF_FLAT = 0.01
-
-#: Lights that tell where pixels are full.
-FULL_FROM = 3
-
-#: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.
-GAIN_CHECK = 1 << 17
+__all__ = ["Masters"]
 
 
 class Master(NamedTuple):
@@ -44,23 +35,6 @@ class Master(NamedTuple):
     value: object
     name: str
     key: object
-
-
-def decide_for(group, settings):
-    """Return the `~astro_narrowband.detector.Detector` of a group's camera."""
-    rows = [row for row in (*group.bias, *(group.flats or group.lamps)) if not row.master]
-    frame = group.first.open(group.colour)
-    # What a user gives is of a pixel of the camera; a mosaic may add some of them.
-    n = frame.n_added
-    return decide_detector(
-        frame.header,
-        gain=_quantity(settings.gain, u.electron / u.adu),
-        read_noise=_quantity(settings.read_noise, n**0.5 * u.electron),
-        saturation=_quantity(settings.saturation, n * u.adu),
-        flats=[row.open(group.colour) for row in rows if row.kind == "flat"],
-        biases=[row.open(group.colour) for row in rows if row.kind == "bias"],
-        lights=[row.open(group.colour) for row in _longest(group.lights)],
-    )
 
 
 class Masters:
@@ -127,9 +101,9 @@ class Masters:
             *(row.path for row in rows or group.lights or group.darks),
         )
         if identity not in self.made:
-            header = group.first.open(group.colour).header
-            detector = decide_for(group, self.settings)
-            self.made[identity] = self.check_detector(detector, group, header)
+            self.made[identity], sentences = decide_for(group, self.settings)
+            for sentence in sentences:
+                self.night.messages.say(f"{group.label}: {sentence}")
         detector = self.made[identity]
         n = group.first.open(group.colour).n_added
         if n > 1 and "measured" in detector.sources["saturation"]:
@@ -137,35 +111,6 @@ class Masters:
             for row in (*group.lights, *group.flats, *group.darks):
                 row.saturation = detector.saturation / n
         self.record["detector"][group.label] = asdict(detector)
-        return detector
-
-    def check_detector(self, detector, group, header):
-        """Return what is to be believed; say where flats and biases show something else."""
-        if "measured" in detector.sources["saturation"]:
-            self.night.messages.say(
-                f"{group.label}: pixels are full at {detector.saturation:.0f} adu (SATURATE is not "
-                "given; full pixels pile up there): it is taken for the saturation: give "
-                "--saturation if it is another"
-            )
-        for read, what in ((read_egain, "gain"), (read_noise, "read_noise")):
-            if "measured" in detector.sources[what]:
-                try:
-                    read(header)
-                except InputError as error:
-                    self.night.messages.say(f"{group.label}: {error}: it was measured instead")
-        pairs = [[row for row in rows if not row.master][:2] for rows in (group.flats, group.bias)]
-        if "measured" in detector.sources["gain"] or min(map(len, pairs)) < 2:
-            return detector
-        try:
-            flats, biases = ([row.open(group.colour) for row in rows] for rows in pairs)
-            found = Detector.measure(
-                flats, biases, saturation=detector.saturation, sample=GAIN_CHECK
-            )
-        except InputError:
-            return detector  # frames that cannot tell
-        detector, sentences = confront_detector(detector, found)
-        for sentence in sentences:
-            self.night.messages.say(f"{group.label}: {sentence}")
         return detector
 
     def bias(self, group, detector):
@@ -176,7 +121,7 @@ class Masters:
                 return ready_bias(frames[0], detector)
             return master_bias(frames, detector=detector, workers=self.workers)
 
-        master = self.master("bias", group.bias, make, FitsFrame, group)
+        master = self.master("bias", group.bias, make, FitsFrame, group, detector)
         header = master.value.header
         self.note_master(
             "bias",
@@ -199,7 +144,9 @@ class Masters:
                 return dark_of_colour(model, frames[0].pixels) if mosaic else model
             if rows[0].master:
                 times = [row.exposure for row in rows]
-                return ready_dark(frames, times, bias and as_ccd(bias.value), detector)
+                light = group.lights[0].open(group.colour) if group.lights else None
+                offset = bias and as_ccd(bias.value)
+                return ready_dark(frames, times, offset, detector, light=light)
             times = {round(row.exposure, 2) for row in rows}
             return DarkModel.fit(
                 frames,
@@ -209,9 +156,7 @@ class Masters:
                 workers=self.workers,
             )
 
-        master = self.master(
-            "dark", rows, make, DarkModel.read, group, needs=[bias], depends=asdict(detector)
-        )
+        master = self.master("dark", rows, make, DarkModel.read, group, detector, needs=[bias])
         model = master.value
         for note in model.notes:
             if "disagree" in note or note.startswith("glow"):
@@ -235,7 +180,7 @@ class Masters:
             raise InputError(
                 "its flats have neither bias nor dark to lose: give one, or --without flat as well"
             )
-        model = self.flat_dark(group, detector, dark.value)
+        model = flat_dark(group, dark.value, detector)
         limits = {
             "dark": model,
             "detector": detector,
@@ -245,7 +190,7 @@ class Masters:
         raw = [row for row in flats if not row.master]
         frames = [row.open(group.colour) for row in raw]
         for row, check in zip(raw, check_flats(frames, **limits) if raw else (), strict=True):
-            reason = check.reason or self.flat_price(model, check)
+            reason = check.reason or flat_price(model, check.exposure, check.level)
             if reason:
                 self.night.leave_out(row, reason, group)
                 left_out.append(row.name)
@@ -272,8 +217,8 @@ class Masters:
             make,
             _read_flat,
             group,
+            detector,
             needs=[dark],
-            depends=asdict(detector),
         )
         self.note_master(
             "flat",
@@ -286,34 +231,7 @@ class Masters:
         )
         return master
 
-    def flat_dark(self, group, detector, model):
-        """Return the model that flats lose; a lone master dark gives what it may have of offset."""
-        same = (
-            all(
-                abs(row.exposure - model.exposures[0]) <= 0.02 * model.exposures[0]
-                for row in group.flats
-            )
-            if model.exposures
-            else True
-        )
-        if model.model != "matched" or same or not group.darks[0].master:
-            return model
-        image = as_ccd(group.darks[0].open(group.colour))
-        noise = pixel_noise(image.data) * max(group.darks[0].n_combined, 1) ** 0.5
-        return offset_of_darks(model, noise, detector.gain)
-
-    def flat_price(self, model, check):
-        """Say why the dark of a flat costs too much, ``""`` if it does not."""
-        middle = slice(model.shape[0] // 2, model.shape[0] // 2 + 1)
-        error = float(np.median(model.variance(check.exposure, middle))) ** 0.5
-        if error <= MOST_OF_FLAT * check.level:
-            return ""
-        return (
-            f"the dark of {check.exposure:g} s is known to {error:.1f} adu only, "
-            f"{100 * error / check.level:.1f} % of its level: give darks of that time, or biases"
-        )
-
-    def master(self, title, rows, make, read, group, *, needs=(), depends=None):
+    def master(self, title, rows, make, read, group, detector, *, needs=()):
         """Return a `Master`: one that was made for another group, read again, or made now."""
         if group.colour:
             title = f"{title}-{group.colour.replace('+', '-')}"
@@ -322,11 +240,12 @@ class Masters:
             name = f"masters/{self.night.name(title, identity)}.fits"
             needed = [(master.name, master.key) for master in needs if master is not None]
             key = self.products.key(
-                [row.path for row in rows] + needed, product=title, depends=depends
+                [row.path for row in rows] + needed, product=title, depends=asdict(detector)
             )
             if not self.products.have(name, key):
                 made = make([row.open(group.colour) for row in rows])
                 image = made.to_hdul() if hasattr(made, "to_hdul") else made
+                note_camera(getattr(image, "header", None) or image[0].header, detector)
                 self.products.write_fits(name, image, key)
             # Masters stay on disk and are read by bands: memory does not grow with the filters.
             self.made[identity] = Master(read(self.products.path(name)), name, key)
@@ -352,15 +271,6 @@ class Masters:
         self.made = {
             key: made for key, made in self.made.items() if getattr(made, "name", None) not in gone
         }
-
-
-def _longest(rows):
-    """Return the lights that tell most of full pixels."""
-    return sorted(rows, key=lambda row: -(row.exposure or 0))[:FULL_FROM]
-
-
-def _quantity(value, unit):
-    return None if value is None else value * unit
 
 
 def _ones(master):

@@ -1,12 +1,20 @@
 """What darks cost frames of other exposure times: told by a strip of rows, before a run."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from astro_narrowband._engine.bayer import MosaicFrame
 from astro_narrowband._engine.frames import Frame
+from astro_narrowband._engine.raw import prepared
 from astro_narrowband.darks import DarkModel, same_exposure
 from astro_narrowband.exceptions import CalibrationError
+from astro_narrowband.night.run._ready import dark_of_colour, flat_dark, ready_bias, ready_dark
 
-__all__ = ["dark_costs"]
+__all__ = ["dark_costs", "flat_price"]
+
+#: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
+MOST_OF_FLAT = 0.01
 
 #: Rows in the middle of the frames that tell.
 STRIP = 64
@@ -47,35 +55,38 @@ def dark_costs(group, detector, *, max_extrapolation=None):
     Returns
     -------
     list of str
-        What the dark of the longest of them costs, in parts of the frame's own noise. Nothing
-        where darks or bias are masters, whose price is told when they are used.
+        What the dark of the longest of them costs, in parts of the frame's own noise.
 
     Raises
     ------
     CalibrationError
         If it costs each of the lights too much.
     """
-    if not group.darks or any(row.master for row in (*group.darks, *group.bias)):
+    if not group.darks:
         return []
-    times = sorted({round(row.exposure, 6) for row in group.darks})
+    times = sorted({round(t, 6) for row in group.darks for t in row.model or (row.exposure,)})
     kinds = {
-        kind: [row for row in rows if not any(same_exposure(row.exposure, t) for t in times)]
+        kind: [
+            row
+            for row in rows
+            if not (row.master or any(same_exposure(row.exposure, t) for t in times))
+        ]
         for kind, rows in (("lights", group.lights), ("flats", group.flats))
     }
-    kinds = {k: [row for row in rows if not row.master] for k, rows in kinds.items()}
-    if not any(kinds.values()):
+    if not (any(kinds.values()) or group.darks[0].master):
         return []
-
-    def strips(rows):
-        return [_Strip(row.open(group.colour)) for row in rows]
-
-    model = DarkModel.fit(strips(group.darks), bias=strips(group.bias) or None, detector=detector)
+    model = _model(group, detector)
     source = f"{' + '.join(f'{t:g}' for t in times)} s" + (" and biases" if group.bias else "")
     lines = []
     for kind, rows in kinds.items():
+        used = flat_dark(group, model, detector) if kind == "flats" else model
         refused = 0
         for row in sorted(rows, key=lambda row: row.exposure):
-            price = model.price(row.exposure, noise=_noise(strips([row])[0], model, detector))
+            strip = _strips([row], group)[0]
+            data = strip.read(slice(0, strip.shape[0]), variance=False).data
+            level = float(np.nanmedian(data - used.planes["offset"]))
+            noise = (detector.floor + max(level, 0.0) * detector.gain) ** 0.5 / detector.gain
+            price = used.price(row.exposure, noise=noise)
             text = (
                 f"dark of {row.exposure:g} s for {len(rows)} {kind}, {price.policy} from darks of "
                 f"{source}: costs {100 * price.total:.2g} % of their own noise"
@@ -83,14 +94,46 @@ def dark_costs(group, detector, *, max_extrapolation=None):
             if price.too_high and max_extrapolation is None:
                 refused += 1
                 text += f": too much for {row.name}: take darks of {row.exposure:g} s"
-        if rows and kind == "lights" and refused == len(group.lights):
+            elif kind == "flats" and (why := flat_price(used, row.exposure, level)):
+                refused += 1
+                text += f": {why}"
+        if rows and refused == len(getattr(group, kind)):
             raise CalibrationError(text)
         lines += [text] if rows else []
     return lines
 
 
-def _noise(strip, model, detector):
-    """Return the error of a typical pixel of a frame, its masters left out [adu]."""
-    rows = slice(0, strip.shape[0])
-    level = np.nanmedian(strip.read(rows, variance=False).data - model.planes["offset"])
-    return (detector.floor / detector.gain**2 + max(float(level), 0.0) / detector.gain) ** 0.5
+def flat_price(model, exposure, level):
+    """Say why the dark of a flat of some level [adu] costs too much, ``""`` if it does not."""
+    middle = slice(model.shape[0] // 2, model.shape[0] // 2 + 1)
+    error = float(np.median(model.variance(exposure, middle))) ** 0.5
+    if error <= MOST_OF_FLAT * level:
+        return ""
+    return (
+        f"the dark of {exposure:g} s is known to {error:.1f} adu only, "
+        f"{100 * error / level:.1f} % of its level: give darks of that time, or biases"
+    )
+
+
+def _strips(rows, group):
+    return [_Strip(prepared(row.open(group.colour))) for row in rows]
+
+
+def _model(group, detector):
+    """The dark model of some rows of a group's frames, raw ones or masters."""
+    bias = _strips(group.bias, group) or None
+    darks = _strips(group.darks, group)
+    if group.bias and group.bias[0].master:
+        bias = ready_bias(bias[0], detector)
+    if not group.darks[0].master:
+        return DarkModel.fit(darks, bias=bias, detector=detector)
+    if not group.darks[0].model:
+        times = [row.exposure for row in group.darks]
+        light = next(iter(_strips(group.lights[:1], group)), None)
+        return ready_dark(darks, times, bias, detector, light=light)
+    model, frame = DarkModel.read(group.darks[0].path), darks[0].frame
+    if isinstance(frame, MosaicFrame):
+        model = dark_of_colour(model, frame.pixels)
+    rows = slice(darks[0].first, darks[0].first + darks[0].shape[0])
+    planes = {name: np.asarray(plane[rows]) for name, plane in model.planes.items()}
+    return replace(model, planes=planes, shape=darks[0].shape, token="")

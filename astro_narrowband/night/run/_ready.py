@@ -14,16 +14,16 @@ from astropy.nddata import CCDData, StdDevUncertainty
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Band, Frame, as_ccd
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband.darks import DarkModel
+from astro_narrowband.darks import DarkModel, same_exposure
 from astro_narrowband.exceptions import CalibrationError, InputError
 
-__all__ = ["MeasuredFrame", "dark_of_colour", "offset_of_darks", "pixel_noise", "reach",
-           "ready_bias", "ready_dark", "ready_flat"]  # fmt: skip
+__all__ = ["MeasuredFrame", "dark_of_colour", "flat_dark", "offset_of_darks", "pixel_noise",
+           "reach", "ready_bias", "ready_dark", "ready_flat"]  # fmt: skip
 
-#: Full scale of 16 bits: that of images which were normalised to 1.
-FULL = 65535.0
 #: So many times the exposure time of the longest dark are looked at.
 LONGEST, STEPS = 100.0, 41
+#: A light has at least this part of the variance of its photons.
+LEAST_NOISE = 0.6
 
 
 def pixel_noise(data):
@@ -39,15 +39,13 @@ def pixel_noise(data):
 
 
 def _in_adu(frame):
-    """Data [adu], uncertainty or None, mask of a master; an image normalised to 1 is scaled."""
+    """Data [adu], uncertainty or None, mask of a master."""
     ccd = as_ccd(frame)
     if ccd.unit not in (None, u.adu, u.dimensionless_unscaled):
         raise InputError(f"{frame.name}: its unit is {ccd.unit}: a master must be in adu")
     data = np.asarray(ccd.data, np.float32)
     good = np.isfinite(data) if ccd.mask is None else np.isfinite(data) & ~ccd.mask
-    scale = FULL if np.percentile(data[good], 99.99) <= 1.0 else 1.0
-    sigma = None if ccd.uncertainty is None else np.asarray(ccd.uncertainty.array) * scale
-    return data * np.float32(scale), sigma, ~good
+    return data, None if ccd.uncertainty is None else np.asarray(ccd.uncertainty.array), ~good
 
 
 def _made(frame, data, sigma, mask, unit, noise):
@@ -73,7 +71,7 @@ def ready_bias(frame, detector):
     return made
 
 
-def ready_dark(frames, exposures, bias, detector):
+def ready_dark(frames, exposures, bias, detector, *, light=None):
     """
     Return the dark model of master darks.
 
@@ -85,6 +83,8 @@ def ready_dark(frames, exposures, bias, detector):
     bias : `~astropy.nddata.CCDData` or None
         Master bias [adu].
     detector : `~astro_narrowband.detector.Detector`
+    light : `~astro_narrowband.Frame`, optional
+        One that they are for, which tells whether the bias is in them where there is none.
 
     Returns
     -------
@@ -102,12 +102,9 @@ def ready_dark(frames, exposures, bias, detector):
     for frame, (data, sigma, mask), level, time in zip(
         frames, images, levels, exposures, strict=True
     ):
-        lost = level < 0.5 * offset if bias else level < 3 * detector.noise_adu
-        if lost and bias is None:
-            raise CalibrationError(
-                f"{frame.name}: its level is {level:.1f} adu: the bias was subtracted from this "
-                "master dark, and there is none: give the bias as well"
-            )
+        if bias is None:
+            _check_offset(frame, level, light, detector)
+        lost = bias is not None and level < 0.5 * offset
         current = level if lost else level - offset if bias else 0.0
         if bias is None and len(frames) > 1:
             rate = (max(levels) - min(levels)) / (max(exposures) - min(exposures))
@@ -135,6 +132,21 @@ def ready_dark(frames, exposures, bias, detector):
     planes = {k: p if k == "flags" else np.asarray(p, np.float32) for k, p in planes.items()}
     times = {"exposures": (t1, t2), "n_frames": tuple(d.header["NCOMBINE"] for d in (first, last))}
     return replace(model, planes=planes, token="", **times)
+
+
+def _check_offset(frame, level, light, detector):
+    """Raise where a dark has no offset: lights have less noise than what is above it would have."""
+    quiet = level < 3 * detector.noise_adu
+    if light is not None:
+        data = as_ccd(light).data
+        signal = float(np.nanmedian(data)) - level
+        quiet |= pixel_noise(data) ** 2 < LEAST_NOISE * signal / detector.gain
+    if quiet:
+        raise CalibrationError(
+            f"{frame.name}: its level is {level:.1f} adu, and that of lights with their noise is "
+            "higher: the bias was subtracted from this master dark, and there is none: give the "
+            "bias as well"
+        )
 
 
 def ready_flat(frame, dark, detector, exposure):
@@ -203,9 +215,21 @@ def _holds(data, offset, header):
         if error < 0.2 and abs(part - 0.5) > 1.5 * error:
             return part > 0.5, True
     flags = [header.get(key) for key in ("BIASSUB", "SUBBIAS", "ZEROCOR", "CALSTAT")]
-    if any(flag not in (None, False, "", "F") for flag in flags):
+    if any(flag not in (None, False, "", "F", "M", "MF") for flag in flags):
         return False, True
-    return True, False
+    # Programs whose pixels go from 0 to 1 calibrate flats before they join them, as a rule.
+    return "ADUSCALE" not in header, False
+
+
+def flat_dark(group, model, detector):
+    """Return the model that flats lose; a lone master dark gives what it may have of offset."""
+    times = model.exposures
+    same = all(same_exposure(row.exposure, time) for row in group.flats for time in times)
+    if model.model != "matched" or same or not group.darks[0].master:
+        return model
+    image = as_ccd(group.darks[0].open(group.colour))
+    noise = pixel_noise(image.data) * max(group.darks[0].n_combined, 1) ** 0.5
+    return offset_of_darks(model, noise, detector.gain)
 
 
 def offset_of_darks(model, noise, gain):

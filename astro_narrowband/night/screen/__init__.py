@@ -173,7 +173,7 @@ def _scatter(look, relative):
 
 def why_below(light, bias, *, what="bias"):
     """
-    Say why a light cannot have been taken with its bias; ``""`` if it can.
+    Say why a light or dark cannot have been taken with its bias; ``""`` if it can.
 
     Parameters
     ----------
@@ -258,7 +258,14 @@ def _checks(group, looks):
         times.setdefault(round(row.exposure, 2), []).append(row)
     yield group.bias, misfits(bias, what="biases")
     for rows in times.values():
-        yield rows, misfits(looks(rows), what="darks of its exposure time")
+        odd = misfits(looks(rows), what="darks of its exposure time")
+        yield (
+            rows,
+            [
+                why or ("" if row.master else why_below(look, bias))
+                for row, look, why in zip(rows, looks(rows), odd, strict=True)
+            ],
+        )
     yield group.flats, misfits(looks(group.flats), what="flats", relative=True)
     lights = []
     for row, look in zip(group.lights, looks(group.lights), strict=True):

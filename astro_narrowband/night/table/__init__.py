@@ -29,6 +29,7 @@ from astro_narrowband._engine.headers import (
     read_exposure,
 )
 from astro_narrowband._engine.headers.spellings import SPELLINGS, show
+from astro_narrowband._engine.raw import full_scale
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
@@ -42,6 +43,7 @@ __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "printable", "proble
 VERDICTS = ("used", "left out", "ignored")
 
 
+@door
 @dataclass
 class FrameTable:
     """
@@ -59,7 +61,6 @@ class FrameTable:
     problems: list = field(default_factory=list)
 
     @classmethod
-    @door
     def from_paths(
         cls,
         paths,
@@ -438,6 +439,11 @@ def _read_row(path, parts, why, reader, max_pixels, library):
             facts = reader.facts(header, parts)
             if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
+            row.scale = 1.0 if facts.model else full_scale(frame, flat=facts.kind == "flat")
+            if row.scale != 1:
+                facts.notes.append(
+                    f"its pixels go from 0 to 1: taken for parts of {row.scale:g} adu"
+                )
             if frame.primary is not None:
                 _compare(facts, header, frame.primary, reader.spellings)
     except InputError as error:

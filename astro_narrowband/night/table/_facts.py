@@ -114,7 +114,7 @@ class FactReader:
         facts.n_combined = kw.read_combined(header)
         facts.mosaic = kw.clean_text(header.get("MOSAIC", "")).partition(" ")[0]
         if facts.kind in ("bias", "dark", "flat", "flat-dark"):
-            facts.master |= facts.n_combined > 1
+            facts.master |= facts.n_combined > 1 or facts.reduced.startswith("COMBINED")
         elif facts.master:
             facts.reduced = facts.reduced or "is a stack of frames"
 
@@ -179,7 +179,7 @@ class FactReader:
             kind = self._kind_unsaid(facts, header, keyword, named, where)
             if not kind:
                 return
-        facts.master = kind.startswith("master ") or named == f"master {kind}"
+        facts.master = kind.startswith("master ") or self.names.is_master(parts)
         facts.kind = kind.removeprefix("master ")
         facts.model = _model_times(header) if facts.master and facts.kind == "dark" else ()
 

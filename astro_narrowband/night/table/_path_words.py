@@ -21,6 +21,8 @@ _AFTER_DARK = re.compile(
     r".*\d.*|frames?|fields?|images?|lib|library|current|bin|for|raws?|masters?|cal\w*|sec|s|iso|gain"
     r"|temp|minus|c|k|set|and|bias\w*|\w*flats?\w*|lights?"
 )
+#: Of a frame that was made of others.
+_JOINED = frozenset(["stacked", "combined", "integrated", "integration"])
 #: In a name these are as often the second session or the third star.
 _TOO_SHORT = frozenset(["n2", "s2", "o3", "n11", "s11", "o111", "l"])
 _NARROW = frozenset(f.name for f in FILTERS)
@@ -72,7 +74,7 @@ class PathReader:
             kind = _NAME_KINDS.get(stem) or _NAME_KINDS.get(
                 re.sub(r"(frame|field|image)s?$", "", stem)
             )
-            master |= stem != bare or bare == "stacked"
+            master |= stem != bare or bare in _JOINED
             if _NAME_KINDS.get(bare + following) == "flat-dark":
                 sure.add("flat-dark")
                 skip = True
@@ -88,6 +90,13 @@ class PathReader:
                 sure.add(self.spellings.kinds[word])
         return sure, maybe, master
 
+    def is_master(self, parts):
+        """Whether the name of a file, or of the nearest folder of a kind, is that of a master."""
+        if self._kinds_in(parts[-1])[2]:
+            return True
+        folders = (self._kinds_in(part) for part in reversed(parts[:-1]))
+        return next((master for kinds, _, master in folders if kinds), False)
+
     def kind_from_names(self, parts):
         """
         Return ``(kind, where)`` from the path's parts, the file's stem last.
@@ -95,24 +104,19 @@ class PathReader:
         The file name is asked first, then the folders from the nearest. Where they
         disagree on whether it is a light, nobody knows: ``""``.
         """
-        own, maybe, master = self._kinds_in(parts[-1])
-        around = set()
-        for part in reversed(parts[:-1]):
-            around, _, master_folder = self._kinds_in(part)
-            if around:
-                master |= master_folder
-                break
-        prefix = "master " if master else ""
+        own, maybe, _ = self._kinds_in(parts[-1])
+        folders = (self._kinds_in(part)[0] for part in reversed(parts[:-1]))
+        around = next(filter(None, folders), set())
         if len(own) > 1 or not own:
             own = (own or maybe) & around
         if len(own) == 1:
             (kind,) = own
             if around and around != own and "light" in (own | around):
                 return "", "file and folder name disagree"
-            return prefix + kind, "file name"
+            return kind, "file name"
         if len(around) == 1 and (not maybe or around == {"light"}):
             (kind,) = around
-            return prefix + kind, "folder name"
+            return kind, "folder name"
         return "", ""
 
     def contradiction(self, text, kind, parts):

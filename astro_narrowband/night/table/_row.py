@@ -7,7 +7,7 @@ from astro_narrowband._engine.bayer import MosaicFrame
 from astro_narrowband._engine.files import Identity
 from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
 from astro_narrowband._engine.headers import clean_text
-from astro_narrowband._engine.raw import without_pedestal
+from astro_narrowband._engine.raw import ScaledFrame, without_pedestal
 from astro_narrowband.night.table._facts import Facts
 from astro_narrowband.night.table._find import printable
 
@@ -57,6 +57,8 @@ class FrameRow(Facts):
         Why it is not used, or what was noticed; one line.
     library : bool
         Whether it is in a folder of calibration frames.
+    scale : float
+        Counts that 1 stands for in the file.
     serves : dict
         Label of each group that it was meant for, and why that does without it, ``""``
         while it does not.
@@ -69,6 +71,7 @@ class FrameRow(Facts):
     serves: dict = field(default_factory=dict)
     parts: tuple = ()
     library: bool = False
+    scale: float = 1.0
     max_pixels: int = field(default=MAX_PIXELS, repr=False)
     cards: dict = field(default_factory=dict, repr=False)
     colour: str = field(default="", repr=False)
@@ -117,9 +120,17 @@ class FrameRow(Facts):
             identity=self.identity,
         )
 
+    def _counts(self):
+        frame = self.open_raw()
+        return frame if self.scale == 1 else ScaledFrame(frame, self.scale)
+
+    def open_whole(self):
+        """Return the frame of the file without its pedestal, with all colours of a mosaic."""
+        return without_pedestal(self._counts())
+
     def open(self, colour=""):
         """Return the frame that is reduced: that of the file, or one colour of its mosaic."""
-        frame, colour = self.open_raw(), self.colour or colour
+        frame, colour = self._counts(), self.colour or colour
         if colour and not self.mosaic:
             frame = MosaicFrame(frame, colour, saturation=self.saturation)
         return without_pedestal(frame)
