@@ -183,6 +183,9 @@ def test_a_truncated_light_is_left_out_by_name(night, tmp_path):
     assert record["status"] == 0
     (group,) = record["groups"]
     assert group["n_used"] == 3
+    (lost,) = (frame for frame in group["frames"] if frame["verdict"] == "left out")
+    assert lost["path"] == str(victim)
+    assert "truncated" in lost["reason"]
     assert any(victim.name in m["text"] and "truncated" in m["text"] for m in record["messages"])
 
 
