@@ -14,6 +14,7 @@ from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
     "MOST",
+    "alike",
     "as_array",
     "as_count",
     "as_mask",
@@ -221,6 +222,15 @@ def as_array(values, name, unit=u.one):
     except (ValueError, TypeError):
         pass
     raise InputTypeError(f"{name}: {type(values).__name__} is no list of numbers")
+
+
+def alike(**values):
+    """Raise `InputError` for arrays of which there are not as many, so that they go together."""
+    try:
+        np.broadcast_shapes(*(np.shape(v) for v in values.values()))
+    except ValueError:
+        shapes = ", ".join(f"{name} {np.shape(v)}" for name, v in values.items())
+        raise InputError(f"{shapes}: give as many of each") from None
 
 
 def as_count(value, name, least=1, most=MOST):

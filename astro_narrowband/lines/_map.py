@@ -52,6 +52,7 @@ class LineMap(CCDData):
         The stars that the continuum was scaled by.
     """
 
+    @door(common=items, shared=items)
     def __init__(self, *args, common=None, shared=None, stars=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.common, self.shared = dict(common or {}), dict(shared or {})

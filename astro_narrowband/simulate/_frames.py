@@ -91,8 +91,8 @@ def _array(value, shape, name):
 
 
 @door(
-    shape=SHAPE, sky=array(u.electron), stars=array(), shifts=array(u.pix), transparency=array(),
-    fwhm=array(u.pix),
+    shape=SHAPE, sky=array(u.electron), stars=array(ndim=1), shifts=array(u.pix),
+    transparency=array(), fwhm=array(u.pix),
 )  # fmt: skip
 def simulate_frames(
     n_nights,
