@@ -200,6 +200,13 @@ def a_table(value, name):
     return value
 
 
+def _stars(value, name):
+    """A table of places, as `detect_stars` makes it."""
+    if not {"x_center", "y_center"} <= set(a_table(value, name).colnames):
+        raise InputError(f"{name}: the table has no x_center and y_center [pix]: give both")
+    return value
+
+
 def a_ccd(value, name):
     """A CCDData, that of a Coadd among them."""
     return of_class("CCDData")(getattr(value, "ccd", value), name)
@@ -301,7 +308,7 @@ RULES = {
     name: rule
     for rule, names in (
         (_above_zero, "n_sigma max_extrapolation max_temperature_difference  "
-                      "max_seeing fraction r_min f_ratio intrinsic error"),
+                      "max_seeing fraction r_min intrinsic error"),
         (_not_negative, "min_value gradient_tolerance min_transparency min_snr floor rate_common "
                         "k_err"),
         (real(least=1e-3), "threshold tolerance max_rms"),
@@ -321,6 +328,7 @@ RULES = {
         (real(above=0, most=1), "peak"),
         (real(least=0, most=0.99), "obstruction"),
         (real(least=1, most=10), "index"),
+        (real(least=0.3), "f_ratio"),
         (count(), "workers n_brightest box_size search sample"),
         (count(0, 2**64 - 1), "seed"),
         (count(0, 10_000), "n_nights n_bias n_darks n_flats"),
@@ -352,7 +360,7 @@ RULES = {
         (a_path, "output_file output path folder"),
         (_paths, "nights paths calibration ignore"),
         (items, "set_keywords images"),
-        (a_table, "stars"),
+        (_stars, "stars"),
         (or_of((str, os.PathLike), a_table), "catalogue"),
         (each(of_class("FlatCheck")), "checks"),
         (of_class("Detector"), "detector"),

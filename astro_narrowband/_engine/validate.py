@@ -195,7 +195,10 @@ def same_shape(frames, what="frames"):
 
 def as_pixels(data, name="image"):
     """Return the array of an image: 2-D, of real numbers; anything else is refused."""
-    data = np.asanyarray(data)
+    try:
+        data = np.asanyarray(data)
+    except ValueError:
+        raise InputTypeError(f"{name}: {type(data).__name__} is no image") from None
     if data.ndim != 2:
         raise InputError(f"{name}: has shape {data.shape}: a 2-D image is needed")
     if data.dtype.kind not in "iuf":

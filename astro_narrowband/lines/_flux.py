@@ -7,7 +7,7 @@ import numpy as np
 from astropy import units as u
 from astropy.constants import c, h
 
-from astro_narrowband._engine.door import array, door, items_of, of_class, quantity
+from astro_narrowband._engine.door import a_table, array, door, items_of, of_class, quantity
 from astro_narrowband._engine.validate import as_unit, number, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
@@ -158,7 +158,7 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     return integral / response * FLUX
 
 
-@door
+@door(stars=a_table)
 def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references"):
     """
     Flux of a line that gives as many counts as each star of a table.
@@ -251,8 +251,8 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
         _same_length(rate, colour=np.atleast_1d(colour))
     _same_length(rate, rate_err=rate_err, reference=known, reference_err=reference_err)
     with np.errstate(invalid="ignore", divide="ignore"):
-        good = (rate > 3 * rate_err) & (rate_err > 0) & (known > 0) & np.isfinite(known)
         log, err = np.log(known / rate), np.hypot(rate_err / rate, reference_err)
+        good = (rate > 3 * rate_err) & (rate_err > 0) & (known > 0) & np.isfinite(known + err)
     if not good.any():
         raise InputError(
             f"flux scale: none of {len(rate)} reference stars has a known flux and is measured at "

@@ -170,6 +170,8 @@ def simulate_frames(
     model = NightModel(cosmic_rate=0.0) if model is None else model
     exposures = np.array(light_exposures)
     n = exposures.size
+    if not n:
+        raise InputError("light_exposures: give one or more")
     seeing = model.fwhm if fwhm is None else fwhm
     sky, transparency, fwhm = (
         _array(value, (n,), name)

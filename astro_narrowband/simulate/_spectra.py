@@ -81,8 +81,10 @@ class SpectralModel:
             self, bands=items_of(array(ndim=1)), nii=real(least=0), slope=real(),
             slope_scatter=real(least=0), **dict.fromkeys(names, real(above=0)),
         )  # fmt: skip
+        bands = {name: tuple(np.ravel(band).tolist()) for name, band in self.bands.items()}
+        object.__setattr__(self, "bands", bands)
         for name, band in self.bands.items():
-            if np.shape(band) != (3,) or not all(math.isfinite(b) and b > 0 for b in band):
+            if len(band) != 3 or not all(math.isfinite(b) and b > 0 for b in band):
                 raise InputError(f"band {name} = {band!r}: centre, width [nm] and peak are needed")
 
     def transmission(self, name, wavelength):
