@@ -80,11 +80,11 @@ def value_in(quantity, unit, name, *, hint=""):
 def as_unit(unit, name):
     """Return ``unit`` as a `~astropy.units.UnitBase`, or raise `InputError`."""
     try:
-        return u.Unit(unit)
+        if isinstance(unit, str | u.UnitBase | u.Quantity):
+            return u.Unit(unit)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(
-            f"{name} = {unit!r} is not a unit: write adu, electron or electron/s"
-        ) from None
+        pass
+    raise InputError(f"{name} = {unit!r} is not a unit: write adu, electron or electron/s")
 
 
 def number(value, name, unit=u.one):
