@@ -10,6 +10,8 @@ from astropy.nddata import CCDData, VarianceUncertainty
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry import Flag, annulus_photometry, decode_flags
 from astro_narrowband.photometry._catalog import detection_image, make_catalog
+from astro_narrowband.photometry._isolated import without_field
+from astro_narrowband.photometry._measure import read_image
 
 READ_NOISE = 5.0
 SHAPE = (420, 440)
@@ -181,6 +183,44 @@ def test_stars_that_some_frames_lack_give_no_correction(rng):
     assert np.median(ratio[sure]) == pytest.approx(1, abs=0.003)
 
 
+def test_a_star_full_in_every_frame_is_in_the_catalogue():
+    """It is the brightest, its middle is masked, and no star's correction is taken beside it."""
+    rng = np.random.default_rng(14)
+    xy = jittered(rng, 400, 36, 4)
+    flux = rng.uniform(2e4, 2e5, len(xy))
+    flux[40] = 3e6
+    ccd = gaussians(rng, 400, xy, flux, np.full(len(xy), 1.4))
+    ccd.mask = ccd.data > 5e4
+    assert ccd.mask.sum() > 10
+    catalog = make_catalog({"Ha": ccd})
+    table = catalog.tables["Ha"]
+    which, near = match(table, *xy.T)
+    row = table[near & (which == 40)]
+    assert len(row) == 1
+    assert row["flags"][0] & Flag.MASKED
+    assert abs(row["x_center"][0].value - xy[40, 0]) < 0.5
+    good = near & (table["flags"] == 0)
+    assert good.sum() > 50
+    assert np.std(pulls_of(table[good], xy, flux)) < 1.3
+
+
+def test_light_that_nobody_listed_is_not_that_of_empty_places():
+    """Empty places tell what a field of many stars adds to one: where a star is none is empty."""
+    rng = np.random.default_rng(15)
+    ccd, *_ = crowd(rng, 400, 600)
+    catalog = make_catalog({"Ha": ccd})
+    table, curves = catalog.tables["Ha"], catalog.growth["Ha"]
+    r, r_in, r_out = (table.meta[name] for name in ("r", "r_in", "r_out"))
+    options = {"r_from": r, "r_in": r_in, "r_out": r_out, "sky": "clipped_mean", "clip": 3.0}
+    listed = table[1:]
+    sources = [listed[name].value for name in ("x_center", "y_center", "flux")]
+    away = np.hypot(curves.x - table["x_center"][0].value, curves.y - table["y_center"][0].value)
+    alone, err = without_field(read_image(ccd), curves[away > r_out], sources, r_out, **options)
+    star = curves.flux[away > r_out, curves.index_of(r)]
+    assert np.abs((alone.flux[:, -1] - curves.flux[away > r_out, -1]) / star).max() < 0.02
+    assert err < 0.02
+
+
 def test_detection_on_one_filter(measured):
     images, *_, everything = measured
     only = make_catalog(images, detect_on="SII")
@@ -300,6 +340,37 @@ def test_pairs_are_in_the_catalogue_and_flagged(ratio, separation):
         assert doubtful[rows].all() == (k % 3 == 0)
 
 
+@pytest.mark.parametrize(
+    ("separation", "ratios"), [(1.15, [1.0]), (1.3, [0.5]), (1.0, [1.0, 1.0]), (1.3, [1.0, 0.5])]
+)
+def test_blends_are_listed_and_their_error_holds(separation, ratios):
+    """Pairs and triples, also those that are as long as the window of the centroid."""
+    pulls = []
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 16, int(100 * separation)])
+        xy = jittered(rng, 340, 42, 3)
+        flux = np.full(len(xy), 5e4)
+        whole, every, each = flux.copy(), [xy], [flux]
+        for ratio in ratios:
+            angle = rng.uniform(0, 2 * np.pi, len(xy[::3]))
+            every.append(xy[::3] + 3 * separation * np.column_stack([np.cos(angle), np.sin(angle)]))
+            each.append(ratio * flux[::3])
+            whole[::3] += each[-1]
+        every, each = np.concatenate(every), np.concatenate(each)
+        table = make_catalog({"Ha": gaussians(rng, 340, every, each, np.full(len(every), 1.274))})
+        table = table.tables["Ha"]
+        distance = np.hypot(
+            table["x_center"].value[:, None] - xy[:, 0], table["y_center"].value[:, None] - xy[:, 1]
+        )
+        for k in range(0, len(xy), 3):
+            rows = table[distance[:, k] < 6]
+            assert len(rows)
+            assert ((rows["flags"] & (Flag.BLENDED | Flag.NEIGHBOUR)) > 0).all()
+            if len(rows) == 1:
+                pulls.append((rows["flux"].value[0] - whole[k]) / rows["flux_err"].value[0])
+    assert not pulls or np.abs(pulls).max() < 3
+
+
 def crowd(rng, n, area):
     """One star in ``area`` pixels, counts falling with a power of 0.7."""
     k = int((n + 40) ** 2 / area)
@@ -350,7 +421,9 @@ def test_thin_fields_have_no_error_by_crowding():
     plain = annulus_photometry(
         ccd, table, r=table.meta["r"], r_in=table.meta["r_in"], r_out=table.meta["r_out"]
     )
-    np.testing.assert_allclose(table["flux_aperture_err"], plain["flux_err"], rtol=1e-6)
+    alone = (table["flags"] & Flag.BLENDED) == 0
+    assert alone.sum() > 30
+    np.testing.assert_allclose(table["flux_aperture_err"][alone], plain["flux_err"][alone])
 
 
 def test_a_filter_without_a_correction_takes_anothers_and_says_so():

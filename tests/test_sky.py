@@ -173,6 +173,57 @@ def test_cloud_with_an_edge_is_seen_by_few_stars(n_stars, n_frames):
     assert np.std(pulls) < 1.2
 
 
+def test_cloud_over_half_of_a_nebula_with_three_stars():
+    n = 240
+    y, x = np.mgrid[:n, :n]
+    nebula = 2 + np.sin(x / 25.0) * np.cos(y / 30.0)
+    for seed in range(5):
+        rng = np.random.default_rng([seed, 6])
+        clear = star_field(rng, n, 3, faintest=200)[2] + nebula
+        for cloud in (0.7, 0.9):
+            maps = [0.95, 0.9, 1.0]
+            maps[seed % 3] = np.where(rng.permutation([x, y])[0] > rng.uniform(90, 150), cloud, 1)
+            frames = [light(rng, clear * m + 0.3) for m in maps]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "(?s).*rejected as outliers")
+                if cloud == 0.7:
+                    with pytest.warns(NarrowbandWarning, match="cloud with an edge"):
+                        made = coadd(frames)
+                    assert np.flatnonzero(~made.frames["used"]).tolist() == [seed % 3]
+                else:
+                    made = coadd(frames)
+                    assert 0.01 < made.ccd.header["SCALESYS"] < 0.04
+
+
+def test_a_star_of_four_under_cloud_in_one_frame_of_six():
+    """As good as a hit in one frame: but the flux of the coadd has it."""
+    n, pulls = 240, []
+    for seed in range(6):
+        rng = np.random.default_rng([seed, 8])
+        xy, flux, _ = star_field(rng, n, 4, faintest=300)
+        frames = []
+        for k in range(6):
+            dim = np.where((np.arange(4) == 2) & (k == seed), 0.7, 1.0)
+            frames.append(light(rng, gaussians(n, xy, flux * dim) + 0.3))
+        made = coadd(frames)
+        got, error = fluxes(made, xy)
+        pulls.append((got / flux - 1) / np.hypot(error / flux, made.ccd.header["FLUXERR"]))
+    assert np.abs(pulls).max() < 3.5
+
+
+def test_of_two_frames_either_may_have_the_cloud():
+    """A frame that is brighter in one half and darker in the other tells nothing of its own."""
+    n = 240
+    x = np.mgrid[:n, :n][1]
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 9])
+        _, _, stars = star_field(rng, n, 16, faintest=300)
+        frames = [light(rng, stars * m + 0.3) for m in (0.95, np.where(x > n / 2, 0.85, 1.0))]
+        with pytest.warns(NarrowbandWarning, match=r"left out|may be off by"):
+            made = coadd(frames)
+        assert made.ccd.header["SCALESYS"] > 0.04
+
+
 @pytest.mark.parametrize("n_stars", [5, 9, 16])
 def test_stars_that_are_off_one_by_one_are_no_cloud(n_stars):
     n = 200

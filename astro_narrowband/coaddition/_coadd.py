@@ -330,7 +330,7 @@ def coadd(
     flux_scale, sky = in_order(flux_scale, first, "flux_scale"), in_order(sky, first, "sky")
     matrices = [np.eye(3) if f.alignment is None else f.alignment.matrix for f in frames]
     reference = choose_reference(frames, table)
-    check_registered(frames, table, reference)
+    check_registered(frames, table, matrices, reference)
     seen = match_flux(flux_scale, frames, table, matrices, reference=reference, shape=shape)
     fwhm = np.array([s.fwhm for s in table])
     asked = weigh(weights, background=_backgrounds(table, seen), exposure=exposure, fwhm=fwhm)

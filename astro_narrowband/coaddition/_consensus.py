@@ -33,6 +33,8 @@ EVEN_ALONE = 0.12
 #: Cloud with an edge: a line parts so few stars into two levels that differ by more than this,
 #: where chance does so, in all ways to draw the line, with no more than this probability.
 EDGE, EDGE_CHANCE, DIRECTIONS = 0.04, 1e-4, 24
+#: The clear part of a frame is as bright as another that is clear, to this.
+AS_CLEAR = 0.03
 #: More than this many times what is usual in the other frames is patchy.
 UNUSUAL = 3.0
 #: Patterns that are larger than so many times their error count.
@@ -44,6 +46,8 @@ MAP_DEGREE, STARS_PER_TERM, EVIDENCE, LEAST_MAP = 3, 3, 15.0, 0.005
 MAP_ERROR = 0.03
 #: Variance of the median of a few values over that of their mean.
 MEDIAN_OF_FEW = 1.45
+#: Scales of clear frames: known to this, and as near to the middle of all (relative).
+SURE, ONE_NIGHT = 0.02, 0.03
 #: Fluxes that are off by more than so many sigma do not count.
 CLIP = 4.0
 
@@ -97,7 +101,10 @@ def star_consensus(xy, flux, error, reference, shape):
     base = reference if agree[reference] else standard
     fits = [_map(xy, flux[i], error[i], common, common_err, near, shape) for i in range(n)]
     even = EVEN if near.shape[1] > 1 else EVEN_ALONE
-    return _consensus(scale, scale_err, fits, base, even)
+    found = _consensus(scale, scale_err, fits, base, even)
+    if agree.sum() == 1:
+        found.uneven[base] = _doubt(flux, common, patterns, base)
+    return found
 
 
 def _consensus(scale, scale_err, fits, base, even):
@@ -111,11 +118,63 @@ def _consensus(scale, scale_err, fits, base, even):
         patchy = pattern > np.maximum(max(even, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy |= edge
     patchy[base] = False
-    error = np.hypot(scale_err / scale, scale_err[base] / scale[base])
+    scale, scale_err = _drawn_together(scale, scale_err / scale)
+    error = np.hypot(scale_err, scale_err[base])
     scale = scale / scale[base]
     error = error * scale
     error[base] = 0.0
     return Consensus(scale, error, list(maps), np.array(chi2), uneven, patchy, base)
+
+
+def _doubt(flux, common, patterns, base):
+    """
+    By how much a frame that no other agrees with may be uneven itself; NaN where none is known.
+
+    Not at all where another is as bright, and no brighter, in a part of the image: both are
+    clear there, as a rule.
+    """
+    least = math.nan
+    for i, (off, _) in enumerate(patterns):
+        if i != base and np.isfinite(off):
+            ratio = flux[i] / common
+            brightest = np.percentile(ratio[np.isfinite(ratio)], 85)
+            least = np.fmin(least, 0.0 if abs(brightest - 1.0) < AS_CLEAR else off)
+    return least
+
+
+def _drawn_together(scale, error):
+    """
+    Draw scales together that differ by no more than their errors: a clear night has one.
+
+    The scatter beyond the errors is estimated (DerSimonian & Laird 1986), and each scale moves
+    towards the mean by what of its distance is error. Errors stay those that the largest
+    scatter which these few frames may have leaves. Scales that stand apart or are little
+    known are as they were.
+
+    Parameters
+    ----------
+    scale, error : `~numpy.ndarray`, (n,)
+        ``error`` is relative.
+
+    Returns
+    -------
+    scale, error : `~numpy.ndarray`, (n,)
+    """
+    log = np.log(scale)
+    with np.errstate(invalid="ignore"):
+        near = error < SURE
+        near &= np.abs(log - np.median(log[near])) < ONE_NIGHT if near.any() else False
+    if near.sum() < 2:
+        return scale, error
+    square, weight = error[near] ** 2, error[near] ** -2.0
+    off = log[near] - weight @ log[near] / weight.sum()
+    free, norm = near.sum() - 1, weight.sum() - weight @ weight / weight.sum()
+    scatter = max(weight @ off**2 - free, 0.0) / norm
+    most = scatter + math.sqrt(2.0 * free) / norm
+    scale, error = scale.copy(), error.copy()
+    scale[near] *= np.exp(off * (scatter / (scatter + square) - 1.0))
+    error[near] *= np.sqrt(most / (most + square))
+    return scale, error
 
 
 def _neighbours(xy):
@@ -162,14 +221,16 @@ def _mean_fluxes(flux, error, scale, agree):
         return flux[i], error[i]
     good = np.isfinite(flux) & agree[:, None]
     each, sigma = flux / scale[:, None], error / scale[:, None]
-    weight = np.where(good, sigma**-2.0, 0.0)
-    for _ in range(2):
-        total = weight.sum(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mean = np.where(weight > 0, weight * each, 0.0).sum(axis=0) / total
-            off = np.abs(each - mean) > CLIP * np.hypot(sigma, FLUX_FLOOR * mean)
-        # A frame in which a star is hit is one of many.
-        weight = np.where(off & (good.sum(axis=0) > 3), 0.0, weight)
+    # A frame in which a star is hit is one of many. (About the median: a mean goes with the hit,
+    # and away from all the others.)
+    seen, middle = good.any(axis=0), np.full(flux.shape[1], np.nan)
+    middle[seen] = np.nanmedian(np.where(good, each, np.nan)[:, seen], axis=0)
+    with np.errstate(invalid="ignore"):
+        off = np.abs(each - middle) > CLIP * np.hypot(sigma, FLUX_FLOOR * middle)
+    weight = np.where(good & ~(off & (good.sum(axis=0) > 3)), sigma**-2.0, 0.0)
+    total = weight.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(weight > 0, weight * each, 0.0).sum(axis=0) / total
     with np.errstate(divide="ignore"):
         return np.where(total > 0, mean, np.nan), np.where(total > 0, total**-0.5, np.nan)
 

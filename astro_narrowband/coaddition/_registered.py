@@ -9,6 +9,7 @@ import math
 import numpy as np
 from astropy.table import Table
 
+from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import AlignmentError
 from astro_narrowband.registration import Alignment, align, match
 
@@ -29,17 +30,17 @@ ASTRAY, IN_PLACE = 0.3, 0.8
 MAX_OFFSET, SIGNIFICANT = 0.71, 5.0
 
 
-def check_registered(frames, statistics, reference):
+def check_registered(frames, statistics, matrices, reference):
     """
     Raise `AlignmentError` for a frame whose stars are not where those of the reference are.
 
     Frames with an alignment, or with the cards that `resample` writes, are believed.
     """
-    base = _table(frames[reference], statistics[reference])
-    for i, (frame, one) in enumerate(zip(frames, statistics, strict=True)):
+    tables = [_table(*each) for each in zip(frames, statistics, matrices, strict=True)]
+    base = tables[reference]
+    for i, (frame, stars) in enumerate(zip(frames, tables, strict=True)):
         if i == reference or frame.alignment is not None or "REGDX" in frame.header:
             continue
-        stars = _table(frame, one)
         if min(len(stars), len(base)) < MIN_STARS:
             continue
         share, near = _in_place(stars, base)
@@ -66,10 +67,13 @@ def check_registered(frames, statistics, reference):
         )
 
 
-def _table(frame, one):
+def _table(frame, one, matrix):
+    """The clear stars of a frame, on the grid."""
     stars = one.stars[one.stars[:, 2] > CLEAR * one.stars[:, 3]]
     meta = {"name": frame.name, "shape": tuple(frame.shape), "fwhm": one.fwhm}
-    columns = {"x_center": stars[:, 0], "y_center": stars[:, 1], "flux": stars[:, 2]}
+    columns = dict(
+        zip(("x_center", "y_center"), apply_matrix(matrix, *stars[:, :2].T), strict=True)
+    )
     error = np.hypot(one.fwhm / 2.355 * stars[:, 3] / stars[:, 2], POSITION_FLOOR)
     return Table({**columns, "x_err": error, "y_err": error}, meta=meta)
 

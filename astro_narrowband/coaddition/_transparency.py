@@ -38,6 +38,14 @@ NEBULA_ERROR, NEBULA_OVER_SKY = 0.1, 0.03
 DISAGREE = 5.0
 #: Around bright stars with a masked core, so many FWHM are not compared as nebula.
 WINGS = 10.0
+#: Regions along each axis whose slopes are compared; a scatter over that of their errors and
+#: a part of the scale that mean nothing: cells are interpolated, seeing changes the structure.
+REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
+#: More cells than this part of all that are off the line are cloud, and not chance.
+ODD_CELLS = 0.05
+#: Frames with fewer stars than this in common with others are held against the nebula as well,
+#: and left out where parts of it are off by more than this (part of the scale, rms).
+MANY, UNEVEN_NEBULA = 9, 0.08
 #: Cells that a slope needs; nebula is what a surface of this degree does not describe.
 MIN_CELLS, SKY_DEGREE = 24, 2
 
@@ -119,16 +127,40 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     found = star_consensus(xy, flux, error, reference, shape)
     scale, scale_err, base = found.scale.copy(), found.error.copy(), found.reference
     method = ["faint stars" if i else "stars" for i in few]
-    for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
+    uneven = np.full(len(frames), np.nan)
+    told = few | np.isnan(scale) | (np.isfinite(flux).sum(axis=1) < MANY)
+    for i in np.setdiff1d(np.flatnonzero(told), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
-        by_stars = scale[i], scale_err[i], method[i]
-        by_nebula = *nebula_scale(*pair, shape), "nebula"
-        scale[i], scale_err[i], method[i] = _agreed(by_stars, by_nebula)
+        *by_nebula, uneven[i] = nebula_scale(*pair, shape)
+        if few[i] or np.isnan(scale[i]):
+            by_stars = scale[i], scale_err[i], method[i]
+            scale[i], scale_err[i], method[i] = _agreed(by_stars, (*by_nebula, "nebula"))
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
+    base = _add_uneven(found, uneven, base, scale_err)
+    scale, scale_err = scale / scale[base], scale_err / scale[base]
+    scale_err[base], method[base] = 0.0, "reference"
     known = np.isfinite(scale_err)
     scale[~known] = np.median(scale[known])
     return Transparency(scale, scale_err, method, found.maps, found.chi2, found.uneven,
                         found.patchy, base)  # fmt: skip
+
+
+def _add_uneven(found, uneven, base, error):
+    """Add what the nebula says of each frame, as compared with the standard; return that."""
+    others = np.isfinite(uneven)
+    if not others.any():
+        return base
+    # Where most frames differ from the standard alike, it is this one.
+    usual = np.sort(uneven[others])[(others.sum() - 1) // 2]
+    uneven[others] = np.sqrt(np.maximum(uneven[others] ** 2 - usual**2, 0.0))
+    uneven[base] = usual
+    found.patchy |= np.nan_to_num(uneven) > UNEVEN_NEBULA
+    found.uneven[:] = np.fmax(found.uneven, uneven)
+    if others.sum() > 1 and found.patchy[base]:
+        error = np.where(others & ~found.patchy, error, np.inf)
+        return int(np.argmin(error))
+    found.patchy[base] = False
+    return base
 
 
 def _common_stars(statistics, matrices):
@@ -197,8 +229,9 @@ def nebula_scale(reference, other, shape):
 
     Returns
     -------
-    slope, error : float
-        NaN where there is no nebula to tell.
+    slope, error, uneven : float
+        NaN where there is no nebula to tell; ``uneven`` is by how much the slopes of regions
+        differ (rms), more than their errors explain.
     """
     x, y = (part.ravel() for part in np.meshgrid(*cell_centres(shape)))
     off = sum(_off_centre(s.centres, m, x, y) for s, m in (reference, other))
@@ -212,9 +245,10 @@ def nebula_scale(reference, other, shape):
     good = np.isfinite(a) & np.isfinite(b)
     for one, matrix in (reference, other):
         good &= _off_spoiled(one, matrix, x, y)
+    every = good
     for _ in range(4):
         if good.sum() < MIN_CELLS or not ratio > 0:
-            return math.nan, math.nan
+            return math.nan, math.nan, math.nan
         smooth = np.linalg.lstsq(basis[good], np.column_stack([a, b])[good], rcond=None)[0]
         rest = np.column_stack([a, b]) - basis @ smooth
         slope = _deming(*rest[good].T, ratio)
@@ -229,9 +263,29 @@ def nebula_scale(reference, other, shape):
     scatter = float(np.mean(away[good] ** 2))
     structure = float(np.mean(rest[good, 0] ** 2)) - scatter / (ratio + slope**2)
     if not structure > (NEBULA_OVER_SKY * reference[0].sky) ** 2 or not slope > 0:
-        return math.nan, math.nan
+        return math.nan, math.nan, math.nan
     error = math.sqrt(scatter / structure / max(good.sum() - basis.shape[1] - 1, 1))
-    return (slope, error) if error < NEBULA_ERROR * slope else (math.nan, math.nan)
+    if error > NEBULA_ERROR * slope:
+        return math.nan, math.nan, math.nan
+    if good.sum() < (1 - ODD_CELLS) * every.sum():
+        good = every
+    region = REGIONS * (REGIONS * x // shape[1]) + REGIONS * y // shape[0]
+    uneven = _spread(rest[good, 0], away[good], region[good].astype(int)) / slope
+    return slope, error, uneven if uneven > EVEN_NEBULA else 0.0
+
+
+def _spread(structure, away, region):
+    """Scatter of slopes of ``away`` against ``structure`` in regions, less that of their errors."""
+    square = np.bincount(region, structure**2)
+    weight = square / square.sum()
+    if weight @ weight > 1 / REGIONS:
+        return 0.0  # wings of a bright star, not nebula
+    square = np.maximum(square, np.finfo(float).tiny)
+    slope = np.bincount(region, structure * away) / square
+    left = np.sum((away - slope[region] * structure) ** 2)
+    error = weight @ (left / max(len(away) - np.count_nonzero(weight), 1) / square)
+    spread = float(weight @ (slope - weight @ slope) ** 2)
+    return math.sqrt(spread - error) if spread > UNLIKELY * error else 0.0
 
 
 def _off_spoiled(one, matrix, x, y):

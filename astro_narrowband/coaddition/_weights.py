@@ -125,7 +125,7 @@ def judge(statistics, transparency, weight, *, max_seeing, min_transparency):
             reasons[i] = "it has no usable pixel"
         elif transparency.patchy[i]:
             reasons[i] = (
-                f"the fluxes of its stars are off by {transparency.uneven[i]:.1%} (rms) in parts "
+                f"its stars or its nebula are off by {transparency.uneven[i]:.1%} (rms) in parts "
                 "of the image, which no slow map describes: cloud with an edge, as a rule"
             )
         elif scale[i] < min_transparency * usual:
