@@ -157,6 +157,35 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     offset; a hypothesis is refined on all stars and must be better than chance by six orders of
     magnitude, whatever was tried counted. Both parities are tried. Proper motions are not
     applied: bring the catalogue to the date of the image first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astropy.coordinates import SkyCoord
+    >>> from astropy.table import QTable
+    >>> from astropy.wcs import WCS
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import match_catalogue
+    >>> rng = np.random.default_rng(2)
+    >>> x, y = rng.uniform(20, 280, (2, 30))
+    >>> peak = np.geomspace(5000, 100, 30)
+    >>> grid_y, grid_x = np.mgrid[:300, :300]
+    >>> image = rng.normal(20.0, 1.0, (300, 300))
+    >>> for a, b, height in zip(x, y, peak):
+    ...     image += height * np.exp(-((grid_x - a) ** 2 + (grid_y - b) ** 2) / 4.0)
+    >>> wcs = WCS(naxis=2)
+    >>> wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [10, 40], [150, 150]
+    >>> wcs.wcs.cdelt = [-1 / 3600, 1 / 3600]
+    >>> sky = wcs.pixel_to_world(x, y)
+    >>> catalogue = QTable({"ra": sky.ra, "dec": sky.dec, "mag": -2.5 * np.log10(peak)})
+    >>> match = match_catalogue(
+    ...     CCDData(image, unit="electron"), catalogue, center=SkyCoord(10.01 * u.deg, 40 * u.deg),
+    ...     scale=1.02 * u.arcsec,
+    ... )
+    >>> placed = match.wcs.pixel_to_world(150, 150)
+    >>> bool(placed.separation(wcs.pixel_to_world(150, 150)) < 0.05 * u.arcsec)
+    True
     """
     center, scale = _start(ccd, center, scale)
     table, sky = read_catalogue(catalogue)

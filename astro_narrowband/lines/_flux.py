@@ -245,6 +245,17 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
     ------
     InputError
         If fewer than one star is usable. A single star has no scatter: its error is its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astro_narrowband import flux_scale
+    >>> rate = np.array([200.0, 340.0, 120.0])
+    >>> reference = rate * [1.01, 0.99, 1.0] * 2e-16 * u.erg / u.s / u.cm**2
+    >>> scale = flux_scale(rate, reference, rate_err=0.01 * rate)
+    >>> print(f"{scale.value:.3g} +- {100 * scale.random:.1f} % +- {100 * scale.floor:.0f} %")
+    2e-16 +- 0.6 % +- 3 %
     """
     known = reference
     if colour is not None:
@@ -337,6 +348,20 @@ def calibrate_flux(line_map, scale):
     LineMap
         With ``"flux scale"``, relative, among what its pixels have in common. Header:
         FLUXCAL [erg/(s cm2) per electron/s], FLUXRAN and FLUXFLO (relative errors), FLUXSTAR.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from astro_narrowband import LineMap, calibrate_flux, flux_scale
+    >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    >>> line = LineMap(np.full((40, 40), 5.0), unit="electron/s", uncertainty=noise)
+    >>> rate = np.array([200.0, 340.0, 120.0])
+    >>> scale = flux_scale(rate, 2e-16 * rate * u.erg / u.s / u.cm**2, rate_err=0.01 * rate)
+    >>> calibrated = calibrate_flux(line, scale)
+    >>> float(calibrated.data[0, 0]), list(calibrated.common)
+    (1e-15, ['flux scale'])
     """
     if line_map.unit != u.electron / u.s:
         raise InputError(f"line map in {line_map.unit}: a flux scale is for electron/s")

@@ -50,6 +50,21 @@ class LineMap(CCDData):
         in the uncertainty.
     stars : `~astropy.table.QTable`, optional
         The stars that the continuum was scaled by.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from astro_narrowband import LineMap
+    >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    >>> line = LineMap(
+    ...     np.full((40, 40), 5.0),
+    ...     unit="electron/s",
+    ...     uncertainty=noise,
+    ...     common={"flux scale": 0.03},
+    ... )
+    >>> line.common
+    {'flux scale': 0.03}
     """
 
     @door(common=items, shared=items)

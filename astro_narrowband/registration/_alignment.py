@@ -44,6 +44,14 @@ class Alignment:
         Matched stars over those of the shorter list that lie in the common area.
     log_chance : float
         log10 of the chance that unrelated star lists match so well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband import Alignment
+    >>> moved = Alignment(np.array([[1.0, 0.0, 3.5], [0.0, 1.0, -2.0], [0.0, 0.0, 1.0]]))
+    >>> moved.shift, moved.inverse().shift
+    ((3.5, -2.0), (-3.5, 2.0))
     """
 
     matrix: np.ndarray

@@ -57,6 +57,16 @@ class FrameTable:
         In the order of their paths.
     problems : list of `Problem`
         What was noticed while the files were read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astro_narrowband import FrameTable
+    >>> from astro_narrowband.simulate import simulate_night
+    >>> folder = tempfile.mkdtemp() + "/night"
+    >>> truth = simulate_night(folder, shape=(64, 64), filters=["OIII"], seed=1)
+    >>> FrameTable.from_paths([folder]).counts["left out"]
+    0
     """
 
     rows: list = field(default_factory=list)
