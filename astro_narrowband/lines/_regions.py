@@ -129,7 +129,7 @@ def region_fluxes(line_map, regions, *, sky=None):
     return table
 
 
-@door(a=None, b=None, regions=each(a_region), sky=each(a_region))
+@door(a=None, b=None, regions=each(of_class("Region")), sky=each(of_class("Region")))
 def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     """
     Measure the ratio of two lines in regions.
