@@ -6,8 +6,9 @@ import traceback
 import warnings
 
 from astro_narrowband import __version__
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.cli._options import parser
-from astro_narrowband.cli._process import one_line, progress_bar, say
+from astro_narrowband.cli._process import progress_bar, say
 from astro_narrowband.cli._text import columns, one_line_kept, sensible, show, summary
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError, listening, warn
 

@@ -5,7 +5,7 @@ import math
 import os
 import sys
 
-from astro_narrowband.cli._process import one_line
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import ProductError
 
 __all__ = ["columns", "one_line_kept", "sensible", "show", "summary"]
