@@ -231,7 +231,8 @@ class FactReader:
             facts.filter = whole if is_known_filter(whole, spellings=spellings) else joined
             if not all(is_known_filter(name, spellings=spellings) for name in names):
                 facts.notes.append(
-                    f"FILTER = {show_value(text)}: is no known spelling: it is a filter of its own"
+                    f"FILTER = {show_value(text)}: is not a known spelling: it is a filter of its "
+                    "own"
                 )
             return
         name, where = self.names.filter_from_names(parts)
