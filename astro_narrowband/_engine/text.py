@@ -132,12 +132,12 @@ def one_line(text):
     if not text.isprintable():
         # Cc, Cf: control and direction-changing characters; Cs: undecodable bytes of file names.
         text = "".join(" " if unicodedata.category(c) in _CONTROL else c for c in text)
-    return text.strip()
+    return text
 
 
 def clean_text(value):
     """
-    Return ``value`` as `one_line` has it, with single blanks.
+    Return ``value`` as `one_line` has it, with single blanks between words and none around.
 
     Examples
     --------

@@ -31,7 +31,7 @@ def ready_streams():
 
 def say(message):
     """Write a message to stderr, if there is anybody who reads it."""
-    line = f"astro-narrowband: {one_line(message)}"
+    line = f"astro-narrowband: {one_line(message).strip()}"
     with contextlib.suppress(OSError):
         if "tqdm" in sys.modules:  # a line of its own, above a bar that is under way
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)

@@ -204,6 +204,7 @@ class DarkModel:
 
     def typical(self, name):
         """Return the median of a plane, from rows all over the frame."""
+        choice(name, self.planes, "name")
         return self._sample(lambda rows: self.planes[name][rows])
 
     def variance_factor(self, exposure):

@@ -13,11 +13,11 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.door import a_ccd, a_table, door, or_of
+from astro_narrowband._engine.door import a_ccd, a_table, a_text, door, or_of
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
-from astro_narrowband.exceptions import AlignmentError, InputError, InputTypeError
+from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines._filters import read_table
 from astro_narrowband.registration import match as _match
 
@@ -120,7 +120,7 @@ def _filled(column):
     return np.ma.filled(np.ma.asarray(values, float), np.nan)
 
 
-@door(ccd=a_ccd)
+@door(ccd=a_ccd, center=or_of(SkyCoord, a_text))
 def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     """
     Match the stars of an image with a catalogue.
@@ -242,8 +242,8 @@ def _start(ccd, center, scale):
     scale = positive(scale, "scale", unit=u.arcsec / u.pix if per_pixel else u.arcsec)
     try:
         return SkyCoord(center).icrs, scale
-    except (ValueError, TypeError):
-        raise InputTypeError("center: give a SkyCoord, to half a field") from None
+    except ValueError:
+        raise InputError(f"center = {center!r}: give a SkyCoord, to half a field") from None
 
 
 def _center(ccd, nx, ny):

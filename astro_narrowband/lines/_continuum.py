@@ -55,7 +55,7 @@ R_CORE, SAME_SHAPE = 0.6, 0.01
 
 
 @door(
-    curves=of_two(of_class("FilterCurve")), k=or_of(str, real(above=0)), colour=real(),
+    name=None, curves=of_two(of_class("FilterCurve")), k=or_of(str, real(above=0)), colour=real(),
     fwhm=of_two(real(u.pix, least=0.1)),
 )  # fmt: skip
 def subtract_continuum(

@@ -67,6 +67,7 @@ class LineMap(CCDData):
     {'flux scale': 0.03}
     """
 
+    @door(common=items, shared=items)
     def __init__(self, *args, common=None, shared=None, stars=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.common, self.shared = dict(common or {}), dict(shared or {})

@@ -7,7 +7,7 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
-from astro_narrowband._engine.door import a_region, door, each
+from astro_narrowband._engine.door import door, each, of_class
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
     LineMap,
@@ -61,7 +61,7 @@ def read_regions(path):
     return regions, sky
 
 
-@door(line_map=None, regions=each(a_region), sky=each(a_region))
+@door(line_map=None, regions=each(of_class("Region")), sky=each(of_class("Region")))
 def region_fluxes(line_map, regions, *, sky=None):
     """
     Measure the flux of a line in regions.

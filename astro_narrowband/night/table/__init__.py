@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS
-from astro_narrowband._engine.door import door
+from astro_narrowband._engine.door import a_path, door, or_of
 from astro_narrowband._engine.files import open_regular
 from astro_narrowband._engine.frames import MAX_PIXELS
 from astro_narrowband._engine.headers import Spellings, parse_number, raw_values, read_exposure
@@ -40,7 +40,7 @@ __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "problems_of"]
 VERDICTS = ("used", "left out", "ignored")
 
 
-@door
+@door(spellings=or_of(Spellings, a_path))
 @dataclass
 class FrameTable:
     """
