@@ -155,10 +155,10 @@ def _weighted_median(values, weights):
 
 
 def _robust(values):
-    """Half the range of the middle 68.3 %."""
+    """Half the range of the middle 68.3 %, that of a normal distribution in the mean of samples."""
     if len(values) < 3:
         return np.nan
-    low, high = np.percentile(values, [15.87, 84.13])
+    low, high = np.percentile(values, [15.87, 84.13], method="normal_unbiased")
     return (high - low) / 2
 
 

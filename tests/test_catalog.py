@@ -10,6 +10,8 @@ from astropy.nddata import CCDData, VarianceUncertainty
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry import Flag, annulus_photometry, decode_flags
 from astro_narrowband.photometry._catalog import detection_image, make_catalog
+from astro_narrowband.photometry._isolated import without_field
+from astro_narrowband.photometry._measure import read_image
 
 READ_NOISE = 5.0
 SHAPE = (420, 440)
@@ -179,6 +181,44 @@ def test_stars_that_some_frames_lack_give_no_correction(rng):
     sure = found & ~partial & (flux[which] > 2e4)
     assert sure.sum() > 8
     assert np.median(ratio[sure]) == pytest.approx(1, abs=0.003)
+
+
+def test_a_star_full_in_every_frame_is_in_the_catalogue():
+    """It is the brightest, its middle is masked, and no star's correction is taken beside it."""
+    rng = np.random.default_rng(14)
+    xy = jittered(rng, 400, 36, 4)
+    flux = rng.uniform(2e4, 2e5, len(xy))
+    flux[40] = 3e6
+    ccd = gaussians(rng, 400, xy, flux, np.full(len(xy), 1.4))
+    ccd.mask = ccd.data > 5e4
+    assert ccd.mask.sum() > 10
+    catalog = make_catalog({"Ha": ccd})
+    table = catalog.tables["Ha"]
+    which, near = match(table, *xy.T)
+    row = table[near & (which == 40)]
+    assert len(row) == 1
+    assert row["flags"][0] & Flag.MASKED
+    assert abs(row["x_center"][0].value - xy[40, 0]) < 0.5
+    good = near & (table["flags"] == 0)
+    assert good.sum() > 50
+    assert np.std(pulls_of(table[good], xy, flux)) < 1.3
+
+
+def test_light_that_nobody_listed_is_not_that_of_empty_places():
+    """Empty places tell what a field of many stars adds to one: where a star is none is empty."""
+    rng = np.random.default_rng(15)
+    ccd, *_ = crowd(rng, 400, 600)
+    catalog = make_catalog({"Ha": ccd})
+    table, curves = catalog.tables["Ha"], catalog.growth["Ha"]
+    r, r_in, r_out = (table.meta[name] for name in ("r", "r_in", "r_out"))
+    options = {"r_from": r, "r_in": r_in, "r_out": r_out, "sky": "clipped_mean", "clip": 3.0}
+    listed = table[1:]
+    sources = [listed[name].value for name in ("x_center", "y_center", "flux")]
+    away = np.hypot(curves.x - table["x_center"][0].value, curves.y - table["y_center"][0].value)
+    alone, err = without_field(read_image(ccd), curves[away > r_out], sources, r_out, **options)
+    star = curves.flux[away > r_out, curves.index_of(r)]
+    assert np.abs((alone.flux[:, -1] - curves.flux[away > r_out, -1]) / star).max() < 0.02
+    assert err < 0.02
 
 
 def test_detection_on_one_filter(measured):

@@ -21,6 +21,7 @@ from astro_narrowband.calibration import CalibratedFrame, Recipe
 from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.coaddition._band import smooth
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
+from astro_narrowband.coaddition._consensus import _drawn_together
 from astro_narrowband.coaddition._reject import _capped, _weighted_median, best_frames
 from astro_narrowband.coaddition._shapes import derivatives, noise_gain
 from astro_narrowband.darks import DarkModel
@@ -1057,3 +1058,21 @@ def test_no_pixel_is_left_without_a_frame_around_bad_pixels_of_a_star():
     assert [len(discs) for discs in near] == [0, 0]
     apart = spoiled_discs([lacking(50), lacking(500)], two, np.array([0.5, 0.5]))
     assert [len(discs) for discs in apart] == [1, 1]
+
+
+@pytest.mark.parametrize("true", [0.0, 0.004, 0.012])
+def test_scales_of_clear_nights_are_drawn_together_by_no_more_than_their_errors(rng, true):
+    off, pulls, before = [], [], []
+    for _ in range(300):
+        scale, error = np.exp(rng.normal(0, true, 4)), np.full(4, 0.006)
+        measured = scale * np.exp(rng.normal(0, error))
+        drawn, stated = _drawn_together(measured, error)
+        # What they have in common is that of the reference.
+        rest = np.log(drawn / scale) - np.log(drawn / scale).mean()
+        before.append(np.std(np.log(measured / scale)))
+        off.append(rest.std())
+        pulls.append(rest / stated)
+    assert np.mean(off) < (1.02 if true else 0.5) * np.mean(before)
+    assert np.std(pulls) < 1.1
+    cloudy = np.array([1.0, 1.002, 0.9])
+    assert _drawn_together(cloudy, np.full(3, 0.004))[0][2] == 0.9

@@ -19,7 +19,7 @@ from astro_narrowband.night.charts import (
 from astro_narrowband.night.figures import (
     TINTS,
     Stretch,
-    composite_png,
+    composite,
     downsample,
     full_png,
     palette,
@@ -131,7 +131,7 @@ def test_a_composite_has_the_hubble_palette(rng):
     for k, name in enumerate(("SII", "Halpha", "OIII")):
         images[name][10:50, 20 * k : 20 * k + 15] += 1.0
     assert list(recipes(images)) == ["SHO", "HOO", "natural"]
-    rgb = pixels(composite_png(images, recipes(images)["SHO"]))[30]
+    rgb = pixels(composite(images, recipes(images)["SHO"]))[30]
     for k in range(3):
         assert rgb[20 * k + 7].argmax() == k
         assert rgb[20 * k + 7].max() > 100
@@ -166,17 +166,14 @@ def test_sky_is_nearly_black_and_nebula_is_seen(rng):
     assert np.percentile(rgb[:80], 99) < 30
     assert rgb[120:180, 120:180].mean() > 60
     images = dict.fromkeys(("Halpha", "OIII"), image)
-    rgb = pixels(composite_png(images, recipes(images)["natural"])).astype(float)
+    rgb = pixels(composite(images, recipes(images)["natural"])).astype(float)
     assert rgb[:80].mean() < 12
 
 
 def test_pixels_that_one_filter_lacks_have_no_colour():
     images = {name: np.ones((3, 3)) for name in ("Halpha", "OIII")}
     images["OIII"][0, 0] = np.nan
-    assert (
-        pixels(composite_png(images, recipes(images)["HOO"]))[2, 0].tolist()
-        == palette()[0].tolist()
-    )
+    assert pixels(composite(images, recipes(images)["HOO"]))[2, 0].tolist() == palette()[0].tolist()
 
 
 # --------------------------------------------------------------------------- scale

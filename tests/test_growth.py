@@ -75,7 +75,7 @@ def test_each_radius_is_annulus_photometry(rng):
         table = annulus_photometry(ccd, positions, r=r, **ANNULUS)
         np.testing.assert_allclose(curves.flux[:, j], table["flux"].value)
         # What the sky may hide is measured with each call, at blank places of its own.
-        np.testing.assert_allclose(curves.flux_err[:, j], table["flux_err"].value, rtol=0.02)
+        np.testing.assert_allclose(curves.flux_err[:, j], table["flux_err"].value, rtol=0.03)
         np.testing.assert_allclose(curves.total[:, j], table["aperture_sum"].value)
         np.testing.assert_allclose(curves.area[:, j], table["area"].value)
         assert np.array_equal(curves.flags[:, j], table["flags"])

@@ -66,7 +66,7 @@ def test_products_are_those_of_the_contract(reduced):
     assert names - {".astro-narrowband.jsonl"} == {
         "masters/bias.fits", "masters/dark.fits", "masters/flat-Halpha.fits",
         "masters/flat-OIII.fits", "frames.ecsv", "night.json", "report.html",
-        f"catalog-{base}.ecsv", f"colour-{base}.png", f"colour-{base}-natural.png",
+        f"catalog-{base}.ecsv", f"colour-{base}.png", f"colour-{base}-natural.jpg",
         *(f"coadd-{base}-{name}.png" for name in ("Halpha", "OIII")),
         *(f"{kind}-{base}-{name}.{suffix}" for name in ("Halpha", "OIII")
           for kind, suffix in (("coadd", "fits"), ("catalog", "ecsv"), ("growth", "ecsv"))),
@@ -183,6 +183,9 @@ def test_a_truncated_light_is_left_out_by_name(night, tmp_path):
     assert record["status"] == 0
     (group,) = record["groups"]
     assert group["n_used"] == 3
+    (lost,) = (frame for frame in group["frames"] if frame["verdict"] == "left out")
+    assert lost["path"] == str(victim)
+    assert "truncated" in lost["reason"]
     assert any(victim.name in m["text"] and "truncated" in m["text"] for m in record["messages"])
 
 

@@ -12,6 +12,8 @@ __all__ = ["N_SECTORS", "SkyConstants", "SkyLevels", "sky_constants", "sky_level
 
 #: Sectors of an annulus, and the least number of pixels in one.
 N_SECTORS, MIN_SECTOR = 8, 5
+#: As much of a sector of nebula is clipped, and not of one with a star.
+MOST = 0.5
 
 
 def _left_by_a_plane(n):
@@ -36,7 +38,9 @@ class SkyLevels(NamedTuple):
     variance : mean of the variance over usable pixels, NaN without one
     off_edge : bool; part of the annulus is outside the image
     uneven : variance of the means of eight sectors about a tilted plane, over that of
-        independent pixels; NaN where a sector is all but empty
+        independent pixels; NaN where most of a sector was clipped
+    structure, thin : (n, 2); that variance itself, and the square of the step between the
+        inner and the outer half of the annulus; what independent pixels of variance 1 give both
     """
 
     mean: np.ndarray
@@ -47,6 +51,8 @@ class SkyLevels(NamedTuple):
     variance: np.ndarray
     off_edge: np.ndarray
     uneven: np.ndarray
+    structure: np.ndarray
+    thin: np.ndarray
 
 
 def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
@@ -72,7 +78,7 @@ def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
     n = len(x)
     out = SkyLevels(
         *(np.full(n, np.nan) for _ in range(3)), np.zeros(n, int), np.zeros(n, int),
-        np.full(n, np.nan), np.zeros(n, bool), np.full(n, np.nan),
+        np.full(n, np.nan), np.zeros(n, bool), np.full(n, np.nan), *np.full((2, n, 2), np.nan),
     )  # fmt: skip
     reach = np.arange(-math.ceil(r_out), math.ceil(r_out) + 1)
     distance = np.hypot(reach[:, None], reach)
@@ -85,7 +91,9 @@ def sky_levels(pixels, x, y, r_in, r_out, *, clip=3.0, max_iterations=10):
         for pair in zip(np.nonzero(perhaps), np.nonzero(always), strict=True)
     )
     sector = np.floor(np.arctan2(oy, ox) * (N_SECTORS / (2 * np.pi))).astype(int) % N_SECTORS
-    sectors = (sector[:, None] == np.arange(N_SECTORS)).astype(np.float32)
+    # Those of the inner half, then those of the outer.
+    sector += N_SECTORS * (np.hypot(oy, ox) >= math.sqrt((r_in**2 + r_out**2) / 2))
+    sectors = (sector[:, None] == np.arange(2 * N_SECTORS)).astype(np.float32)
     annulus = _Annulus(oy, ox, int(perhaps.sum()), sectors, r_in, r_out, clip, max_iterations)
     # Neighbours after each other, as they share pixels that are at hand then; those at the
     # edge last, as blocks without any need not ask what is inside.
@@ -139,26 +147,38 @@ def _sky_block(pixels, x, y, annulus, out, rows):
             out.variance[rows] = variance.sum(axis=1, dtype=float) / n
     ordered = np.sort(data, axis=1)
     low, high = _clip_block(ordered, n, annulus.clip, annulus.max_iterations, out, rows)
-    out.uneven[rows] = _unevenness(data, ordered, low, high, annulus.sectors, out.mean[rows])
+    _structure_block(data, ordered, low, high, annulus.sectors, out, rows)
 
 
-def _unevenness(data, ordered, low, high, sectors, mean):
-    """Chi2 per degree of freedom of the means of sectors about a tilted plane."""
+def _structure_block(data, ordered, low, high, sectors, out, rows):
+    """How the means of sectors differ about a tilted plane, and the inner half from the outer."""
     each, last = np.arange(len(low)), ordered.shape[1] - 1
-    kept = data >= ordered[each, np.minimum(low, last)][:, None]
-    kept &= data <= ordered[each, np.clip(high - 1, 0, last)][:, None]
-    deviation = np.where(kept, data - mean.astype(data.dtype)[:, None], 0)
+    lowest = ordered[each, np.minimum(low, last)][:, None]
+    highest = ordered[each, np.clip(high - 1, 0, last)][:, None]
+    kept = (data >= lowest) & (data <= highest)
+    halves = (len(low), 2, N_SECTORS)
+    count = (kept.astype(np.float32) @ sectors).reshape(halves)
+    # Where most of a sector was clipped it is no star that was, and its pixels count as limits.
+    lost = count.sum(axis=1) < MOST * sectors.sum(axis=0).reshape(halves[1:]).sum(axis=0)
+    k = np.flatnonzero(lost.any(axis=1))
+    if k.size:
+        kept[k] |= np.isfinite(data[k]) & (np.tile(lost[k], 2).astype(np.float32) @ sectors.T > 0)
+        count[k] = (kept[k].astype(np.float32) @ sectors).reshape(len(k), *halves[1:])
+    mean = out.mean[rows].astype(data.dtype)[:, None]
+    deviation = np.where(kept, np.clip(data, lowest, highest) - mean, 0)
     deviation = deviation.astype(np.float32, copy=False)
-    count = kept.astype(np.float32) @ sectors
+    total = (deviation @ sectors).astype(float).reshape(halves)
+    n = count.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        means = (deviation @ sectors).astype(float) / count
         # A plane through the annulus moves its mean not at all under the star.
-        left = means @ LEFT
-        square = (left * left).sum(axis=1) / (N_SECTORS - 3)
-        own = (deviation * deviation).sum(axis=1, dtype=float) / count.sum(axis=1)
-        ratio = square / (own * (1 / count).mean(axis=1))
-    ratio[count.min(axis=1) < MIN_SECTOR] = np.nan
-    return ratio
+        left = (total.sum(axis=1) / n) @ LEFT
+        around = (left * left).sum(axis=1) / (N_SECTORS - 3)
+        inner, outer = (total.sum(axis=2) / count.sum(axis=2)).T
+        thin = np.stack([(1 / n).mean(axis=1), (1 / count.sum(axis=2)).sum(axis=1)], axis=1)
+        own = (deviation * deviation).sum(axis=1, dtype=float) / n.sum(axis=1)
+        thin[n.min(axis=1) < MIN_SECTOR] = np.nan
+        out.uneven[rows] = np.where(lost.any(axis=1), np.nan, around / (own * thin[:, 0]))
+    out.structure[rows], out.thin[rows] = np.stack([around, (inner - outer) ** 2], axis=1), thin
 
 
 def _clip_block(data, n, clip, max_iterations, out, rows):

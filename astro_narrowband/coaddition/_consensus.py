@@ -46,6 +46,8 @@ MAP_DEGREE, STARS_PER_TERM, EVIDENCE, LEAST_MAP = 3, 3, 15.0, 0.005
 MAP_ERROR = 0.03
 #: Variance of the median of a few values over that of their mean.
 MEDIAN_OF_FEW = 1.45
+#: Scales of clear frames: known to this, and as near to the middle of all (relative).
+SURE, ONE_NIGHT = 0.02, 0.03
 #: Fluxes that are off by more than so many sigma do not count.
 CLIP = 4.0
 
@@ -116,7 +118,8 @@ def _consensus(scale, scale_err, fits, base, even):
         patchy = pattern > np.maximum(max(even, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy |= edge
     patchy[base] = False
-    error = np.hypot(scale_err / scale, scale_err[base] / scale[base])
+    scale, scale_err = _drawn_together(scale, scale_err / scale)
+    error = np.hypot(scale_err, scale_err[base])
     scale = scale / scale[base]
     error = error * scale
     error[base] = 0.0
@@ -137,6 +140,41 @@ def _doubt(flux, common, patterns, base):
             clear = abs(ratio[-max(2, len(ratio) // 5) :] - 1.0).max() < AS_CLEAR
             least = np.fmin(least, 0.0 if clear else off)
     return least
+
+
+def _drawn_together(scale, error):
+    """
+    Draw scales together that differ by no more than their errors: a clear night has one.
+
+    The scatter beyond the errors is estimated (DerSimonian & Laird 1986), and each scale moves
+    towards the mean by what of its distance is error. Errors stay those that the largest
+    scatter which these few frames may have leaves. Scales that stand apart or are little
+    known are as they were.
+
+    Parameters
+    ----------
+    scale, error : `~numpy.ndarray`, (n,)
+        ``error`` is relative.
+
+    Returns
+    -------
+    scale, error : `~numpy.ndarray`, (n,)
+    """
+    log = np.log(scale)
+    with np.errstate(invalid="ignore"):
+        near = error < SURE
+        near &= np.abs(log - np.median(log[near])) < ONE_NIGHT if near.any() else False
+    if near.sum() < 2:
+        return scale, error
+    square, weight = error[near] ** 2, error[near] ** -2.0
+    off = log[near] - weight @ log[near] / weight.sum()
+    free, norm = near.sum() - 1, weight.sum() - weight @ weight / weight.sum()
+    scatter = max(weight @ off**2 - free, 0.0) / norm
+    most = scatter + math.sqrt(2.0 * free) / norm
+    scale, error = scale.copy(), error.copy()
+    scale[near] *= np.exp(off * (scatter / (scatter + square) - 1.0))
+    error[near] *= np.sqrt(most / (most + square))
+    return scale, error
 
 
 def _neighbours(xy):

@@ -14,6 +14,7 @@ import numpy as np
 from astropy import units as u
 from astropy.nddata import CCDData
 from astropy.table import QTable
+from scipy import ndimage
 
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import detect_stars
@@ -46,6 +47,8 @@ MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
+#: Lost pixels hide the peak of a star where those beside them are higher by so many sigma.
+PEAK = 10.0
 #: As many of the brightest stars tell the seeing of an image.
 MAX_SEEING = 300
 #: Rows of a band: it stays in the cache.
@@ -172,7 +175,7 @@ def make_catalog(
         raise InputError(f"images of different shapes ({shapes}): resample them to one grid")
     if detect_on is not None and detect_on not in ccds:
         raise InputError(f"detect_on = {detect_on!r} is not among {', '.join(ccds)}")
-    searched = ccds[detect_on] if detect_on is not None else detection_image(list(ccds.values()))
+    searched = detection_image([ccds[detect_on]] if detect_on is not None else [*ccds.values()])
     stars = detect_stars(
         searched, threshold=threshold, n_brightest=n_brightest, fwhm=fwhm, blends=True
     )
@@ -204,7 +207,8 @@ def detection_image(ccds):
     """
     Return the sum of images, each less its sky and in units of its noise, as `CCDData`.
 
-    Masked pixels do not count; where all are masked the sum is masked.
+    Masked pixels do not count; where all are masked the sum is masked. What hides the peak of
+    a star, such as pixels that are full in every frame, gets the highest value around it.
     """
     shape = same_shape([_Shape(ccd) for ccd in ccds])
     total = np.zeros(shape, np.float32)
@@ -241,7 +245,31 @@ def detection_image(ccds):
     at = np.flatnonzero((lost > 0) & ~mask)
     part = lost.reshape(-1)[at].astype(np.float32)
     total.reshape(-1)[at] *= np.sqrt(len(ccds) / (len(ccds) - part))
+    mask &= ~_fill_peaks(total, lost > 0)
     return CCDData(total, mask=mask if mask.any() else None, unit=u.dimensionless_unscaled)
+
+
+def _fill_peaks(image, lost):
+    """Fill clumps of lost pixels that hide a peak, in place; which pixels they are."""
+    filled = np.zeros_like(lost)
+    labels, n = ndimage.label(lost, np.ones((3, 3)))
+    if n:
+        # Few are at a star: a look at the brightest pixel beside each spares the others.
+        beside = ndimage.maximum_filter(image, 3)[lost] > PEAK
+        boxes = ndimage.find_objects(labels)
+        for k in np.unique(labels[lost][beside]):
+            box = tuple(slice(max(s.start - 2, 0), s.stop + 2) for s in boxes[k - 1])
+            clump, values, good = labels[box] == k, image[box], ~lost[box]
+            rim = ndimage.binary_dilation(clump, np.ones((3, 3)))
+            ring = ndimage.binary_dilation(rim, np.ones((3, 3))) & ~rim & good
+            rim &= good
+            if (
+                ring.any() and values[rim].mean() > PEAK
+                and values[rim].max() > max(PEAK, values[ring].max())
+            ):  # fmt: skip
+                values[clump] = values[rim].max()
+                filled[box] |= clump
+    return filled
 
 
 class _Shape:

@@ -7,6 +7,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.apertures import circle_sums
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.photometry._measure import measure_sky
 
 __all__ = ["isolated_stars", "without_field"]
@@ -19,6 +20,8 @@ CROWDED = 0.5
 N_PLACES, MIN_PLACES = 1600, 20
 #: As many of them are measured, those with the faintest neighbours.
 MEASURED = 300
+#: A place is brighter than any listed source near it where its light is so many times its scatter.
+NOISE = 5.0
 
 
 def isolated_stars(x, y, flux, good, reach):
@@ -68,8 +71,12 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     use = np.isfinite(level[:, 0]) & ~(sums.off_edge | (sums.n_masked > 0)).any(axis=1)
     if use.sum() < MIN_PLACES:
         return curves, 0.0
-    light, brightest = (sums.total - sums.area * level)[use], brightest[use]
+    light = (sums.total - sums.area * level)[use]
     a, b = curves.index_of(r_from), len(curves.radii) - 1
+    # What nobody listed is a source as well.
+    brightest = np.fmax(brightest[use], light[:, b] - NOISE * mad_std(light[:, b]))
+    order = np.argsort(brightest, kind="stable")
+    light, brightest = light[order], brightest[order]
     star = curves.flux[:, a]
     gain = light[:, b] - light[:, a] * np.nanmedian(curves.flux[:, b] / star)
     count = np.searchsorted(brightest, NEIGHBOUR_FLUX * star, side="right")
@@ -79,7 +86,8 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     n = np.arange(1, len(light) + 1)
     mean = np.cumsum(light, axis=0) / n[:, None]
     last = np.maximum(count, 1) - 1
-    err = np.median((np.std(gain) / np.sqrt(n[last]) / star)[enough])
+    scatter = np.sqrt(np.maximum(np.cumsum(gain**2) / n - (np.cumsum(gain) / n) ** 2, 0))
+    err = np.median((scatter[last] / np.sqrt(n[last]) / star)[enough])
     # Where no place is as empty as that its own emptiness is all that is known.
     return replace(curves, flux=curves.flux - np.where(enough[:, None], mean[last], 0)), float(err)
 

@@ -231,8 +231,9 @@ class Sky(NamedTuple):
         The level differs around the annulus more than noise and a tilt explain.
     spread : `~numpy.ndarray`
         By how much: variance of the means of sectors, over that of noise.
-    excess : float
-        Variance of a mean of pixels over that of as many independent ones.
+    structure : `~numpy.ndarray`, (n, 3)
+        Variance of the means of sectors, square of the step between the inner and the outer
+        half, and variance of pixels, each less that of noise.
     """
 
     level: np.ndarray
@@ -244,13 +245,11 @@ class Sky(NamedTuple):
     off_edge: np.ndarray
     uneven: np.ndarray
     spread: np.ndarray
-    excess: float = 1.0
+    structure: np.ndarray
 
     def rows(self, index):
         """Return some of the annuli."""
-        return self._replace(
-            **{name: getattr(self, name)[index] for name in self._fields if name != "excess"}
-        )
+        return Sky(*(values[index] for values in self))
 
 
 def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
@@ -263,7 +262,10 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
     if not isinstance(sky, str):
         level = np.full(n, number_in(sky, image.unit, "sky"))
         unknown, none = np.full(n, np.nan), np.zeros(n, int)
-        return Sky(level, np.zeros(n), unknown, none, none, unknown, none > 0, none > 0, unknown)
+        return Sky(
+            level, np.zeros(n), unknown, none, none, unknown, none > 0, none > 0, unknown,
+            np.zeros((n, 3)),
+        )  # fmt: skip
     choice(sky, SKY, "sky")
     if r_in is None or r_out is None:
         raise InputError("r_in and r_out are needed to measure the sky; sky=0 subtracts none")
@@ -290,9 +292,12 @@ def measure_sky(image, x, y, *, r_in, r_out, sky, clip):
         uneven = spread > UNEVEN
     scatter[levels.n < 2] = err[levels.n < 2] = np.nan
     pixel = levels.variance if image.has_variance else scatter / image.correlation
+    structure = np.column_stack(
+        [levels.structure - pixel[:, None] * levels.thin, scatter - pixel * image.correlation]
+    )
     return Sky(
         level, err, np.sqrt(scatter), levels.n, levels.n_good, pixel, levels.off_edge, uneven,
-        spread, 1 / image.correlation,
+        spread, structure,
     )  # fmt: skip
 
 

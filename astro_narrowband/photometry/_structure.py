@@ -7,14 +7,13 @@ by how much. The image can: at blank places, circles less their annuli scatter b
 noise and by that.
 """
 
-import itertools
 import math
 
 import numpy as np
+from scipy.optimize import nnls
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine import apertures
-from astro_narrowband._engine.annuli import N_SECTORS
 from astro_narrowband.photometry._measure import UNEVEN, measure_sky, split_variance
 
 __all__ = ["structure_variance"]
@@ -26,18 +25,13 @@ N_PROBES, MIN_PROBES = 900, 6
 CROWDED, MIN_CROWD, BESIDE = 2.5, 40, 0.2
 #: Radii at which structure is measured; between them it is interpolated.
 N_RADII = 4
-#: How many of the nearest blank annuli (None: all), and what weight of a star's own one, may
-#: tell how uneven the sky is there.
-NEAREST, WORTH = (12, 48, None), (0.0, 0.15, 0.4, 0.8)
 #: Mean of the log of chi2 per degree of freedom of the sectors of an annulus.
 LOG_MEAN = -0.2131
-#: Of the noise of a sector: structure that can be present where sectors show none.
-UNSEEN = 0.05
 #: A blank circle that is above its level by more than so many sigma counts as by that many.
 MOST = 6.0
-#: A circle has a star in it where its highest pixel is so many sigma, and so many times the
-#: circle's mean, above its median.
-STAR = 4.5, 1.5
+#: A circle has a star in it where its highest pixel is above the level by so many sigma, and by
+#: that part more than most of those at the radius of a star's circle (a part of r_in) around it.
+STAR, SHARP, CIRCLE, MOSTLY = 4.5, 0.7, 0.42, 75
 
 
 def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
@@ -57,51 +51,48 @@ def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
 
     Notes
     -----
-    Blank circles with a star that nobody listed do not count. The excess of the others
-    over noise is shared out over the image by how uneven the annuli are, as chi2 of the
-    means of their sectors: that of the nearest blank ones, and a star's own. By
-    empirical Bayes: how many of the nearest, what weight for its own and how much
-    structure a given unevenness means are those by which the blank circles are likeliest.
-    The excess x is lowered by its own error e to x**3 / (x**2 + 4 e**2). Where there
-    are fewer than six blank circles only annuli that are plainly uneven have structure.
+    Blank circles with a star that nobody listed do not count. The excess of the others over
+    noise is a sum, with weights of zero or more, of what their annuli show beyond noise: the
+    variance of the means of sectors about a plane, the square of the step between the inner
+    and the outer half, the variance of pixels, and one number for all. The weights are the
+    likeliest; what they add is lowered by g / (g + 8), g being the gain in -2 log likelihood:
+    two for each weight are chance. Where there are fewer than six blank circles only annuli
+    that are plainly uneven have structure.
     """
     radii = np.asarray(radii, float)
-    own = _sector_noise(level)
     spread = np.nan_to_num(level.spread, nan=1.0)
-    plain = np.where(level.uneven, own * (spread - 1), 0.0)
+    plain = np.where(level.uneven, np.maximum(np.nan_to_num(level.structure[:, 0]), 0), 0.0)
     if not len(x):
         return np.zeros((0, len(radii)))
     at = np.unique(np.linspace(0, len(radii) - 1, min(N_RADII, len(radii))).astype(int))
     *blank, distance = _blank_places(image, x, y, radii, r_out)
     around = measure_sky(image, *blank, r_in=r_in, r_out=r_out, sky=sky, clip=clip)
-    good = np.isfinite(around.spread) & (around.spread > 0) & np.isfinite(around.err)
+    good = np.isfinite(around.structure).all(axis=1) & np.isfinite(around.err)
     if good.sum() < MIN_PROBES:
         return np.repeat(plain[:, None], len(radii), axis=1)
-    blank, distance = tuple(values[good] for values in blank), distance[good]
     around = around.rows(good)
-    near = _Nearest(blank, around, (x, y), spread)
-    sectors = _sector_noise(around)
-    mean, noise = _blank_circles(image, blank, around, radii[at])
-    mean[distance[:, None] < radii[at] + BESIDE * r_out] = np.nan
-    fits = [_likeliest(mean[:, j], noise[:, j], sectors, near) for j in range(len(at))]
+    mean, noise = _blank_circles(image, [values[good] for values in blank], around, radii[at], r_in)
+    mean[distance[good, None] < radii[at] + BESIDE * r_out] = np.nan
+    usual = np.median(around.structure, axis=0)
+    shown, seen = (_shown(structure, usual) for structure in (around.structure, level.structure))
+    # An annulus that is not like the others speaks for itself.
+    known = around.spread[around.spread > 0]
+    alone = spread > UNEVEN * math.exp(np.mean(np.log(known)) - LOG_MEAN if known.size else 0)
     out = np.zeros((len(x), len(at)))
-    for j, (ratio, blend) in enumerate(fits):
+    for j in range(len(at)):
         if j and np.isfinite(mean[:, j]).sum() < MIN_PROBES:
             # No such circle is blank: the level is that under smaller ones.
             out[:, j] = out[:, j - 1]
             continue
-        here = near.of_stars(*blend)
-        out[:, j] = ratio * own * (np.maximum(here - 1, 0) + UNSEEN)
-        # An annulus that is not like the others speaks for itself.
-        alone = level.uneven & (spread > UNEVEN * here)
-        out[alone, j] = max(ratio, 1) * plain[alone]
+        out[:, j] = seen @ _likeliest(mean[:, j], noise[:, j], shown)
+        out[alone, j] = np.maximum(out[alone, j], plain[alone])
     return np.array([np.interp(radii, radii[at], row) for row in out]).reshape(len(x), -1)
 
 
-def _sector_noise(level):
-    """Variance that noise gives the mean of a sector of each annulus; 0 where unknown."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(level.std**2 * N_SECTORS / level.n * level.excess)
+def _shown(structure, usual):
+    """What annuli show of structure, none of it below zero, and a one; as usual where unknown."""
+    known = np.where(np.isfinite(structure), structure, usual)
+    return np.column_stack([np.maximum(np.nan_to_num(known), 0), np.ones(len(known))])
 
 
 def _blank_places(image, x, y, radii, r_out):
@@ -126,75 +117,54 @@ def _blank_places(image, x, y, radii, r_out):
     return px[keep], py[keep], distance[keep]
 
 
-class _Nearest:
-    """How uneven the sky is near blank places and near stars: chi2 of sectors."""
-
-    def __init__(self, blank, around, at, spread):
-        tree = cKDTree(np.column_stack(blank))
-        self.spread, self.own = around.spread, spread
-        most = min(max(n for n in NEAREST if n), len(self.spread) - 1)
-        logs = np.log(self.spread) - LOG_MEAN
-        self.mean = logs.mean()
-        self.of_blanks = logs[tree.query(np.column_stack(blank), most + 1)[1][:, 1:]]
-        self.near = logs[tree.query(np.column_stack(at), most)[1].reshape(-1, most)]
-
-    def of_blank(self, nearest, worth):
-        """Of blank places, each seen as a star would be."""
-        return (1 - worth) * self._prior(self.of_blanks, nearest) + worth * self.spread
-
-    def of_stars(self, nearest, worth):
-        """Of stars."""
-        return (1 - worth) * self._prior(self.near, nearest) + worth * self.own
-
-    def _prior(self, logs, nearest):
-        return np.exp(self.mean if nearest is None else logs[:, :nearest].mean(axis=1))
-
-
-def _blank_circles(image, blank, around, radii):
+def _blank_circles(image, blank, around, radii, r_in):
     """Means of blank circles less their levels, (n, m), NaN for those with a star; variances."""
     sums = apertures.circle_sums(image.pixels, *blank, radii)
     source, background = split_variance(image, sums, around, radii)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = sums.total / sums.area - around.level[:, None]
         noise = (source + background) / sums.area**2 + around.err[:, None] ** 2
-    iy, ix = (np.rint(values).astype(int) for values in blank[::-1])
-    star = np.empty(mean.shape, bool)
-    for j, radius in enumerate(radii):
-        half = math.ceil(radius) + 1
-        oy, ox = (grid.ravel() for grid in np.mgrid[-half : half + 1, -half : half + 1])
-        data = image.pixels.around(iy, ix, oy, ox, narrow=True)[0]
-        height = data.max(axis=1) - np.median(data, axis=1)
-        star[:, j] = height > STAR[0] * around.std + STAR[1] * np.maximum(mean[:, j], 0)
+    star = np.stack([_has_star(image, blank, around, radius, r_in) for radius in radii], axis=1)
     whole = sums.area > 0.9 * math.pi * radii**2
     mean[~whole | star | ~(noise > 0)] = np.nan
     return mean, noise
 
 
-def _likeliest(mean, noise, sectors, near):
-    """Structure over what sectors show of it, and how to look at them: (nearest, worth)."""
+def _has_star(image, blank, around, radius, r_in):
+    """Which circles have a peak that falls off as that of a star; nebula does not in all ways."""
+    half = math.ceil(radius) + 1
+    oy, ox = (grid.ravel() for grid in np.mgrid[-half : half + 1, -half : half + 1])
+    iy, ix = (np.rint(values).astype(int) for values in blank[::-1])
+    data = image.pixels.around(iy, ix, oy, ox, narrow=True)[0]
+    at = data.argmax(axis=1)
+    angle = np.arange(16) * np.pi / 8
+    far = max(CIRCLE * r_in, 2.0)
+    ring_y, ring_x = (np.rint(far * f(angle)).astype(int) for f in (np.sin, np.cos))
+    ring = image.pixels.around(iy + oy[at], ix + ox[at], ring_y, ring_x, narrow=True)[0]
+    height = data.max(axis=1) - around.level
+    fall = data.max(axis=1) - np.percentile(ring, MOSTLY, axis=1)
+    return (height > STAR * around.std) & (fall > SHARP * height)
+
+
+def _likeliest(mean, noise, shown):
+    """Weights of what annuli show, for which variance = noise + shown @ weights is likeliest."""
     use = np.isfinite(mean)
+    weights = np.zeros(shown.shape[1])
     if use.sum() < MIN_PROBES:
-        return 0.0, (NEAREST[0], 0.0)
-    mean, noise, sectors = mean[use], noise[use], sectors[use]
-    best = (math.inf, 0.0, (NEAREST[0], 0.0))
-    for blend in itertools.product(NEAREST, WORTH):
-        share = sectors * (np.maximum(near.of_blank(*blend)[use] - 1, 0) + UNSEEN)
-        ratio, err, cost = _fit_ratio(mean, noise, share)
-        if cost < best[0] - 1:
-            best = (cost, ratio**3 / (ratio**2 + 4 * err**2) if ratio > 0 else 0.0, blend)
-    return best[1:]
+        return weights
+    mean, noise, shown = mean[use], noise[use], shown[use]
 
-
-def _fit_ratio(mean, noise, share):
-    """Fit variance = noise + ratio share to ``mean``: ratio, its error, -2 log likelihood."""
-    ratio, last = 0.0, math.inf
-    for _ in range(30):
-        whole = noise + ratio * share
+    def cost(weights):
+        whole = noise + shown @ weights
         square = np.where(mean > 0, np.minimum(mean**2, MOST**2 * whole), mean**2)
-        information = np.sum((share / whole) ** 2)
-        step = np.sum((square - whole) * share / whole**2) / information
-        ratio = max(ratio + step, 0.0)
-        if abs(ratio - last) <= 1e-3 * ratio:
+        return np.sum(square / whole + np.log(whole)), whole, square
+
+    empty, whole, square = cost(weights)
+    for _ in range(30):
+        last = weights
+        weights = (last + nnls(shown / whole[:, None], (square - noise) / whole)[0]) / 2
+        after, whole, square = cost(weights)
+        if np.allclose(last, weights, rtol=1e-2, atol=0):
             break
-        last = ratio
-    return ratio, math.sqrt(2 / information), np.sum(square / whole + np.log(whole))
+    gain = max(empty - after, 0.0)
+    return weights * gain / (gain + 2 * len(weights))

@@ -143,12 +143,23 @@ def make_plan(
         _label(group, groups)
         if not group.library:
             _serve(group, night, limits)
+    _count_lost(groups, table)
     for group in groups:
         problems += [Problem("warning", group.label, note) for note in group.notes]
         if group.failed:
             problems.append(Problem("error", group.label, f"not reduced: {group.reason}"))
     problems += problems_of(_settle(groups, night))
     return Plan(table, groups, problems)
+
+
+def _count_lost(groups, table):
+    """Add lights that cannot be read to the groups that miss them, where their headers say."""
+    for row in table:
+        if row.kind == "light" and row.verdict == "left out" and not row.serves:
+            for group in groups:
+                if (row.object, row.filter) == (group.object, group.beam):
+                    group.lost.append(row)
+                    row.serves[group.label] = row.reason
 
 
 def _serve(group, night, limits):

@@ -287,7 +287,7 @@ def colour_views(groups):
     views = []
     for name, recipe in figures.recipes(images).items():
         ny, nx = images[next(iter(recipe))].shape
-        png = figures.composite_png(images, recipe)
+        png = figures.composite(images, recipe)
         views.append(
             {"name": name, "png": png, "width": nx, "height": ny, "words": _mix(name, recipe)}
         )

@@ -79,7 +79,7 @@ class Night:
             if target[0].library:
                 continue
             names.append(f"catalog-{self.merged_name(target)}.ecsv")
-            names += [f"{self.colour_name(target)}{end}.png" for end in ("", "-*")]
+            names += [f"{self.colour_name(target)}{end}" for end in (".png", "-*.jpg")]
             for name in self.names_of(target).values():
                 names += [form.format(name) for form in PRODUCTS.values()]
             if self.settings.keep_calibrated:

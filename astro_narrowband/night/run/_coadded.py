@@ -1,5 +1,7 @@
 """What is made of the coadds of a target: a WCS by a catalogue, sources, pictures."""
 
+from functools import partial
+
 from astropy.table import QTable
 
 from astro_narrowband._engine.frames import Threads
@@ -80,10 +82,10 @@ def picture(night, target, names, coadds, key):
     planes = {name: image for name, (_, image) in images.items()}
     title = night.colour_name(target)
     for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
-        file = f"{title}.png" if k == 0 else f"{title}-{name}.png"
+        file, form = (f"{title}-{name}.jpg", "JPEG") if k else (f"{title}.png", "PNG")
         labels = [images[part][0].label for part in recipe]
         night.record["pictures"].append({"name": name, "path": file, "groups": labels})
-        jobs.append((file, figures.composite_png, (planes, recipe)))
+        jobs.append((file, partial(figures.composite, form=form), (planes, recipe)))
     jobs = [job for job in jobs if not night.products.have(job[0], key)]
     with Threads(night.workers) as pool:
         list(pool.map(lambda j: night.products.write_bytes(j[0], j[1](*j[2]), key), jobs))

@@ -16,10 +16,12 @@ from html import escape
 
 import numpy as np
 from astropy import units as u
+from astropy.io import fits
 from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS
 from astro_narrowband._engine.door import door
+from astro_narrowband._engine.files import open_regular
 from astro_narrowband._engine.frames import MAX_PIXELS
 from astro_narrowband._engine.headers import (
     Spellings,
@@ -448,6 +450,10 @@ def _read_row(path, parts, why, reader, max_pixels, library):
                 _compare(facts, header, frame.primary, reader.spellings)
     except InputError as error:
         row.leave_out(str(error).removeprefix(f"{path}: "))
+        # Its group is told what it lacks, by what its name and its header still say.
+        facts = reader.facts(_header_of_damaged(path), parts)
+        row.kind, row.object, row.filter = facts.kind, facts.object, facts.filter
+        row.exposure, row.date = facts.exposure, facts.date
         return row
     for item in fields(Facts):
         setattr(row, item.name, getattr(facts, item.name))
@@ -459,3 +465,12 @@ def _read_row(path, parts, why, reader, max_pixels, library):
     elif facts.refusal:
         row.leave_out(facts.refusal)
     return row
+
+
+def _header_of_damaged(path):
+    """The first header of a file, empty where even that cannot be read."""
+    try:
+        with open(open_regular(path)[0], "rb") as file:
+            return fits.Header.fromfile(file)
+    except Exception:  # astropy raises almost any type on damaged headers
+        return fits.Header()
