@@ -42,8 +42,9 @@ WITH_WINGS, WINGS = 50.0, 10.0
 #: Regions along each axis whose slopes are compared; a scatter over that of their errors and
 #: a part of the scale that mean nothing: cells are interpolated, seeing changes the structure.
 REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
-#: Medians of cells full of stars go as this power of the seeing; a star takes so many FWHM.
-OF_SEEING, STAR_RADIUS = 0.15, 3.0
+#: In crowds, medians of cells go as this power of the seeing, and stars with a fifth of their
+#: light in neighbours as this: it is their error. A star covers so many FWHM around.
+CELLS_OF_SEEING, STARS_OF_SEEING, STAR_RADIUS = 0.15, 0.4, 3.0
 #: More cells than this part of all that are off the line are cloud, and not chance.
 ODD_CELLS = 0.05
 #: Frames are left out where parts of the nebula are off by more than this (of the scale, rms).
@@ -133,7 +134,8 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
         *by_nebula, uneven[i] = nebula_scale(*pair, shape)
-        by_stars = scale[i], scale_err[i], method[i]
+        of_seeing = STARS_OF_SEEING * _crowd_change(pair[0][0], pair[1][0], shape)
+        by_stars = scale[i], math.hypot(scale_err[i], scale[i] * of_seeing), method[i]
         scale[i], scale_err[i], method[i] = _agreed(by_stars, (*by_nebula, "nebula"))
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
     first, base = base, _add_uneven(found, uneven, base, scale_err)
@@ -266,7 +268,8 @@ def nebula_scale(reference, other, shape):
     if not structure > (NEBULA_OVER_SKY * reference[0].sky) ** 2 or not slope > 0:
         return math.nan, math.nan, math.nan
     error = math.sqrt(scatter / structure / max(good.sum() - basis.shape[1] - 1, 1))
-    error = math.hypot(error, slope * _of_seeing(reference[0], other[0], shape))
+    of_seeing = CELLS_OF_SEEING * _crowd_change(reference[0], other[0], shape)
+    error = math.hypot(error, slope * of_seeing)
     if error > NEBULA_ERROR * slope:
         return math.nan, math.nan, math.nan
     if good.sum() < (1 - ODD_CELLS) * every.sum():
@@ -276,12 +279,12 @@ def nebula_scale(reference, other, shape):
     return slope, error, uneven if uneven > EVEN_NEBULA else 0.0
 
 
-def _of_seeing(reference, other, shape):
-    """Relative error of a slope where faint stars are much of the structure, by their seeing."""
+def _crowd_change(reference, other, shape):
+    """Logarithm of the seeing over that of the reference, times the part of it that stars cover."""
     change = abs(math.log(other.fwhm / reference.fwhm))
-    crowd = len(reference.detected) * math.pi * (STAR_RADIUS * reference.fwhm) ** 2
-    error = OF_SEEING * change * min(crowd / math.prod(shape), 1.0)
-    return error if math.isfinite(error) else 0.0
+    covered = len(reference.detected) * math.pi * (STAR_RADIUS * reference.fwhm) ** 2
+    change *= min(covered / math.prod(shape), 1.0)
+    return change if math.isfinite(change) else 0.0
 
 
 def _spread(structure, away, region):
