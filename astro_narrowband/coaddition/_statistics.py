@@ -14,6 +14,7 @@ from itertools import pairwise
 import numpy as np
 from astropy import units as u
 
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import HeldFrame, as_frame
 from astro_narrowband._engine.statistics import MAD_TO_STD
 
@@ -97,6 +98,7 @@ def cell_centres(shape):
     return tuple((edges[:-1] + edges[1:] - 1) / 2 for edges in (_edges(shape[1]), _edges(shape[0])))
 
 
+@door
 def measure_frame(frame, *, stars=None, held=None):
     """
     Measure the sky, the noise and the stars of one frame.

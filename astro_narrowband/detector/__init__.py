@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.door import check_fields, door, items, of_class, real
+from astro_narrowband._engine.door import a_sequence, check_fields, door, items, of_class, real
 from astro_narrowband._engine.frames import as_frame, as_frames
 from astro_narrowband._engine.validate import value_in
 from astro_narrowband.detector._full import measure_saturation
@@ -168,7 +168,7 @@ class Detector:
         return cls(**values, sources={"gain": text, "read_noise": text})
 
 
-@door
+@door(flats=a_sequence, biases=a_sequence, darks=a_sequence, lights=a_sequence)
 def decide_detector(
     header=None,
     *,

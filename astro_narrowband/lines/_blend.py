@@ -52,7 +52,12 @@ def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NI
     1.001
     """
     line, blend = line_named(line), line_named(blend)
-    if np.nanmin(ratio) < 0 or not np.isfinite(ratio).any():
+    for name, value in (("ratio", ratio), ("ratio_err", ratio_err)):
+        if np.shape(value) not in ((), line_map.shape):
+            raise InputError(f"{name} has shape {np.shape(value)}, the map {line_map.shape}")
+    if not np.isfinite(ratio_err).any() or np.nanmin(ratio_err) < 0:
+        raise InputError("ratio_err: give errors of 0 or more")
+    if not np.isfinite(ratio).any() or np.nanmin(ratio) < 0:
         raise InputError(f"ratio of {blend.name} to {line.name}: it must not be negative")
     share = curve.response(blend, velocity=velocity)
     share /= curve.checked_response(line, velocity=velocity)
@@ -70,7 +75,12 @@ def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NI
     return result
 
 
-@door(a=of_class("LineMap"), b=of_class("LineMap"), curves=of_two(of_class("FilterCurve")))
+@door(
+    a=of_class("LineMap"),
+    b=of_class("LineMap"),
+    curves=of_two(of_class("FilterCurve")),
+    lines=of_two(lambda line, _: line_named(line)),
+)
 def separate_lines(a, b, *, curves, lines=("Halpha", "NII"), velocity=0.0):
     """
     Two lines from two filters that each hold some of both.

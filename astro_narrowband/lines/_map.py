@@ -50,8 +50,24 @@ class LineMap(CCDData):
         in the uncertainty.
     stars : `~astropy.table.QTable`, optional
         The stars that the continuum was scaled by.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from astro_narrowband import LineMap
+    >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    >>> line = LineMap(
+    ...     np.full((40, 40), 5.0),
+    ...     unit="electron/s",
+    ...     uncertainty=noise,
+    ...     common={"flux scale": 0.03},
+    ... )
+    >>> line.common
+    {'flux scale': 0.03}
     """
 
+    @door(common=items, shared=items)
     def __init__(self, *args, common=None, shared=None, stars=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.common, self.shared = dict(common or {}), dict(shared or {})

@@ -7,7 +7,7 @@ import numpy as np
 from astropy import units as u
 from astropy.table import QTable
 
-from astro_narrowband._engine.door import a_region, door, each
+from astro_narrowband._engine.door import door, each, of_class
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
     LineMap,
@@ -19,6 +19,8 @@ from astro_narrowband.lines._map import (
 from astro_narrowband.resampling import noise_factor
 
 __all__ = ["read_regions", "region_fluxes"]
+
+__doctest_requires__ = {"region_fluxes": ["regions"]}
 
 #: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
 N_TILES, MIN_SIDE = 100, 8
@@ -59,7 +61,7 @@ def read_regions(path):
     return regions, sky
 
 
-@door(line_map=None, regions=each(a_region), sky=each(a_region))
+@door(line_map=None, regions=each(of_class("Region")), sky=each(of_class("Region")))
 def region_fluxes(line_map, regions, *, sky=None):
     """
     Measure the flux of a line in regions.
@@ -97,6 +99,18 @@ def region_fluxes(line_map, regions, *, sky=None):
     in the error. A common error counts as the sum of what it does to the pixels, less what
     it does to the zero: it does not average down.
     Masked pixels are not filled in: the flux is that of the good ones, ``covered`` says so.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from regions import CirclePixelRegion, PixCoord
+    >>> from astro_narrowband import region_fluxes
+    >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    >>> line = CCDData(np.full((40, 40), 5.0), unit="electron/s", uncertainty=noise)
+    >>> circle = CirclePixelRegion(PixCoord(20, 20), radius=5)
+    >>> print(region_fluxes(line, [circle])["flux"].round(1))
+    [392.7] electron / s
     """
     if not regions:
         raise InputError("regions: none is given: give one or more")

@@ -221,6 +221,17 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         If there is no folder, or no light in it that could be reduced.
     ProductError
         If a product cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astro_narrowband import reduce_night
+    >>> from astro_narrowband.simulate import simulate_night
+    >>> folder = tempfile.mkdtemp()
+    >>> truth = simulate_night(folder + "/night", shape=(256, 256), filters=["Halpha"], seed=1)
+    >>> record = reduce_night(folder + "/night", folder + "/reduced")
+    >>> record["status"], [group["label"] for group in record["groups"]]
+    (0, ['Crown Nebula Halpha'])
     """
     settings = settings or Settings()
     # Read once: what the files of the user say is part of what products are made of.

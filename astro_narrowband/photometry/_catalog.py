@@ -17,6 +17,7 @@ from astropy.table import QTable
 from scipy import ndimage
 
 from astro_narrowband._engine.annuli import sky_levels
+from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
@@ -160,7 +161,25 @@ def make_catalog(
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
     Where the width of stars changes over the field the correction is a surface. Sources
     that are wider, longer or less dense than single stars of their place are flagged
-    BLENDED; the denser the field, the less it takes.
+    BLENDED; the denser the field, the less it takes. Their error has what a circle twice as
+    wide has more than that of a star: the flux is that of all of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband import make_catalog
+    >>> rng = np.random.default_rng(4)
+    >>> y, x = np.mgrid[:200, :200]
+    >>> def image(brightness):
+    ...     data = rng.normal(10.0, 1.0, (200, 200))
+    ...     for a, b in [(40, 50), (150, 60), (60, 150), (140, 140)]:
+    ...         data += brightness * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 4.0)
+    ...     noise = StdDevUncertainty(np.ones((200, 200)))
+    ...     return CCDData(data, unit="electron / s", uncertainty=noise)
+    >>> catalog = make_catalog({"Halpha": image(400), "OIII": image(200)})
+    >>> len(catalog.merged), sorted(catalog.tables)
+    (4, ['Halpha', 'OIII'])
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")
@@ -325,6 +344,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     flags[wide] |= Flag.EXTENDED
     unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
+    _count_what_is_outside(image, table, r)
     x, y, flux = (_bare(table[name]) for name in ("x_center", "y_center", "flux"))
     reach = r_in + 2 * scale
     isolated = _isolated(x, y, flux, table, reach)
@@ -356,6 +376,20 @@ def _measure(name, ccd, stars, partial, point, scale, options):
             correction_scatter=correction.scatter, correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
+
+
+def _count_what_is_outside(image, table, r):
+    """Add to the errors of blends what a circle twice as wide has more than that of a star."""
+    x, y, flux, sky, snr = (_bare(table[k]) for k in ("x_center", "y_center", "flux", "sky", "snr"))
+    blended = (table["flags"] & Flag.BLENDED) > 0
+    star = (table["flags"] == 0) & (snr > MIN_SNR)
+    at = np.flatnonzero(blended | star)
+    sums = circle_sums(image.pixels._replace(noise=None, gain=None), x[at], y[at], [2 * r])
+    wide = np.full(len(x), np.nan)
+    wide[at] = (sums.total - sky[at, None] * sums.area)[:, 0]
+    usual = np.median(wide[star] / flux[star]) if star.any() else 1.0
+    outside = np.where(blended, np.nan_to_num(np.maximum(wide - usual * flux, 0)), 0.0)
+    table["flux_err"] = np.hypot(table["flux_err"], outside * (table["flux_err"].unit or 1))
 
 
 def _bare(column):

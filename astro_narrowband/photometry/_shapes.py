@@ -19,7 +19,7 @@ class Shapes(NamedTuple):
 
     Attributes
     ----------
-    fwhm : of the Gaussian that has the moments of the source [pix]
+    fwhm : of the Gaussian that has the moments of the source [pix]; NaN if wider than the window
     size : half the trace of the moments under the window [pix2]
     plus, cross : how much they are drawn out, along x and along the diagonal [pix2]
     size_err, long_err : errors of ``size``, and of ``plus`` or ``cross``
@@ -69,9 +69,9 @@ def measure_shapes(pixels, x, y, level, noise, fwhm):
             variance = np.broadcast_to(noise[at, None, None] ** 2, data.shape)
         size = (m["xx"] + m["yy"]) / 2
         moments = (size, (m["xx"] - m["yy"]) / 2, m["xy"], *_errors(m, variance, size))
-        usable = np.isfinite(width) & (width < 2 * half)
+        width[~(width < 2 * half)] = np.nan
         for column, values in zip(out, (width, *moments), strict=True):
-            column[at] = np.where(usable, values, np.nan)
+            column[at] = np.where(m["total"] > 0, values, np.nan)
     return out
 
 

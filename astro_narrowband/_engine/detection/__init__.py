@@ -59,7 +59,7 @@ def detect_stars(
         errors where the image has no variance. Default is 1 where the unit is
         electron; otherwise the noise of the sky alone is counted.
     blends : bool, optional
-        Keep what is wide or drawn out, up to three times the width of the stars, and
+        Keep what is drawn out, or wide up to three times the width of the stars, and
         neighbours from 0.7 FWHM apart: for catalogues, which flag them. Default is
         to refuse them: registration wants single stars.
 

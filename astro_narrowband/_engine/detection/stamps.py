@@ -144,6 +144,13 @@ def shape_of(m, sigma):
     return fwhm, roundness
 
 
+def _minor_axis(m, sigma):
+    """FWHM across a source: a pair is as long as the window where it is as thin as a star."""
+    with np.errstate(all="ignore"):
+        least = (m["xx"] + m["yy"]) / 2 - np.hypot((m["xx"] - m["yy"]) / 2, m["xy"])
+        return FWHM / np.sqrt(np.maximum(1 / least - 1 / sigma**2, 0))
+
+
 def _core(image, y, x):
     """The 3 x 3 pixels around the brightest pixel near each maximum, and where that is."""
     block, _, outside = image.stamps(y, x, 1)
@@ -323,6 +330,7 @@ def _numbers(image, variance, candidates, fwhm, gain):
         "flux_err": flux_err, "fwhm": widths, "roundness": roundness, "sharpness": ring,
         "peak": peak, "snr": snr, "saturated": flat,
         "total": m["total"], "off": np.hypot(m["x"], m["y"]), "covered": covered,
+        "minor": _minor_axis(m, sigma),
     }  # fmt: skip
 
 
@@ -347,7 +355,7 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
         "faint": np.isfinite(stars["x_err"]) & np.isfinite(stars["y_err"]) & (stars["total"] > 0)
         & (snr > 4) & (stars["flux"] > 0) & (stars["off"] < max(1.5, fwhm)),
         "sharp": flat | (widths > 0.6 * fwhm),
-        "wide": flat | (widths < (3.0 if blends else 1.8) * fwhm),
+        "wide": flat | (stars["minor"] < 3.0 * fwhm if blends else widths < 1.8 * fwhm),
         "long": flat | (roundness < limit) | blends,
     }  # fmt: skip
     keep = np.ones(len(at_x), bool)

@@ -20,7 +20,7 @@ from astropy.io import fits
 from astropy.table import MaskedColumn, QTable
 
 from astro_narrowband._engine.bayer import COLOURS
-from astro_narrowband._engine.door import door
+from astro_narrowband._engine.door import a_path, door, or_of
 from astro_narrowband._engine.files import open_regular
 from astro_narrowband._engine.frames import MAX_PIXELS
 from astro_narrowband._engine.headers import (
@@ -45,7 +45,7 @@ __all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "printable", "proble
 VERDICTS = ("used", "left out", "ignored")
 
 
-@door
+@door(spellings=or_of(Spellings, a_path))
 @dataclass
 class FrameTable:
     """
@@ -57,6 +57,16 @@ class FrameTable:
         In the order of their paths.
     problems : list of `Problem`
         What was noticed while the files were read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from astro_narrowband import FrameTable
+    >>> from astro_narrowband.simulate import simulate_night
+    >>> folder = tempfile.mkdtemp() + "/night"
+    >>> truth = simulate_night(folder, shape=(64, 64), filters=["OIII"], seed=1)
+    >>> FrameTable.from_paths([folder]).counts["left out"]
+    0
     """
 
     rows: list = field(default_factory=list)
