@@ -35,7 +35,7 @@ from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Products
-from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for
+from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for, try_alone
 from astro_narrowband.night.screen import screen_plan
 from astro_narrowband.night.table import FrameTable, Problem, printable
 
@@ -176,12 +176,15 @@ def inspection(table, *, settings=None):
     )
     screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
     for group in plan.groups:
-        if not (group.failed or group.alone):
+        if not group.failed:
             try:
-                detector, sentences = decide_for(group, settings)
+                if group.alone:
+                    sentences = try_alone(group, settings)
+                else:
+                    detector, sentences = decide_for(group, settings)
+                    limit = settings.max_extrapolation
+                    group.costs = dark_costs(group, detector, max_extrapolation=limit)
                 plan.problems += [Problem("warning", group.label, text) for text in sentences]
-                limit = settings.max_extrapolation
-                group.costs = dark_costs(group, detector, max_extrapolation=limit)
             except NarrowbandError as error:
                 group.fail(str(error))
                 plan.problems.append(Problem("error", group.label, f"not reduced: {error}"))
