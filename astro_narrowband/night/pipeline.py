@@ -26,7 +26,8 @@ from astro_narrowband._engine.door import (
 from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.files import sha256
 from astro_narrowband._engine.frames import usable_cores
-from astro_narrowband._engine.headers import Spellings, clean_text
+from astro_narrowband._engine.headers import Spellings
+from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
@@ -37,7 +38,7 @@ from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Products
 from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for, try_alone
 from astro_narrowband.night.screen import screen_plan
-from astro_narrowband.night.table import FrameTable, Problem, printable
+from astro_narrowband.night.table import FrameTable, Problem
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
@@ -301,8 +302,8 @@ def _apart(nights, output):
     for night in [nights] if isinstance(nights, str | os.PathLike) else nights:
         if Path(night).resolve().is_relative_to(products):
             raise InputError(
-                f"{printable(output)}: is the folder of the products, and holds the night "
-                f"{printable(night)}: choose another folder with -o"
+                f"{path_text(output)}: is the folder of the products, and holds the night "
+                f"{path_text(night)}: choose another folder with -o"
             )
 
 
@@ -326,7 +327,7 @@ def _no_lights(table, nights, filters):
             f"are of {', '.join(there)}"
         )
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
-    where = ", ".join(printable(night) for night in np.atleast_1d(nights))
+    where = ", ".join(path_text(night) for night in np.atleast_1d(nights))
     return (
         f"{where}: there is no light to reduce ({counts}): `astro-narrowband inspect` says what "
         "each file is taken for; --set IMAGETYP=light serves where neither header nor name says it"
