@@ -15,6 +15,8 @@ import numpy as np
 from astro_narrowband._engine.door import door, real
 from astro_narrowband._engine.plots import new_axes, picture_html
 from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband._engine.validate import as_mask, as_pixels
+from astro_narrowband.exceptions import InputError
 
 __all__ = ["NoiseTest", "compare_noise"]
 
@@ -193,6 +195,10 @@ def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
     >>> round(test.factor, 1)
     1.5
     """
+    data, sigma = as_pixels(data, "data"), as_pixels(sigma, "sigma")
+    mask = as_mask(mask, data.shape)
+    if data.shape != sigma.shape:
+        raise InputError(f"sigma has shape {sigma.shape}, data {data.shape}: one a pixel is needed")
     cells = [_look_at(data, sigma, mask, *corner) for corner in _corners(data.shape)]
     cells = [cell for cell in cells if cell is not None]
     levels = np.array([level for level, _ in cells])

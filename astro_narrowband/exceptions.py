@@ -51,15 +51,15 @@ class InputTypeError(InputError, TypeError):
     """An argument of a type that cannot be used."""
 
 
-class CalibrationError(NarrowbandError):
+class CalibrationError(NarrowbandError, ValueError):
     """A calibration that would give a wrong answer (applied twice, out of range, ...)."""
 
 
-class AlignmentError(NarrowbandError):
+class AlignmentError(NarrowbandError, ValueError):
     """No alignment that can be trusted was found."""
 
 
-class ProductError(NarrowbandError, OSError):
+class ProductError(NarrowbandError, OSError, ValueError):
     """A product could not be written, or what is on disk is not what was written."""
 
 

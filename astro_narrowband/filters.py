@@ -143,6 +143,12 @@ def _is_harmless(text, wavelength):
     return True
 
 
+def _checked(spellings):
+    if spellings is not None and not isinstance(spellings, Mapping):
+        raise InputTypeError(f"spellings: {type(spellings).__name__} is no dict of text to text")
+    return spellings or {}
+
+
 def canonical_filter(name, *, spellings=None):
     """
     Return the canonical name of a filter.
@@ -171,11 +177,10 @@ def canonical_filter(name, *, spellings=None):
     >>> canonical_filter(" H-Alpha 7nm "), canonical_filter("[O III]"), canonical_filter("g")
     ('Halpha', 'OIII', 'g')
     """
-    if spellings is not None and not isinstance(spellings, Mapping):
-        raise InputTypeError(f"spellings: {type(spellings).__name__} is no dict of text to text")
+    spellings = _checked(spellings)
     text = " ".join(str(name).split())
     key = filter_key(text)
-    if spellings and key in spellings:
+    if key in spellings:
         return spellings[key]
     spelt = _spelt(text)
     if len(spelt) <= 100:
@@ -222,4 +227,4 @@ def pixels_of(line):
 def is_known_filter(name, *, spellings=None):
     """Return whether a canonical name is in the tables of this package (or in ``spellings``)."""
     known = {f.name for f in FILTERS} | set(_BROAD.values()) | _LETTERS | {UNKNOWN_FILTER}
-    return name in {*known, *_DUAL, *(spellings or {}).values()}
+    return str(name) in {*known, *_DUAL, *_checked(spellings).values()}

@@ -66,6 +66,17 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
     ------
     InputError
         If there are no frames, or their shapes differ.
+
+    Examples
+    --------
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import master_bias
+    >>> from astro_narrowband.simulate import simulate_frames
+    >>> night = simulate_frames(1, seed=1)
+    >>> biases = [CCDData(frame, unit="adu") for frame in night.bias[0]]
+    >>> bias = master_bias(biases)
+    >>> bias.unit, bias.header["NCOMBINE"]
+    (Unit("adu"), 12)
     """
     frames = as_frames(frames, "biases", convert=prepared)
     shape = same_shape(frames, "biases")
@@ -285,6 +296,28 @@ def master_flat(
         If no flat can be used; the message names each with its reason.
     InputError
         If shapes differ, or neither bias nor dark is given.
+
+    Examples
+    --------
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import DarkModel, Detector, master_bias, master_flat
+    >>> from astro_narrowband.simulate import simulate_frames
+    >>> night = simulate_frames(1, seed=1)
+    >>> biases = [CCDData(frame, unit="adu") for frame in night.bias[0]]
+    >>> camera = Detector(gain=night.model.gain, read_noise=night.model.read_noise)
+    >>> darks = [
+    ...     CCDData(frame, unit="adu", header={"EXPTIME": time})
+    ...     for time, frames in night.darks.items()
+    ...     for frame in frames[0]
+    ... ]
+    >>> dark = DarkModel.fit(darks, bias=master_bias(biases), detector=camera)
+    >>> flats = [
+    ...     CCDData(frame, unit="adu", header={"EXPTIME": night.flat_exposure})
+    ...     for frame in night.flats[0]
+    ... ]
+    >>> flat = master_flat(flats, dark=dark, detector=camera)
+    >>> float(abs(flat.data / night.flat - 1).max()) < 0.02
+    True
     """
     frames = as_frames(frames, convert=prepared)
     shape = same_shape(frames, "flats")

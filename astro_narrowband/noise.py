@@ -19,7 +19,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from astropy import units as u
 
+from astro_narrowband._engine.door import array, door, real
 from astro_narrowband.exceptions import InputError
 
 __all__ = [
@@ -43,6 +45,7 @@ SHARED_CARDS = (
 N_SIGMA = 3.0
 
 
+@door(electrons=array(u.electron), read_noise=real(u.electron, least=0), gain=real(above=0))
 def pixel_variance(electrons, *, read_noise, gain):
     """
     Return the variance of pixels that collected ``electrons`` (expected, not measured).
@@ -59,7 +62,7 @@ def pixel_variance(electrons, *, read_noise, gain):
     Returns
     -------
     `~numpy.ndarray`
-        [electron**2], in the floating type of ``electrons``.
+        [electron**2]
 
     Examples
     --------
@@ -67,7 +70,6 @@ def pixel_variance(electrons, *, read_noise, gain):
     >>> float(pixel_variance(100.0, read_noise=5.0, gain=0.6))
     125.03
     """
-    electrons = np.asarray(electrons)
     return np.maximum(electrons, 0) + (read_noise**2 + gain**2 / 12)
 
 

@@ -16,12 +16,6 @@ RESULTS = {
 }  # fmt: skip
 #: Parameters that stand in groups of their own, and so not in the order of the call.
 GROUPED = {"LineMap", "growth_curves", "simulate_night"}
-#: Whose examples take more than a docstring holds: they are in the guide and the tutorials.
-IN_THE_GUIDE = RESULTS | {
-    "LineMap", "calibrate", "calibrate_flux", "diagnose_background", "flux_scale", "make_catalog",
-    "master_bias", "master_flat", "match_catalogue", "optimal_radius", "reduce_night",
-    "region_fluxes",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", astro_narrowband.__all__)
@@ -29,6 +23,5 @@ def test_numpydoc_finds_nothing_but_what_is_named(name):
     allowed = set(NOT_ASKED)
     allowed |= {"PR01"} if name in RESULTS else set()
     allowed |= {"PR03"} if name in GROUPED else set()
-    allowed |= {"EX01"} if name in IN_THE_GUIDE else set()
     errors = validate.validate(f"astro_narrowband.{name}")["errors"]
     assert [error for error in errors if error[0] not in allowed] == []

@@ -31,7 +31,7 @@ __all__ = [
     "DAY",
     "RULES",
     "a_ccd",
-    "a_region",
+    "a_path",
     "a_sequence",
     "a_table",
     "a_text",
@@ -43,11 +43,13 @@ __all__ = [
     "flag",
     "images",
     "items",
+    "items_of",
     "of_class",
     "of_two",
     "or_of",
     "quantity",
     "real",
+    "whole_numbers",
 ]  # fmt: skip
 
 
@@ -86,13 +88,13 @@ def array(unit=u.one, *, ndim=0):
     return rule
 
 
-def quantity(unit):
+def quantity(unit, *, ndim=0):
     """Return the rule of an array of numbers that must say its unit."""
 
     def rule(value, name):
         if getattr(value, "unit", None) is None:
             raise InputTypeError(f"{name}: {type(value).__name__} has no unit: give {unit}")
-        return as_array(value, name, unit)
+        return array(unit, ndim=ndim)(value, name)
 
     return rule
 
@@ -116,6 +118,11 @@ def or_of(kinds, rule):
 def each(rule):
     """Return the rule of a list, of which each item obeys another one."""
     return lambda value, name: [rule(item, name) for item in a_sequence(value, name)]
+
+
+def items_of(rule):
+    """Return the rule of a dict, whose values obey another one."""
+    return lambda value, name: {k: rule(v, f"{name}[{k!r}]") for k, v in items(value, name).items()}
 
 
 def of_two(rule):
@@ -142,16 +149,12 @@ def of_class(*names):
     return rule
 
 
-def _with(*methods):
+def _with(method):
     """The rule of an object by what it can do."""
 
     def rule(value, name):
-        if isinstance(value, type) or not any(
-            callable(getattr(value, method, None)) for method in methods
-        ):
-            raise InputTypeError(
-                f"{name}: {type(value).__name__} is no {name}: it has no {' or '.join(methods)}"
-            )
+        if isinstance(value, type) or not callable(getattr(value, method, None)):
+            raise InputTypeError(f"{name}: {type(value).__name__} is no {name}: it has no {method}")
         return value
 
     return rule
@@ -197,8 +200,11 @@ def a_table(value, name):
     return value
 
 
-def a_region(value, name):
-    return _with("to_mask", "to_pixel")(value, name)
+def _stars(value, name):
+    """A table of places, as `detect_stars` makes it."""
+    if not {"x_center", "y_center"} <= set(a_table(value, name).colnames):
+        raise InputError(f"{name}: the table has no x_center and y_center [pix]: give both")
+    return value
 
 
 def a_ccd(value, name):
@@ -223,6 +229,14 @@ def items(value, name):
 def _numbers(value, name):
     """An array of numbers in any unit, as it was given."""
     as_array(getattr(value, "value", value), name)
+    return value
+
+
+def whole_numbers(value, name):
+    """Whole numbers, as they were given: bits of flags."""
+    as_array(value, name)
+    if np.asarray(value).dtype.kind not in "iu":
+        raise InputTypeError(f"{name}: give whole numbers")
     return value
 
 
@@ -294,13 +308,13 @@ RULES = {
     name: rule
     for rule, names in (
         (_above_zero, "n_sigma max_extrapolation max_temperature_difference  "
-                      "max_seeing fraction r_min f_ratio intrinsic error"),
+                      "max_seeing fraction r_min intrinsic error"),
         (_not_negative, "min_value gradient_tolerance min_transparency min_snr floor rate_common "
                         "k_err"),
         (real(least=1e-3), "threshold tolerance max_rms"),
         (real(least=-math.inf, most=math.inf), "minmax_clip_min minmax_clip_max "
                                                "sigma_clip_low_thresh sigma_clip_high_thresh"),
-        (real(), "rotation extinction"),
+        (real(), "rotation extinction scale_to"),
         (real(u.pix, above=0), "r r_out radius r_from"),
         (real(u.pix, least=0), "r_in"),
         (real(u.pix, least=0.1), "fwhm"),
@@ -314,6 +328,7 @@ RULES = {
         (real(above=0, most=1), "peak"),
         (real(least=0, most=0.99), "obstruction"),
         (real(least=1, most=10), "index"),
+        (real(least=0.3), "f_ratio"),
         (count(), "workers n_brightest box_size search sample"),
         (count(0, 2**64 - 1), "seed"),
         (count(0, 10_000), "n_nights n_bias n_darks n_flats"),
@@ -338,14 +353,14 @@ RULES = {
         (or_of(dict, flag), "cosmic_rays"),
         (_dtype, "dtype"),
         (as_unit, "unit"),
-        (a_text, "kind"),
+        (a_text, "kind name what"),
         (_card, "object_name"),
         (_times, "light_exposures dark_exposures"),
         (each(_card), "filters"),
         (a_path, "output_file output path folder"),
         (_paths, "nights paths calibration ignore"),
-        (items, "set_keywords images bands maps parts"),
-        (a_table, "stars"),
+        (items, "set_keywords images"),
+        (_stars, "stars"),
         (or_of((str, os.PathLike), a_table), "catalogue"),
         (each(of_class("FlatCheck")), "checks"),
         (of_class("Detector"), "detector"),
@@ -358,6 +373,8 @@ RULES = {
         (of_class("SpectralModel"), "spectra"),
         (of_class("Recipe", "DarkModel"), "masters"),
         (of_class("Alignment"), "other"),
+        (items_of(of_class("LineMap")), "maps"),
+        (items_of(real(least=0, most=1)), "parts"),
         (_with("get"), "header"),
         (_with("plot"), "ax"),
         (_with("submit"), "executor"),

@@ -14,6 +14,7 @@ from astro_narrowband.exceptions import InputError, InputTypeError
 
 __all__ = [
     "MOST",
+    "alike",
     "as_array",
     "as_count",
     "as_mask",
@@ -79,11 +80,11 @@ def value_in(quantity, unit, name, *, hint=""):
 def as_unit(unit, name):
     """Return ``unit`` as a `~astropy.units.UnitBase`, or raise `InputError`."""
     try:
-        return u.Unit(unit)
+        if isinstance(unit, str | u.UnitBase | u.Quantity):
+            return u.Unit(unit)
     except (ValueError, TypeError, OverflowError):
-        raise InputError(
-            f"{name} = {unit!r} is not a unit: write adu, electron or electron/s"
-        ) from None
+        pass
+    raise InputError(f"{name} = {unit!r} is not a unit: write adu, electron or electron/s")
 
 
 def number(value, name, unit=u.one):
@@ -194,7 +195,10 @@ def same_shape(frames, what="frames"):
 
 def as_pixels(data, name="image"):
     """Return the array of an image: 2-D, of real numbers; anything else is refused."""
-    data = np.asanyarray(data)
+    try:
+        data = np.asanyarray(data)
+    except ValueError:
+        raise InputTypeError(f"{name}: {type(data).__name__} is no image") from None
     if data.ndim != 2:
         raise InputError(f"{name}: has shape {data.shape}: a 2-D image is needed")
     if data.dtype.kind not in "iuf":
@@ -221,6 +225,15 @@ def as_array(values, name, unit=u.one):
     except (ValueError, TypeError):
         pass
     raise InputTypeError(f"{name}: {type(values).__name__} is no list of numbers")
+
+
+def alike(**values):
+    """Raise `InputError` for arrays of which there are not as many, so that they go together."""
+    try:
+        np.broadcast_shapes(*(np.shape(v) for v in values.values()))
+    except ValueError:
+        shapes = ", ".join(f"{name} {np.shape(v)}" for name, v in values.items())
+        raise InputError(f"{shapes}: give as many of each") from None
 
 
 def as_count(value, name, least=1, most=MOST):

@@ -92,6 +92,31 @@ def calibrate(
         If a unit, shape or header value is wrong or missing.
     CalibrationError
         If a step was done before, or the dark would be extrapolated too far.
+
+    Examples
+    --------
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import DarkModel, Detector, calibrate, master_bias, master_flat
+    >>> from astro_narrowband.simulate import simulate_frames
+    >>> night = simulate_frames(1, seed=1)
+    >>> biases = [CCDData(frame, unit="adu") for frame in night.bias[0]]
+    >>> camera = Detector(gain=night.model.gain, read_noise=night.model.read_noise)
+    >>> darks = [
+    ...     CCDData(frame, unit="adu", header={"EXPTIME": time})
+    ...     for time, frames in night.darks.items()
+    ...     for frame in frames[0]
+    ... ]
+    >>> dark = DarkModel.fit(darks, bias=master_bias(biases), detector=camera)
+    >>> flats = [
+    ...     CCDData(frame, unit="adu", header={"EXPTIME": night.flat_exposure})
+    ...     for frame in night.flats[0]
+    ... ]
+    >>> flat = master_flat(flats, dark=dark, detector=camera)
+    >>> light = CCDData(night.lights[0, 0], unit="adu", header={"EXPTIME": 60.0})
+    >>> made = calibrate(light, dark=dark, flat=flat, detector=camera)
+    >>> pulls = (made.data - night.rate[0]) / made.uncertainty.array
+    >>> made.unit, bool(0.95 < pulls.std() < 1.05)
+    (Unit("electron / s"), True)
     """
     frame = prepared(ccd)
     refuse_twice(

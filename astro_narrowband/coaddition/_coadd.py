@@ -93,6 +93,21 @@ class Coadd:
         in the unit of the coadd), sky_err, sky_gradient (rms of what was taken about
         that), sky_chi2 (variance of its cells then, over that of their noise), fwhm,
         n_stars, rejected (fraction of its pixels).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband import coadd
+    >>> rng = np.random.default_rng(1)
+    >>> noise = StdDevUncertainty(np.ones((40, 50)))
+    >>> frames = [
+    ...     CCDData(rng.normal(10.0, 1.0, (40, 50)), unit="electron / s", uncertainty=noise)
+    ...     for _ in range(4)
+    ... ]
+    >>> made = coadd(frames, flux_scale="none")
+    >>> made.ccd.unit, int(made.coverage.max()), len(made.frames)
+    (Unit("electron / s"), 4, 4)
     """
 
     ccd: CCDData

@@ -65,6 +65,23 @@ class DarkModel:
         Lowest and highest of the darks [deg C].
     notes : tuple of str
         What a reader of a report should know.
+
+    Examples
+    --------
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import DarkModel, Detector, master_bias
+    >>> from astro_narrowband.simulate import simulate_frames
+    >>> night = simulate_frames(1, seed=1)
+    >>> biases = [CCDData(frame, unit="adu") for frame in night.bias[0]]
+    >>> camera = Detector(gain=night.model.gain, read_noise=night.model.read_noise)
+    >>> darks = [
+    ...     CCDData(frame, unit="adu", header={"EXPTIME": time})
+    ...     for time, frames in night.darks.items()
+    ...     for frame in frames[0]
+    ... ]
+    >>> dark = DarkModel.fit(darks, bias=master_bias(biases), detector=camera)
+    >>> dark
+    <DarkModel 'rate' of 10 x 60 s, 10 x 120 s, 64 x 64 pixels>
     """
 
     planes: dict
@@ -187,6 +204,7 @@ class DarkModel:
 
     def typical(self, name):
         """Return the median of a plane, from rows all over the frame."""
+        choice(name, self.planes, "name")
         return self._sample(lambda rows: self.planes[name][rows])
 
     def variance_factor(self, exposure):

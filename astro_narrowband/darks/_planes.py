@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from astro_narrowband._engine.door import door, whole_numbers
+
 __all__ = ["FAR", "FLAGS", "NOISY", "PLANES", "decode_flags", "empty_planes"]
 
 #: Bits of the flag plane.
@@ -22,6 +24,7 @@ def empty_planes(shape):
     return planes | {PLANES[-1]: np.zeros(shape, np.uint8)}
 
 
+@door(value=whole_numbers)
 def decode_flags(value):
     """
     Return the names of the flags in a value of the flag plane.
@@ -32,4 +35,4 @@ def decode_flags(value):
     >>> decode_flags(3)
     ('NONLINEAR', 'SATURATED')
     """
-    return tuple(name for name, bit in FLAGS.items() if int(value) & bit)
+    return tuple(name for name, bit in FLAGS.items() if np.any(np.bitwise_and(value, bit)))

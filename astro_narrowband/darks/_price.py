@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from astropy import units as u
+
+from astro_narrowband._engine.door import door, real
 from astro_narrowband.exceptions import CalibrationError, warn
 
 __all__ = ["PER_KELVIN", "DarkPrice", "pay", "policy_of", "same_exposure", "tolerance"]
@@ -22,6 +25,7 @@ MAX_STATED, MAX_UNSTATED = 3.0, 0.5
 WORTH_SAYING = 0.1
 
 
+@door(first=real(u.s), second=real(u.s))
 def same_exposure(first, second):
     """
     Return whether two exposure times [s] are the same: within 0.5 %, or 50 ms.

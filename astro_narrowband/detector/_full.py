@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from astro_narrowband._engine.door import a_sequence, door, real
 from astro_narrowband._engine.frames import as_frame, row_bands
 from astro_narrowband._engine.statistics import mad_std
 
@@ -23,6 +24,7 @@ SIGMA = 4.0
 ASKED, STRIPS, ROWS = 4096, 16, 16
 
 
+@door(frames=a_sequence, gain=real(above=0))
 def measure_saturation(frames, *, gain=None):
     """
     Measure the level from which pixels are full, where frames show one.

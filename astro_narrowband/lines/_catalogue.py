@@ -13,11 +13,11 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.door import a_ccd, a_table, door, or_of
+from astro_narrowband._engine.door import a_ccd, a_table, a_text, door, or_of
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
 from astro_narrowband._engine.wcs import put_wcs
-from astro_narrowband.exceptions import AlignmentError, InputError, InputTypeError
+from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines._filters import read_table
 from astro_narrowband.registration import match as _match
 
@@ -120,7 +120,7 @@ def _filled(column):
     return np.ma.filled(np.ma.asarray(values, float), np.nan)
 
 
-@door(ccd=a_ccd)
+@door(ccd=a_ccd, center=or_of(SkyCoord, a_text))
 def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     """
     Match the stars of an image with a catalogue.
@@ -157,6 +157,35 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     offset; a hypothesis is refined on all stars and must be better than chance by six orders of
     magnitude, whatever was tried counted. Both parities are tried. Proper motions are not
     applied: bring the catalogue to the date of the image first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astropy.coordinates import SkyCoord
+    >>> from astropy.table import QTable
+    >>> from astropy.wcs import WCS
+    >>> from astropy.nddata import CCDData
+    >>> from astro_narrowband import match_catalogue
+    >>> rng = np.random.default_rng(2)
+    >>> x, y = rng.uniform(20, 280, (2, 30))
+    >>> peak = np.geomspace(5000, 100, 30)
+    >>> grid_y, grid_x = np.mgrid[:300, :300]
+    >>> image = rng.normal(20.0, 1.0, (300, 300))
+    >>> for a, b, height in zip(x, y, peak):
+    ...     image += height * np.exp(-((grid_x - a) ** 2 + (grid_y - b) ** 2) / 4.0)
+    >>> wcs = WCS(naxis=2)
+    >>> wcs.wcs.ctype, wcs.wcs.crval, wcs.wcs.crpix = ["RA---TAN", "DEC--TAN"], [10, 40], [150, 150]
+    >>> wcs.wcs.cdelt = [-1 / 3600, 1 / 3600]
+    >>> sky = wcs.pixel_to_world(x, y)
+    >>> catalogue = QTable({"ra": sky.ra, "dec": sky.dec, "mag": -2.5 * np.log10(peak)})
+    >>> match = match_catalogue(
+    ...     CCDData(image, unit="electron"), catalogue, center=SkyCoord(10.01 * u.deg, 40 * u.deg),
+    ...     scale=1.02 * u.arcsec,
+    ... )
+    >>> placed = match.wcs.pixel_to_world(150, 150)
+    >>> bool(placed.separation(wcs.pixel_to_world(150, 150)) < 0.05 * u.arcsec)
+    True
     """
     center, scale = _start(ccd, center, scale)
     table, sky = read_catalogue(catalogue)
@@ -213,8 +242,8 @@ def _start(ccd, center, scale):
     scale = positive(scale, "scale", unit=u.arcsec / u.pix if per_pixel else u.arcsec)
     try:
         return SkyCoord(center).icrs, scale
-    except (ValueError, TypeError):
-        raise InputTypeError("center: give a SkyCoord, to half a field") from None
+    except ValueError:
+        raise InputError(f"center = {center!r}: give a SkyCoord, to half a field") from None
 
 
 def _center(ccd, nx, ny):

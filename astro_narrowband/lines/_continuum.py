@@ -14,11 +14,13 @@ from scipy.spatial import cKDTree
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import door, of_class, of_two, or_of, real
 from astro_narrowband._engine.frames import Threads
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
 from astro_narrowband.lines._image import header_scale
 from astro_narrowband.lines._map import (
+    CONTINUUM,
     LineMap,
     noise_correlation,
     on_grid_of,
@@ -27,7 +29,16 @@ from astro_narrowband.lines._map import (
     unusable,
 )
 from astro_narrowband.lines._psf import REACH, blurred_to, match_shapes, moffat_of, star_shape
-from astro_narrowband.lines._starscale import Scale, measure_stars, pixel_scale, scale_of
+from astro_narrowband.lines._starscale import (
+    R_APERTURE,
+    R_IN,
+    R_OUT,
+    Scale,
+    measure_stars,
+    pixel_scale,
+    scale_of,
+)
+from astro_narrowband.photometry import annulus_photometry
 
 __all__ = ["RESIDUAL_STAR", "subtract_continuum"]
 
@@ -35,14 +46,17 @@ __all__ = ["RESIDUAL_STAR", "subtract_continuum"]
 RESIDUAL_STAR = 1
 #: Stars that are looked at, at most.
 MAX_STARS = 5000
-#: Stars farther from their neighbours than this many widths count.
-APART = 4.0
+#: Stars farther from their neighbours than this many widths count; nearer ones where few do.
+APART, ENOUGH = (R_OUT, R_IN), 8
 #: Signal over noise of the stars that count, in the line image and in the continuum.
 MIN_SNR = 20.0
+#: Radius of the cores by which shapes are compared, in units of the width; and how well shapes of
+#: stars agree that differ by where they fall on their pixels, relative.
+R_CORE, SAME_SHAPE = 0.6, 0.01
 
 
 @door(
-    curves=of_two(of_class("FilterCurve")), k=or_of(str, real(above=0)), colour=real(),
+    name=None, curves=of_two(of_class("FilterCurve")), k=or_of(str, real(above=0)), colour=real(),
     fwhm=of_two(real(u.pix, least=0.1)),
 )  # fmt: skip
 def subtract_continuum(
@@ -153,17 +167,15 @@ def subtract_continuum(
         scale, measured = _given(line, continuum, k, k_err), None
     else:
         table, width, sources = _common_stars(line, continuum, stars)
-        matched, before = match and fwhm is None, line
-        whole = continuum
-        if matched:
+        seen = width
+        if match and fwhm is None:
             xy = np.column_stack([table["x_center"], table["y_center"]])
             line, continuum, widths = match_shapes(line, continuum, xy, fwhm=width)
-            matched = line is not before or continuum is not whole
+            seen = max(widths)
         measured = measure_stars(line, continuum, table, fwhm=width, min_snr=MIN_SNR)
-        scale = scale_of(measured, colour=colour, matched=matched)
+        scale = scale_of(measured, colour=colour)
     result = _difference(line, continuum, scale, lost, source)
     if measured is not None:
-        seen = max(widths) if match and fwhm is None else width
         result.meta["PSFWIDTH"] = (round(seen, 3), "[pix] width of the stars in both images")
         _flag_residuals(result, measured, scale, width)
         amount = scale.k / (1 - lost) * _star_to_star(measured, scale)
@@ -223,7 +235,7 @@ def _difference(line, continuum, scale, lost, source):
         uncertainty=StdDevUncertainty(np.sqrt(variance + common**2)),
         flags=np.zeros(data.shape, np.uint8),
         wcs=None if line.wcs is None else line.wcs.deepcopy(),
-        common={"continuum": common}, shared={source: -np.sqrt(v_continuum) * gain},
+        common={CONTINUUM: common}, shared={source: -np.sqrt(v_continuum) * gain},
     )  # fmt: skip
 
 
@@ -256,10 +268,13 @@ def _common_stars(line, continuum, stars):
     xy = np.column_stack(
         [np.asarray(getattr(stars[c], "value", stars[c]), float) for c in ("x_center", "y_center")]
     )
-    keep = np.zeros(len(xy), bool)
-    in_line, apart_line, sharp_line = _neighbours(xy, detected[0], tables[0], fwhm)
-    in_continuum, apart_continuum, sharp_continuum = _neighbours(xy, detected[1], tables[1], fwhm)
-    keep = in_line & in_continuum & apart_line & apart_continuum & sharp_line & sharp_continuum
+    for apart in APART:
+        keep = np.logical_and(
+            *(_single(xy, *both, apart * fwhm) for both in zip(detected, tables, strict=True))
+        )
+        keep[keep] = _usual_shape(line, xy[keep], fwhm) & _usual_shape(continuum, xy[keep], fwhm)
+        if keep.sum() >= ENOUGH:
+            break
     if keep.sum() < 5:
         raise InputError(
             f"only {int(keep.sum())} isolated, unsaturated stars are in both the line image "
@@ -343,19 +358,41 @@ def _add_spectra(result, stars, profile, amount):
     result.uncertainty = StdDevUncertainty(np.sqrt(variance))
 
 
-def _neighbours(xy, detected, table, fwhm):
-    """Which positions have a star, none beside it, and one that is not saturated."""
-    tree = cKDTree(detected)
-    distance, index = tree.query(xy, k=min(2, len(detected)))
-    if distance.ndim == 1:
-        distance, index = distance[:, None], index[:, None]
-    there = distance[:, 0] < max(1.0, 0.4 * fwhm)
-    apart = np.ones(len(xy), bool)
-    flux = table["flux"].value
-    for i, close in enumerate(tree.query_ball_point(xy, APART * fwhm)):
-        others = [j for j in close if j != index[i, 0]]
-        apart[i] = not any(flux[j] > 0.02 * flux[index[i, 0]] for j in others)
-    return there, apart, ~np.asarray(table["saturated"], bool)[index[:, 0]]
+def _single(xy, detected, table, reach):
+    """Which positions have one star, not saturated, and nothing else within a distance."""
+    tree, flux = cKDTree(detected), table["flux"].value
+    distance, nearest = tree.query(xy)
+    close = distance < max(1.0, 0.4 * table.meta["fwhm"])
+    single = close & ~np.asarray(table["saturated"], bool)[nearest]
+    for i, close in enumerate(tree.query_ball_point(xy, reach)):
+        single[i] &= not any(flux[j] > 0.02 * flux[nearest[i]] for j in close if j != nearest[i])
+    return single
+
+
+def _usual_shape(ccd, xy, fwhm):
+    """
+    Which stars have in their cores what most have of their light.
+
+    Stars that are saturated in the sharpest frames of a coadd have less: their cores are made of
+    the others. A pair or a galaxy has less as well, what is left of a cosmic ray more.
+    """
+    core, whole = (
+        annulus_photometry(ccd, xy, r=q * fwhm, r_in=R_IN * fwhm, r_out=R_OUT * fwhm)
+        for q in (R_CORE, R_APERTURE)
+    )
+    flux, flux_err = whole["flux"].value, whole["flux_err"].value
+    seen = flux > MIN_SNR * flux_err
+    if not seen.any():
+        return ~seen
+    # Most of the fainter half are not saturated.
+    faint = seen & (flux <= np.median(flux[seen]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = core["flux"].value / flux
+        usual = np.median(share[faint])
+        noise = core["flux_err"].value / flux / usual
+        away = (share / usual - 1) / np.hypot(noise, SAME_SHAPE)
+    # Where shapes change over the field, most stars are off.
+    return ~seen | (np.abs(away) < 3 * max(1.0, mad_std(away[faint], 0.0)))
 
 
 def _flag_residuals(result, measured, scale, fwhm):

@@ -10,6 +10,7 @@ from astropy.constants import c
 from astropy.table import QTable, Table
 
 from astro_narrowband._engine.door import array, check_fields, door
+from astro_narrowband._engine.validate import as_array
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 
@@ -208,9 +209,9 @@ class FilterCurve:
                     f"{path}: its wavelengths have no unit: give unit (nm or Angstrom), or a "
                     "file that says it"
                 )
-            wavelength = wavelength.value * u.Unit(unit)
+            wavelength = wavelength.value * unit
         transmission = u.Quantity(transmission, dtype=float).to_value(u.one)
-        return cls(Path(path).stem, wavelength.to_value(u.nm), transmission)
+        return cls(Path(path).stem, as_array(wavelength, "unit", u.nm), transmission)
 
     def __call__(self, wavelength):
         """Return the transmission at wavelengths [nm], 0 outside the curve."""
@@ -328,6 +329,10 @@ class FilterCurve:
         float or array (...)
             In nm times unit; over `response` it is the flux of the line that gives as many counts.
         """
+        if wavelength.ndim != 1 or density.shape[-1:] != wavelength.shape:
+            raise InputError(
+                f"wavelength {wavelength.shape}, density {density.shape}: as many are needed"
+            )
         grid = np.union1d(self.wavelength, wavelength)
         grid = grid[(grid >= self.wavelength[0]) & (grid <= self.wavelength[-1])]
         weight = self(grid) * grid
@@ -337,7 +342,6 @@ class FilterCurve:
                 f"spectrum from {wavelength[0]:.1f} to {wavelength[-1]:.1f} nm does not cover "
                 f"the filter {self.name} ({grid[matters][0]:.1f} to {grid[matters][-1]:.1f} nm)"
             )
-        density = np.asarray(density, float)
         rows = density.reshape(-1, density.shape[-1])
         out = [np.trapezoid(np.interp(grid, wavelength, row) * weight, grid) for row in rows]
         return np.array(out).reshape(density.shape[:-1])[()]

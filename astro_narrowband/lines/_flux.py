@@ -7,11 +7,11 @@ import numpy as np
 from astropy import units as u
 from astropy.constants import c, h
 
-from astro_narrowband._engine.door import door, of_class, quantity
+from astro_narrowband._engine.door import a_table, array, door, items_of, of_class, quantity
 from astro_narrowband._engine.validate import as_unit, number, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
-from astro_narrowband.lines._map import pixel_area
+from astro_narrowband.lines._map import REFERENCES, pixel_area
 from astro_narrowband.lines._starscale import robust_mean
 
 __all__ = [
@@ -75,7 +75,7 @@ class FluxScale:
         return math.hypot(self.random, self.floor)
 
 
-@door(wavelength=quantity(u.nm), density=quantity(FLUX / u.nm))
+@door(wavelength=quantity(u.nm, ndim=1), density=quantity(FLUX / u.nm))
 def flux_from_spectra(curve, line, *, wavelength, density, velocity=0.0):
     """
     Flux of a line that gives as many counts as a star.
@@ -118,7 +118,7 @@ def flux_from_spectra(curve, line, *, wavelength, density, velocity=0.0):
     return curve.integral(wavelength, density) / response * FLUX
 
 
-@door
+@door(bands=items_of(array(u.ABmag)))
 def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     """
     As `flux_from_spectra`, of AB magnitudes on both sides of the filter.
@@ -137,6 +137,7 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     """
     if len(bands) < 2:
         raise InputError("bands: AB magnitudes of two bands are needed, one on each side")
+    bands = {number(wavelength, "bands"): values for wavelength, values in bands.items()}
     at = np.array(sorted(bands))
     if not at[0] <= curve.centre <= at[-1]:
         raise InputError(
@@ -144,7 +145,7 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
             f"{curve.centre:.1f} nm"
         )
     # f_lambda = f_nu c / lambda^2, in logarithms.
-    log = np.array([-0.4 * (np.asarray(bands[w], float) + 48.6) * math.log(10) for w in at])
+    log = np.array([-0.4 * (bands[w] + 48.6) * math.log(10) for w in at])
     light = c.to_value(u.nm / u.s)
     log += np.log(light / at**2)[:, None]
     weight = curve.transmission > 1e-3 * curve.transmission.max()
@@ -157,7 +158,7 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     return integral / response * FLUX
 
 
-@door
+@door(stars=a_table)
 def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references"):
     """
     Flux of a line that gives as many counts as each star of a table.
@@ -244,14 +245,25 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
     ------
     InputError
         If fewer than one star is usable. A single star has no scatter: its error is its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astro_narrowband import flux_scale
+    >>> rate = np.array([200.0, 340.0, 120.0])
+    >>> reference = rate * [1.01, 0.99, 1.0] * 2e-16 * u.erg / u.s / u.cm**2
+    >>> scale = flux_scale(rate, reference, rate_err=0.01 * rate)
+    >>> print(f"{scale.value:.3g} +- {100 * scale.random:.1f} % +- {100 * scale.floor:.0f} %")
+    2e-16 +- 0.6 % +- 3 %
     """
     known = reference
     if colour is not None:
         _same_length(rate, colour=np.atleast_1d(colour))
     _same_length(rate, rate_err=rate_err, reference=known, reference_err=reference_err)
     with np.errstate(invalid="ignore", divide="ignore"):
-        good = (rate > 3 * rate_err) & (rate_err > 0) & (known > 0) & np.isfinite(known)
         log, err = np.log(known / rate), np.hypot(rate_err / rate, reference_err)
+        good = (rate > 3 * rate_err) & (rate_err > 0) & (known > 0) & np.isfinite(known + err)
     if not good.any():
         raise InputError(
             f"flux scale: none of {len(rate)} reference stars has a known flux and is measured at "
@@ -334,14 +346,28 @@ def calibrate_flux(line_map, scale):
     Returns
     -------
     LineMap
-        With ``"flux scale"``, relative, among what its pixels have in common. Header:
+        With ``"flux scale"``, the random error, and ``"references"``, the floor, which all lines
+        share and ratios have not, both relative, among what its pixels have in common. Header:
         FLUXCAL [erg/(s cm2) per electron/s], FLUXRAN and FLUXFLO (relative errors), FLUXSTAR.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy import units as u
+    >>> from astropy.nddata import StdDevUncertainty
+    >>> from astro_narrowband import LineMap, calibrate_flux, flux_scale
+    >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    >>> line = LineMap(np.full((40, 40), 5.0), unit="electron/s", uncertainty=noise)
+    >>> rate = np.array([200.0, 340.0, 120.0])
+    >>> scale = flux_scale(rate, 2e-16 * rate * u.erg / u.s / u.cm**2, rate_err=0.01 * rate)
+    >>> calibrated = calibrate_flux(line, scale)
+    >>> float(calibrated.data[0, 0]), list(calibrated.common)
+    (1e-15, ['flux scale'])
     """
     if line_map.unit != u.electron / u.s:
         raise InputError(f"line map in {line_map.unit}: a flux scale is for electron/s")
-    result = line_map.scaled(
-        positive(scale.value, "scale"), FLUX, common={"flux scale": scale.error}
-    )
+    common = {"flux scale": scale.random, REFERENCES: scale.floor}
+    result = line_map.scaled(positive(scale.value, "scale"), FLUX, common=common)
     result.meta["FLUXCAL"] = (scale.value, "[erg/(s cm2)] of one electron/s")
     result.meta["FLUXRAN"] = (scale.random, "relative error of the stars' mean")
     result.meta["FLUXFLO"] = (scale.floor, "relative error that all references share")

@@ -36,8 +36,8 @@ class Scale:
     Attributes
     ----------
     k, k_err : float
-        The scale (of ``colour``) and its error: that of the mean of the stars, and what the
-        three estimates differ by beyond it.
+        The scale (of ``colour``) and its error: that of the mean of the stars, of what moves it
+        to their whole light, and the standard deviation of the three estimates.
     n_stars : int
         That were used.
     ratio, slope, mode : float
@@ -143,7 +143,10 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
 
 def _fluxes(images, xy, r, r_in, r_out):
     """Fluxes and errors of stars in both images, and which have their whole aperture in both."""
-    tables = [annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out) for ccd in images]
+    # A clipped mean leaves out more of what lies in the annulus where the noise is less.
+    tables = [
+        annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out, sky="mean") for ccd in images
+    ]
     whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
     values = [np.asarray(t[name].value) for t in tables for name in ("flux", "flux_err")]
     return values, whole[0] & whole[1]
@@ -186,21 +189,20 @@ def _pixels(line, continuum, x0, y0, fwhm):
     return float(slope), error, float(np.median(ratio))
 
 
-def scale_of(stars, *, colour=None, matched=True):
+def scale_of(stars, *, colour=None):
     """
     Return the `Scale` of stars that `measure_stars` measured; adds ``used`` to them.
 
-    ``colour`` is that of the continuum; ``matched`` says whether shapes had to be matched.
+    ``colour`` is that of the continuum.
 
     Notes
     -----
     The scale is the mean of the slopes of the stars' pixels, which a smooth nebula under them
-    does not change. Stars count by 1 / (their error^2 + scatter^2), where the scatter is what
+    does not change, moved from that of the cores to that of the whole light by the stars' wide
+    apertures. Stars count by 1 / (their error^2 + scatter^2), where the scatter is what
     brings chi2 to the number of degrees of freedom: their spectra differ. The ratios of
-    apertures and the mode of the pixels use the same stars in another way: what they differ by
-    from the slopes, star by star, beyond what noise explains, is added to the error. Where
-    shapes were matched, the stars' wide apertures move the scale from that of the cores to that
-    of the whole light.
+    apertures and the mode of the pixels use the same stars in another way: the standard deviation
+    of the three is added to the error.
     """
     log = np.log(np.asarray(stars["pixel_slope"], float))
     err = np.asarray(stars["pixel_slope_err"] / stars["pixel_slope"], float)
@@ -208,21 +210,18 @@ def scale_of(stars, *, colour=None, matched=True):
     mean, mean_err, used, scatter, term = robust_mean(log, err, colours, at=colour)
     stars["used"] = used
     weight = used / (err**2 + scatter**2)
-    weight = weight / weight.sum()
-    others, spread = [], []
+    away = [0.0]
     for name in ("ratio", "pixel_mode"):
         # Spectra do as much to one as to the other: the differences hold none of that.
         values = np.asarray(stars[name], float)
-        away = np.where(used & (values > 0), np.log(np.maximum(values, 1e-300)) - log, 0.0)
-        middle = float(weight @ away)
-        noise = float(weight**2 @ (away - middle) ** 2)
-        others.append(mean + middle)
-        spread.append(max(0.0, middle**2 - 4 * noise))
-    moved, moved_err = _whole_light(stars, log, used) if matched else (0.0, 0.0)
-    error = math.sqrt(mean_err**2 + np.mean(spread) + moved_err**2)
-    k = math.exp(mean + moved)
-    ratio, mode = np.exp(others).tolist()
-    return Scale(k, k * error, int(used.sum()), ratio, math.exp(mean), mode, scatter, *term)
+        good = weight * (values > 0)
+        away.append(
+            good @ np.log(np.where(good > 0, values, 1.0) / stars["pixel_slope"]) / good.sum()
+        )
+    moved, moved_err = _whole_light(stars, log, used)
+    error = math.sqrt(mean_err**2 + np.var(away, ddof=1) + moved_err**2)
+    k, (slope, ratio, mode) = math.exp(mean + moved), np.exp(mean + np.array(away)).tolist()
+    return Scale(k, k * error, int(used.sum()), ratio, slope, mode, scatter, *term)
 
 
 def _whole_light(stars, log, used):

@@ -17,7 +17,7 @@ from astropy.table import QTable
 from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import stamps
-from astro_narrowband._engine.door import door
+from astro_narrowband._engine.door import door, whole_numbers
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
 from astro_narrowband.photometry._measure import (
@@ -86,6 +86,7 @@ FLAGS = {
 }
 
 
+@door(flags=whole_numbers)
 def decode_flags(flags):
     """
     Say which flags are set.

@@ -166,6 +166,23 @@ def make_catalog(
     that are wider, longer or less dense than single stars of their place are flagged
     BLENDED; the denser the field, the less it takes. Their error has what a circle twice as
     wide has more than that of a star: the flux is that of all of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from astro_narrowband import make_catalog
+    >>> rng = np.random.default_rng(4)
+    >>> y, x = np.mgrid[:200, :200]
+    >>> def image(brightness):
+    ...     data = rng.normal(10.0, 1.0, (200, 200))
+    ...     for a, b in [(40, 50), (150, 60), (60, 150), (140, 140)]:
+    ...         data += brightness * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 4.0)
+    ...     noise = StdDevUncertainty(np.ones((200, 200)))
+    ...     return CCDData(data, unit="electron / s", uncertainty=noise)
+    >>> catalog = make_catalog({"Halpha": image(400), "OIII": image(200)})
+    >>> len(catalog.merged), sorted(catalog.tables)
+    (4, ['Halpha', 'OIII'])
     """
     if not images:
         raise InputError("no images were given: a dict of filter to coadd is needed")

@@ -7,6 +7,7 @@ import numpy as np
 
 from astro_narrowband._engine.door import door, real
 from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband._engine.validate import alike
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._curves import (
     MIN_RADII,
@@ -53,6 +54,7 @@ class ApertureCorrection(NamedTuple):
 
     def at(self, x, y):
         """Return factor and error of single stars at ``x``, ``y`` [pix]: the scatter is in it."""
+        alike(x=x, y=y)
         factor, variance = np.full(np.shape(x), self.factor), self.err**2
         if self.surface is not None:
             shape, variance = self.surface.at(x, y)
@@ -68,6 +70,9 @@ class ApertureCorrection(NamedTuple):
         factor, err = self.factor, math.hypot(self.err, self.scatter)
         if x is not None:
             factor, err = self.at(x, y)
+        alike(flux=flux, flux_err=flux_err, **({} if x is None else {"x": x, "y": y}))
+        if getattr(flux, "unit", None) != getattr(flux_err, "unit", None):
+            raise InputError("flux and flux_err are in different units: give both in one")
         return flux * factor, np.sqrt((flux_err * factor) ** 2 + (flux * err) ** 2)
 
 

@@ -44,6 +44,19 @@ def optimal_radius(curves, *, profile=None):
     ------
     InputError
         If the profile has other radii.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband import growth_curves, optimal_radius
+    >>> y, x = np.mgrid[:60, :60]
+    >>> model = 100 + 500 * (1 + ((x - 30.2) ** 2 + (y - 29.6) ** 2) / 9) ** -3.0
+    >>> image = np.random.default_rng(1).poisson(model).astype(float)
+    >>> ccd = CCDData(image, unit="electron", uncertainty=VarianceUncertainty(model))
+    >>> curves = growth_curves(ccd, [(30.2, 29.6)], range(1, 20), r_in=22, r_out=28)
+    >>> print(optimal_radius(curves)["radius"].round(1))
+    [3.3] pix
     """
     flux = curves.flux
     if profile is not None:
@@ -122,6 +135,19 @@ def diagnose_background(curves, *, wing="moffat", r_min=None):
 
     A neighbour, a nebula or a galaxy under the star looks like sky to this test:
     it says that the curve is not that of a star on the level subtracted, not why.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband import diagnose_background, growth_curves
+    >>> y, x = np.mgrid[:60, :60]
+    >>> model = 100 + 500 * (1 + ((x - 30.2) ** 2 + (y - 29.6) ** 2) / 9) ** -3.0
+    >>> image = np.random.default_rng(1).poisson(model).astype(float)
+    >>> ccd = CCDData(image, unit="electron", uncertainty=VarianceUncertainty(model))
+    >>> curves = growth_curves(ccd, [(30.2, 29.6)], range(1, 20), r_in=22, r_out=28)
+    >>> print(diagnose_background(curves)["verdict"][0])
+    right
     """
     if isinstance(wing, str) and wing != "moffat":
         raise InputError(f"wing = {wing!r} is not known: use 'moffat' or a power")

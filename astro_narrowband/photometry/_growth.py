@@ -84,6 +84,19 @@ class GrowthCurves:
     meta : dict
         ``flux_err_common``: relative error that all fluxes share (FLUXERR of the header); it
         is not in ``flux_err``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astro_narrowband import growth_curves
+    >>> y, x = np.mgrid[:60, :60]
+    >>> model = 100 + 500 * (1 + ((x - 30.2) ** 2 + (y - 29.6) ** 2) / 9) ** -3.0
+    >>> image = np.random.default_rng(1).poisson(model).astype(float)
+    >>> ccd = CCDData(image, unit="electron", uncertainty=VarianceUncertainty(model))
+    >>> curves = growth_curves(ccd, [(30.2, 29.6)], range(1, 20), r_in=22, r_out=28)
+    >>> curves.flux.shape, curves.radius_at(0.5).round(1)
+    ((1, 19), array([2.]))
     """
 
     id: np.ndarray

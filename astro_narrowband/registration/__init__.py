@@ -230,7 +230,7 @@ class GroupAlignment:
 
 
 @door(
-    images=a_sequence, reference=count(0), times=array(), labels=a_sequence,
+    images=a_sequence, reference=count(0), times=array(ndim=1), labels=a_sequence,
     tables=each(a_table),
 )  # fmt: skip
 def align_group(

@@ -11,6 +11,7 @@ import numpy as np
 
 from astro_narrowband._engine.door import a_text, array, check_fields, count, door, flag, real
 from astro_narrowband._engine.plots import new_axes, picture_html
+from astro_narrowband._engine.validate import alike
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
 
@@ -43,6 +44,14 @@ class Alignment:
         Matched stars over those of the shorter list that lie in the common area.
     log_chance : float
         log10 of the chance that unrelated star lists match so well.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband import Alignment
+    >>> moved = Alignment(np.array([[1.0, 0.0, 3.5], [0.0, 1.0, -2.0], [0.0, 0.0, 1.0]]))
+    >>> moved.shift, moved.inverse().shift
+    ((3.5, -2.0), (-3.5, 2.0))
     """
 
     matrix: np.ndarray
@@ -139,11 +148,13 @@ class Alignment:
 
     def __call__(self, x, y):
         """Return the target position of a source position."""
+        alike(x=x, y=y)
         return apply_matrix(self.matrix, x, y)
 
     def position_error(self, x, y):
         """Return the standard error [pix] along one axis of where a source position comes to."""
-        x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
+        alike(x=x, y=y)
+        x, y = np.broadcast_arrays(x, y)
         zero, one = np.zeros_like(x), np.ones_like(x)
         variance = 0.0
         for gradient in ((x, -y, one, zero), (y, x, zero, one)):

@@ -17,6 +17,7 @@ from astropy.wcs import WCS
 from astro_narrowband._engine.detection import stamps
 from astro_narrowband._engine.detection.search import smoothed
 from astro_narrowband._engine.frames import as_frame
+from astro_narrowband._engine.validate import as_mask
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
@@ -102,9 +103,9 @@ def _centroids(frame, positions, centroid_func, box_size, search, mask):
     """Positions and errors of the one star within ``search`` pixels of each position."""
     band = frame.read(slice(0, frame.shape[0]))
     bad = ~np.isfinite(band.data)
-    for other in (band.mask, mask):
+    for other in (band.mask, as_mask(mask, frame.shape)):
         if other is not None:
-            bad |= np.asarray(other, bool)
+            bad |= other
     out, errors = [], []
     for x, y in positions:
         where = f"{frame.name}: star at ({x:.1f}, {y:.1f})"

@@ -91,8 +91,8 @@ def _array(value, shape, name):
 
 
 @door(
-    shape=SHAPE, sky=array(u.electron), stars=array(), shifts=array(u.pix), transparency=array(),
-    fwhm=array(u.pix),
+    shape=SHAPE, sky=array(u.electron), stars=array(ndim=1), shifts=array(u.pix),
+    transparency=array(), fwhm=array(u.pix),
 )  # fmt: skip
 def simulate_frames(
     n_nights,
@@ -170,6 +170,8 @@ def simulate_frames(
     model = NightModel(cosmic_rate=0.0) if model is None else model
     exposures = np.array(light_exposures)
     n = exposures.size
+    if not n:
+        raise InputError("light_exposures: give one or more")
     seeing = model.fwhm if fwhm is None else fwhm
     sky, transparency, fwhm = (
         _array(value, (n,), name)

@@ -1,11 +1,11 @@
 """The physics of a simulated night in one table of numbers; what its arguments may be."""
 
-import math
 import zlib
 from dataclasses import dataclass, fields
 
 import numpy as np
 
+from astro_narrowband._engine.door import real
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["NightModel", "stream"]
@@ -131,8 +131,7 @@ class NightModel:
     def __post_init__(self):
         for field in fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise InputError(f"{field.name} = {value!r} is not a finite number")
+            value = real()(value, field.name)
             if value < 0 and field.name not in _ANY:
                 raise InputError(f"{field.name} = {value!r} must not be negative")
             if value == 0 and field.name in _ABOVE_ZERO:

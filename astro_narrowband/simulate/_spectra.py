@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from astro_narrowband._engine.door import array, check_fields, items_of, real
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["SpectralModel", "SpectralNebula"]
@@ -75,9 +76,13 @@ class SpectralModel:
     slope_scatter: float = 0.8
 
     def __post_init__(self):
-        for name in ("area", "balmer", "sii", "equivalent_width"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise InputError(f"{name} = {getattr(self, name)!r} must be greater than zero")
+        names = ("area", "balmer", "sii", "equivalent_width")
+        check_fields(
+            self, bands=items_of(array(ndim=1)), nii=real(least=0), slope=real(),
+            slope_scatter=real(least=0), **dict.fromkeys(names, real(above=0)),
+        )  # fmt: skip
+        bands = {name: tuple(np.ravel(band).tolist()) for name, band in self.bands.items()}
+        object.__setattr__(self, "bands", bands)
         for name, band in self.bands.items():
             if len(band) != 3 or not all(math.isfinite(b) and b > 0 for b in band):
                 raise InputError(f"band {name} = {band!r}: centre, width [nm] and peak are needed")

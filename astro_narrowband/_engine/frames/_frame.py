@@ -24,6 +24,14 @@ class Band(NamedTuple):
         Variance of ``data``, in its unit squared.
     mask : `~numpy.ndarray` of bool, (n_rows, nx), or None
         `True` where a pixel must not be used. ``None`` where all may.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband import Band
+    >>> band = Band(np.zeros((2, 3), np.float32), variance=np.ones((2, 3), np.float32))
+    >>> band.data.shape, band.mask is None
+    ((2, 3), True)
     """
 
     data: np.ndarray
