@@ -426,7 +426,7 @@ class _Ladder:
                 best = chance, other, i, j, there
         if best is None or best[0] > MAX_CHANCE_BORROWED or 2 * len(best[2]) < len(stars.xy):
             raise AlignmentError(
-                f"its {len(stars.xy)} stars do not confirm the transform of a neighbour"
+                "its few stars do not confirm the transform of a neighbour"
             )
         chance, other, i, j, there = best
         variance = stars.variance[i] + there.variance[j]
