@@ -19,7 +19,7 @@ from astro_narrowband.detector._full import measure_saturation
 from astro_narrowband.detector._transfer import SAMPLE, photon_transfer, read_noise_of
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Detector", "confront_detector", "decide_detector", "measure_saturation"]
+__all__ = ["POSSIBLE", "Detector", "confront_detector", "decide_detector", "measure_saturation"]
 
 #: Level [adu] taken for saturation where nothing else is known: the full scale
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
@@ -27,7 +27,7 @@ FULL_SCALE = 65504.0
 
 _GAIN_UNIT = u.electron / u.adu
 #: Values that a camera may have; far beyond them float32 ends.
-_POSSIBLE = {
+POSSIBLE = {
     "gain": real(_GAIN_UNIT, least=1e-5, most=1e5),
     "read_noise": real(u.electron, least=0.0, most=1e5),
     "saturation": real(u.adu, least=1e-3, most=1e12),
@@ -76,7 +76,7 @@ class Detector:
     sources: dict = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        check_fields(self, **_POSSIBLE)
+        check_fields(self, **POSSIBLE)
 
     @property
     def floor(self):
