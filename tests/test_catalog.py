@@ -408,10 +408,9 @@ def test_errors_hold_in_twenty_crowds(area):
         true = 1 / -math.expm1(-(table.meta["r"] ** 2) / 2 / (1.27**2 + 1 / 12))
         off.append((table.meta["correction"] - true) / table.meta["correction_err"])
     pulls = np.concatenate(pulls)
-    assert (np.abs(pulls) > 5).mean() < (0.008 if area > 130 else 0.016)
-    assert 0.8 < np.diff(np.percentile(pulls, [15.87, 84.13]))[0] / 2 < 1.1
-    # At 130 pixels a star a dozen stars are alone, and one field in twenty is off by more.
-    assert 0.6 < np.sqrt(np.mean(np.square(off))) < (1.4 if area > 130 else 1.9)
+    assert (np.abs(pulls) > 5).mean() < (0.008 if area > 130 else 0.012)
+    assert 0.7 < np.diff(np.percentile(pulls, [15.87, 84.13]))[0] / 2 < 1.1
+    assert 0.6 < np.sqrt(np.mean(np.square(off))) < 1.4
 
 
 def test_thin_fields_have_no_error_by_crowding():

@@ -10,6 +10,7 @@ from astro_narrowband.detector import (
     Detector,
     confront_detector,
     decide_detector,
+    gain_of_lights,
     measure_saturation,
 )
 from astro_narrowband.exceptions import InputError
@@ -130,6 +131,19 @@ def test_lights_and_a_master_tell_the_read_noise_flats_and_a_master_the_gain(mak
     assert gain.gain == pytest.approx(0.6, abs=4 * gain.gain_err)
     with pytest.raises(InputError, match="--read-noise"):
         decide_detector(header, biases=[master], lights=lights[:1])
+
+
+def test_colours_of_the_sky_tell_the_gain_and_an_even_sky_is_silent(make_camera):
+    pulls = []
+    sky = np.where(np.indices((200, 256)).sum(axis=0) % 2, 300.0, 2000.0)
+    sky[20:26, 30:36] += 4000.0
+    for seed in range(25):
+        camera = make_camera(seed, shape=sky.shape)
+        found = gain_of_lights([camera.frame(30.0, sky) for _ in range(4)])
+        pulls.append((found["gain"] - 0.6) / found["gain_err"])
+        assert found["gain"] == pytest.approx(0.6, rel=0.15)
+    assert np.std(pulls) < 1.6
+    assert gain_of_lights([camera.frame(30.0, 300.0) for _ in range(4)]) == {}
 
 
 def test_what_cannot_be_measured_says_so(make_camera):

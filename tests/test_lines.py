@@ -16,6 +16,7 @@ from scipy.ndimage import uniform_filter
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines import (
     FilterCurve,
+    FluxScale,
     LineMap,
     calibrate_flux,
     correct_blend,
@@ -28,6 +29,7 @@ from astro_narrowband.lines import (
     match_catalogue,
     read_image,
     region_fluxes,
+    region_ratios,
     restore_lines,
     scale_of_area,
     separate_lines,
@@ -412,6 +414,33 @@ def test_lines_that_share_filters_are_told_apart():
 # ---- flux
 
 
+def test_error_of_a_scale_does_what_it_does_to_lines_that_are_given_back():
+    """The maps of two scales differ by what their common error says."""
+    rng = np.random.default_rng(2)
+    halpha, nebula = rng.uniform(5, 20, (2, 30, 30))
+    k, err = {"Halpha": 0.05, "OIII": 0.04}, {"Halpha": 0.001, "OIII": 0.002}
+    continuum = flat_map(100.0, 0.1, (30, 30))
+    continuum.data = np.float32(100 + nebula + 0.1 * halpha / 0.05)
+    images = {name: flat_map(0.0, 0.1, (30, 30)) for name in k}
+    for name, image in images.items():
+        image.data = np.float32(k[name] * (100 + nebula) + (halpha if name == "Halpha" else 3.0))
+
+    def restored(**move):
+        maps = {n: subtract_continuum(image, continuum, k=k[n] + move.get(n, 0.0), k_err=err[n])
+                for n, image in images.items()}  # fmt: skip
+        return restore_lines(maps, {"Halpha": 0.1})
+
+    plain = restored()
+    assert np.allclose(plain["Halpha"].data, halpha, atol=1e-4)
+    for name, map_name, key in (("OIII", "OIII", "continuum"), ("Halpha", "Halpha", "continuum"),
+                                ("Halpha", "OIII", "continuum of Halpha")):  # fmt: skip
+        moved = restored(**{name: 0.01 * err[name]})[map_name].data
+        effect = (plain[map_name].data.astype(float) - moved) / 0.01
+        claimed = plain[map_name].common[key].astype(float)
+        difference = (effect - effect.mean()) - (claimed - claimed.mean())
+        assert np.std(difference) < 0.05 * np.std(effect)
+
+
 def test_flux_scale_from_stars_is_that_of_the_spectra():
     rng = np.random.default_rng(5)
     curve = FilterCurve.from_shape(656.3, 7.0)
@@ -475,7 +504,7 @@ def test_rayleigh():
     assert flux.unit == u.erg / u.s / u.cm**2
     rayleigh = surface_brightness(flux, unit="R", line="Halpha")
     assert float(np.median(rayleigh.data)) == pytest.approx(1.0, rel=1e-3)
-    assert flux.common["flux scale"] == pytest.approx(math.hypot(0.01, 0.03))
+    assert flux.common == pytest.approx({"flux scale": 0.01, "references": 0.03})
     with pytest.raises(InputError, match="flux scale"):
         calibrate_flux(flux, scale)
 
@@ -497,6 +526,41 @@ def test_regions_that_hold_nothing_are_refused():
     half = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19.5), 5)], sky=sky)
     assert half["covered"][0] == pytest.approx(0.5, abs=0.01)
     assert abs(half["flux"][0].value) < 1e-3
+
+
+def test_ratios_of_regions_have_the_errors_that_do_not_cancel():
+    """The references, and the noise and the scale of one continuum, are in both lines."""
+    from regions import PixCoord, RectanglePixelRegion
+
+    rng, k, pulls, alone = np.random.default_rng(4), {"Halpha": 0.2, "SII": 0.2}, [], []
+    truth, where = {"Halpha": 4.0, "SII": 2.0}, (slice(20, 40), slice(20, 40))
+    regions, corner = [RectanglePixelRegion(PixCoord(29.5, 29.5), 20, 20)], PixCoord(7.5, 29.5)
+    for _ in range(120):
+        off, level = math.exp(0.05 * rng.standard_normal()), np.full((60, 60), 20.0)
+        level[where] += 30.0
+        continuum = flat_map(0.0, 1.0, (60, 60))
+        continuum.data = np.float32(level + rng.normal(0, 1.0, level.shape))
+        maps = {}
+        for name, flux in truth.items():
+            line = flat_map(0.0, 0.1, (60, 60))
+            line.data = np.float32(k[name] * level + rng.normal(0, 0.1, level.shape))
+            line.data[where] += np.float32(flux)
+            line.meta["FILTER"] = name
+            given = k[name] * (1 + 0.01 * rng.standard_normal())
+            maps[name] = subtract_continuum(line, continuum, k=given, k_err=0.01 * k[name])
+        for name in maps:
+            unit = FluxScale(off, 0.0, 0.05, 9, 0.0, 0.0, 0.0, np.ones(9, bool), np.zeros(9))
+            maps[name] = calibrate_flux(maps[name], unit)
+        sky = [RectanglePixelRegion(corner, 12, 50)]
+        table = region_ratios(maps["SII"], maps["Halpha"], regions, sky=sky)
+        error = (table["upper"][0] - table["lower"][0]) / 2
+        pulls.append((table["ratio"][0] - 0.5) / error)
+        fluxes = [region_fluxes(m, regions, sky=sky) for m in maps.values()]
+        alone.append(math.hypot(*(t["flux_err"][0] / t["flux"][0] for t in fluxes)) * 0.5)
+        assert table["correlation"][0] > 0.3
+        assert error < 0.8 * alone[-1]
+    assert 0.85 < np.std(pulls) < 1.15
+    assert abs(np.mean(pulls)) < 0.3
 
 
 def test_sky_that_slopes_is_taken_off_and_what_cannot_be_known_is_in_the_error():

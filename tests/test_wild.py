@@ -244,6 +244,29 @@ def test_what_no_header_says_is_measured(wild, tmp_path, make, tolerance):
     assert sky_of(tmp_path / "out") == pytest.approx(true_sky(night), rel=tolerance)
 
 
+def test_lights_alone_tell_their_gain_by_their_colours_or_are_refused_alike(wild, tmp_path):
+    night = wild(EGAIN=None, GAIN=100, BAYERPAT="RGGB")
+    sky = np.where(np.indices((N, N)).sum(axis=0) % 2, 50.0, 400.0)
+    night.scene = lambda *arguments: Wild.scene(night, *arguments) - SKY + sky
+    night.lights(n=4)
+    settings = Settings(without=("flat", "dark", "bias"), bayer="superpixel")
+    table = FrameTable.from_paths(night.folder, bayer="superpixel")
+    lines, status = inspection(table, settings=settings)
+    record = reduce_night(night.folder, tmp_path / "out", settings=settings)
+    assert status == record["status"] == 0
+    assert "measured from the noise of the sky" in said(record)
+    assert "measured from the noise of the sky" in "\n".join(lines)
+    for path in sorted(night.folder.glob("*.fits"))[1:]:
+        path.unlink()
+    assert (
+        inspection(FrameTable.from_paths(night.folder, bayer="superpixel"), settings=settings)[1]
+        == 3
+    )
+    record = reduce_night(night.folder, tmp_path / "out", settings=settings)
+    assert record["status"] == 3
+    assert "--gain" in said(record)
+
+
 def test_raw_darks_that_lost_their_bias_are_refused(wild, tmp_path):
     night = wild()
     night.biases()

@@ -16,10 +16,22 @@ from astro_narrowband._engine.door import a_sequence, check_fields, door, items,
 from astro_narrowband._engine.frames import as_frame, as_frames
 from astro_narrowband._engine.validate import value_in
 from astro_narrowband.detector._full import measure_saturation
-from astro_narrowband.detector._transfer import SAMPLE, photon_transfer, read_noise_of
+from astro_narrowband.detector._transfer import (
+    SAMPLE,
+    gain_of_lights,
+    photon_transfer,
+    read_noise_of,
+)
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["POSSIBLE", "Detector", "confront_detector", "decide_detector", "measure_saturation"]
+__all__ = [
+    "POSSIBLE",
+    "Detector",
+    "confront_detector",
+    "decide_detector",
+    "gain_of_lights",
+    "measure_saturation",
+]
 
 #: Level [adu] taken for saturation where nothing else is known: the full scale
 #: of 16 bits, less the last step of a 12-bit camera that multiplies by 16.
@@ -201,8 +213,9 @@ def decide_detector(
         Of one exposure time, in place of biases where there are less than two of these: their
         dark current is noise as well.
     lights : sequence of Frame, optional
-        With the flats, to measure the saturation from, as `measure_saturation` does; with a
-        bias, the read noise where nothing else tells it.
+        With the flats, to measure the saturation from, as `measure_saturation` does; where
+        nothing else tells it, the gain from the levels of their sky, and with a bias the read
+        noise.
 
     Returns
     -------
@@ -262,6 +275,8 @@ def decide_detector(
     if "gain" not in values and len(flats) >= 2 and unlit:
         found = photon_transfer(flats, unlit, saturation=values.get("saturation"))
         take(found, f"measured from {len(flats)} flats and {len(unlit)} {what}")
+    if "gain" not in values and len(lights) >= 2:
+        take(gain_of_lights(lights), f"measured from the sky of {len(lights)} lights")
     if "gain" in values and "read_noise" not in values:
         if len(unlit) >= 2:
             take(read_noise_of(unlit, values["gain"]), f"measured from {len(unlit)} {what}")

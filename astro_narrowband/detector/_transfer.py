@@ -10,12 +10,16 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["SAMPLE", "photon_transfer", "read_noise_of"]
+__all__ = ["SAMPLE", "gain_of_lights", "photon_transfer", "read_noise_of"]
 
 #: Pixels of a row that share one scale.
 WIDTH = 64
 #: Pixels of a frame that are looked at, for a value that is to be used.
 SAMPLE = 1 << 20
+#: Levels of the sky that tell a gain (parts of all pieces), bins of them, and how well they must.
+SKY_LEVELS, BINS, CERTAIN = (0.02, 0.9), 12, 0.05
+#: Variance of a variance that is had by the median deviation, over its square, of one value.
+VARIANCE_BY_MAD = 5.4
 #: Values further than this many sigma off are left out, and what that takes from a variance.
 CLIP = 4.5
 KEPT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi)
@@ -103,6 +107,49 @@ def read_noise_of(frames, gain, *, bias=None, sample=SAMPLE):
     noise, error = _noise_of(images, _own_mean_off)
     light = np.nanmedian(images) - np.nanmedian(_segments(*as_frames([bias]), sample)[0])
     return _read_noise(gain, 0.0, max(noise - max(float(light), 0.0) / gain, 1 / 12), error)
+
+
+def gain_of_lights(lights, *, sample=SAMPLE):
+    """
+    Measure the gain from raw lights: how their noise grows with the level of their sky.
+
+    Of differences of two lights, which what is fixed in them does not enter; stars are outliers.
+    The sky must differ within the image, as it does in the colours of a mosaic. The offset
+    need not be known.
+
+    Parameters
+    ----------
+    lights : sequence of path, `~astropy.nddata.CCDData` or Frame
+        Raw [adu], not interpolated; those that follow each other are compared.
+
+    Returns
+    -------
+    dict
+        ``gain``, ``gain_err`` [electron/adu]; empty where they tell less than `CERTAIN`.
+    """
+    lights = as_frames(lights, convert=prepared)
+    _enough_pixels(same_shape(lights, "lights"))
+    points = []
+    for pair in zip(lights[::2], lights[1::2], strict=False):
+        one, two = (_segments(light, sample)[0] for light in pair)
+        level = np.nanmedian(one + two, axis=2) / 2
+        rest = np.moveaxis(_own_mean_off(one - two), 2, -1)
+        edges = np.linspace(*np.nanquantile(level, SKY_LEVELS), BINS + 1)
+        for low, high in pairwise(edges):
+            near = (level >= low) & (level < high)
+            if near.any():
+                noise = mad_std(rest[near], 0.0) ** 2 / 2
+                error = noise * (VARIANCE_BY_MAD / rest[near].size) ** 0.5
+                points.append([float(np.median(level[near])), noise, error])
+    level, noise, error = np.array(points).reshape(-1, 3).T
+    if len(points) < 4 or not (noise > 0).all():
+        return {}
+    line, covariance = np.polyfit(level, noise, 1, w=1 / error, cov="unscaled")
+    chi2 = np.sum(((noise - np.polyval(line, level)) / error) ** 2) / (len(points) - 2)
+    slope, slope_err = line[0], (covariance[0, 0] * max(chi2, 1.0)) ** 0.5
+    if not slope_err < CERTAIN * slope:
+        return {}
+    return {"gain": float(1 / slope), "gain_err": float(slope_err / slope**2)}
 
 
 def _read_noise(gain, gain_err, noise, noise_err):

@@ -23,7 +23,7 @@ from astro_narrowband.lines._flux import (
 from astro_narrowband.lines._image import header_scale, read_image
 from astro_narrowband.lines._map import LineMap
 from astro_narrowband.lines._ratio import Extinction, RatioMap, extinction, line_ratio
-from astro_narrowband.lines._regions import read_regions, region_fluxes
+from astro_narrowband.lines._regions import read_regions, region_fluxes, region_ratios
 from astro_narrowband.lines._starscale import Scale
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "read_regions",
     "reference_fluxes",
     "region_fluxes",
+    "region_ratios",
     "restore_lines",
     "scale_of_area",
     "separate_lines",

@@ -6,7 +6,13 @@ from astropy.nddata import StdDevUncertainty
 from astro_narrowband._engine.door import array, door, of_class, of_two
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
-from astro_narrowband.lines._map import add_common, combined, on_grid_of
+from astro_narrowband.lines._map import (
+    CONTINUUM,
+    add_common,
+    combined,
+    on_grid_of,
+    random_variance,
+)
 
 __all__ = ["correct_blend", "restore_lines", "separate_lines"]
 
@@ -121,8 +127,8 @@ def separate_lines(a, b, *, curves, lines=("Halpha", "NII"), velocity=0.0):
         )
     gain = 1 / (1 - p * q)
     return (
-        combined([(gain, a, ""), (-p * gain, b, "")], like=a),
-        combined([(gain, b, ""), (-q * gain, a, "")], like=b),
+        combined([(gain, a, ""), (-p * gain, b, f" of {second.name}")], like=a),
+        combined([(gain, b, ""), (-q * gain, a, f" of {first.name}")], like=b),
     )
 
 
@@ -154,6 +160,8 @@ def restore_lines(maps, parts):
     -----
     With D = N - k C of each line and b its part, the lines in C are
     ``sum(b D / k) / (1 - sum(b))``; k times that goes back into each map. No flux scale is needed.
+    An error of k does nothing to what is given back: what it does to a map is that of the continuum
+    alone.
 
     Examples
     --------
@@ -179,14 +187,27 @@ def restore_lines(maps, parts):
     scales = {name: float(line_map.meta["KCONT"]) for name, line_map in maps.items()}
     restored = {}
     for name, line_map in maps.items():
-        terms = [(1.0, line_map, "")]
+        terms, moves = [(1.0, line_map, "")], {}
         for other, source in maps.items():
             share = parts.get(other, 0.0) / (1 - total) * scales[name] / scales[other]
             if other == name:
                 terms[0] = (1.0 + share, line_map, "")
             elif share:
                 terms.append((share, source, f" of {other}"))
-        result = combined(terms, like=line_map)
+                # The ratio of both scales has both their errors, the map's own the other way.
+                for key, of, sign in ((CONTINUUM, name, -1), (f"{CONTINUUM} of {other}", other, 1)):
+                    error = sign * share * float(maps[of].meta["KCONTERR"]) / scales[of]
+                    moves[key] = moves.get(key, 0.0) + np.float32(error) * source.data
+        result = _with_common(combined(terms, like=line_map), moves)
         result.meta["KLOST"] = (round(total, 6), "part of the lines in the continuum filter")
         restored[name] = result
     return restored
+
+
+def _with_common(line_map, moves):
+    """A map whose common errors have more of what one standard deviation of each does."""
+    line_map.uncertainty = StdDevUncertainty(np.sqrt(random_variance(line_map)))
+    common, line_map.common = line_map.common, {}
+    for name in common | moves:
+        add_common(line_map, name, common.get(name, 0.0) + moves.get(name, 0.0))
+    return line_map

@@ -20,6 +20,7 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
 from astro_narrowband.lines._image import header_scale
 from astro_narrowband.lines._map import (
+    CONTINUUM,
     LineMap,
     noise_correlation,
     on_grid_of,
@@ -234,7 +235,7 @@ def _difference(line, continuum, scale, lost, source):
         uncertainty=StdDevUncertainty(np.sqrt(variance + common**2)),
         flags=np.zeros(data.shape, np.uint8),
         wcs=None if line.wcs is None else line.wcs.deepcopy(),
-        common={"continuum": common}, shared={source: -np.sqrt(v_continuum) * gain},
+        common={CONTINUUM: common}, shared={source: -np.sqrt(v_continuum) * gain},
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from astro_narrowband._engine.door import a_table, array, door, items_of, of_cla
 from astro_narrowband._engine.validate import as_unit, number, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
-from astro_narrowband.lines._map import pixel_area
+from astro_narrowband.lines._map import REFERENCES, pixel_area
 from astro_narrowband.lines._starscale import robust_mean
 
 __all__ = [
@@ -346,7 +346,8 @@ def calibrate_flux(line_map, scale):
     Returns
     -------
     LineMap
-        With ``"flux scale"``, relative, among what its pixels have in common. Header:
+        With ``"flux scale"``, the random error, and ``"references"``, the floor, which all lines
+        share and ratios have not, both relative, among what its pixels have in common. Header:
         FLUXCAL [erg/(s cm2) per electron/s], FLUXRAN and FLUXFLO (relative errors), FLUXSTAR.
 
     Examples
@@ -365,9 +366,8 @@ def calibrate_flux(line_map, scale):
     """
     if line_map.unit != u.electron / u.s:
         raise InputError(f"line map in {line_map.unit}: a flux scale is for electron/s")
-    result = line_map.scaled(
-        positive(scale.value, "scale"), FLUX, common={"flux scale": scale.error}
-    )
+    common = {"flux scale": scale.random, REFERENCES: scale.floor}
+    result = line_map.scaled(positive(scale.value, "scale"), FLUX, common=common)
     result.meta["FLUXCAL"] = (scale.value, "[erg/(s cm2)] of one electron/s")
     result.meta["FLUXRAN"] = (scale.random, "relative error of the stars' mean")
     result.meta["FLUXFLO"] = (scale.floor, "relative error that all references share")

@@ -25,6 +25,8 @@ __all__ = [
 
 #: Two grids are one where no corner is farther apart than this [pix].
 SAME_GRID = 0.02
+#: Name of the error of a continuum's scale, and of what all reference stars share.
+CONTINUUM, REFERENCES = "continuum", "references"
 #: Squares of numbers below this are not kept in single precision.
 TINY = 1e-10
 
@@ -126,7 +128,7 @@ def combined(terms, *, like, unit=None):
     ----------
     terms : sequence of (float or array (ny, nx), CCDData, str)
         Share, map, and what is appended to the names of its common errors: errors of one name
-        are one error, and add up with their signs.
+        are one error, and add up with their signs, as that of the references does.
     like : CCDData
         Whose header, flags, WCS and stars the sum has.
     unit : unit-like, optional
@@ -149,7 +151,8 @@ def combined(terms, *, like, unit=None):
             # A factor stays one where the sum is one map times a number.
             whole = np.ndim(value) == 0 and len(terms) == 1
             effect = value if whole else share * value * (image.data if np.ndim(value) == 0 else 1)
-            common[name + suffix] = common.get(name + suffix, np.float32(0)) + effect
+            key = name if name == REFERENCES or " of " in name else name + suffix
+            common[key] = common.get(key, np.float32(0)) + effect
     for plane in shared.values():
         variance = variance + np.square(plane)
     masks = [image.mask for _, image, _ in terms if image.mask is not None]
@@ -207,13 +210,13 @@ def random_variance(ccd):
 
 def pixel_sigma(ccd):
     """
-    Standard deviation of single pixels: their own noise, and all that is common.
+    Standard deviation of single pixels: their own noise, and what is common but no factor.
 
     NOISECOR of the header is what single pixels scatter of the variance plane.
     """
     own = random_variance(ccd)
-    common = total_variance(ccd) - own
-    return np.float32(np.sqrt(own * noise_correlation(ccd) + np.maximum(common, 0)))
+    planes = (v for v in getattr(ccd, "common", {}).values() if np.ndim(v))
+    return np.float32(np.sqrt(sum(map(np.square, planes), own * noise_correlation(ccd))))
 
 
 def noise_correlation(ccd):

@@ -11,6 +11,7 @@ from astro_narrowband._engine.door import door
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
+    REFERENCES,
     noise_correlation,
     on_grid_of,
     opened,
@@ -51,7 +52,8 @@ class RatioMap:
     kind : array (ny, nx) of uint8
         0 nothing is known, 1 measured, 2 upper limit, 3 lower limit.
     common : float
-        Relative error that all pixels share, not in the intervals: of the two flux scales.
+        Relative error that all pixels share, not in the intervals: of the two flux scales. What
+        all reference stars share is an error of both lines, and not of their ratio.
     header : `~astropy.io.fits.Header`
         With the WCS of the maps.
     """
@@ -119,17 +121,7 @@ def line_ratio(a, b, *, min_snr=3.0):
     >>> ratio.kind[0].tolist(), ratio.ratio[0].round(3).tolist()
     ([1, 2, 3, 0], [0.5, nan, nan, nan])
     """
-    a, b = opened(a, "the numerator"), opened(b, "the denominator")
-    if min_snr < Z_LIMIT:
-        raise InputError(
-            f"min_snr = {min_snr:g}: below {Z_LIMIT:g} a ratio has no bounded interval"
-        )
-    if a.unit != b.unit:
-        raise InputError(
-            f"numerator in {a.unit}, denominator in {b.unit}: a ratio of lines needs one unit; "
-            "calibrate both, or neither"
-        )
-    b = on_grid_of(b, a, "the denominator")
+    a, b = comparable(a, b, min_snr)
     a, b = blurred_to(a, b)
     bad = unusable(a) | unusable(b)
     if bad.all():
@@ -140,7 +132,7 @@ def line_ratio(a, b, *, min_snr=3.0):
     correlation = _covariance(a, b) / (sigma_a * sigma_b)
     for first in range(0, len(kind), _ROWS):
         rows = slice(first, first + _ROWS)
-        _divide(
+        divide(
             *(np.asarray(p[rows], np.float32) for p in (a.data, b.data, sigma_a, sigma_b)),
             np.asarray(correlation[rows], np.float32),
             bad[rows], min_snr, [p[rows] for p in planes], kind[rows],
@@ -151,9 +143,24 @@ def line_ratio(a, b, *, min_snr=3.0):
     for keyword in ("BUNIT", "NOISECOR", "GAINERR", "SCALEERR", "FLUXERR"):
         header.remove(keyword, ignore_missing=True)
     header["MINSNR"] = (min_snr, "a line is seen from this S/N on")
-    common = math.hypot(*(_factor_errors(x) for x in (a, b)))
+    common = _common_factor(a, b)
     header["RATIOSYS"] = (common, "relative error that all pixels share")
     return RatioMap(*planes, kind, common, header)
+
+
+def comparable(a, b, min_snr):
+    """Numerator and denominator on one grid, or `InputError` where a ratio means nothing."""
+    a, b = opened(a, "the numerator"), opened(b, "the denominator")
+    if min_snr < Z_LIMIT:
+        raise InputError(
+            f"min_snr = {min_snr:g}: below {Z_LIMIT:g} a ratio has no bounded interval"
+        )
+    if a.unit != b.unit:
+        raise InputError(
+            f"numerator in {a.unit}, denominator in {b.unit}: a ratio of lines needs one unit; "
+            "calibrate both, or neither"
+        )
+    return a, on_grid_of(b, a, "the denominator")
 
 
 def _covariance(a, b):
@@ -164,12 +171,15 @@ def _covariance(a, b):
     return np.broadcast_to(total, a.data.shape)
 
 
-def _factor_errors(ccd):
-    factors = [v for v in getattr(ccd, "common", {}).values() if np.ndim(v) == 0]
-    return math.hypot(*factors) if factors else 0.0
+def _common_factor(a, b):
+    """What the factors do to a ratio that two maps are known to: the references do nothing."""
+    both = [{n: v for n, v in getattr(ccd, "common", {}).items() if np.ndim(v) == 0}
+            for ccd in (a, b)]  # fmt: skip
+    references = [factors.pop(REFERENCES, 0.0) for factors in both]
+    return math.hypot(references[0] - references[1], *both[0].values(), *both[1].values())
 
 
-def _divide(a, b, sigma_a, sigma_b, correlation, bad, min_snr, planes, kind):
+def divide(a, b, sigma_a, sigma_b, correlation, bad, min_snr, planes, kind):
     """Fill the planes ratio, lower, upper, and the kind, of a band of rows."""
     ratio, lower, upper = planes
     seen_a, seen_b = (a >= min_snr * sigma_a) & ~bad, (b >= min_snr * sigma_b) & ~bad

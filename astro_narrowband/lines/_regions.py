@@ -10,15 +10,17 @@ from astropy.table import QTable
 from astro_narrowband._engine.door import door, each, of_class
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
+    REFERENCES,
     LineMap,
     noise_correlation,
     opened,
     pixel_area,
     random_variance,
 )
+from astro_narrowband.lines._ratio import comparable, divide
 from astro_narrowband.resampling import noise_factor
 
-__all__ = ["read_regions", "region_fluxes"]
+__all__ = ["read_regions", "region_fluxes", "region_ratios"]
 
 __doctest_requires__ = {"region_fluxes": ["regions"]}
 
@@ -115,14 +117,7 @@ def region_fluxes(line_map, regions, *, sky=None):
     if not regions:
         raise InputError("regions: none is given: give one or more")
     ccd = opened(line_map, "the line map")
-    bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
-    if ccd.mask is not None:
-        bad |= np.asarray(ccd.mask, bool)
-    planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
-    patterns = ccd.patterns() if isinstance(ccd, LineMap) else {}
-    planes |= {name: (plane, 1) for name, plane in patterns.items()}
-    zero = _Zero(ccd, sky, bad, planes) if sky else None
-    rows = [_row(ccd, region, n, bad, planes, zero) for n, region in enumerate(regions, start=1)]
+    rows = [row | errors for row, errors, _ in _measured(ccd, regions, sky, _bad(ccd))]
     table = QTable(rows=rows)
     for name in table.colnames:
         if name.startswith(("flux", "err_")):
@@ -132,6 +127,85 @@ def region_fluxes(line_map, regions, *, sky=None):
         table["solid_angle"] = table["area"].value * pixel_area(ccd) * u.arcsec**2
         table["brightness"] = table["flux"] / table["solid_angle"]
     return table
+
+
+@door(a=None, b=None, regions=each(of_class("Region")), sky=each(of_class("Region")))
+def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
+    """
+    Measure the ratio of two lines in regions.
+
+    Parameters
+    ----------
+    a, b : LineMap or `~astropy.nddata.CCDData`
+        Numerator and denominator, in one unit, on one grid or with a WCS each.
+    regions, sky : sequence of `regions.Region`
+        As for `region_fluxes`.
+    min_snr : float, optional
+        A line is seen where its flux is so many times its error; 2 at least.
+
+    Returns
+    -------
+    `~astropy.table.QTable`
+        ``region``, ``kind`` (measured, upper, lower or nothing), ``ratio``, ``lower`` and
+        ``upper``, as of `line_ratio`, and ``correlation`` of the two errors.
+
+    Raises
+    ------
+    InputError
+        As `region_fluxes` and `line_ratio` do.
+
+    Notes
+    -----
+    The pixels are those that are good in both maps. Errors of one name are one error of both
+    lines: that of the references, and that of a line's continuum in the map of the other; the
+    noise of one continuum image is in both as well. What they share of these moves a ratio less,
+    or more, than either flux.
+    """
+    a, b = comparable(a, b, min_snr)
+    bad = _bad(a) | _bad(b)
+    both = [_measured(ccd, regions, sky, bad) for ccd in (a, b)]
+    names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
+    shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
+    values = []
+    for region, (row, errors, effects), (other, others, moved) in zip(regions, *both, strict=True):
+        weight, where, _ = _weights(a, region, bad, row["region"])
+        same = float((weight**2 * np.where(weight > 0, shared[where], 0)).sum())
+        noise = errors["err_noise"] * others["err_noise"]
+        for ccd in (a, b):
+            same *= noise_factor(noise_correlation(ccd), row["area"])
+        covariance = same * (1 + errors["err_sky"] * others["err_sky"] / noise)
+        keys = {_key(name, a): v for name, v in effects.items()}
+        covariance += sum(keys.get(_key(name, b), 0.0) * v for name, v in moved.items())
+        sigma = row["flux_err"], other["flux_err"]
+        values.append((row["flux"], other["flux"], *sigma, covariance / math.prod(sigma)))
+    columns = np.array(values, float).reshape(-1, 5).T
+    planes, kind = np.full((3, len(values)), np.nan), np.zeros(len(values), np.uint8)
+    divide(*columns, np.zeros(len(values), bool), min_snr, planes, kind)
+    table = QTable({"region": [row["region"] for row, _, _ in both[0]]})
+    table["kind"] = np.array(["nothing", "measured", "upper", "lower"])[kind]
+    table["ratio"], table["lower"], table["upper"] = planes
+    table["correlation"] = columns[4]
+    return table
+
+
+def _key(name, ccd):
+    """What an error is one error by: that of a map's own scale is that of its line."""
+    own = name != REFERENCES and " of " not in name
+    return f"{name} of {ccd.meta.get('FILTER', id(ccd))}" if own else name
+
+
+def _bad(ccd):
+    bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
+    return bad if ccd.mask is None else bad | np.asarray(ccd.mask, bool)
+
+
+def _measured(ccd, regions, sky, bad):
+    """Of each region what `_row` says."""
+    planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
+    patterns = ccd.patterns() if isinstance(ccd, LineMap) else {}
+    planes |= {name: (plane, 1) for name, plane in patterns.items()}
+    zero = _Zero(ccd, sky, bad, planes) if sky else None
+    return [_row(ccd, region, n, bad, planes, zero) for n, region in enumerate(regions, start=1)]
 
 
 def _weights(ccd, region, bad, name):
@@ -234,6 +308,7 @@ class _Zero:
 
 
 def _row(ccd, region, number, bad, planes, zero):
+    """Columns of a region's flux, its errors by column, and what each common one does to it."""
     name = str(region.meta.get("text", "") or number)
     weight, where, covered = _weights(ccd, region, bad, name)
     area, sums = float(weight.sum()), _summed(weight, planes, where)
@@ -247,5 +322,6 @@ def _row(ccd, region, number, bad, planes, zero):
     flux = sums.pop("data")
     errors |= {f"err_{what.replace(' ', '_')}": abs(value) for what, value in sums.items()}
     total = math.hypot(*errors.values())
-    return {"region": name, "area": area, "covered": covered, "flux": flux, "flux_err": total,
-            "snr": flux / total if total else math.nan} | errors  # fmt: skip
+    row = {"region": name, "area": area, "covered": covered, "flux": flux, "flux_err": total,
+           "snr": flux / total if total else math.nan}  # fmt: skip
+    return row, errors, sums

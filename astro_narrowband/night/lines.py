@@ -16,7 +16,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
 
-from astro_narrowband._engine.files import safe_name
+from astro_narrowband._engine.text import safe_name
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import (
@@ -36,6 +36,7 @@ from astro_narrowband.lines import (
     read_regions,
     reference_fluxes,
     region_fluxes,
+    region_ratios,
     restore_lines,
     scale_of_area,
     separate_lines,
@@ -117,6 +118,7 @@ class _Field:
     facts: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
     regions: QTable | None = None
+    region_ratios: QTable | None = None
 
 
 def make_lines(folder, output, *, settings=None):
@@ -129,8 +131,8 @@ def make_lines(folder, output, *, settings=None):
         Products of ``reduce``; None where ``settings.images`` are all.
     output : path-like
         Where ``line-<object>-<line>.fits``, ``ratio-<object>-<a>-<b>.fits``,
-        ``regions-<object>.ecsv``, ``scale-<object>-<line>.ecsv``, ``lines.json`` and
-        ``lines.html`` go.
+        ``regions-<object>.ecsv``, ``regions-<object>-ratios.ecsv``,
+        ``scale-<object>-<line>.ecsv``, ``lines.json`` and ``lines.html`` go.
     settings : LineSettings, optional
 
     Returns
@@ -226,7 +228,7 @@ def _make(each, folder, settings):
             "no flux scale: ratios are those of electrons, not of fluxes; give --references"
         )
     if settings.regions:
-        each.regions = _regions(each, settings.regions)
+        _regions(each, settings)
     for name in names:
         each.facts[name] = _facts(each, name)
 
@@ -401,7 +403,8 @@ def _unblend(each, settings):
         )
 
 
-def _regions(each, path):
+def _regions(each, settings):
+    path = settings.regions
     regions, sky = read_regions(path)
     if not sky:
         each.notes.append(
@@ -416,7 +419,16 @@ def _regions(each, path):
     units = {str(t["flux"].unit) for t in tables}
     if len(units) > 1:
         raise InputError(f"{path}: lines in {' and '.join(sorted(units))}: calibrate all, or none")
-    return vstack(tables, metadata_conflicts="silent")
+    each.regions = vstack(tables, metadata_conflicts="silent")
+    tables = []
+    for a, b in each.ratios:
+        table = region_ratios(
+            each.maps[a], each.maps[b], regions, sky=sky, min_snr=settings.min_snr
+        )
+        table.add_column([f"{a}/{b}"] * len(table), name="lines", index=1)
+        tables.append(table)
+    if tables:
+        each.region_ratios = vstack(tables, metadata_conflicts="silent")
 
 
 def _facts(each, name):
@@ -474,3 +486,5 @@ def _write(each, products):
         products.write_fits(f"ratio-{each.name}-{a}-{b}.fits", hdul)
     if each.regions is not None:
         products.write_table(f"regions-{each.name}.ecsv", each.regions)
+    if each.region_ratios is not None:
+        products.write_table(f"regions-{each.name}-ratios.ecsv", each.region_ratios)

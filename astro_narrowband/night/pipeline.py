@@ -24,7 +24,8 @@ from astro_narrowband._engine.door import (
 from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.files import sha256
 from astro_narrowband._engine.frames import usable_cores
-from astro_narrowband._engine.headers import Spellings, clean_text
+from astro_narrowband._engine.headers import Spellings
+from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.detector import POSSIBLE
 from astro_narrowband.exceptions import InputError, NarrowbandError
@@ -34,9 +35,9 @@ from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Products
-from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for
+from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for, try_alone
 from astro_narrowband.night.screen import screen_plan
-from astro_narrowband.night.table import FrameTable, Problem, printable
+from astro_narrowband.night.table import FrameTable, Problem
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
@@ -173,12 +174,15 @@ def inspection(table, *, settings=None):
     )
     screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
     for group in plan.groups:
-        if not (group.failed or group.alone):
+        if not group.failed:
             try:
-                detector, sentences = decide_for(group, settings)
+                if group.alone:
+                    sentences = try_alone(group, settings)
+                else:
+                    detector, sentences = decide_for(group, settings)
+                    limit = settings.max_extrapolation
+                    group.costs = dark_costs(group, detector, max_extrapolation=limit)
                 plan.problems += [Problem("warning", group.label, text) for text in sentences]
-                limit = settings.max_extrapolation
-                group.costs = dark_costs(group, detector, max_extrapolation=limit)
             except NarrowbandError as error:
                 group.fail(str(error))
                 plan.problems.append(Problem("error", group.label, f"not reduced: {error}"))
@@ -295,8 +299,8 @@ def _apart(nights, output):
     for night in [nights] if isinstance(nights, str | os.PathLike) else nights:
         if Path(night).resolve().is_relative_to(products):
             raise InputError(
-                f"{printable(output)}: is the folder of the products, and holds the night "
-                f"{printable(night)}: choose another folder with -o"
+                f"{path_text(output)}: is the folder of the products, and holds the night "
+                f"{path_text(night)}: choose another folder with -o"
             )
 
 
@@ -320,7 +324,7 @@ def _no_lights(table, nights, filters):
             f"are of {', '.join(there)}"
         )
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
-    where = ", ".join(printable(night) for night in np.atleast_1d(nights))
+    where = ", ".join(path_text(night) for night in np.atleast_1d(nights))
     return (
         f"{where}: there is no light to reduce ({counts}): `astro-narrowband inspect` says what "
         "each file is taken for; --set IMAGETYP=light serves where neither header nor name says it"

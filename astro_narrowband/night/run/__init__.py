@@ -14,8 +14,9 @@ from pathlib import Path
 from astropy.io import fits
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
+from astro_narrowband._engine.files import ChangedError, FileError, set_card
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.text import safe_name, unique_name
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
@@ -23,7 +24,7 @@ from astro_narrowband.night.products import software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._align import register
-from astro_narrowband.night.run._camera import decide_for
+from astro_narrowband.night.run._camera import decide_for, gain_alone
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
 from astro_narrowband.night.run._light import Light
 from astro_narrowband.night.run._masters import Masters
@@ -33,7 +34,7 @@ from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for"]
+__all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for", "try_alone"]
 
 #: Status of a night of which nothing, or not everything, could be made.
 NOTHING, PARTIAL = 3, 4
@@ -48,6 +49,14 @@ PRODUCTS = {
 NAMED = 3
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
+
+
+def try_alone(group, settings):
+    """Open a light that is combined as it is; return what is to be said, or raise."""
+    light = group.lights[0]
+    gain, sentences = gain_alone(group, settings)
+    MeasuredFrame(light.open(group.colour), light.exposure, gain)
+    return sentences
 
 
 class Night:
@@ -263,6 +272,9 @@ class Night:
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
         lights, keys = [], []
+        gain, sentences = gain_alone(group, self.settings) if group.alone else (None, ())
+        for sentence in sentences:
+            self.messages.say(f"{group.label}: {sentence}")
         for rows, flats in group.sides():
             if not group.alone:
                 recipe, more = self.masters.recipe(group, flats)
@@ -271,7 +283,7 @@ class Night:
                 try:
                     frame = row.open(group.colour)
                     if group.alone:
-                        frame = MeasuredFrame(frame, row.exposure, self.masters.gain(frame))
+                        frame = MeasuredFrame(frame, row.exposure, gain)
                     else:
                         frame = CalibratedFrame(frame, recipe)
                     lights.append(Light(row, group, frame))

@@ -6,10 +6,15 @@ from astropy import units as u
 
 from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
-from astro_narrowband.detector import Detector, confront_detector, decide_detector
+from astro_narrowband.detector import (
+    Detector,
+    confront_detector,
+    decide_detector,
+    gain_of_lights,
+)
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["decide_for", "note_camera"]
+__all__ = ["decide_for", "gain_alone", "note_camera"]
 
 #: Lights that tell where pixels are full.
 FULL_FROM = 3
@@ -18,6 +23,7 @@ GAIN_CHECK = 1 << 17
 #: Cards of masters for nights that do not say it: of their making, so no setting of a frame.
 CARDS = {
     "gain": ("DETGAIN", "[electron/adu] gain of the camera"),
+    "gain_err": ("DETGAINE", "[electron/adu] its standard error, where it was measured"),
     "read_noise": ("DETNOISE", "[electron] read noise of a pixel"),
 }
 
@@ -58,7 +64,7 @@ def decide_for(group, settings):
         darks=_shortest(raw["darks"]),
         lights=[row.open_whole() for row in _longest(group.lights)],
     )
-    for name in told:
+    for name in told.keys() & given.keys():
         if given[name] is None:
             detector.sources[name] = f"header of a master, {CARDS[name][0]}"
     sentences = _words(detector, header)
@@ -75,10 +81,31 @@ def decide_for(group, settings):
     n = group.first.open(group.colour).n_added
     return replace(
         detector,
+        gain_err=detector.gain_err or told.get("gain_err", 0.0),
         read_noise=detector.read_noise * n**0.5,
         read_noise_err=detector.read_noise_err * n**0.5,
         saturation=detector.saturation * n,
     ), sentences
+
+
+def gain_alone(group, settings):
+    """Return the gain of lights without calibration frames, or None, and what is to be said."""
+    if settings.gain is not None:
+        return settings.gain, []
+    frame = group.first.open_whole()
+    try:
+        found = read_gain(frame.header)
+    except InputError:
+        found = None  # a setting
+    if found or group.calibrated or len(group.lights) < 2:
+        return found and found[0], []
+    found = gain_of_lights([row.open_whole() for row in group.lights])
+    if not found:
+        return None, []
+    return found["gain"], [
+        "gain: no header says it: measured from the noise of the sky: {gain:.3g} +- {gain_err:.1g} "
+        "electron/adu: give --gain if you know it".format(**found)
+    ]
 
 
 def _words(detector, header):
@@ -113,6 +140,8 @@ def _told(group, header):
                 # That of a sum of pixels has the noise of all.
                 n = int(str(cards.get("MOSAIC", "1")).split()[-1]) if name == "read_noise" else 1
                 told[name] = float(value) / n**0.5
+                if name == "gain":
+                    told["gain_err"] = float(cards.get(CARDS["gain_err"][0], 0.0))
                 break
     return told
 

@@ -8,9 +8,9 @@ from astropy import units as u
 from astropy.nddata import CCDData
 
 from astro_narrowband._engine.bayer import MosaicFrame
-from astro_narrowband._engine.files import safe_name, set_card
+from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
-from astro_narrowband._engine.headers import read_gain
+from astro_narrowband._engine.text import safe_name
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import InputError
@@ -81,16 +81,6 @@ class Masters:
         )
         masters = [master for master in (bias, dark, flat) if master is not None]
         return recipe, [(master.name, master.key) for master in masters]
-
-    def gain(self, frame):
-        """Return the gain of a light without calibration frames [electron/adu], or None."""
-        if self.settings.gain is not None:
-            return self.settings.gain
-        try:
-            found = read_gain(frame.header)
-        except InputError:
-            return None
-        return found and found[0]
 
     def detector(self, group):
         """Return gain, read noise and saturation of a group's camera."""
