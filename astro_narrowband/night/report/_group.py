@@ -80,7 +80,8 @@ class GroupView:
         """A frame with the cause why it is out, and the noise that its camera predicts."""
         cause, rest = cause_of(frame.get("reason"))
         name = str(frame.get("path") or "").rpartition("/")[2]
-        return {**frame, "name": name, "cause": cause, "rest": rest, "predicted": self._predicted(frame)}
+        words = {"name": name, "cause": cause, "rest": rest}
+        return {**frame, **words, "predicted": self._predicted(frame)}
 
     def _predicted(self, frame):
         """Noise of a pixel of blank sky by photons, dark current and read-out [electron/s]."""

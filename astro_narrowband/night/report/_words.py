@@ -53,7 +53,7 @@ def breaks(name):
     """A name of a file that a narrow page breaks after its underscores, escaped."""
     from markupsafe import Markup, escape
 
-    return Markup("_<wbr>").join(escape(text) for text in one_line(name).split("_"))  # noqa: S704
+    return Markup("_<wbr>").join(escape(text) for text in one_line(name).split("_"))
 
 
 def data_url(png):
