@@ -301,6 +301,30 @@ def test_a_small_crowded_frame_has_stars_enough():
     assert np.sqrt(np.mean(np.square(off))) < 0.02
 
 
+@pytest.mark.parametrize("per_star", [250, 600])
+def test_scales_of_crowds_under_changing_seeing(per_star):
+    """Apertures that grow with the seeing have other neighbours in them; none is unregistered."""
+    n, pulls = 200, []
+    for seed in range(8):
+        rng = np.random.default_rng([seed, per_star])
+        xy = rng.uniform(-8, n + 8, (n * n // per_star, 2))
+        flux = 10 ** rng.uniform(0.7, 2.2, len(xy))
+        truth = np.array([1.0, 0.7, 0.85])
+        widths = rng.uniform(1.2, 1.9) * np.array([1.0, 0.87, 1.15])
+        frames = [
+            light(rng, gaussians(n, xy, flux, width) * part + 0.5)
+            for width, part in zip(widths, truth, strict=True)
+        ]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*(left out|may be off|rejected|noise of)")
+            made = coadd(frames)
+        scale, error = np.array(made.frames["scale"]), np.array(made.frames["scale_err"])
+        (base,) = np.flatnonzero(error == 0)
+        other = np.arange(3) != base
+        pulls.extend(((scale - truth / truth[base]) / np.maximum(error, 1e-9))[other])
+    assert np.sqrt(np.mean(np.square(pulls))) < 1.7
+
+
 def test_wings_of_a_saturated_star_are_no_nebula(rng):
     """They change with the seeing: the few stars that are there are believed."""
     n = 300

@@ -93,7 +93,7 @@ def star_consensus(xy, flux, error, reference, shape):
     scale = np.full(n, np.nan)
     for _ in range(3):
         common, common_err = _mean_fluxes(flux, error, scale, agree)
-        scale, scale_err = _scales(flux, error, common)
+        scale, scale_err = _scales(flux, error, common, common_err)
         patterns = [_pattern(flux[i], error[i], common, common_err, near) for i in range(n)]
         agree = np.array([not off > max(EVEN, SIGNIFICANT * sure) for off, sure in patterns])
         agree &= np.isfinite(scale)
@@ -136,9 +136,9 @@ def _doubt(flux, common, patterns, base):
     least = math.nan
     for i, (off, _) in enumerate(patterns):
         if i != base and np.isfinite(off):
-            ratio = flux[i] / common
-            brightest = np.percentile(ratio[np.isfinite(ratio)], 85)
-            least = np.fmin(least, 0.0 if abs(brightest - 1.0) < AS_CLEAR else off)
+            ratio = np.sort((flux[i] / common)[np.isfinite(flux[i] / common)])
+            clear = abs(ratio[-max(2, len(ratio) // 5) :] - 1.0).max() < AS_CLEAR
+            least = np.fmin(least, 0.0 if clear else off)
     return least
 
 
@@ -235,16 +235,33 @@ def _mean_fluxes(flux, error, scale, agree):
         return np.where(total > 0, mean, np.nan), np.where(total > 0, total**-0.5, np.nan)
 
 
-def _scales(flux, error, common):
+def _scales(flux, error, common, common_err):
     """Flux of each frame over the common one, by least squares, and the error."""
     scale, scale_err = np.full((2, len(flux)), np.nan)
     for i, (f, e) in enumerate(zip(flux, error, strict=True)):
         good = np.isfinite(f) & np.isfinite(common)
         if good.any():
             (scale[i],), covariance = _fit(common[good, None], f[good], e[good])
-            scale_err[i] = math.sqrt(covariance[0, 0])
+            model = scale[i] * common[good]
+            variance = (e[good] / model) ** 2 + (common_err[good] / common[good]) ** 2
+            scatter = _excess(f[good] / model - 1.0, variance)
+            scale_err[i] = math.hypot(math.sqrt(covariance[0, 0]), scatter * scale[i])
     with np.errstate(invalid="ignore"):
         return np.where(scale > 0, scale, np.nan), np.where(scale > 0, scale_err, np.nan)
+
+
+def _excess(off, variance):
+    """
+    Scatter of stars that their errors do not explain; 0 where chance may.
+
+    It is an error of all stars together: neighbours in apertures that grow with the seeing
+    only add light.
+    """
+    square = np.minimum(off**2, CLIP**2 * max(np.median(off**2), np.median(variance)))
+    weight = 1.0 / (variance + np.median(square))
+    excess = weight @ (square - variance) / weight.sum()
+    chance = math.sqrt(2.0 * np.sum((weight * variance) ** 2)) / weight.sum()
+    return math.sqrt(excess) if excess > chance else 0.0
 
 
 def _fit(basis, flux, error):

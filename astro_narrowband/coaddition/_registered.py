@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 from astropy.table import Table
+from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import AlignmentError
@@ -52,7 +53,7 @@ def check_registered(frames, statistics, matrices, reference):
         except AlignmentError as error:
             measured, cause = near, f" ({error})"
         offset = ""
-        if share >= ASTRAY or not cause:
+        if not cause or share >= ASTRAY or not _strange(stars, base):
             if not _moves(measured, frame.shape):
                 continue
             (dx, dy), turn = measured.shift, measured.rotation
@@ -71,6 +72,7 @@ def _table(frame, one, matrix):
     """The clear stars of a frame, on the grid."""
     stars = one.stars[one.stars[:, 2] > CLEAR * one.stars[:, 3]]
     meta = {"name": frame.name, "shape": tuple(frame.shape), "fwhm": one.fwhm}
+    meta["detected"] = np.column_stack(apply_matrix(matrix, *one.detected.T))
     columns = dict(
         zip(("x_center", "y_center"), apply_matrix(matrix, *stars[:, :2].T), strict=True)
     )
@@ -91,6 +93,16 @@ def _in_place(stars, base):
     away = np.hypot(*(match.apply(found[0], one[i]) - two[j]).T)
     share = np.count_nonzero(away < MATCH_RADIUS[0]) / min(len(one), len(two))
     return share, Alignment(*found[:2], n_matched=int(found[2].sum()))
+
+
+def _strange(*tables):
+    """Whether most stars of each of two frames are where the other shows none at all."""
+    for one, other in (tables, tables[::-1]):
+        xy = np.column_stack([one["x_center"], one["y_center"]])
+        apart = cKDTree(other.meta["detected"]).query(xy)[0]
+        if np.mean(apart < MATCH_RADIUS[0]) >= ASTRAY:
+            return False
+    return True
 
 
 def _moves(alignment, shape):

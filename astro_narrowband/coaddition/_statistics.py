@@ -30,9 +30,13 @@ NOISE_CELLS = 16
 MAX_STARS, MIN_SNR = 200, 5.0
 #: Radius of their apertures, inner and outer radius of the sky around them [FWHM].
 APERTURE, SKY_RADII = 2.5, (4.0, 6.0)
-#: Of fewer stars than this that are alone as far as the sky, those that are alone in their
-#: aperture serve; where these are few as well, in a narrow one that loses little light [FWHM].
-FEW_STARS, NARROW = 6, 1.5
+#: Which stars serve: no more than this part of a star's light in others within a circle [FWHM],
+#: where there are so many of them; else the next rule, or the last. Neighbours in apertures that
+#: grow with the seeing look like transparency. Where few are lonely, what neighbours add to the
+#: sky around they add in every frame.
+ISOLATION = ((4.0, 0.02, 20), (SKY_RADII[1], 0.2, 6), (APERTURE, 0.2, 6), (1.5, 0.2, 0))
+#: A narrow aperture, that loses little light, for stars with many neighbours [FWHM].
+NARROW = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,8 @@ class FrameStatistics:
     stars : `~numpy.ndarray`, (n, 4)
         x, y [pix], flux, error of the stars that may serve for the flux scale: the
         brightest 200 of 5 sigma, isolated and not saturated, in circles of 2.5 FWHM.
+    detected : `~numpy.ndarray`, (n, 2)
+        x, y of all stars.
     spoiled : `~numpy.ndarray`, (n, 2)
         x, y of masked pixels that lie on bright stars: saturated, or by chance.
     cells : `~numpy.ndarray` of float32, (ny, nx)
@@ -70,6 +76,7 @@ class FrameStatistics:
     scatter: float
     fwhm: float = math.nan
     stars: np.ndarray = field(default_factory=lambda: np.empty((0, 4)), repr=False)
+    detected: np.ndarray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     spoiled: np.ndarray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     cells: np.ndarray = field(default=None, repr=False)
     centres: tuple = field(default=(), repr=False)
@@ -172,6 +179,7 @@ def measure_frame(frame, *, stars=None, held=None):
         scatter=float(np.median(scatter)) if scatter.size else math.nan,
         fwhm=fwhm,
         stars=_whole(table, spoiled, APERTURE * fwhm),
+        detected=_positions(stars),
         spoiled=spoiled,
         cells=level.astype(np.float32),
         centres=cell_centres(frame.shape),
@@ -287,6 +295,14 @@ def _column(table, name):
     return np.asarray(values.value if isinstance(values, u.Quantity) else values, float)
 
 
+def _positions(table):
+    """x, y of all stars of a table (n, 2)."""
+    if table is None:
+        return np.empty((0, 2))
+    xy = np.column_stack([_column(table, name) for name in ("x_center", "y_center")])
+    return xy[np.isfinite(xy).all(axis=1)]
+
+
 def _measure_stars(frame, table, exposure):
     """
     Fluxes of the brighter stars in apertures that grow with the seeing, and the seeing.
@@ -308,14 +324,12 @@ def _measure_stars(frame, table, exposure):
     if "saturated" in table.colnames:
         good &= ~np.asarray(table["saturated"], bool)
     useful = good
-    # The reach of an aperture is in the frame and free of stars that count. Where few are so
-    # lonely, the circle is: what neighbours add to the sky around it they add in every frame.
-    for reach in (SKY_RADII[1], APERTURE, NARROW):
+    for reach, most, enough in ISOLATION:
         i, j = _pairs_within(x, y, reach * fwhm)
         others = np.bincount(i, flux[j], len(x)) + np.bincount(j, flux[i], len(x))
         inside = _inside(frame, x, y, max(reach, APERTURE) * fwhm)
-        good = useful & inside & (others < 0.2 * flux)
-        if np.count_nonzero(good) >= FEW_STARS:
+        good = useful & inside & (others < most * flux)
+        if np.count_nonzero(good) >= enough:
             break
     index = np.flatnonzero(good)
     index = index[np.argsort(-flux[index], kind="stable")][:MAX_STARS]

@@ -36,16 +36,19 @@ BRIGHT, ENOUGH, FAINT = 20.0, 5, 8.0
 NEBULA_ERROR, NEBULA_OVER_SKY = 0.1, 0.03
 #: Stars are believed where the nebula says otherwise by more than so many sigma.
 DISAGREE = 5.0
-#: Around bright stars with a masked core, so many FWHM are not compared as nebula.
-WINGS = 10.0
+#: Around bright stars, by their signal to noise or by a masked core, so many FWHM are not
+#: compared as nebula.
+WITH_WINGS, WINGS = 50.0, 10.0
 #: Regions along each axis whose slopes are compared; a scatter over that of their errors and
 #: a part of the scale that mean nothing: cells are interpolated, seeing changes the structure.
 REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
+#: In crowds, medians of cells go as this power of the seeing, and stars with a fifth of their
+#: light in neighbours as this: it is their error. A star covers so many FWHM around.
+CELLS_OF_SEEING, STARS_OF_SEEING, STAR_RADIUS = 0.15, 0.4, 3.0
 #: More cells than this part of all that are off the line are cloud, and not chance.
 ODD_CELLS = 0.05
-#: Frames with fewer stars than this in common with others are held against the nebula as well,
-#: and left out where parts of it are off by more than this (part of the scale, rms).
-MANY, UNEVEN_NEBULA = 9, 0.08
+#: Frames are left out where parts of the nebula are off by more than this (of the scale, rms).
+UNEVEN_NEBULA = 0.12
 #: Cells that a slope needs; nebula is what a surface of this degree does not describe.
 MIN_CELLS, SKY_DEGREE = 24, 2
 
@@ -128,17 +131,17 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     scale, scale_err, base = found.scale.copy(), found.error.copy(), found.reference
     method = ["faint stars" if i else "stars" for i in few]
     uneven = np.full(len(frames), np.nan)
-    told = few | np.isnan(scale) | (np.isfinite(flux).sum(axis=1) < MANY)
-    for i in np.setdiff1d(np.flatnonzero(told), base):
+    for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
         *by_nebula, uneven[i] = nebula_scale(*pair, shape)
-        if few[i] or np.isnan(scale[i]):
-            by_stars = scale[i], scale_err[i], method[i]
-            scale[i], scale_err[i], method[i] = _agreed(by_stars, (*by_nebula, "nebula"))
+        of_seeing = STARS_OF_SEEING * _crowd_change(pair[0][0], pair[1][0], shape)
+        by_stars = scale[i], math.hypot(scale_err[i], scale[i] * of_seeing), method[i]
+        scale[i], scale_err[i], method[i] = _agreed(by_stars, (*by_nebula, "nebula"))
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
-    base = _add_uneven(found, uneven, base, scale_err)
+    first, base = base, _add_uneven(found, uneven, base, scale_err)
+    scale_err[first] = scale_err[base] / scale[base]
     scale, scale_err = scale / scale[base], scale_err / scale[base]
-    scale_err[base], method[base] = 0.0, "reference"
+    scale_err[base], method[first], method[base] = 0.0, method[base], "reference"
     known = np.isfinite(scale_err)
     scale[~known] = np.median(scale[known])
     return Transparency(scale, scale_err, method, found.maps, found.chi2, found.uneven,
@@ -244,7 +247,7 @@ def nebula_scale(reference, other, shape):
     ratio = other[0].variance / reference[0].variance
     good = np.isfinite(a) & np.isfinite(b)
     for one, matrix in (reference, other):
-        good &= _off_spoiled(one, matrix, x, y)
+        good &= _off_wings(one, matrix, x, y)
     every = good
     for _ in range(4):
         if good.sum() < MIN_CELLS or not ratio > 0:
@@ -265,6 +268,8 @@ def nebula_scale(reference, other, shape):
     if not structure > (NEBULA_OVER_SKY * reference[0].sky) ** 2 or not slope > 0:
         return math.nan, math.nan, math.nan
     error = math.sqrt(scatter / structure / max(good.sum() - basis.shape[1] - 1, 1))
+    of_seeing = CELLS_OF_SEEING * _crowd_change(reference[0], other[0], shape)
+    error = math.hypot(error, slope * of_seeing)
     if error > NEBULA_ERROR * slope:
         return math.nan, math.nan, math.nan
     if good.sum() < (1 - ODD_CELLS) * every.sum():
@@ -272,6 +277,14 @@ def nebula_scale(reference, other, shape):
     region = REGIONS * (REGIONS * x // shape[1]) + REGIONS * y // shape[0]
     uneven = _spread(rest[good, 0], away[good], region[good].astype(int)) / slope
     return slope, error, uneven if uneven > EVEN_NEBULA else 0.0
+
+
+def _crowd_change(reference, other, shape):
+    """Logarithm of the seeing over that of the reference, times the part of it that stars cover."""
+    change = abs(math.log(other.fwhm / reference.fwhm))
+    covered = len(reference.detected) * math.pi * (STAR_RADIUS * reference.fwhm) ** 2
+    change *= min(covered / math.prod(shape), 1.0)
+    return change if math.isfinite(change) else 0.0
 
 
 def _spread(structure, away, region):
@@ -288,11 +301,13 @@ def _spread(structure, away, region):
     return math.sqrt(spread - error) if spread > UNLIKELY * error else 0.0
 
 
-def _off_spoiled(one, matrix, x, y):
-    """Which of the places x, y are not in the wings of a star whose core a frame lacks."""
-    if not len(one.spoiled) or not np.isfinite(one.fwhm):
+def _off_wings(one, matrix, x, y):
+    """Which of the places x, y are not in the wings of a star, or of one whose core is masked."""
+    bright = one.stars[one.stars[:, 2] > WITH_WINGS * one.stars[:, 3], :2]
+    places = np.concatenate([one.spoiled, bright])
+    if not len(places) or not np.isfinite(one.fwhm):
         return np.ones(len(x), bool)
-    tree = cKDTree(np.column_stack(apply_matrix(matrix, *one.spoiled.T)))
+    tree = cKDTree(np.column_stack(apply_matrix(matrix, *places.T)))
     return tree.query(np.column_stack([x, y]))[0] > WINGS * one.fwhm
 
 

@@ -7,8 +7,8 @@ Count what is said of clean nights, of which nothing ought to be said.
 
 Each night has one filter and a sky, a seeing, exposures, a camera, a nebula, a dither and a density
 of stars of its own (one in three is sparse: 4 to 12 stars), and nothing that the model of the
-noise does not know; nights with fewer than 4 stars that serve are passed over. Printed are the messages and the frames left out, by kind; how many errors
-were scaled; and, over all nights, noise measured over predicted and the pulls of the stars'
+noise does not know; nights with fewer than 4 stars that serve are passed over. Printed are the
+messages and the frames left out, by kind; how many errors were scaled; and, over all nights, noise measured over predicted and the pulls of the stars'
 fluxes: single ones, and the medians of nights with the error that all stars of a night share.
 """
 
@@ -143,12 +143,14 @@ def main():
         print(f"{count:5d}  {text}")
     print(f"errors scaled: {sum(row.get('ERRSCALE', 1.0) != 1.0 for row in rows)}")
     print(f"frames left out: {sum(row.get('left out', 0) for row in rows)}")
-    print("measured over predicted: median over nights, and their middle 68 %")
+    print("measured over predicted: median over nights, its error, and the middle 68 % of nights")
     for key in (*RATIOS, "star pulls"):
         values = [row[key] for row in rows if np.isfinite(row.get(key, np.nan))]
         if values:
             low, middle, high = np.percentile(values, [15.9, 50, 84.1])
-            print(f"{key:10s} {middle:.3f}  {low:.3f} to {high:.3f}  ({len(values)} nights)")
+            error = 1.25 * (high - low) / 2 / np.sqrt(len(values))
+            print(f"{key:10s} {middle:.3f} +- {error:.3f}  {low:.3f} to {high:.3f}"
+                  f"  ({len(values)} nights)")  # fmt: skip
     bias = np.array([row["bias"] for row in rows if "bias" in row])
     print(f"bias of a night's fluxes over its error: rms {np.sqrt(np.mean(bias**2)):.2f}")
 
