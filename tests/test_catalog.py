@@ -207,7 +207,7 @@ def test_a_star_full_in_every_frame_is_in_the_catalogue():
 def test_light_that_nobody_listed_is_not_that_of_empty_places():
     """Empty places tell what a field of many stars adds to one: where a star is none is empty."""
     rng = np.random.default_rng(15)
-    ccd, *_ = crowd(rng, 400, 600)
+    ccd, *_ = crowd(rng, 400, 250)
     catalog = make_catalog({"Ha": ccd})
     table, curves = catalog.tables["Ha"], catalog.growth["Ha"]
     r, r_in, r_out = (table.meta[name] for name in ("r", "r_in", "r_out"))
@@ -219,6 +219,25 @@ def test_light_that_nobody_listed_is_not_that_of_empty_places():
     star = curves.flux[away > r_out, curves.index_of(r)]
     assert np.abs((alone.flux[:, -1] - curves.flux[away > r_out, -1]) / star).max() < 0.02
     assert err < 0.02
+
+
+def test_wide_stars_at_equal_distances_have_their_own_correction():
+    """The places between them have neighbours in their annuli that the stars have not."""
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 17])
+        xy = jittered(rng, 400, 38, 6)
+        flux = 10 ** rng.uniform(4, 5.5, len(xy))
+        model = np.full((400, 400), 60.0)
+        for (x, y), f in zip(xy, flux, strict=True):
+            add_moffat(model, x, y, f, 4.3, 3.0)
+        data = rng.poisson(model).astype(float)
+        ccd = CCDData(data, unit="electron", uncertainty=VarianceUncertainty(model))
+        table = make_catalog({"Ha": ccd}).tables["Ha"]
+        which, near = match(table, *xy.T)
+        good = near & (table["snr"] > 50)
+        assert good.sum() > 40
+        off = np.median((table["flux"].value / flux[which])[good]) - 1
+        assert abs(off) < 0.01
 
 
 def test_detection_on_one_filter(measured):

@@ -5,7 +5,6 @@ There is no arithmetic here. Every step is a public function of another module,
 and may be used without this one.
 """
 
-import math
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from astro_narrowband._engine.door import (
     door,
     each,
     of_class,
-    real,
 )
 from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.files import sha256
@@ -29,6 +27,7 @@ from astro_narrowband._engine.frames import usable_cores
 from astro_narrowband._engine.headers import Spellings
 from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband._engine.validate import choice
+from astro_narrowband.detector import POSSIBLE
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import read_catalogue
@@ -57,9 +56,7 @@ _HOW = (
 
 #: What settings must be; those whose name has a rule of its own for every function, too.
 _RULES = RULES | {
-    "gain": real("electron / adu", above=0, most=math.inf),
-    "read_noise": real("electron", above=0, most=math.inf),
-    "saturation": real("adu", above=0, most=math.inf),
+    **{name: POSSIBLE[name] for name in ("gain", "read_noise", "saturation")},
     "filters": each(a_text),
     **dict.fromkeys(("stars", "set_keywords", "without"), a_sequence),
     **dict.fromkeys(("keep_calibrated", "resume", "strict"), RULES["reject"]),

@@ -85,7 +85,8 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     if not enough.any():
         return curves, 0.0
     n = np.arange(1, len(light) + 1)
-    mean = np.cumsum(light, axis=0) / n[:, None]
+    # Light adds; less than none is that of neighbours in annuli, which stars need not have.
+    mean = np.maximum(np.cumsum(light, axis=0) / n[:, None], 0)
     last = np.maximum(count, 1) - 1
     scatter = np.sqrt(np.maximum(np.cumsum(gain**2) / n - (np.cumsum(gain) / n) ** 2, 0))
     err = np.median((scatter[last] / np.sqrt(n[last]) / star)[enough])

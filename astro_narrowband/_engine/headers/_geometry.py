@@ -17,6 +17,9 @@ _ORIGINS = [
     (name, name.replace("X", "Y")) for name in ("XORGSUBF", "FRAMEX", "XSTART", "STARTX", "ROIX")
 ]
 
+#: The overscan of one of several amplifiers, by its number or letter.
+_OF_ONE = re.compile(r"(BIASSEC|BSEC)_?(\d{1,2}|[A-H])", re.ASCII)
+
 
 def read_binning(header):
     """
@@ -96,12 +99,23 @@ def read_overscan(header, shape):
     """
     Return BIASSEC as ``(rows, columns)`` slices into an array of ``shape``, or ``None``.
 
+    Raises
+    ------
+    InputError
+        If it is none, or there is one for each of several amplifiers.
+
     Examples
     --------
     >>> from astro_narrowband._engine.headers import read_overscan
     >>> read_overscan({"BIASSEC": "[   4:  13,   1: 520]"}, (520, 536))
     (slice(0, 520, None), slice(3, 13, None))
     """
+    several = sorted({key for key in header if isinstance(key, str) and _OF_ONE.fullmatch(key)})
+    if len(several) > 1 and not {"OVERSCAN", "SUBOSCAN"} & set(header):
+        raise InputError(
+            f"{several[0]} to {several[-1]}: each amplifier has an overscan of its own: subtract "
+            "and trim each first (ccdproc.subtract_overscan, ccdproc.trim_image)"
+        )
     return _section(header, "BIASSEC", shape)
 
 
