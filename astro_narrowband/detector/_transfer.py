@@ -22,6 +22,8 @@ SKY_LEVELS, BINS, CERTAIN = (0.02, 0.9), 12, 0.05
 VARIANCE_BY_MAD = 5.4
 #: Flats of which all pairs are compared.
 FEW = 5
+#: Pairs of flats agree in their noise within this factor.
+ALIKE = 1.2
 #: Values further than this many sigma off are left out, and what that takes from a variance.
 CLIP = 4.5
 KEPT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi)
@@ -67,6 +69,10 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
         if levels[i] > 0 and levels[j] > 0:
             full = (counts[i] >= limit) | (counts[j] >= limit)
             noises.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
+    # Two flats of different shapes only have more noise than photons.
+    noises = [noise for noise in noises if np.isfinite(noise).any()]
+    means = [float(np.nanmedian(noise)) for noise in noises]
+    noises = [n for n, mean in zip(noises, means, strict=True) if mean < ALIKE * min(means)]
     per_adu, error = _mean(noises) if noises else (0.0, 0.0)
     error *= (len(order) / 2) ** 0.5 if few else 1.0
     if not (per_adu > 0 and per_adu > 5 * error):

@@ -96,7 +96,8 @@ class PathReader:
         if self._kinds_in(parts[-1])[2]:
             return True
         folders = (self._kinds_in(part) for part in reversed(parts[:-1]))
-        return next((master and kind in kinds for kinds, _, master in folders if kinds), False)
+        nearest = next((found for found in folders if found[0]), (set(), set(), False))
+        return kind != "light" and nearest[2] and kind in nearest[0]
 
     def kind_from_names(self, parts):
         """
