@@ -4,6 +4,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import as_frames
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.statistics import mad_std
@@ -120,6 +121,7 @@ def read_noise_of(frames, gain, *, bias=None, sample=SAMPLE):
     return _read_noise(gain, 0.0, max(noise - max(float(light), 0.0) / gain, 1 / 12), error)
 
 
+@door
 def gain_of_lights(lights, *, sample=SAMPLE):
     """
     Measure the gain from raw lights: how their noise grows with the level of their sky.
