@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from astropy import units as u
 from astropy.nddata import CCDData, VarianceUncertainty
+from scipy.ndimage import gaussian_filter
 
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry import Flag, annulus_photometry, decode_flags
@@ -238,6 +239,27 @@ def test_wide_stars_at_equal_distances_have_their_own_correction():
         assert good.sum() > 40
         off = np.median((table["flux"].value / flux[which])[good]) - 1
         assert abs(off) < 0.01
+
+
+def test_filaments_do_not_tell_how_wide_stars_are():
+    """They are many more sources than the stars, and wider."""
+    rng = np.random.default_rng(18)
+    xy = jittered(rng, 400, 40, 6)
+    flux = 10 ** rng.uniform(3.5, 5.5, len(xy))
+    ccd = gaussians(rng, 400, xy, flux, np.full(len(xy), 1.3))
+    field = gaussian_filter(rng.normal(size=ccd.shape), 33, mode="wrap")
+    slope = np.hypot(*np.gradient(field))
+    model = ccd.uncertainty.array + 120 * np.exp(-0.5 * (field / slope / 4.2) ** 2)
+    ccd = CCDData(
+        rng.poisson(model).astype(float), unit="electron", uncertainty=VarianceUncertainty(model)
+    )
+    catalog = make_catalog({"Ha": ccd})
+    table = catalog.tables["Ha"]
+    assert catalog.fwhm["Ha"] == pytest.approx(2.355 * 1.3, rel=0.1)
+    which, near = match(table, *xy.T)
+    assert len(set(which[near])) > 0.95 * len(xy)
+    good = near & ((table["flags"] & ~Flag.SKY_UNEVEN) == 0)
+    assert 0.7 < np.std(pulls_of(table[good], xy, flux)) < 1.25
 
 
 def test_detection_on_one_filter(measured):

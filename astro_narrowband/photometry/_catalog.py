@@ -53,8 +53,8 @@ BORROWED, OTHER_PROFILE = 0.5, 0.45
 PEAK = 10.0
 #: The widest clump of such pixels, from the middle [pix].
 REACH = 20
-#: As many of the brightest stars tell the seeing of an image.
-MAX_SEEING = 300
+#: As many of the brightest stars tell the seeing of an image, if none is so many times as wide.
+MAX_SEEING, WIDE = 300, 1.8
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -312,7 +312,7 @@ class _Shape:
 
 def _seeing(ccd, stars, typical):
     """Median FWHM of the good bright stars in one image [pix]."""
-    use = ~stars["saturated"] & (stars["snr"] > 30)
+    use = ~stars["saturated"] & (stars["snr"] > 30) & (_bare(stars["fwhm"]) < WIDE * typical)
     if use.sum() < 5:
         use = ~stars["saturated"]
     bright = stars[use][:MAX_SEEING]

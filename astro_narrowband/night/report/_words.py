@@ -10,7 +10,7 @@ import re
 
 from astro_narrowband._engine.text import one_line
 
-__all__ = ["cause_of", "data_url", "fixed", "number", "printed", "settings_words"]
+__all__ = ["breaks", "cause_of", "data_url", "fixed", "number", "printed", "settings_words"]
 
 
 def printed(value):
@@ -47,6 +47,13 @@ def fixed(value, decimals):
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "–"
     return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def breaks(name):
+    """A name of a file that a narrow page breaks after its underscores, escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(escape(text) for text in one_line(name).split("_"))
 
 
 def data_url(png):

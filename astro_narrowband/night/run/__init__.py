@@ -454,7 +454,7 @@ class Night:
             made_of = record | {"products": self.products.digests}
             key = self.products.key([], product="page", record=made_of)
             if not self.products.have("report.html", key):
-                page = render_report(self.products.folder, record, pictures=self.pictures)
+                page = render_report(self.products.folder, made_of, pictures=self.pictures)
                 self.products.write_text("report.html", page, key)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
