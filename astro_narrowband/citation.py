@@ -50,7 +50,8 @@ def citations(product=None):
     Returns
     -------
     dict of str to str
-        Name of the software or method: its BibTeX entry.
+        Name of the software or method: its BibTeX entry. A method that no paper describes
+        is this package's own: its entry is a comment of BibTeX that says so.
 
     Raises
     ------
@@ -63,6 +64,8 @@ def citations(product=None):
     >>> from astro_narrowband import citations
     >>> list(citations(fits.Header({"BIASSUB": True, "REGMETH": "astroalign"})))
     ['astro_narrowband', 'astropy', 'ccdproc', 'astroalign']
+    >>> citations(fits.Header({"REGISTER": "stars"}))["registration"]
+    '% registration by stars: a method of astro_narrowband, cited with it'
     """
     header = getattr(getattr(product, "ccd", product), "header", product)
     if header is not None and not isinstance(header, fits.Header | dict):
@@ -76,11 +79,15 @@ def citations(product=None):
     }
     if everything or "BIASSUB" in header or "NCOMBINE" in header:
         entries["ccdproc"] = _CCDPROC
-    if everything:
+    method = "" if everything else str(header.get("REGMETH") or header.get("REGISTER") or "")
+    if everything or "centroid" in method:
         entries["photutils"] = _PHOTUTILS
-    methods = "" if everything else f"{header.get('REGMETH', '')} {header.get('REGISTER', '')}"
-    if everything or "astroalign" in methods:
+    if everything or "astroalign" in method:
         entries["astroalign"] = _ASTROALIGN
+    elif method not in ("", "none", "header"):
+        entries["registration"] = (
+            f"% registration by {method}: a method of astro_narrowband, cited with it"
+        )
     if everything or "LACOSMIC" in header:
         entries["L.A.Cosmic"] = _LACOSMIC
     return entries

@@ -6,6 +6,7 @@ import numpy as np
 from astropy.io import fits
 from astropy.table import QTable, Table
 
+from astro_narrowband._engine.door import count, door, items, of_class
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.night.pipeline import reduce_night
 from astro_narrowband.photometry import Flag
@@ -22,6 +23,7 @@ _UNFIT = (
 )  # fmt: skip
 
 
+@door(size=count(16, 100_000))
 def run_demo(output, *, size=1024, seed=1, progress=None):
     """
     Simulate a night in three filters, reduce it, and compare with the truth.
@@ -94,6 +96,7 @@ def _sentence(rows):
     return "; ".join(words)
 
 
+@door(truth=of_class("NightTruth"), record=items)
 def compare(truth, record, folder):
     """
     Compare the products of a simulated night with its truth.

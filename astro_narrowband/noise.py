@@ -334,6 +334,7 @@ def sample_rows(n_rows):
     return [slice(y, min(y + 8, n_rows)) for y in (np.arange(1, 8, 2) * n_rows // 8).tolist()]
 
 
+@door
 @dataclass(frozen=True)
 class SharedNoise:
     """

@@ -108,6 +108,7 @@ def things():
     made["catalogue"] = QTable({"ra": sky.ra, "dec": sky.dec, "mag": np.arange(8.0)})
     made["dark"].write("dark.fits")
     image.write("image.fits")
+    CirclePixelRegion(PixCoord(9, 9), 3).write("a.reg", format="ds9")
     Path("curve.csv").write_text("nm,t\n650,0.1\n656,0.9\n660,0.1\n")
     raw(1000, 0.0).write("bias.fits")
     made["truth"] = simulated("new", shape=(32, 32), seed=2)
@@ -195,6 +196,12 @@ def of_masters():
             "workers": 1, **limits}),
         "calibration.Recipe.make": (calibration.Recipe.make, {
             "detector": t["detector"], "bias": t["bias"], "dark": None, "flat": None, **limits}),
+        "calibration.CalibratedFrame": (calibration.CalibratedFrame, {
+            "frame": t["raw"], "exposure": 60.0,
+            "recipe": calibration.Recipe.make(detector=t["detector"], bias=t["bias"])}),
+        "calibration.Recipe": (calibration.Recipe, {
+            "detector": t["detector"], "dark": None, "flat": None, "n_mean": 1, "masters": "",
+            **limits}),
         "DarkModel.fit": (an.DarkModel.fit, {
             "darks": t["darks"], "bias": t["bias"], "detector": t["detector"], "model": None,
             "shrink": True, "workers": 1}),
@@ -228,6 +235,8 @@ def of_masters():
             "header": {"EGAIN": 1, "RDNOISE": 5}, "gain": 1 * u.electron / u.adu,
             "read_noise": None, "saturation": None, "flats": (), "biases": (), "darks": (),
             "lights": ()}),
+        "detector.gain_of_lights": (detector.gain_of_lights, {
+            "lights": [raw(1000 + k, 60.0, (96, 256)) for k in range(2)], "sample": 1000}),
         "detector.confront_detector": (detector.confront_detector, {
             "detector": t["detector"], "measured": t["detector"]}),
         "detector.measure_saturation": (detector.measure_saturation, {
@@ -241,6 +250,8 @@ def of_masters():
         "masters.check_flats": (masters.check_flats, {
             "frames": t["flats"], "bias": t["bias"], "dark": None, "detector": t["detector"],
             "max_extrapolation": None}),
+        "noise.SharedNoise.to_header": (noise.SharedNoise("a").to_header, {"header": {}}),
+        "noise.SharedNoise.from_header": (noise.SharedNoise.from_header, {"header": {}}),
         "noise.pixel_variance": (noise.pixel_variance, {
             "electrons": np.ones(3), "read_noise": 5.0, "gain": 1.0}),
         "confront.compare_noise": (confront.compare_noise, {
@@ -281,6 +292,9 @@ def of_sums():
         "resample": (an.resample, {
             "image": image, "alignment": (1, 2), "kernel": "lanczos3", "shape": None,
             "target": None}),
+        "resampling.ResampledFrame": (resampling.ResampledFrame, {
+            "frame": image, "alignment": (1, 2), "kernel": "lanczos3", "shape": None,
+            "target": None}),
         "resampling.noise_factor": (resampling.noise_factor, {
             "noise_correlation": 0.6, "area": 9.0, "kernel": "lanczos3"}),
     }  # fmt: skip
@@ -320,6 +334,12 @@ def of_lines():
         "region_fluxes": (an.region_fluxes, {
             "line_map": line_map, "sky": None,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
+        "lines.region_ratios": (lines.region_ratios, {
+            "a": line_map, "b": line_map, "sky": None, "min_snr": 3.0,
+            "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
+        "lines.read_regions": (lines.read_regions, {"path": "a.reg"}),
+        "lines.Scale.k_of": (lines.Scale(0.5, 0.1).k_of, {"stars": t["stars"]}),
+        "lines.Scale.to_header": (lines.Scale(0.5, 0.1).to_header, {"header": {}}),
         "subtract_continuum": (an.subtract_continuum, {
             "line": t["line"], "continuum": t["continuum"], "curves": (curve, broad),
             "name": "Ha", "velocity": 0.0, "k": 0.5, "k_err": 0.0, "fwhm": None, "stars": None,
@@ -396,6 +416,13 @@ def of_nights():
         "simulate.SpectralModel": (simulate.SpectralModel, vars(simulate.SpectralModel())),
         **{f"NightTruth.{what}": (getattr(truth, what), {"name": name})
            for what in ("cosmic_mask", "frame", "positions")},
+        "NightTruth.line_flux": (truth.line_flux, {"line": "Halpha"}),
+        **{f"simulate.SpectralModel.{what}": (getattr(simulate.SpectralModel(), what), given)
+           for what, given in {
+               "transmission": {"name": "Halpha", "wavelength": 656.0},
+               "continuum_rate": {"name": "Halpha", "slope": 0.0},
+               "line_rate": {"name": "Halpha", "wavelength": 656.0},
+               "sky_factor": {"name": "Halpha"}}.items()},
         "NightTruth.flat": (truth.flat, {"filter_name": "Halpha"}),
         "NightTruth.nebula": (truth.nebula, {"filter_name": "Halpha"}),
         "NightTruth.aperture_fraction": (truth.aperture_fraction, {"radius": 3.0, "fwhm": 2.0}),
@@ -483,7 +510,7 @@ def test_signatures_are_those_of_the_functions_behind():
 
 
 #: Nights that are none.
-NONE = {"reduce_night"}
+NONE = {"reduce_night", "NightTruth.line_flux"}
 
 
 def test_the_calls_are_valid():

@@ -135,7 +135,7 @@ def test_lights_and_a_master_tell_the_read_noise_flats_and_a_master_the_gain(mak
 
 def test_colours_of_the_sky_tell_the_gain_and_an_even_sky_is_silent(make_camera):
     pulls = []
-    sky = np.where(np.indices((96, 256)).sum(axis=0) % 2, 300.0, 1000.0)
+    sky = np.where(np.indices((200, 256)).sum(axis=0) % 2, 300.0, 2000.0)
     sky[20:26, 30:36] += 4000.0
     for seed in range(25):
         camera = make_camera(seed, shape=sky.shape)

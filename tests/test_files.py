@@ -20,16 +20,14 @@ from hypothesis import strategies as st
 from astro_narrowband._engine import files
 from astro_narrowband._engine.files import (
     clean_header,
-    safe_name,
-    safe_text,
     sha256,
     sweep,
-    unique_name,
     write_bytes,
     write_fits,
     write_table,
     write_text,
 )
+from astro_narrowband._engine.text import one_line, safe_name, unique_name
 from astro_narrowband.exceptions import InputError, ProductError
 
 SAFE = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,79}")
@@ -83,13 +81,13 @@ def test_names_given_together_never_collide(texts):
 
 @given(st.text(max_size=60))
 def test_text_for_a_terminal_is_one_line_that_controls_nothing(text):
-    shown = safe_text(text)
+    shown = one_line(text)
     assert len(shown.splitlines()) <= 1
     assert not set(shown) & set(map(chr, [*range(32), 127, *range(0x80, 0xA0), 0x202E, 0x2066]))
 
 
 def test_ordinary_text_stays():
-    assert safe_text("NGC 7000 Hα: −3.5°") == "NGC 7000 Hα: −3.5°"
+    assert one_line("NGC 7000 Hα: −3.5°") == "NGC 7000 Hα: −3.5°"
 
 
 # --------------------------------------------------------------------------- whole or absent

@@ -15,6 +15,7 @@ WINGS = {
     "engine": [
         f"_engine.{name}"
         for name in (
+            "text",
             "statistics",
             "validate",
             "door",

@@ -289,3 +289,15 @@ def test_products_pass_fitsverify(nights, kind):
         command = ["fitsverify", path]
         done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
         assert "0 warning(s) and 0 error(s)" in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize(
+    "keys", [("BIASSEC1", "BIASSEC2"), ("BSEC11", "BSEC12"), ("BSECA", "BSECB")]
+)
+def test_overscans_of_several_amplifiers_are_refused(rng, keys):
+    raw = CCDData(rng.normal(1000, 5, (40, 60)), unit="adu", meta={"EXPTIME": 60.0})
+    raw.meta.update(dict.fromkeys(keys, "[1:4,1:40]"))
+    with pytest.raises(InputError, match=f"{keys[0]} to {keys[1]}: each amplifier"):
+        calibrate(raw, detector=Detector(1.0, 5.0))
+    raw.meta["OVERSCAN"] = True
+    assert calibrate(raw, detector=Detector(1.0, 5.0)).shape == (40, 60)

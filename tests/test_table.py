@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astro_narrowband._engine.headers import Spellings, read_exposure
+from astro_narrowband._engine.text import path_text
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
 from astro_narrowband.night.table import VERDICTS, FrameTable
 from astro_narrowband.night.table import _row as frames_module
 from astro_narrowband.night.table._facts import FactReader
-from astro_narrowband.night.table._find import printable
 from astro_narrowband.night.table._path_words import words_of
 
 
@@ -300,7 +300,7 @@ def test_names_that_are_no_text(night):
     table = FrameTable.from_paths(night)
     assert table.counts["used"] == 5
     assert all(line.isprintable() for line in table.lines())
-    assert printable(os.fsdecode(bad)).endswith("\\xff [2J .fits")
+    assert path_text(os.fsdecode(bad)).endswith("\\xff [2J .fits")
 
 
 # ------------------------------------------------------------------ header, name, user

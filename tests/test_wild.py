@@ -246,8 +246,8 @@ def test_what_no_header_says_is_measured(wild, tmp_path, make, tolerance):
 
 def test_lights_alone_tell_their_gain_by_their_colours_or_are_refused_alike(wild, tmp_path):
     night = wild(EGAIN=None, GAIN=100, BAYERPAT="RGGB")
-    blue = np.where(np.indices((N, N)).sum(axis=0) % 2, 1.0, 3.0)
-    night.scene = lambda *arguments: Wild.scene(night, *arguments) * 10 * blue
+    sky = np.where(np.indices((N, N)).sum(axis=0) % 2, 50.0, 400.0)
+    night.scene = lambda *arguments: Wild.scene(night, *arguments) - SKY + sky
     night.lights(n=4)
     settings = Settings(without=("flat", "dark", "bias"), bayer="superpixel")
     table = FrameTable.from_paths(night.folder, bayer="superpixel")

@@ -164,8 +164,8 @@ def _structure_block(data, ordered, low, high, sectors, out, rows):
     if k.size:
         kept[k] |= np.isfinite(data[k]) & (np.tile(lost[k], 2).astype(np.float32) @ sectors.T > 0)
         count[k] = (kept[k].astype(np.float32) @ sectors).reshape(len(k), *halves[1:])
-    mean = out.mean[rows].astype(data.dtype)[:, None]
-    deviation = np.where(kept, np.clip(data, lowest, highest) - mean, 0)
+        data[k] = np.clip(data[k], lowest[k], highest[k])
+    deviation = np.where(kept, data - out.mean[rows].astype(data.dtype)[:, None], 0)
     deviation = deviation.astype(np.float32, copy=False)
     total = (deviation @ sectors).astype(float).reshape(halves)
     n = count.sum(axis=1)

@@ -329,7 +329,8 @@ RULES = {
         (real(least=0, most=0.99), "obstruction"),
         (real(least=1, most=10), "index"),
         (real(least=0.3), "f_ratio"),
-        (count(), "workers n_brightest box_size search sample"),
+        (count(), "workers n_brightest box_size search"),
+        (count(1000), "sample"),
         (count(0, 2**64 - 1), "seed"),
         (count(0, 10_000), "n_nights n_bias n_darks n_flats"),
         (lambda value, name: as_count(value, name, 0) or 0, "nlow nhigh maxiters"),
@@ -421,8 +422,8 @@ def door(target=None, /, **rules):
 def check_fields(made, /, **rules):
     """Check the fields of a dataclass that was just made; a default obeys every rule."""
     for field in fields(made):
-        value, rule = getattr(made, field.name), rules.get(field.name)
-        if rule is not None and value is not field.default:
+        rule = rules.get(field.name)
+        if rule is not None and (value := getattr(made, field.name)) is not field.default:
             object.__setattr__(made, field.name, rule(value, field.name))
 
 

@@ -21,8 +21,9 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from astro_narrowband._engine.files import Temporary, safe_text, sweep
+from astro_narrowband._engine.files import Temporary, sweep
 from astro_narrowband._engine.frames import map_bands, usable_cores
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError, ProductError, warn
 
 __all__ = ["check_place", "open_executor", "run_bands"]
@@ -52,13 +53,13 @@ def check_place(where):
             address = json.loads(Path(where).read_bytes())["address"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise InputError(
-                f"{safe_text(where)}: is no scheduler file: give the one that 'dask scheduler "
+                f"{one_line(where)}: is no scheduler file: give the one that 'dask scheduler "
                 "--scheduler-file' writes"
             ) from None
     scheme, _, host = str(address).partition("://")
     if where not in _WORDS and not (scheme in _SCHEMES and host):
         raise InputError(
-            f"scheduler = {safe_text(where)!r} is not known: use threads, processes, local, the "
+            f"scheduler = {one_line(where)!r} is not known: use threads, processes, local, the "
             "address of a Dask scheduler (tcp://HOST:PORT) or its scheduler file"
         )
     return where

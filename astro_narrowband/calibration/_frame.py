@@ -8,6 +8,7 @@ import numpy as np
 from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
+from astro_narrowband._engine.door import door, of_class, real
 from astro_narrowband._engine.frames import (
     Band,
     Frame,
@@ -76,6 +77,7 @@ class CalibratedFrame(Frame):
 
     follows_signal = True
 
+    @door(recipe=of_class("Recipe"), exposure=real(u.s))
     def __init__(self, frame, recipe, *, exposure=None):
         frame = prepared(frame)
         self.frame, self.recipe = frame, recipe

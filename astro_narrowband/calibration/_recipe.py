@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from astropy import units as u
 
+from astro_narrowband._engine.door import RULES, a_text, check_fields, count, of_class
 from astro_narrowband._engine.frames import (
     Band,
     Frame,
@@ -65,6 +66,9 @@ class Recipe:
     _held: HeldRows = field(init=False, repr=False)
 
     def __post_init__(self):
+        check_fields(
+            self, **RULES | {"dark": of_class("DarkModel"), "n_mean": count(), "masters": a_text}
+        )
         if self.flat is not None:
             flat = as_frame(self.flat)
             object.__setattr__(self, "flat", flat)

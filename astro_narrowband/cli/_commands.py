@@ -6,9 +6,10 @@ import traceback
 import warnings
 
 from astro_narrowband import __version__
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.cli._options import parser
-from astro_narrowband.cli._process import one_line, progress_bar, say
-from astro_narrowband.cli._text import columns, one_line_kept, sensible, show, summary
+from astro_narrowband.cli._process import progress_bar, say
+from astro_narrowband.cli._text import columns, sensible, show, summary
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError, listening, warn
 
 __all__ = ["run"]
@@ -92,7 +93,7 @@ def _inspect(options):
     names = set(Settings.__dataclass_fields__) & set(vars(options))
     settings = Settings(**{name: getattr(options, name) for name in names})
     lines, status = inspection(table, settings=settings)
-    show(*map(one_line_kept, lines))
+    show(*map(one_line, lines))
     return status
 
 

@@ -70,9 +70,16 @@ def _place(text):
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """One line says what is wrong, and what to do."""
+
+    def error(self, message):
+        self.exit(2, f"astro-narrowband: error: {message}: see {self.prog} --help\n")
+
+
 def parser():
     """Return the parser of all commands; what it returns has the name of one as ``command``."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="astro-narrowband",
         description="Narrowband frames to coadds, catalogues and growth curves with error bars.",
     )

@@ -6,13 +6,14 @@ Ctrl-C, SIGTERM and SIGHUP end a run in one line, with a status of their own.
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import threading
 import time
 
-__all__ = ["one_line", "progress_bar", "ready_streams", "say", "stoppable"]
+from astro_narrowband._engine.text import one_line
+
+__all__ = ["progress_bar", "ready_streams", "say", "stoppable"]
 
 #: Seconds within which further signals are of the same event: a terminal that closes sends two.
 _ONE_EVENT = 1.0
@@ -28,14 +29,9 @@ def ready_streams():
             stream.reconfigure(errors="backslashreplace")
 
 
-def one_line(text):
-    """Text for a terminal: one line, without control characters."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e]+", " ", str(text)).strip()
-
-
 def say(message):
     """Write a message to stderr, if there is anybody who reads it."""
-    line = f"astro-narrowband: {one_line(message)}"
+    line = f"astro-narrowband: {one_line(message).strip()}"
     with contextlib.suppress(OSError):
         if "tqdm" in sys.modules:  # a line of its own, above a bar that is under way
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)

@@ -5,10 +5,10 @@ import math
 import os
 import sys
 
-from astro_narrowband.cli._process import one_line
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import ProductError
 
-__all__ = ["columns", "one_line_kept", "sensible", "show", "summary"]
+__all__ = ["columns", "sensible", "show", "summary"]
 
 
 def show(*lines):
@@ -88,11 +88,6 @@ def columns(rows):
         ).rstrip()
         for row in rows
     ]
-
-
-def one_line_kept(line):
-    """Return `one_line`, but leading blanks are layout."""
-    return line[: len(line) - len(line.lstrip(" "))] + one_line(line)
 
 
 def sensible(table):

@@ -25,6 +25,7 @@ from astro_narrowband.detector._transfer import (
 from astro_narrowband.exceptions import InputError
 
 __all__ = [
+    "POSSIBLE",
     "Detector",
     "confront_detector",
     "decide_detector",
@@ -38,7 +39,7 @@ FULL_SCALE = 65504.0
 
 _GAIN_UNIT = u.electron / u.adu
 #: Values that a camera may have; far beyond them float32 ends.
-_POSSIBLE = {
+POSSIBLE = {
     "gain": real(_GAIN_UNIT, least=1e-5, most=1e5),
     "read_noise": real(u.electron, least=0.0, most=1e5),
     "saturation": real(u.adu, least=1e-3, most=1e12),
@@ -87,7 +88,7 @@ class Detector:
     sources: dict = field(default_factory=dict, compare=False)
 
     def __post_init__(self):
-        check_fields(self, **_POSSIBLE)
+        check_fields(self, **POSSIBLE)
 
     @property
     def floor(self):

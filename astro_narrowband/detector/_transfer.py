@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import as_frames
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.statistics import mad_std
@@ -18,6 +19,8 @@ WIDTH = 64
 SAMPLE = 1 << 20
 #: Levels of the sky that tell a gain (parts of all pieces), bins of them, and how well they must.
 SKY_LEVELS, BINS, CERTAIN = (0.02, 0.9), 12, 0.05
+#: Variance of a variance that is had by the median deviation, over its square, of one value.
+VARIANCE_BY_MAD = 5.4
 #: Values further than this many sigma off are left out, and what that takes from a variance.
 CLIP = 4.5
 KEPT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi)
@@ -107,6 +110,7 @@ def read_noise_of(frames, gain, *, bias=None, sample=SAMPLE):
     return _read_noise(gain, 0.0, max(noise - max(float(light), 0.0) / gain, 1 / 12), error)
 
 
+@door
 def gain_of_lights(lights, *, sample=SAMPLE):
     """
     Measure the gain from raw lights: how their noise grows with the level of their sky.
@@ -137,14 +141,17 @@ def gain_of_lights(lights, *, sample=SAMPLE):
             near = (level >= low) & (level < high)
             if near.any():
                 noise = mad_std(rest[near], 0.0) ** 2 / 2
-                points.append([float(np.median(level[near])), noise, near.sum() ** 0.5])
-    level, noise, root = np.array(points).reshape(-1, 3).T
+                error = noise * (VARIANCE_BY_MAD / rest[near].size) ** 0.5
+                points.append([float(np.median(level[near])), noise, error])
+    level, noise, error = np.array(points).reshape(-1, 3).T
     if len(points) < 4 or not (noise > 0).all():
         return {}
-    (slope, _), covariance = np.polyfit(level, noise, 1, w=root / noise, cov=True)
-    if not slope > 0 or covariance[0, 0] ** 0.5 > CERTAIN * slope:
+    line, covariance = np.polyfit(level, noise, 1, w=1 / error, cov="unscaled")
+    chi2 = np.sum(((noise - np.polyval(line, level)) / error) ** 2) / (len(points) - 2)
+    slope, slope_err = line[0], (covariance[0, 0] * max(chi2, 1.0)) ** 0.5
+    if not slope_err < CERTAIN * slope:
         return {}
-    return {"gain": float(1 / slope), "gain_err": float(covariance[0, 0] ** 0.5 / slope**2)}
+    return {"gain": float(1 / slope), "gain_err": float(slope_err / slope**2)}
 
 
 def _read_noise(gain, gain_err, noise, noise_err):

@@ -38,6 +38,7 @@ DEPTHS = ((25, 40), (50, 80), (25, 90), (80, 60))
 SIP_STARS = 40
 
 
+@door
 @dataclass(frozen=True, eq=False)
 class CatalogueMatch:
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter
 
+from astro_narrowband._engine.door import a_table, door
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import spread_of
 from astro_narrowband.photometry import annulus_photometry
@@ -28,6 +29,7 @@ SMOOTHED = 15
 MATCHING = 0.01
 
 
+@door(stars=a_table)
 @dataclass(frozen=True)
 class Scale:
     """

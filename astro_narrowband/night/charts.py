@@ -34,7 +34,7 @@ def _figure(width=4.6, height=2.7):
     FigureCanvasAgg(figure)
     # Set by hand: the layout engines draw everything twice.
     figure.subplots_adjust(
-        left=0.72 / width, right=1 - 0.14 / width, top=1 - 0.32 / height, bottom=0.52 / height
+        left=0.72 / width, right=1 - 0.26 / width, top=1 - 0.32 / height, bottom=0.52 / height
     )
     ax = figure.subplots()
     ax.set_facecolor(PLATE)

@@ -16,7 +16,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
 
-from astro_narrowband._engine.files import safe_name
+from astro_narrowband._engine.text import safe_name
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import (

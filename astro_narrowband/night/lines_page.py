@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astro_narrowband._engine.files import safe_text
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night import figures
 
@@ -50,7 +50,7 @@ def render_lines(fields, settings):
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda v: v if hasattr(v, "__html__") else safe_text(str(v)),
+        finalize=lambda v: v if hasattr(v, "__html__") else one_line(str(v)),
     )
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()

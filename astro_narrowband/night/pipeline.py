@@ -5,7 +5,6 @@ There is no arithmetic here. Every step is a public function of another module,
 and may be used without this one.
 """
 
-import math
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -21,13 +20,14 @@ from astro_narrowband._engine.door import (
     door,
     each,
     of_class,
-    real,
 )
 from astro_narrowband._engine.executors import open_executor
 from astro_narrowband._engine.files import sha256
 from astro_narrowband._engine.frames import usable_cores
-from astro_narrowband._engine.headers import Spellings, clean_text
+from astro_narrowband._engine.headers import Spellings
+from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband._engine.validate import choice
+from astro_narrowband.detector import POSSIBLE
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import read_catalogue
@@ -37,7 +37,7 @@ from astro_narrowband.night.plan import make_plan
 from astro_narrowband.night.products import Products
 from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for, try_alone
 from astro_narrowband.night.screen import screen_plan
-from astro_narrowband.night.table import FrameTable, Problem, printable
+from astro_narrowband.night.table import FrameTable, Problem
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
@@ -56,9 +56,7 @@ _HOW = (
 
 #: What settings must be; those whose name has a rule of its own for every function, too.
 _RULES = RULES | {
-    "gain": real("electron / adu", above=0, most=math.inf),
-    "read_noise": real("electron", above=0, most=math.inf),
-    "saturation": real("adu", above=0, most=math.inf),
+    **{name: POSSIBLE[name] for name in ("gain", "read_noise", "saturation")},
     "filters": each(a_text),
     **dict.fromkeys(("stars", "set_keywords", "without"), a_sequence),
     **dict.fromkeys(("keep_calibrated", "resume", "strict"), RULES["reject"]),
@@ -301,8 +299,8 @@ def _apart(nights, output):
     for night in [nights] if isinstance(nights, str | os.PathLike) else nights:
         if Path(night).resolve().is_relative_to(products):
             raise InputError(
-                f"{printable(output)}: is the folder of the products, and holds the night "
-                f"{printable(night)}: choose another folder with -o"
+                f"{path_text(output)}: is the folder of the products, and holds the night "
+                f"{path_text(night)}: choose another folder with -o"
             )
 
 
@@ -326,7 +324,7 @@ def _no_lights(table, nights, filters):
             f"are of {', '.join(there)}"
         )
     counts = ", ".join(f"{n} {what}" for what, n in table.counts.items())
-    where = ", ".join(printable(night) for night in np.atleast_1d(nights))
+    where = ", ".join(path_text(night) for night in np.atleast_1d(nights))
     return (
         f"{where}: there is no light to reduce ({counts}): `astro-narrowband inspect` says what "
         "each file is taken for; --set IMAGETYP=light serves where neither header nor name says it"

@@ -17,7 +17,7 @@ from astropy.table import QTable
 from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import stamps
-from astro_narrowband._engine.door import door, whole_numbers
+from astro_narrowband._engine.door import door, items, whole_numbers
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
 from astro_narrowband.photometry._measure import (
@@ -111,6 +111,7 @@ def decode_flags(flags):
     return [flag.name for flag in Flag if int(flags) & flag]
 
 
+@door(conditions=items)
 def flag_where(conditions):
     """
     Return flags from a dict of `Flag` to arrays of bool of one shape.

@@ -74,7 +74,7 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
         chance = 2 * np.fmin(_chance(*away["size"], *away["plus"], away["cross"][0]), dense)
         by_chance = len(x) * math.pi * r**2 / pixels.data.size
         # In a crowd blends are many, and a few single stars more do not count; elsewhere they do.
-        return (chance < by_chance**2) & ~saturated
+        return (chance < by_chance**1.7) & ~saturated
 
 
 def _chance(wider, size_err, plus, long_err, cross):

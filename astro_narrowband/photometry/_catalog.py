@@ -6,6 +6,7 @@ measured at those positions in every filter: a source that a filter does not
 show has a flux around zero with an error there, not a hole.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -50,8 +51,10 @@ LACKING = 0.02
 BORROWED, OTHER_PROFILE = 0.5, 0.45
 #: Lost pixels hide the peak of a star where those beside them are higher by so many sigma.
 PEAK = 10.0
-#: As many of the brightest stars tell the seeing of an image.
-MAX_SEEING = 300
+#: The widest clump of such pixels, from the middle [pix].
+REACH = 20
+#: As many of the brightest stars tell the seeing of an image, if none is so many times as wide.
+MAX_SEEING, WIDE = 300, 1.8
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -258,37 +261,46 @@ def detection_image(ccds):
             part.reshape(-1)[at] = 0
             lost[rows].reshape(-1)[at] += 1
             total[rows] += part
-    mask = lost == len(ccds)
     # A sum of noise grows as the root of what went into it.
     total *= np.float32(len(ccds) ** -0.5)
-    at = np.flatnonzero((lost > 0) & ~mask)
-    part = lost.reshape(-1)[at].astype(np.float32)
-    total.reshape(-1)[at] *= np.sqrt(len(ccds) / (len(ccds) - part))
-    mask &= ~_fill_peaks(total, lost > 0)
+    bad = lost != 0
+    at = np.flatnonzero(bad)
+    if not at.size:
+        return CCDData(total, unit=u.dimensionless_unscaled)
+    n_good = len(ccds) - lost.reshape(-1)[at].astype(np.float32)
+    total.reshape(-1)[at] *= np.sqrt(len(ccds) / np.maximum(n_good, 1))
+    mask = lost == len(ccds)
+    _fill_peaks(total, bad, at, mask)
     return CCDData(total, mask=mask if mask.any() else None, unit=u.dimensionless_unscaled)
 
 
-def _fill_peaks(image, lost):
-    """Fill clumps of lost pixels that hide a peak, in place; which pixels they are."""
+def _fill_peaks(image, lost, at, mask):
+    """Fill clumps of lost pixels, those ``at``, that hide a peak; they are not masked then."""
+    ny, nx = image.shape
+    y, x = np.divmod(at, nx)
+    inside = (np.minimum(y, x) >= REACH) & (y < ny - REACH) & (x < nx - REACH)
+    y, x = y[inside], x[inside]
+    highest = np.full(len(y), -np.inf, np.float32)
+    for j, i in itertools.product((-1, 0, 1), repeat=2):
+        np.maximum(highest, image[y + j, x + i], out=highest)
     filled = np.zeros_like(lost)
-    labels, n = ndimage.label(lost, np.ones((3, 3)))
-    if n:
-        # Few are at a star: a look at the brightest pixel beside each spares the others.
-        beside = ndimage.maximum_filter(image, 3)[lost] > PEAK
-        boxes = ndimage.find_objects(labels)
-        for k in np.unique(labels[lost][beside]):
-            box = tuple(slice(max(s.start - 2, 0), s.stop + 2) for s in boxes[k - 1])
-            clump, values, good = labels[box] == k, image[box], ~lost[box]
-            rim = ndimage.binary_dilation(clump, np.ones((3, 3)))
-            ring = ndimage.binary_dilation(rim, np.ones((3, 3))) & ~rim & good
-            rim &= good
-            if (
-                ring.any() and values[rim].mean() > PEAK
-                and values[rim].max() > max(PEAK, values[ring].max())
-            ):  # fmt: skip
-                values[clump] = values[rim].max()
-                filled[box] |= clump
-    return filled
+    eight = np.ones((3, 3))
+    # Few are at a star.
+    for j, i in zip(y[highest > PEAK], x[highest > PEAK], strict=True):
+        box = slice(j - REACH, j + REACH + 1), slice(i - REACH, i + REACH + 1)
+        labels = ndimage.label(lost[box], eight)[0]
+        clump, values = labels == labels[REACH, REACH], image[box]
+        rim = ndimage.binary_dilation(clump, eight)
+        ring = ndimage.binary_dilation(rim, eight) & ~lost[box]
+        whole = not (rim[0].any() or rim[-1].any() or rim[:, 0].any() or rim[:, -1].any())
+        rim &= ~lost[box]
+        if (
+            whole and not filled[j, i] and values[rim].mean() > PEAK
+            and values[rim].max() >= max(PEAK, values[ring].max())
+        ):  # fmt: skip
+            values[clump] = values[rim].max()
+            filled[box] |= clump
+            mask[box] &= ~clump
 
 
 class _Shape:
@@ -300,7 +312,7 @@ class _Shape:
 
 def _seeing(ccd, stars, typical):
     """Median FWHM of the good bright stars in one image [pix]."""
-    use = ~stars["saturated"] & (stars["snr"] > 30)
+    use = ~stars["saturated"] & (stars["snr"] > 30) & (_bare(stars["fwhm"]) < WIDE * typical)
     if use.sum() < 5:
         use = ~stars["saturated"]
     bright = stars[use][:MAX_SEEING]

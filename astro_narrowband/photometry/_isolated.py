@@ -19,7 +19,7 @@ CROWDED = 0.5
 #: Places without a star that are looked at, and the least number that tells something.
 N_PLACES, MIN_PLACES = 1600, 20
 #: As many of them are measured, those with the faintest neighbours.
-MEASURED = 300
+MEASURED = 800
 #: A place is brighter than any listed source near it where its light is so many times its scatter.
 NOISE = 5.0
 
@@ -61,7 +61,8 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     Notes
     -----
     The mean of curves at places that are as isolated as each star: no source near them is
-    brighter than that part of the star's flux.
+    brighter than that part of the star's flux. Their scatter beyond that of the emptiest
+    places is a star's own, and in the variance of its largest circle.
     """
     if len(sources[0]) * math.pi * reach**2 < CROWDED * image.pixels.data.size:
         return curves, 0.0
@@ -84,12 +85,18 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     if not enough.any():
         return curves, 0.0
     n = np.arange(1, len(light) + 1)
-    mean = np.cumsum(light, axis=0) / n[:, None]
+    # Light adds; less than none is that of neighbours in annuli, which stars need not have.
+    mean = np.maximum(np.cumsum(light, axis=0) / n[:, None], 0)
     last = np.maximum(count, 1) - 1
     scatter = np.sqrt(np.maximum(np.cumsum(gain**2) / n - (np.cumsum(gain) / n) ** 2, 0))
     err = np.median((scatter[last] / np.sqrt(n[last]) / star)[enough])
+    # What a star's own neighbours have more or less than the mean, noise aside.
+    other = np.maximum(scatter[last] ** 2 - scatter[max(len(n) // 4, MIN_PLACES) - 1] ** 2, 0)
+    variance = curves.pixel_variance.copy()
+    variance[:, b] += np.where(enough, other, 0)
     # Where no place is as empty as that its own emptiness is all that is known.
-    return replace(curves, flux=curves.flux - np.where(enough[:, None], mean[last], 0)), float(err)
+    flux = curves.flux - np.where(enough[:, None], mean[last], 0)
+    return replace(curves, flux=flux, pixel_variance=variance), float(err)
 
 
 def _places(sources, shape, reach):

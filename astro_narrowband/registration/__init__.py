@@ -425,9 +425,7 @@ class _Ladder:
             if best is None or chance < best[0]:
                 best = chance, other, i, j, there
         if best is None or best[0] > MAX_CHANCE_BORROWED or 2 * len(best[2]) < len(stars.xy):
-            raise AlignmentError(
-                f"its {len(stars.xy)} stars do not confirm the transform of a neighbour"
-            )
+            raise AlignmentError("its few stars do not confirm the transform of a neighbour")
         chance, other, i, j, there = best
         variance = stars.variance[i] + there.variance[j]
         turn = known[other].matrix[:2, :2]

@@ -67,7 +67,6 @@ def noise_factor(noise_correlation, area, *, kernel="lanczos3"):
     return 1.0 - (1.0 - math.sqrt(noise_correlation)) / np.maximum(area, 1.0) ** power
 
 
-@door
 def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     """
     Interpolate an image once, onto the grid that an alignment leads to.

@@ -6,6 +6,7 @@ import numpy as np
 from astropy.io import fits
 
 from astro_narrowband._engine import lanczos as _lanczos
+from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import Band, Frame, as_frame, handed
 from astro_narrowband._engine.validate import choice, finite
 from astro_narrowband._engine.wcs import move_header, move_wcs, put_wcs, read_wcs
@@ -77,6 +78,7 @@ class ResampledFrame(Frame):
     noise, see `noise_factor`.
     """
 
+    @door
     def __init__(self, frame, alignment, *, kernel="lanczos3", shape=None, target=None):
         self.frame = as_frame(frame)
         if not isinstance(alignment, Alignment):

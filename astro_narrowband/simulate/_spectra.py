@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from astro_narrowband._engine.door import array, check_fields, items_of, real
+from astro_narrowband._engine.door import array, check_fields, door, items_of, real
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["SpectralModel", "SpectralNebula"]
@@ -25,6 +25,7 @@ _LINES = {
 }
 
 
+@door(slope=array())
 @dataclass(frozen=True, kw_only=True)
 class SpectralModel:
     """
@@ -103,15 +104,17 @@ class SpectralModel:
         """Rate [electron/s] of a spectrum f = (wavelength / 600 nm)^slope erg/(s cm2 nm)."""
         grid = self._grid(name)
         weight = self.transmission(name, grid) * grid * self.area / _HC
-        slope = np.atleast_1d(np.asarray(slope, float))
+        slope = np.ravel(slope)
         return np.trapezoid((grid / 600.0) ** slope[:, None] * weight, grid, axis=1)
 
     def line_rate(self, name, wavelength):
         """Rate [electron/s] of a line of 1 erg/(s cm2)."""
-        return float(self.transmission(name, wavelength) * wavelength * self.area / _HC)
+        return self.transmission(name, wavelength) * wavelength * self.area / _HC
 
     def sky_factor(self, name):
         """How much brighter the sky is than through 7 nm."""
+        if name not in self.bands:
+            raise InputError(f"filter {name!r} has no band: the model has {', '.join(self.bands)}")
         _, width, peak = self.bands[name]
         return width * peak / 6.3
 

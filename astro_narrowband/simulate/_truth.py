@@ -106,7 +106,8 @@ class NightTruth:
         Of Halpha, OIII (5007 alone), SII (both), NII (6583 alone) or Hbeta; above the clouds;
         only of a night with spectra.
         """
-        path = self.folder / FOLDER / f"line-{canonical_filter(line)}.fits"
+        name = canonical_filter(line)
+        path = self.folder / FOLDER / f"line-{name[:80]}.fits"
         if not path.is_file():
             raise InputError(f"{self.folder} has no flux of a line {line!r}: simulate with spectra")
         return fits.getdata(path).astype(np.float64)

@@ -369,7 +369,8 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     stars = {name: values[order] for name, values in stars.items()}
     unique = _unique(stars["x_center"], stars["y_center"], (0.7 if blends else 1.0) * fwhm)
     stars = {name: values[unique][:n_brightest] for name, values in stars.items()}
-    good = ~stars["saturated"]
+    # Nebula and blends, where they are kept, do not tell how wide a star is.
+    good = ~stars["saturated"] & (stars["fwhm"] < 1.8 * fwhm)
     if not len(stars["fwhm"]):
         return stars, math.nan
     width = float(np.median(stars["fwhm"][good])) if good.any() else float(fwhm)

@@ -27,7 +27,6 @@ from astro_narrowband._engine.files._identity import (
     open_regular,
     unreadable,
 )
-from astro_narrowband._engine.files._names import safe_name, safe_text, unique_name
 from astro_narrowband._engine.files._whole import (
     Part,
     Temporary,
@@ -37,6 +36,7 @@ from astro_narrowband._engine.files._whole import (
     sweep,
     writing,
 )
+from astro_narrowband._engine.text import one_line
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError, ProductError
 
@@ -50,12 +50,9 @@ __all__ = [
     "is_full",
     "open_regular",
     "product_error",
-    "safe_name",
-    "safe_text",
     "set_card",
     "sha256",
     "sweep",
-    "unique_name",
     "unreadable",
     "write_bytes",
     "write_fits",
@@ -92,7 +89,7 @@ def sha256(path, identity=None):
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{one_line(path)}: cannot be read ({error.strerror})") from error
 
 
 def check_absent(path, *, overwrite=False):
@@ -107,7 +104,7 @@ def check_absent(path, *, overwrite=False):
     """
     if not overwrite and os.path.lexists(path):
         raise ProductError(
-            f"{safe_text(path)}: is there already, and is not overwritten: give another name, or "
+            f"{one_line(path)}: is there already, and is not overwritten: give another name, or "
             "overwrite=True (--overwrite)"
         )
 
@@ -185,7 +182,7 @@ def write_table(path, table, *, commit=None):
 
 
 def _cell(text):
-    text = safe_text(text)
+    text = one_line(text)
     return "'" + text if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
@@ -254,7 +251,7 @@ def _as_stored(hdu):
 def _hdus(ccd, path):
     if ccd.data.dtype.kind not in "biuf" or ccd.data.dtype in (np.float16, np.longdouble):
         raise ProductError(
-            f"{safe_text(path)}: pixels of type {ccd.data.dtype} cannot be written to FITS: "
+            f"{one_line(path)}: pixels of type {ccd.data.dtype} cannot be written to FITS: "
             "convert them to float32 first"
         )
     header = clean_header(ccd.header)

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 from astropy.io import fits
 
-from astro_narrowband._engine.files._names import ascii_text
+from astro_narrowband._engine.text import ascii_text
 
 __all__ = ["clean_header", "set_card"]
 

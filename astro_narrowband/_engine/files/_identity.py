@@ -6,7 +6,7 @@ import platform
 import stat
 from typing import NamedTuple
 
-from astro_narrowband._engine.files._names import safe_text
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["ChangedError", "FileError", "Identity", "open_regular", "unreadable"]
@@ -30,7 +30,7 @@ class FileError(InputError):
     """
 
     def __init__(self, path, what):
-        super().__init__(f"{safe_text(path)}: {what}")
+        super().__init__(f"{one_line(path)}: {what}")
         self.path, self.what = str(path), what
 
     def __reduce__(self):
@@ -157,7 +157,7 @@ def open_regular(path, identity=None):
             identity.check(path, status)
         elif not stat.S_ISREG(status.st_mode):
             raise InputError(
-                f"{safe_text(path)}: is not a regular file: give the path of a FITS file"
+                f"{one_line(path)}: is not a regular file: give the path of a FITS file"
             )
     except BaseException:
         os.close(descriptor)

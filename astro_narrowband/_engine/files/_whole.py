@@ -9,7 +9,7 @@ import secrets
 import threading
 from pathlib import Path
 
-from astro_narrowband._engine.files._names import safe_text
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import ProductError
 
 __all__ = ["CHUNK", "Part", "Temporary", "digest", "is_full", "product_error", "sweep", "writing"]
@@ -42,7 +42,7 @@ def product_error(path, error):
     advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
     reason = error.strerror or type(error).__name__
     return ProductError(
-        f"{safe_text(path)}: cannot be written ({reason}): nothing partial was left; {advice}"
+        f"{one_line(path)}: cannot be written ({reason}): nothing partial was left; {advice}"
     )
 
 

@@ -3,13 +3,8 @@
 import math
 import re
 
-from astro_narrowband._engine.headers.spellings import (
-    clean_text,
-    one_value,
-    parse_number,
-    raw_values,
-    show,
-)
+from astro_narrowband._engine.headers.spellings import one_value, parse_number, raw_values
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["read_bayer_shift", "read_binning", "read_overscan", "read_trim", "read_window"]
@@ -21,6 +16,9 @@ _BINNING_PAIRS = [
 _ORIGINS = [
     (name, name.replace("X", "Y")) for name in ("XORGSUBF", "FRAMEX", "XSTART", "STARTX", "ROIX")
 ]
+
+#: The overscan of one of several amplifiers, by its number or letter.
+_OF_ONE = re.compile(r"(BIASSEC|BSEC)_?(\d{1,2}|[A-H])", re.ASCII)
 
 
 def read_binning(header):
@@ -42,7 +40,7 @@ def read_binning(header):
         if card is not None and clean_text(card[0]):
             parts = [p for p in re.split(r"[^\d.]+", clean_text(card[0])) if p]
             if len(parts) not in (1, 2):
-                raise InputError(f"{keyword} = {show(card[0])} is not a binning such as 2x2")
+                raise InputError(f"{keyword} = {show_value(card[0])} is not a binning such as 2x2")
             x, y = (_binning(p, keyword) for p in (parts * 2)[:2])
             return x, y
     return None
@@ -54,7 +52,9 @@ def _binning(value, keyword):
     except (ValueError, TypeError, OverflowError):
         number = math.nan
     if not (1 <= number <= 64 and number == int(number)):
-        raise InputError(f"{keyword} = {show(value)} is not a binning (a whole number from 1)")
+        raise InputError(
+            f"{keyword} = {show_value(value)} is not a binning (a whole number from 1)"
+        )
     return int(number)
 
 
@@ -68,7 +68,7 @@ def read_window(header):
                 try:
                     origin.append(round(parse_number(one[0])) if one else 0)
                 except (ValueError, TypeError, OverflowError):
-                    raise InputError(f"{keyword} = {show(one[0])} is not a pixel") from None
+                    raise InputError(f"{keyword} = {show_value(one[0])} is not a pixel") from None
             return tuple(origin)
     for keyword in ("CCDSEC", "DETSEC", "ROI", "SUBRECT"):
         card = one_value(header, keyword)
@@ -89,7 +89,7 @@ def _section(header, keyword, shape):
     x1, x2, y1, y2 = (int(n) if len(n) < 10 else 0 for n in match.groups()) if match else [0] * 4
     if not (1 <= x1 <= x2 <= shape[1] and 1 <= y1 <= y2 <= shape[0]):
         raise InputError(
-            f"{keyword} = {show(card[0])} is not a section [x1:x2,y1:y2] of this image "
+            f"{keyword} = {show_value(card[0])} is not a section [x1:x2,y1:y2] of this image "
             f"({shape[1]} by {shape[0]} pixels)"
         )
     return slice(y1 - 1, y2), slice(x1 - 1, x2)
@@ -99,12 +99,23 @@ def read_overscan(header, shape):
     """
     Return BIASSEC as ``(rows, columns)`` slices into an array of ``shape``, or ``None``.
 
+    Raises
+    ------
+    InputError
+        If it is none, or there is one for each of several amplifiers.
+
     Examples
     --------
     >>> from astro_narrowband._engine.headers import read_overscan
     >>> read_overscan({"BIASSEC": "[   4:  13,   1: 520]"}, (520, 536))
     (slice(0, 520, None), slice(3, 13, None))
     """
+    several = sorted({key for key in header if isinstance(key, str) and _OF_ONE.fullmatch(key)})
+    if len(several) > 1 and not {"OVERSCAN", "SUBOSCAN"} & set(header):
+        raise InputError(
+            f"{several[0]} to {several[-1]}: each amplifier has an overscan of its own: subtract "
+            "and trim each first (ccdproc.subtract_overscan, ccdproc.trim_image)"
+        )
     return _section(header, "BIASSEC", shape)
 
 
@@ -136,7 +147,9 @@ def read_bayer_shift(header, shape):
             except (ValueError, TypeError, OverflowError):
                 value = math.nan
             if value != value // 1:
-                raise InputError(f"{keyword} = {show(one[0])} is not a whole number of pixels")
+                raise InputError(
+                    f"{keyword} = {show_value(one[0])} is not a whole number of pixels"
+                )
         shift.append(int(value) % 2)
     order = [clean_text(value).upper() for value, _ in raw_values(header, "ROWORDER")[:1]]
     if order == ["BOTTOM-UP"]:

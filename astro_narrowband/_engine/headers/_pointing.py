@@ -3,13 +3,8 @@
 import math
 import re
 
-from astro_narrowband._engine.headers.spellings import (
-    COUNTS,
-    clean_text,
-    one_value,
-    parse_number,
-    raw_values,
-)
+from astro_narrowband._engine.headers.spellings import COUNTS, one_value, parse_number, raw_values
+from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["read_combined", "read_pixel_scale", "read_pointing", "read_rotator"]

@@ -6,14 +6,13 @@ import re
 
 from astro_narrowband._engine.headers.spellings import (
     SPELLINGS,
-    clean_text,
     key_of,
     kind_of,
     one_value,
     parse_number,
     raw_values,
-    show,
 )
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
@@ -94,10 +93,10 @@ class HeaderReader:
                 yield keyword, error, ""
                 continue
             except (ValueError, TypeError, OverflowError) as error:
-                yield keyword, InputError(f"{keyword} = {show(card[0])} {error}"), card[1]
+                yield keyword, InputError(f"{keyword} = {show_value(card[0])} {error}"), card[1]
                 continue
             if not low <= number <= high:
-                yield keyword, InputError(f"{keyword} = {show(card[0])} {say}"), card[1]
+                yield keyword, InputError(f"{keyword} = {show_value(card[0])} {say}"), card[1]
                 continue
             yield keyword, number, card[1]
 
@@ -139,17 +138,17 @@ class HeaderReader:
                 times.append((keyword, error))
                 continue
             except (ValueError, TypeError, OverflowError) as error:
-                times.append((keyword, InputError(f"{keyword} = {show(one[0])} {error}")))
+                times.append((keyword, InputError(f"{keyword} = {show_value(one[0])} {error}")))
                 continue
             if seconds < 0:
-                seconds = InputError(f"{keyword} = {show(one[0])} is below zero")
+                seconds = InputError(f"{keyword} = {show_value(one[0])} is below zero")
             elif 0 < seconds < SHORTEST:
                 seconds = InputError(
-                    f"{keyword} = {show(one[0])} is below a microsecond: it is not in seconds"
+                    f"{keyword} = {show_value(one[0])} is below a microsecond: it is not in seconds"
                 )
             elif seconds > LONGEST:
                 seconds = InputError(
-                    f"{keyword} = {show(one[0])} is longer than a day: it is not in seconds"
+                    f"{keyword} = {show_value(one[0])} is longer than a day: it is not in seconds"
                 )
             times.append((keyword, seconds))
         return times
@@ -362,7 +361,9 @@ class HeaderReader:
         pattern = card[0].upper().replace("TRUE", "").strip()
         if pattern in {"RGGB", "BGGR", "GRBG", "GBRG"}:
             return pattern
-        raise InputError(f"{card[1]} = {show(card[0])} is not a Bayer pattern (RGGB, BGGR, ...)")
+        raise InputError(
+            f"{card[1]} = {show_value(card[0])} is not a Bayer pattern (RGGB, BGGR, ...)"
+        )
 
     def read_kind(self, header):
         """

@@ -6,12 +6,11 @@ from astro_narrowband._engine.headers._reader import OFF
 from astro_narrowband._engine.headers.spellings import (
     COUNTS,
     REDUCED,
-    clean_text,
     key_of,
     parse_number,
     raw_values,
-    show,
 )
+from astro_narrowband._engine.text import clean_text, show_value
 
 __all__ = ["reduced_by"]
 
@@ -34,12 +33,12 @@ def reduced_by(header):
             else:
                 applied = bool(words) and words[0] not in OFF
             if applied:
-                return f"{keyword} = {show(value)}"
+                return f"{keyword} = {show_value(value)}"
     for keyword in COUNTS:
         for value, _ in raw_values(header, keyword):
             try:
                 if parse_number(value) > 1:
-                    return f"{keyword} = {show(value)}"
+                    return f"{keyword} = {show_value(value)}"
             except (ValueError, TypeError, OverflowError):
                 continue
     for value, _ in raw_values(header, "BUNIT"):
@@ -50,9 +49,9 @@ def reduced_by(header):
             "normalized",
             "dimensionless",
         }:
-            return f"BUNIT = {show(value)}"
+            return f"BUNIT = {show_value(value)}"
         if re.match(r"(adu|dn|counts?)(s|sec|second)?(s|sec|second|persec|persecond)$", unit) and (
             unit not in {"adus", "dns", "counts"} or "/" in str(value)
         ):
-            return f"BUNIT = {show(value)}"
+            return f"BUNIT = {show_value(value)}"
     return ""

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from astropy.io import fits
 
+from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
@@ -25,13 +26,11 @@ __all__ = [
     "REDUCED",
     "SPELLINGS",
     "Spellings",
-    "clean_text",
     "key_of",
     "kind_of",
     "one_value",
     "parse_number",
     "raw_values",
-    "show",
 ]
 
 
@@ -200,22 +199,6 @@ SPELLINGS = Spellings()
 # ------------------------------------------------------------------ values, as they are
 
 
-def clean_text(value):
-    """
-    Return ``value`` as one line of text without control characters or outer blanks.
-
-    Examples
-    --------
-    >>> from astro_narrowband._engine.headers import clean_text
-    >>> clean_text("  M 31 " + chr(27) + "[31m ")
-    'M 31 [31m'
-    """
-    text = str(value)
-    if not text.isprintable():
-        text = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(text.split())
-
-
 def raw_values(header, keyword):
     """
     Return every ``(value, comment)`` of ``keyword``, in order; damaged cards as text.
@@ -297,12 +280,6 @@ def one_value(header, keyword):
             "correct the header"
         )
     return found[0]
-
-
-def show(value):
-    """Return a header value as a message shows it: quoted, and not too long."""
-    text = clean_text(value) if isinstance(value, str) else value
-    return repr(text if not isinstance(text, str) or len(text) <= 60 else text[:57] + "...")
 
 
 def kind_of(text, *, spellings=SPELLINGS):

@@ -5,6 +5,7 @@ from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Frame
+from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["PedestalFrame", "ScaledFrame", "full_scale", "without_pedestal"]
@@ -69,7 +70,7 @@ def without_pedestal(frame):
     Raises `InputError` where it is no number.
     """
     found = keywords.one_value(frame.header, "PEDESTAL")
-    text = "" if found is None else keywords.clean_text(found[0])
+    text = "" if found is None else clean_text(found[0])
     if text.lower() in ("", "none", "no", "false"):
         return frame
     try:

@@ -22,8 +22,6 @@ from pathlib import Path
 
 from astro_narrowband._engine.files import (
     product_error,
-    safe_name,
-    safe_text,
     sha256,
     sweep,
     write_bytes,
@@ -31,6 +29,7 @@ from astro_narrowband._engine.files import (
     write_table,
     write_text,
 )
+from astro_narrowband._engine.text import one_line, safe_name
 from astro_narrowband.exceptions import InputError, ProductError
 from astro_narrowband.night.products._records import (
     provenance_key,
@@ -150,7 +149,7 @@ class Products:
                 # The system drops the lock of a process that dies: a file that is left is stale.
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                owner = safe_text(os.read(lock, 200).decode("utf-8", "replace")).strip()
+                owner = one_line(os.read(lock, 200).decode("utf-8", "replace")).strip()
                 os.close(lock)
                 raise ProductError(
                     f"{self.folder}: another run writes here ({owner or 'owner unknown'}): "
@@ -301,7 +300,7 @@ class Products:
         """
         parts = str(name).split("/")
         if len(parts) > 2 or any(part != safe_name(part) for part in parts):
-            raise ProductError(f"{safe_text(name)!r} is not a name for a product: use safe_name")
+            raise ProductError(f"{one_line(name)!r} is not a name for a product: use safe_name")
         path = self.folder.joinpath(*parts)
         if len(parts) == 2:
             try:

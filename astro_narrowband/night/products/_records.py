@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from astro_narrowband._engine.files import safe_text
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError
 
 __all__ = ["provenance_key", "read_record", "software", "strict_json"]
@@ -46,7 +46,7 @@ def _version(name):
 def _plain(value):
     """Turn numpy, units and paths into what JSON has; what is not finite into None."""
     if isinstance(value, dict):
-        return {safe_text(key): _plain(item) for key, item in value.items()}
+        return {one_line(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, set | frozenset):
@@ -64,7 +64,7 @@ def _plain_scalar(value):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int):
         return value
-    return safe_text(value)
+    return one_line(value)
 
 
 def strict_json(record):
@@ -105,11 +105,11 @@ def read_record(path):
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{safe_text(path)}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{one_line(path)}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{safe_text(path)}: is not JSON: run reduce again") from None
+        raise InputError(f"{one_line(path)}: is not JSON: run reduce again") from None
     if not isinstance(record, dict):
-        raise InputError(f"{safe_text(path)}: holds no record: run reduce again")
+        raise InputError(f"{one_line(path)}: holds no record: run reduce again")
     return record
 
 

@@ -23,6 +23,7 @@ from astro_narrowband.night.report._group import GroupView, colour_views, draw_c
 from astro_narrowband.night.report._light import draw_light
 from astro_narrowband.night.report._masters import draw_dark, draw_master, masters_view
 from astro_narrowband.night.report._words import (
+    breaks,
     cause_of,
     data_url,
     fixed,
@@ -182,6 +183,7 @@ def render_report(folder, record, *, pictures=None):
     environment.filters["num"] = number
     environment.filters["fixed"] = fixed
     environment.filters["png"] = data_url
+    environment.filters["breaks"] = breaks
     style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     page = _page(folder, record, pictures)
@@ -211,7 +213,8 @@ def _page(folder, record, pictures):
         for group in members:
             # One filter on two detectors, say: the label tells them apart.
             twice = filters.count(group["filter"]) > 1
-            group["title"] = (twice and group["label"]) or group["filter"]
+            named = group["filter"] if group["filter"] != "unknown" else "No filter named"
+            group["title"] = (twice and group["label"]) or named
     objects = [
         {"name": name, "groups": members, "colours": colour_views(members)}
         for name, members in names.items()
@@ -233,6 +236,9 @@ def _page(folder, record, pictures):
         "title": ", ".join(names)
         or ("Calibration frames" if record.get("masters") else "No lights"),
         "dates": sorted({dates[0][:10], dates[-1][:10]}) if dates else [],
+        # What cannot be had comes before what is as it should not be.
+        "said": sorted(record.get("messages") or (), key=lambda m: m.get("level") != "error"),
+        "one_each": len({(g["object"], g["filter"]) for g in groups}) == len(groups),
         "n_done": len(done),
         "n_groups": len(groups),
         "n_used": sum(int(group["n_used"] or 0) for group in done),

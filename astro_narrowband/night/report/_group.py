@@ -79,7 +79,9 @@ class GroupView:
     def _frame(self, frame):
         """A frame with the cause why it is out, and the noise that its camera predicts."""
         cause, rest = cause_of(frame.get("reason"))
-        return {**frame, "cause": cause, "rest": rest, "predicted": self._predicted(frame)}
+        name = str(frame.get("path") or "").rpartition("/")[2]
+        words = {"name": name, "cause": cause, "rest": rest}
+        return {**frame, **words, "predicted": self._predicted(frame)}
 
     def _predicted(self, frame):
         """Noise of a pixel of blank sky by photons, dark current and read-out [electron/s]."""

@@ -9,8 +9,8 @@ import contextlib
 import numpy as np
 from scipy.ndimage import median_filter
 
-from astro_narrowband._engine.files import safe_text
 from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband._engine.text import one_line
 from astro_narrowband.darks import FLAGS, DarkModel
 from astro_narrowband.exceptions import NarrowbandError
 from astro_narrowband.night import figures
@@ -51,7 +51,7 @@ def masters_view(pictures, masters, lights):
         views.append(_master(pictures, title, master, unit, facts))
         views[-1]["kind"] = kind
         views[-1]["charts"] = _dark_charts(pictures, master, lights) if kind == "dark" else []
-        views[-1]["notes"] += [safe_text(note) for note in master.get("notes") or ()]
+        views[-1]["notes"] += [one_line(note) for note in master.get("notes") or ()]
     return views
 
 

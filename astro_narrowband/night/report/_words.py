@@ -8,16 +8,16 @@ import base64
 import math
 import re
 
-from astro_narrowband._engine.files import safe_text
+from astro_narrowband._engine.text import one_line
 
-__all__ = ["cause_of", "data_url", "fixed", "number", "printed", "settings_words"]
+__all__ = ["breaks", "cause_of", "data_url", "fixed", "number", "printed", "settings_words"]
 
 
 def printed(value):
     """What the template prints: one line without control characters, before it is escaped."""
     if value is None:
         return ""
-    return value if hasattr(value, "__html__") else safe_text(value)
+    return value if hasattr(value, "__html__") else one_line(value)
 
 
 def number(value, digits=3):
@@ -49,6 +49,13 @@ def fixed(value, decimals):
     return f"{value:.{decimals}f}".replace("-", "−")
 
 
+def breaks(name):
+    """A name of a file that a narrow page breaks after its underscores, escaped."""
+    from markupsafe import Markup, escape
+
+    return Markup("_<wbr>").join(escape(text) for text in one_line(name).split("_"))
+
+
 def data_url(png):
     from markupsafe import Markup
 
@@ -65,7 +72,7 @@ def cause_of(reason):
     >>> cause_of("truncated: 20000 bytes of 205120; copy it again")
     ('truncated', '20000 bytes of 205120; copy it again')
     """
-    text = safe_text(reason or "")
+    text = one_line(reason or "")
     split = re.search(r":\s|;\s|\s\(", text)
     if split is None:
         return text, ""

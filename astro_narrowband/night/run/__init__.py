@@ -14,8 +14,9 @@ from pathlib import Path
 from astropy.io import fits
 
 from astro_narrowband._engine.detection import detect_stars
-from astro_narrowband._engine.files import ChangedError, FileError, safe_name, set_card, unique_name
+from astro_narrowband._engine.files import ChangedError, FileError, set_card
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.text import safe_name, unique_name
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
@@ -453,7 +454,7 @@ class Night:
             made_of = record | {"products": self.products.digests}
             key = self.products.key([], product="page", record=made_of)
             if not self.products.have("report.html", key):
-                page = render_report(self.products.folder, record, pictures=self.pictures)
+                page = render_report(self.products.folder, made_of, pictures=self.pictures)
                 self.products.write_text("report.html", page, key)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")

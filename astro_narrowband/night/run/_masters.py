@@ -8,8 +8,9 @@ from astropy import units as u
 from astropy.nddata import CCDData
 
 from astro_narrowband._engine.bayer import MosaicFrame
-from astro_narrowband._engine.files import safe_name, set_card
+from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
+from astro_narrowband._engine.text import safe_name
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.exceptions import InputError

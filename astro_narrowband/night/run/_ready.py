@@ -223,9 +223,10 @@ def _holds(data, offset, header):
 
 def flat_dark(group, model, detector):
     """Return the model that flats lose; a lone master dark gives what it may have of offset."""
-    times = model.exposures
-    same = all(same_exposure(row.exposure, time) for row in group.flats for time in times)
-    if model.model != "matched" or same or not group.darks[0].master:
+    if model.model != "matched" or not group.darks[0].master:
+        return model
+    (time,) = model.exposures
+    if all(np.isfinite(row.exposure) and same_exposure(row.exposure, time) for row in group.flats):
         return model
     image = as_ccd(group.darks[0].open(group.colour))
     noise = pixel_noise(image.data) * max(group.darks[0].n_combined, 1) ** 0.5

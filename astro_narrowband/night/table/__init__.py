@@ -23,24 +23,19 @@ from astro_narrowband._engine.bayer import COLOURS
 from astro_narrowband._engine.door import a_path, door, or_of
 from astro_narrowband._engine.files import open_regular
 from astro_narrowband._engine.frames import MAX_PIXELS
-from astro_narrowband._engine.headers import (
-    Spellings,
-    clean_text,
-    parse_number,
-    raw_values,
-    read_exposure,
-)
-from astro_narrowband._engine.headers.spellings import SPELLINGS, show
+from astro_narrowband._engine.headers import Spellings, parse_number, raw_values, read_exposure
+from astro_narrowband._engine.headers.spellings import SPELLINGS
 from astro_narrowband._engine.raw import full_scale
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
 from astro_narrowband.night.table._draw import draw_table
 from astro_narrowband.night.table._facts import FactReader, Facts
-from astro_narrowband.night.table._find import find_files, printable
+from astro_narrowband.night.table._find import find_files
 from astro_narrowband.night.table._row import FrameRow, Problem, problems_of
 
-__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "printable", "problems_of"]
+__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "problems_of"]
 
 VERDICTS = ("used", "left out", "ignored")
 
@@ -430,7 +425,7 @@ def _compare(facts, header, primary, spellings):
         for keyword in spellings.keywords[name]:
             values = [{clean_text(v) for v, _ in raw_values(h, keyword)} for h in (header, primary)]
             if all(values) and values[0].isdisjoint(values[1]):
-                both = " and ".join(show(min(v)) for v in values)
+                both = " and ".join(show_value(min(v)) for v in values)
                 facts.notes.append(
                     f"{keyword} = {both}: differ between the image's header and the primary one: "
                     "the image's is believed"

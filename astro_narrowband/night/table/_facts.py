@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from astropy.io import fits
 
 from astro_narrowband._engine import headers as kw
-from astro_narrowband._engine.headers.spellings import SPELLINGS, show
+from astro_narrowband._engine.headers.spellings import SPELLINGS
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import UNKNOWN_FILTER, canonical_filter, is_known_filter
 from astro_narrowband.night.table._path_words import PathReader, exposure_from_names
@@ -112,7 +113,7 @@ class FactReader:
         facts.rotator, facts.pointing = kw.read_rotator(header), kw.read_pointing(header)
         facts.pixel_scale = kw.read_pixel_scale(header)
         facts.n_combined = kw.read_combined(header)
-        facts.mosaic = kw.clean_text(header.get("MOSAIC", "")).partition(" ")[0]
+        facts.mosaic = clean_text(header.get("MOSAIC", "")).partition(" ")[0]
         if facts.kind in ("bias", "dark", "flat", "flat-dark"):
             facts.master |= facts.n_combined > 1 or facts.reduced.startswith("COMBINED")
         elif facts.master:
@@ -172,7 +173,7 @@ class FactReader:
             # Capture programs write "Light" by default; nobody writes "Flat" by default, but
             # sets it and forgets it.
             facts.kind = kind
-            text = show(kw.raw_values(header, keyword)[0][0])
+            text = show_value(kw.raw_values(header, keyword)[0][0])
             facts.refusal = f"{keyword} = {text}, but {says}: correct the header or the name"
             return
         if not kind:
@@ -189,7 +190,7 @@ class FactReader:
             by_object = kw.kind_of(self._object_text(header))[0]
             if by_object not in ("", "light", "other"):
                 named, where = by_object, "OBJECT"
-        value = show(kw.raw_values(header, keyword)[0][0]) if keyword else ""
+        value = show_value(kw.raw_values(header, keyword)[0][0]) if keyword else ""
         if named:
             if keyword:
                 facts.notes.append(f"{keyword} = {value}: is not known: {named} by its {where}")
@@ -230,7 +231,8 @@ class FactReader:
             facts.filter = whole if is_known_filter(whole, spellings=spellings) else joined
             if not all(is_known_filter(name, spellings=spellings) for name in names):
                 facts.notes.append(
-                    f"FILTER = {show(text)}: is not a known spelling: it is a filter of its own"
+                    f"FILTER = {show_value(text)}: is not a known spelling: it is a filter of its "
+                    "own"
                 )
             return
         name, where = self.names.filter_from_names(parts)
@@ -307,7 +309,7 @@ def _row_order(header):
         values = kw.raw_values(header, "ROWORDER")
     except Exception:  # as above
         return ""
-    return kw.clean_text(values[0][0]).lower() if values and values[0][0] is not None else ""
+    return clean_text(values[0][0]).lower() if values and values[0][0] is not None else ""
 
 
 def _changed(header):
@@ -316,7 +318,7 @@ def _changed(header):
         value = kw.one_value(header, "FLIPSTAT")
     except Exception:  # as above
         return "none"
-    text = kw.clean_text(value[0]).lower() if value else ""
+    text = clean_text(value[0]).lower() if value else ""
     return "none" if re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text) else f"FLIPSTAT {text}"
 
 

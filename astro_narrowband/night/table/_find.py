@@ -6,10 +6,10 @@ import re
 import stat
 from pathlib import Path
 
-from astro_narrowband._engine.headers import clean_text
+from astro_narrowband._engine.text import path_text
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["find_files", "printable", "stem_of"]
+__all__ = ["find_files", "stem_of"]
 
 _SUFFIXES = (".fits", ".fit", ".fts")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
@@ -23,11 +23,6 @@ _ARCHIVES = re.compile(r"\.(zip|7z|rar|tar|tgz|lz4|lzma)")
 DEEPEST = 64
 #: What the folder ``truth`` of a simulated night has.
 _TRUTH_TABLES = ("stars.ecsv", "frames.ecsv")
-
-
-def printable(path):
-    """Return a path as one line of text that can be shown and written as UTF-8."""
-    return clean_text(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def find_files(paths, ignore, *, calibration=()):
@@ -44,10 +39,10 @@ def find_files(paths, ignore, *, calibration=()):
             mode = os.stat(root).st_mode
         except OSError as error:
             raise InputError(
-                f"{printable(root)}: {error.strerror or error}: give a folder of frames"
+                f"{path_text(root)}: {error.strerror or error}: give a folder of frames"
             ) from None
         except ValueError:
-            raise InputError(f"{printable(root)!r} is not a path: give a folder") from None
+            raise InputError(f"{path_text(root)!r} is not a path: give a folder") from None
         name = Path(os.path.abspath(root)).name
         if not stat.S_ISDIR(mode):
             files = _file(root, (), seen)

@@ -4,7 +4,8 @@ import math
 import re
 
 from astro_narrowband._engine import headers as kw
-from astro_narrowband._engine.headers.spellings import KINDS, SPELLINGS, show
+from astro_narrowband._engine.headers.spellings import KINDS, SPELLINGS
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.filters import FILTERS, canonical_filter, filter_key
 
 __all__ = ["PathReader", "exposure_from_names", "words_of"]
@@ -134,7 +135,9 @@ class PathReader:
             if kinds:
                 return "" if "light" in kinds else f"its {what} says {min(kinds)}"
         named = kw.kind_of(text)[0]
-        return f"OBJECT = {show(text)}" if named in ("bias", "dark", "flat", "flat-dark") else ""
+        return (
+            f"OBJECT = {show_value(text)}" if named in ("bias", "dark", "flat", "flat-dark") else ""
+        )
 
     def filter_from_names(self, parts):
         """Return ``(canonical filter, where)`` by file name, then folders; ``("", "")`` if none."""
@@ -165,7 +168,7 @@ class PathReader:
     def object_from_names(self, parts):
         """Return the nearest folder's name that is not about kinds, filters or dates, or ``""``."""
         for part in reversed(parts[:-1]):
-            text = kw.clean_text(part)
+            text = clean_text(part)
             words = words_of(text)
             told = self._kinds_in(text)[0]
             is_filter = canonical_filter(text, spellings=self.spellings.filters)

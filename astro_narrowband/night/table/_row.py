@@ -6,10 +6,9 @@ from pathlib import Path
 from astro_narrowband._engine.bayer import MosaicFrame
 from astro_narrowband._engine.files import Identity
 from astro_narrowband._engine.frames import MAX_PIXELS, FitsFrame
-from astro_narrowband._engine.headers import clean_text
 from astro_narrowband._engine.raw import ScaledFrame, without_pedestal
+from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband.night.table._facts import Facts
-from astro_narrowband.night.table._find import printable
 
 __all__ = ["FrameRow", "Problem", "problems_of"]
 
@@ -81,7 +80,7 @@ class FrameRow(Facts):
     @property
     def name(self):
         """The path as text that can be shown."""
-        return printable(self.path)
+        return path_text(self.path)
 
     @property
     def used(self):

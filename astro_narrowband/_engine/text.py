@@ -1,10 +1,20 @@
-"""Names and one-line texts that are safe, whatever a header or a file name holds."""
+"""Names and texts of one line that are safe, whatever a header or a file name holds."""
 
+import os
 import re
 import unicodedata
 
-__all__ = ["ascii_text", "safe_name", "safe_text", "unique_name"]
+__all__ = [
+    "ascii_text",
+    "clean_text",
+    "one_line",
+    "path_text",
+    "safe_name",
+    "show_value",
+    "unique_name",
+]
 
+_CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _LETTER = re.compile(r"(SMALL|CAPITAL)? ?LETTER (?:FINAL )?([A-Z ]+?)(?: WITH .*)?$")
 #: What `unicodedata.name` would spell in a way that nobody does.
@@ -67,7 +77,7 @@ def safe_name(text):
 
     Examples
     --------
-    >>> from astro_narrowband._engine.files import safe_name
+    >>> from astro_narrowband._engine.text import safe_name
     >>> safe_name("../../../etc/passwd"), safe_name("M 31/NGC 206"), safe_name("Hα Pelícan")
     ('etc_passwd', 'M_31_NGC_206', 'Halpha_Pelican')
     """
@@ -93,7 +103,7 @@ def unique_name(text, taken):
 
     Examples
     --------
-    >>> from astro_narrowband._engine.files import unique_name
+    >>> from astro_narrowband._engine.text import unique_name
     >>> taken = set()
     >>> [unique_name(text, taken) for text in ("M 31", "m:31", "M_31")]
     ['M_31', 'm_31-2', 'M_31-3']
@@ -108,20 +118,42 @@ def unique_name(text, taken):
     return name
 
 
-def safe_text(text):
+def one_line(text):
     r"""
     Return ``text`` as one line without control characters, for a terminal or a table.
 
     Examples
     --------
-    >>> from astro_narrowband._engine.files import safe_text
-    >>> safe_text("a\x1b[31mb\nc")
+    >>> from astro_narrowband._engine.text import one_line
+    >>> one_line("a\x1b[31mb\nc")
     'a [31mb c'
     """
     text = str(text)
-    if text.isprintable():
-        return text
-    # Cc, Cf: control and direction-changing characters; Cs: undecodable bytes of file names.
-    return "".join(
-        c if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else " " for c in text
-    )
+    if not text.isprintable():
+        # Cc, Cf: control and direction-changing characters; Cs: undecodable bytes of file names.
+        text = "".join(" " if unicodedata.category(c) in _CONTROL else c for c in text)
+    return text
+
+
+def clean_text(value):
+    """
+    Return ``value`` as `one_line` has it, with single blanks between words and none around.
+
+    Examples
+    --------
+    >>> from astro_narrowband._engine.text import clean_text
+    >>> clean_text("  M 31 " + chr(27) + "[31m ")
+    'M 31 [31m'
+    """
+    return " ".join(one_line(value).split())
+
+
+def show_value(value):
+    """Return a header value as a message shows it: quoted, and not too long."""
+    text = clean_text(value) if isinstance(value, str) else value
+    return repr(text if not isinstance(text, str) or len(text) <= 60 else text[:57] + "...")
+
+
+def path_text(path):
+    """Return a path as one line of text that can be shown and written as UTF-8."""
+    return clean_text(os.fsencode(path).decode("utf-8", "backslashreplace"))
