@@ -5,7 +5,7 @@ import math
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import StdDevUncertainty
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
 from scipy.signal import oaconvolve
@@ -174,11 +174,16 @@ def _convolved(ccd, bad, kernel):
         planes[name] = np.array(plane, np.float32)
         planes[name][bad] = 0
     kernel32 = np.float32(kernel)
+    # Of variances only sums count: a Gaussian with the sum of squares of the kernel keeps them.
+    sigma = 1 / math.sqrt(4 * math.pi * float(np.sum(kernel**2)))
+
+    def blurred(name):
+        if name == "data" or name.startswith("common "):
+            return oaconvolve(planes[name], kernel32, mode="same")
+        return gaussian_filter(planes[name], sigma, mode="constant", truncate=3)
+
     with Threads(usable_cores()) as threads:
-        blurred = threads.map(
-            lambda plane: oaconvolve(plane, kernel32, mode="same"), planes.values()
-        )
-        planes = dict(zip(planes, blurred, strict=True))
+        planes = dict(zip(planes, threads.map(blurred, planes), strict=True))
     share = np.outer(*(_inside(kernel32.sum(axis=1 - k), n) for k, n in enumerate(bad.shape)))
     share -= _spread(bad.astype(np.float32), kernel32)
     lost = _spread(_contrast(data, bad), np.abs(kernel32))
