@@ -20,8 +20,9 @@ from astro_narrowband.exceptions import InputError
 
 __all__ = ["NoiseTest", "compare_noise"]
 
-#: Cells of so many pixels a side are looked at, so many of them at the most.
-CELL, MAX_CELLS = 96, 160
+#: Cells of so many pixels a side are looked at, so many of them at the most; smaller ones in
+#: images that have fewer than twice `MIN_CELLS` of them.
+CELLS, MAX_CELLS = (96, 64, 48), 160
 #: Cells with fewer usable pixels than this part of them are not used.
 MIN_GOOD = 0.5
 #: The darker part of the cells is taken for blank sky; fewer cells than this tell nothing.
@@ -30,7 +31,7 @@ BLANK, MIN_CELLS = 0.5, 6
 #: correlated over 3 pixels.
 LAG = 4
 #: Rows and columns are averaged over so many pixels.
-SEGMENT = CELL // 3
+SEGMENT = 32
 #: Sides of the blocks, and of the squares that stand for apertures [pix].
 BLOCK, APERTURE = 8, 12
 #: What nebula adds to differences of blocks grows with the square of their distance, or faster;
@@ -199,7 +200,9 @@ def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
     mask = as_mask(mask, data.shape)
     if data.shape != sigma.shape:
         raise InputError(f"sigma has shape {sigma.shape}, data {data.shape}: one a pixel is needed")
-    cells = [_look_at(data, sigma, mask, *corner) for corner in _corners(data.shape)]
+    enough = (n for n in CELLS if math.prod(s // n for s in data.shape) >= 2 * MIN_CELLS)
+    side = next(enough, CELLS[0])
+    cells = [_look_at(data, sigma, mask, *corner, side) for corner in _corners(data.shape, side)]
     cells = [cell for cell in cells if cell is not None]
     levels = np.array([level for level, _ in cells])
     if len(cells) * BLANK < MIN_CELLS:
@@ -225,17 +228,19 @@ def _less_structure(near, far):
     """Variance of noise, from those of differences at one distance and at twice that."""
     (v_near, e_near), (v_far, e_far) = near, far
     excess = (v_far - v_near) / (GROWTH - 1)
+    if math.isnan(excess):
+        return math.nan, math.nan
     if not excess > 0:
         return near
     return v_near - excess, math.hypot(e_near * GROWTH, e_far) / (GROWTH - 1)
 
 
-def _corners(shape):
+def _corners(shape, side):
     """Lower left corners of cells spread evenly over an image."""
-    ny, nx = (n // CELL for n in shape)
+    ny, nx = (n // side for n in shape)
     step = max(1, math.ceil(math.sqrt(ny * nx / MAX_CELLS)))
     return [
-        (y * CELL + (shape[0] - ny * CELL) // 2, x * CELL + (shape[1] - nx * CELL) // 2)
+        (y * side + (shape[0] - ny * side) // 2, x * side + (shape[1] - nx * side) // 2)
         for y in range(0, ny, step)
         for x in range((y // step) % step if step > 1 else 0, nx, step)
     ]
@@ -249,12 +254,14 @@ def _typical(values):
     # 1.4826 MAD is a standard deviation; a median is 1.2533 times noisier than a mean.
     middle = float(np.median(values))
     spread = mad_std(values, middle)
-    return middle, 1.2533 * spread / math.sqrt(values.size)
+    # The scatter of a few may be small by chance: Student's t is so much wider.
+    wider = math.sqrt((values.size - 1) / (values.size - 3))
+    return middle, 1.2533 * wider * spread / math.sqrt(values.size)
 
 
-def _look_at(data, sigma, mask, y, x):
+def _look_at(data, sigma, mask, y, x, side):
     """Level of a cell, and variances of its pixels, blocks, apertures, rows and columns."""
-    window = np.s_[y : y + CELL, x : x + CELL]
+    window = np.s_[y : y + side, x : x + side]
     values = np.asarray(data[window], np.float64)
     error = np.asarray(sigma[window], np.float64)
     bad = ~(np.isfinite(values) & np.isfinite(error) & (error > 0))

@@ -141,3 +141,17 @@ def test_a_right_error_is_left_alone():
     made = coadd(lights(3, noise=lambda r, s: r.normal(0, 0.3, s), stated=0.3), flux_scale="none")
     assert made.ccd.header["ERRSCALE"] == 1
     assert made.ccd.header["NOISEBLK"] == pytest.approx(1, abs=0.15)
+
+
+def test_small_images_are_told_as_well():
+    """Cells are smaller where the image is; what cannot be told of nebula in them is left out."""
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 3])
+        shape = [(200, 200), (256, 256), (320, 320), (330, 250)][seed % 4]
+        noise = rng.normal(0, 1, shape)
+        x = np.mgrid[: shape[0], : shape[1]][1]
+        clean = compare_noise(noise + np.sin(x / 20.0), np.ones(shape))
+        assert clean.ratios["pixels"][0] == pytest.approx(1, abs=0.06)
+        assert not clean.failures
+        wrong = compare_noise(1.4 * noise, np.ones(shape))
+        assert wrong.factor == pytest.approx(1.4, abs=0.15)

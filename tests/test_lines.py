@@ -414,6 +414,16 @@ def test_lines_that_share_filters_are_told_apart():
 # ---- flux
 
 
+def test_what_references_share_is_not_in_a_ratio_of_lines_told_apart():
+    scale = FluxScale(2.0, 0.01, 0.05, 9, 0.0, 0.0, 0.0, np.ones(9, bool), np.zeros(9))
+    a, b, c = (calibrate_flux(LineMap(flat_map(v, 0.01)), scale) for v in (8.0, 3.0, 4.0))
+    curves = FilterCurve.from_shape(656.3, 6.0), FilterCurve.from_shape(658.4, 3.0)
+    for one in separate_lines(a, b, curves=curves):
+        assert one.common["references"] == 0.05
+        assert line_ratio(c, one).common == pytest.approx(0.01)
+    assert line_ratio(a, b).common == pytest.approx(math.hypot(0.01, 0.01))
+
+
 def test_error_of_a_scale_does_what_it_does_to_lines_that_are_given_back():
     """The maps of two scales differ by what their common error says."""
     rng = np.random.default_rng(2)

@@ -326,10 +326,64 @@ def _no_gain(night):
     night.lights()
 
 
+def _lost_bias(night):
+    night.cards |= {"RDNOISE": None}
+    night.flats()
+    night.lights()
+    night.camera.bias = night.camera.bias * 0
+    night.add("master_dark", "Master Dark", 60.0, NCOMBINE=10)
+
+
+def _overscan(night):
+    night.cards |= {"BIASSEC": f"[1:8,1:{N}]", "TRIMSEC": f"[9:{N},1:{N}]"}
+    night.camera.flat = night.camera.flat * (np.arange(N) >= 8)
+    night.biases()
+    night.darks(10.0)
+    night.flats()
+    night.lights()
+
+
+def _faint_flats(night):
+    night.camera.flat = night.camera.flat / 2000
+    night.biases()
+    night.darks()
+    night.flats()
+    night.camera.flat = night.camera.flat * 2000
+    night.lights()
+
+
+def _turned(night):
+    night.camera.flat = np.linspace(0.7, 1.3, N)[None, :] * np.ones((N, 1))
+    night.all_of(ROTATANG=5.0)
+    night.camera.flat = night.camera.flat.T
+    night.flats(name="turned", ROTATANG=95.0)
+
+
+def _no_pattern(night):
+    night.all_of("L-eXtreme", BAYERPAT="RGGB")
+
+
+def _calibrated_too(night):
+    night.all_of(CALSTAT="BD")
+
+
+def _lights_only(night):
+    night.lights()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     "make",
     [
+        _lost_bias,
+        _overscan,
+        _faint_flats,
+        _turned,
+        _no_pattern,
+        _calibrated_too,
+        _lights_only,
+        _zero_to_one,
+        _without,
         _text_temperature,
         _text_pedestal,
         _other_offset,
@@ -343,15 +397,23 @@ def test_inspect_ends_as_reduce_does_and_says_what_it_will_say(wild, tmp_path, m
     night = wild()
     make(night)
     lines, status = inspection(FrameTable.from_paths(night.folder))
-    record = reduced(night.folder, tmp_path / "out")
+    try:
+        record = reduced(night.folder, tmp_path / "out")
+    except InputError:  # no light is left
+        assert status == 3
+        return
     assert status == record["status"]
     verdicts = FrameTable.from_paths(night.folder)
     inspection(verdicts)
     table = QTable.read(tmp_path / "out" / "frames.ecsv")
     assert [row.verdict for row in verdicts] == list(table["verdict"])
-    reasons = [message["text"] for message in record["messages"] if message["level"] == "error"]
     told = "\n".join(lines)
-    assert all(text.partition("not reduced: ")[2][:30] in told for text in reasons)
+    for message in record["messages"]:
+        # What darks cost is said in other words.
+        assert message["text"].partition("not reduced: ")[2][:30] in told
+        assert (
+            message["text"] in told or "not reduced" in message["text"] or "dark" in message["text"]
+        )
 
 
 # ------------------------------------------------------------------ the rotator

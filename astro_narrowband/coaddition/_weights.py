@@ -126,7 +126,7 @@ def judge(statistics, transparency, weight, *, max_seeing, min_transparency):
         elif transparency.patchy[i]:
             reasons[i] = (
                 f"its stars or its nebula are off by {transparency.uneven[i]:.1%} (rms) in parts "
-                "of the image, which no slow map describes: cloud with an edge, as a rule"
+                "of the image, which no slow map describes: cloud with an edge, or no flat"
             )
         elif scale[i] < min_transparency * usual:
             reasons[i] = (

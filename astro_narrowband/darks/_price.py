@@ -142,4 +142,9 @@ def pay(model, exposure, policy, *, noise, name, what, limited):
             f"{what} of {exposure:g} s: their dark is extrapolated from darks of {longest}: "
             f"its variance grows {model.variance_factor(exposure):.3g} times{cost}"
         )
+        if any(note.startswith("rate: ") and "follow" in note for note in model.notes):
+            text += (
+                ", and lone pixels somewhat warmer than those around may be off by more (not with "
+                "shrink=False)"
+            )
     warn(f"{text}; {advice} to be better", stacklevel=4)

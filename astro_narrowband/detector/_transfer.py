@@ -1,6 +1,6 @@
 """Photon transfer: gain and read noise from differences of flats and of biases."""
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -21,6 +21,10 @@ SAMPLE = 1 << 20
 SKY_LEVELS, BINS, CERTAIN = (0.02, 0.9), 12, 0.05
 #: Variance of a variance that is had by the median deviation, over its square, of one value.
 VARIANCE_BY_MAD = 5.4
+#: Flats of which all pairs are compared.
+FEW = 5
+#: Pairs of flats agree in their noise within this factor.
+ALIKE = 1.2
 #: Values further than this many sigma off are left out, and what that takes from a variance.
 CLIP = 4.5
 KEPT = 1 - 2 * CLIP * np.exp(-(CLIP**2) / 2) / np.sqrt(2 * np.pi)
@@ -59,12 +63,19 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     levels = [float(np.nanmedian(image - bias)) for image in images]
     order = np.argsort(levels, kind="stable")
     noises = []
-    # Each flat in one pair only: the pairs are independent.
-    for i, j in list(pairwise(order))[::2]:
+    # A few flats in all pairs, whose mean has the error of n - 1 that are independent; of many
+    # each is in one pair only.
+    few = len(order) <= FEW
+    for i, j in combinations(order, 2) if few else list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
             full = (counts[i] >= limit) | (counts[j] >= limit)
             noises.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
+    # Two flats of different shapes only have more noise than photons.
+    noises = [noise for noise in noises if np.isfinite(noise).any()]
+    means = [float(np.nanmedian(noise)) for noise in noises]
+    noises = [n for n, mean in zip(noises, means, strict=True) if mean < ALIKE * min(means)]
     per_adu, error = _mean(noises) if noises else (0.0, 0.0)
+    error *= (len(order) / 2) ** 0.5 if few else 1.0
     if not (per_adu > 0 and per_adu > 5 * error):
         raise InputError(
             "the gain cannot be measured: the flats hold no more noise than the biases, or are "

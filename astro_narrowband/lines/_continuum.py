@@ -214,13 +214,15 @@ def _difference(line, continuum, scale, lost, source):
             f"three times its noise {3 * spread:.3g}: its sky was subtracted twice, or it is a "
             "difference itself"
         )
-    data = (np.float32(line.data) - k * np.float32(continuum.data)) * gain
-    v_line, v_continuum = random_variance(line), k**2 * random_variance(continuum)
-    common = np.float32(scale.k_err) * gain * (np.float32(continuum.data) - np.float32(sky))
-    variance = (v_line + v_continuum) * gain**2
-    good = ~bad
-    step = max(1, good.size // 1_000_000)
-    sums = [float(v[good][::step].sum(dtype=float)) for v in (v_line, v_continuum)]
+    held = np.asarray(continuum.data, np.float32)
+    data = (np.asarray(line.data, np.float32) - k * held) * gain
+    v_line, v_continuum = random_variance(line), random_variance(continuum)
+    v_continuum *= k * k
+    common = (held - np.float32(sky)) * (np.float32(scale.k_err) * gain)
+    variance = (v_line + v_continuum) * (gain * gain)
+    step = max(1, bad.size // 1_000_000)
+    good = ~bad.ravel()[::step]
+    sums = [float(v.ravel()[::step][good].sum(dtype=float)) for v in (v_line, v_continuum)]
     correlation = (
         sums[0] * noise_correlation(line) + sums[1] * noise_correlation(continuum)
     ) / sum(sums)

@@ -309,7 +309,7 @@ def scale_of_area(curve, line, *, area, error, velocity=0.0):
     area : float or `~astropy.units.Quantity`
         [cm2].
     error : float
-        Relative, of the area and of the curve.
+        Relative, of the area and of the curve: an error of this line alone, which ratios have.
     velocity : float, optional
         [km/s].
 
@@ -327,7 +327,7 @@ def scale_of_area(curve, line, *, area, error, velocity=0.0):
     response = curve.checked_response(line, velocity=velocity)
     value = (h * c).to_value(u.erg * u.nm) / (response * area)
     nothing = np.zeros(0)
-    return FluxScale(value, 0.0, error, 0, math.nan, 0.0, math.nan,
+    return FluxScale(value, error, 0.0, 0, math.nan, 0.0, math.nan,
                      nothing.astype(bool), nothing)  # fmt: skip
 
 

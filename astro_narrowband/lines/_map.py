@@ -139,6 +139,8 @@ def combined(terms, *, like, unit=None):
     LineMap
     """
     data, variance, common, shared = 0.0, 0.0, {}, {}
+    references = [getattr(image, "common", {}).get(REFERENCES) for _, image, _ in terms]
+    alike = all(np.ndim(value) == 0 and value == references[0] for value in references)
     for share, image, suffix in terms:
         share = np.asarray(share, np.float64 if np.max(np.abs(share)) < TINY else np.float32)
         data = data + share * image.data
@@ -148,10 +150,12 @@ def combined(terms, *, like, unit=None):
             shared[name] = shared.get(name, np.float32(0)) + share * plane
         variance = variance + np.square(share) * np.maximum(own, 0)
         for name, value in getattr(image, "common", {}).items():
-            # A factor stays one where the sum is one map times a number.
-            whole = np.ndim(value) == 0 and len(terms) == 1
-            effect = value if whole else share * value * (image.data if np.ndim(value) == 0 else 1)
             key = name if name == REFERENCES or " of " in name else name + suffix
+            # A factor stays one where the sum is one map times a number, or all maps have it.
+            if np.ndim(value) == 0 and (len(terms) == 1 or (alike and name == REFERENCES)):
+                common[key] = value
+                continue
+            effect = share * value * (image.data if np.ndim(value) == 0 else 1)
             common[key] = common.get(key, np.float32(0)) + effect
     for plane in shared.values():
         variance = variance + np.square(plane)

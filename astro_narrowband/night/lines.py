@@ -452,8 +452,7 @@ def _facts(each, name):
         "noise": math.sqrt(float(np.sum(line_map.uncertainty.array[bright] ** 2, dtype=float)))
     }
     for what, plane in line_map.patterns().items():
-        zero = level * line_map.common[what] if np.ndim(line_map.common[what]) == 0 else 0.0
-        above = plane[bright] - zero
+        above = plane[bright] - np.nanmedian(plane)
         shares[what] = abs(float(np.sum(above, dtype=float)))
     shares = {k: v / total for k, v in shares.items()}
     error, limit = math.hypot(*shares.values()), max(shares, key=shares.get)

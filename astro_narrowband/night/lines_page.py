@@ -16,6 +16,8 @@ __all__ = ["render_lines"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _SIZE = 640
+#: Of this page: pictures on narrow screens, and tables of two columns.
+_STYLE = "img { max-width: 100%; height: auto; } table { width: auto; max-width: 100%; }"
 
 
 def render_lines(fields, settings):
@@ -52,7 +54,7 @@ def render_lines(fields, settings):
         lstrip_blocks=True,
         finalize=lambda v: v if hasattr(v, "__html__") else one_line(str(v)),
     )
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + _STYLE
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     shown = {k: v for k, v in settings.items() if v not in (None, (), [], "")}
     return environment.get_template("lines.html").render(
@@ -152,7 +154,8 @@ def _scale_plot(each, name):
             ax.set_ylim(-2 * reach, 2 * reach)
         ax.set_xlabel("electron/s in the line filter", color=figures.INK)
         ax.set_ylabel(label, color=figures.INK)
-        ax.tick_params(colors=figures.INK)
+        ax.tick_params(colors=figures.INK, which="both")
+        ax.xaxis.set_minor_formatter("")
         ax.grid(color=figures.GRID)
     figure.tight_layout()
     out = io.BytesIO()

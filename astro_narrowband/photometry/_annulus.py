@@ -21,6 +21,7 @@ from astro_narrowband._engine.door import door, items, whole_numbers
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
 from astro_narrowband.photometry._measure import (
+    bare,
     close_pairs,
     correlation_factor,
     measurable,
@@ -298,7 +299,7 @@ def annulus_photometry(
                 Flag.NO_DATA: ~reached,
                 Flag.EDGE: known & ~reached,
                 Flag.NEIGHBOUR: close_pairs(x, y, 2 * r),
-                Flag.NEGATIVE: _bare(table["flux"]) < 0,
+                Flag.NEGATIVE: bare(table["flux"]) < 0,
             }
         )
     table.meta = _meta(image, level, terms if budget else None)
@@ -384,10 +385,6 @@ def _new_table(image, x, y):
         world = SkyCoord(image.wcs.pixel_to_world(x, y)).icrs
         table["ra"], table["dec"] = world.ra.to(u.deg), world.dec.to(u.deg)
     return table
-
-
-def _bare(column):
-    return np.asarray(getattr(column, "value", column))
 
 
 def _flags(sums, sky, *, measured):

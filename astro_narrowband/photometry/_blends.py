@@ -7,6 +7,7 @@ from scipy.special import ndtr, ndtri
 
 from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband.photometry._measure import bare
 
 __all__ = ["unlike_stars"]
 
@@ -49,10 +50,10 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     """
     x, y = (stars[name].value for name in ("x_center", "y_center"))
     core = circle_sums(pixels._replace(noise=None, gain=None), x, y, [r / 2])
-    sky, flux = (_bare(table[name]) for name in ("sky", "flux"))
+    sky, flux = (bare(table[name]) for name in ("sky", "flux"))
     with np.errstate(divide="ignore", invalid="ignore"):
         whole = flux / (core.total - sky[:, None] * core.area)[:, 0]
-        snr = np.maximum(_bare(table["snr"]), 1.0)
+        snr = np.maximum(bare(table["snr"]), 1.0)
     saturated = np.asarray(stars["saturated"])
     good = (snr > SHAPE_SNR) & ~saturated & np.isfinite(shapes.size) & np.isfinite(whole)
     use = np.flatnonzero(good)
@@ -133,7 +134,3 @@ def _fit_lowest(design, seen, noise, floor, lowest):
         excess = spread**2 - np.median(noise[keep]) ** 2
         scatter = max(floor, math.sqrt(max(excess, 0.0)))
     return solution, scatter
-
-
-def _bare(column):
-    return np.asarray(getattr(column, "value", column), float)

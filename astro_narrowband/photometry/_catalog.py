@@ -22,7 +22,6 @@ from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
-from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
@@ -32,7 +31,7 @@ from astro_narrowband.photometry._growth import (
     growth_curves,
 )
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
-from astro_narrowband.photometry._measure import read_image
+from astro_narrowband.photometry._measure import bare, read_image
 from astro_narrowband.photometry._shapes import measure_shapes
 
 __all__ = ["Catalog", "make_catalog"]
@@ -232,7 +231,7 @@ def detection_image(ccds):
     Masked pixels do not count; where all are masked the sum is masked. What hides the peak of
     a star, such as pixels that are full in every frame, gets the highest value around it.
     """
-    shape = same_shape([_Shape(ccd) for ccd in ccds])
+    shape = ccds[0].data.shape
     total = np.zeros(shape, np.float32)
     lost = np.zeros(shape, np.uint8)
     scratch = np.empty((min(ROWS, shape[0]), shape[1]), np.float32)
@@ -303,16 +302,9 @@ def _fill_peaks(image, lost, at, mask):
             mask[box] &= ~clump
 
 
-class _Shape:
-    """What `same_shape` needs of an image."""
-
-    def __init__(self, ccd):
-        self.name, self.shape = str(ccd.header.get("FILTER", "image")), ccd.data.shape
-
-
 def _seeing(ccd, stars, typical):
     """Median FWHM of the good bright stars in one image [pix]."""
-    use = ~stars["saturated"] & (stars["snr"] > 30) & (_bare(stars["fwhm"]) < WIDE * typical)
+    use = ~stars["saturated"] & (stars["snr"] > 30) & (bare(stars["fwhm"]) < WIDE * typical)
     if use.sum() < 5:
         use = ~stars["saturated"]
     bright = stars[use][:MAX_SEEING]
@@ -346,7 +338,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     flags[stars["saturated"]] |= Flag.SATURATED
     flags[partial] |= Flag.PARTIAL
     image = read_image(ccd)
-    sky, std = (_bare(table[name]) for name in ("sky", "sky_std"))
+    sky, std = (bare(table[name]) for name in ("sky", "sky_std"))
     shapes = measure_shapes(
         image.pixels, stars["x_center"].value, stars["y_center"].value, sky, std, point
     )
@@ -357,7 +349,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
     _count_what_is_outside(image, table, r)
-    x, y, flux = (_bare(table[name]) for name in ("x_center", "y_center", "flux"))
+    x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
     reach = r_in + 2 * scale
     isolated = _isolated(x, y, flux, table, reach)
     grid = np.linspace(r_in / 20, r_in, 20)
@@ -392,7 +384,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
 
 def _count_what_is_outside(image, table, r):
     """Add to the errors of blends what a circle twice as wide has more than that of a star."""
-    x, y, flux, sky, snr = (_bare(table[k]) for k in ("x_center", "y_center", "flux", "sky", "snr"))
+    x, y, flux, sky, snr = (bare(table[k]) for k in ("x_center", "y_center", "flux", "sky", "snr"))
     blended = (table["flags"] & Flag.BLENDED) > 0
     star = (table["flags"] == 0) & (snr > MIN_SNR)
     at = np.flatnonzero(blended | star)
@@ -402,10 +394,6 @@ def _count_what_is_outside(image, table, r):
     usual = np.median(wide[star] / flux[star]) if star.any() else 1.0
     outside = np.where(blended, np.nan_to_num(np.maximum(wide - usual * flux, 0)), 0.0)
     table["flux_err"] = np.hypot(table["flux_err"], outside * (table["flux_err"].unit or 1))
-
-
-def _bare(column):
-    return np.asarray(getattr(column, "value", column), float)
 
 
 def _correct(table, correction, known):
@@ -431,12 +419,12 @@ def _correct(table, correction, known):
         table["flux_err_common"] = np.abs(flux) * table.meta["flux_err_common"]
     at = table.colnames.index("flux_aperture")
     table.add_columns([flux.copy(), err.copy()], indexes=[at, at], names=["flux", "flux_err"])
-    bare = np.asarray(getattr(flux, "value", flux))
+    value = bare(flux)
     relative = np.asarray(err / flux)
     with np.errstate(invalid="ignore", divide="ignore"):
         table["snr"] = 1 / relative
-        table["mag"] = np.where(bare > 0, -2.5 * np.log10(bare), np.nan) * u.mag
-        table["mag_err"] = np.where(bare > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
+        table["mag"] = np.where(value > 0, -2.5 * np.log10(value), np.nan) * u.mag
+        table["mag_err"] = np.where(value > 0, 2.5 / np.log(10) * relative, np.nan) * u.mag
 
 
 def _isolated(x, y, flux, table, reach):

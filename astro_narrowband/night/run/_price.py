@@ -8,7 +8,8 @@ from astro_narrowband._engine.bayer import MosaicFrame
 from astro_narrowband._engine.frames import Frame
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband.darks import DarkModel, same_exposure
-from astro_narrowband.exceptions import CalibrationError
+from astro_narrowband.exceptions import CalibrationError, listening
+from astro_narrowband.masters import check_flats, master_bias
 from astro_narrowband.night.run._ready import dark_of_colour, flat_dark, ready_bias, ready_dark
 
 __all__ = ["dark_costs", "flat_price"]
@@ -62,24 +63,19 @@ def dark_costs(group, detector, *, max_extrapolation=None):
     CalibrationError
         If it costs each of the lights too much.
     """
-    if not group.darks:
+    if not (group.darks or group.bias):
         return []
+    model, limit = _model(group, detector), max_extrapolation
+    lines = _flats(group, flat_dark(group, model, detector), detector, limit)
     times = sorted({round(t, 6) for row in group.darks for t in row.model or (row.exposure,)})
-    kinds = {
-        kind: [
+    source = f"{' + '.join(f'{t:g}' for t in times)} s" + (" and biases" if group.bias else "")
+    for kind in ("lights", "flats") if times else ():
+        used = flat_dark(group, model, detector) if kind == "flats" else model
+        rows = [
             row
-            for row in rows
+            for row in getattr(group, kind)
             if not (row.master or any(same_exposure(row.exposure, t) for t in times))
         ]
-        for kind, rows in (("lights", group.lights), ("flats", group.flats))
-    }
-    if not (any(kinds.values()) or group.darks[0].master):
-        return []
-    model = _model(group, detector)
-    source = f"{' + '.join(f'{t:g}' for t in times)} s" + (" and biases" if group.bias else "")
-    lines = []
-    for kind, rows in kinds.items():
-        used = flat_dark(group, model, detector) if kind == "flats" else model
         refused = 0
         for row in sorted(rows, key=lambda row: row.exposure):
             strip = _strips([row], group)[0]
@@ -91,16 +87,28 @@ def dark_costs(group, detector, *, max_extrapolation=None):
                 f"dark of {row.exposure:g} s for {len(rows)} {kind}, {price.policy} from darks of "
                 f"{source}: costs {100 * price.total:.2g} % of their own noise"
             )
-            if price.too_high and max_extrapolation is None:
+            if price.too_high and limit is None:
                 refused += 1
                 text += f": too much for {row.name}: take darks of {row.exposure:g} s"
-            elif kind == "flats" and (why := flat_price(used, row.exposure, level)):
-                refused += 1
-                text += f": {why}"
-        if rows and refused == len(getattr(group, kind)):
+        if rows and kind == "lights" and refused == len(group.lights):
             raise CalibrationError(text)
         lines += [text] if rows else []
     return lines
+
+
+def _flats(group, model, detector, limit):
+    """Say what is the matter with raw flats; raise where none can be used."""
+    rows, said = [row for row in group.flats if not row.master], []
+    if not rows:
+        return said
+    with listening(lambda text, _: said.append(text)):
+        checks = check_flats(
+            _strips(rows, group), dark=model, detector=detector, max_extrapolation=limit
+        )
+    reasons = [check.reason or flat_price(model, check.exposure, check.level) for check in checks]
+    if all(reasons) and len(rows) == len(group.flats):
+        raise CalibrationError(f"none of its flats can be used: {rows[0].name}: {reasons[0]}")
+    return said + [f"{row.name}: {why}" for row, why in zip(rows, reasons, strict=True) if why]
 
 
 def flat_price(model, exposure, level):
@@ -125,6 +133,9 @@ def _model(group, detector):
     darks = _strips(group.darks, group)
     if group.bias and group.bias[0].master:
         bias = ready_bias(bias[0], detector)
+    if not darks:
+        bias = bias if group.bias[0].master else master_bias(bias, detector=detector)
+        return DarkModel.from_masters(bias=bias)
     if not group.darks[0].master:
         return DarkModel.fit(darks, bias=bias, detector=detector)
     if not group.darks[0].model:

@@ -180,8 +180,8 @@ class FactReader:
             kind = self._kind_unsaid(facts, header, keyword, named, where)
             if not kind:
                 return
-        facts.master = kind.startswith("master ") or self.names.is_master(parts)
         facts.kind = kind.removeprefix("master ")
+        facts.master = facts.kind != kind or self.names.is_master(parts, facts.kind)
         facts.model = _model_times(header) if facts.master and facts.kind == "dark" else ()
 
     def _kind_unsaid(self, facts, header, keyword, named, where):

@@ -91,12 +91,13 @@ class PathReader:
                 sure.add(self.spellings.kinds[word])
         return sure, maybe, master
 
-    def is_master(self, parts):
-        """Whether the name of a file, or of the nearest folder of a kind, is that of a master."""
+    def is_master(self, parts, kind):
+        """Whether the name of a file, or the nearest folder of a kind, is that of such masters."""
         if self._kinds_in(parts[-1])[2]:
             return True
         folders = (self._kinds_in(part) for part in reversed(parts[:-1]))
-        return next((master for kinds, _, master in folders if kinds), False)
+        nearest = next((found for found in folders if found[0]), (set(), set(), False))
+        return kind != "light" and nearest[2] and kind in nearest[0]
 
     def kind_from_names(self, parts):
         """
