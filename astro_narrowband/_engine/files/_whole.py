@@ -39,7 +39,7 @@ def is_full(number):
 
 def product_error(path, error):
     """Return a `ProductError` that says in one line that ``path`` could not be written, and why."""
-    advice = _ADVICE.get(error.errno, "check the disk, or choose another folder")
+    advice = _ADVICE.get(error.errno, "check the disk and the limit on files (ulimit -f)")
     reason = error.strerror or type(error).__name__
     return ProductError(
         f"{one_line(path)}: cannot be written ({reason}): nothing partial was left; {advice}"
