@@ -84,7 +84,7 @@ def citations(product=None):
         entries["photutils"] = _PHOTUTILS
     if everything or "astroalign" in method:
         entries["astroalign"] = _ASTROALIGN
-    elif method not in ("", "none", "header"):
+    elif method not in ("", "none", "header", "reference"):
         entries["registration"] = (
             f"% registration by {method}: a method of astro_narrowband, cited with it"
         )

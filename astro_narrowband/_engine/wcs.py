@@ -14,7 +14,6 @@ import numpy as np
 from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS, Sip, WcsError
-from scipy.signal import convolve2d
 
 from astro_narrowband.exceptions import warn
 
@@ -329,6 +328,8 @@ def _substituted(plane, inverse, n):
     """Coefficients in u', v' of the polynomial ``sum plane[p, q] u^p v^q`` where u = inverse u'."""
     if np.array_equal(inverse, np.eye(2)):
         return np.pad(plane, (0, n - len(plane)))
+    from scipy.signal import convolve2d  # half of the time that all imports take
+
     u, v = (np.array([[0.0, row[1]], [row[0], 0.0]]) for row in inverse)
     out = np.zeros((n, n))
     for p, q in np.argwhere(plane != 0):

@@ -264,6 +264,26 @@ def decide_detector(
     # ccdproc took an overscan off: levels of raw counts are not those of the pixels any more.
     moved = header is not None and saturation is None and "SUBOSCAN" in header
     errors = {}
+    _measure(values, errors, sources, flats, biases, darks, lights)
+    for name in ("gain", "read_noise"):
+        if name not in values:
+            if trouble is not None:
+                raise trouble
+            what = name.replace("_", " ")
+            raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW[name]}")
+    if "saturation" not in values or moved:
+        level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
+        n_added = max((as_frame(light).n_added for light in lights), default=1)
+        values.setdefault("saturation", FULL_SCALE * n_added)
+        sources.setdefault("saturation", "full scale of 16 bits")
+        if level is not None and level < values["saturation"]:
+            values["saturation"] = level
+            sources["saturation"] = "measured from full pixels"
+    return Detector(**values, **errors, sources=sources)
+
+
+def _measure(values, errors, sources, flats, biases, darks, lights):
+    """Add gain and read noise to what is known, where frames tell them."""
 
     def take(found, source):
         for name in ("gain", "read_noise"):
@@ -283,21 +303,6 @@ def decide_detector(
         elif unlit and len(lights) >= 2:
             found = read_noise_of(lights, values["gain"], bias=unlit[0])
             take(found, f"measured from {len(lights)} lights and a master")
-    for name in ("gain", "read_noise"):
-        if name not in values:
-            if trouble is not None:
-                raise trouble
-            what = name.replace("_", " ")
-            raise InputError(f"no {what} in the header (EGAIN, GAIN, RDNOISE): {_HOW[name]}")
-    if "saturation" not in values or moved:
-        level = measure_saturation([*lights, *flats[:2]], gain=values["gain"])
-        n_added = max((as_frame(light).n_added for light in lights), default=1)
-        values.setdefault("saturation", FULL_SCALE * n_added)
-        sources.setdefault("saturation", "full scale of 16 bits")
-        if level is not None and level < values["saturation"]:
-            values["saturation"] = level
-            sources["saturation"] = "measured from full pixels"
-    return Detector(**values, **errors, sources=sources)
 
 
 def _checked(value, unit, name):

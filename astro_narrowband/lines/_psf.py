@@ -8,7 +8,6 @@ from astropy.nddata import StdDevUncertainty
 from scipy.ndimage import binary_erosion, gaussian_filter
 from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
-from scipy.signal import oaconvolve
 
 from astro_narrowband._engine.frames import Threads, usable_cores
 from astro_narrowband.exceptions import InputError
@@ -162,6 +161,12 @@ def _kernel(source, target):
     return kernel / kernel.sum()
 
 
+def _fourier(plane, kernel, mode="full"):
+    from scipy.signal import oaconvolve  # half of the time that all imports take
+
+    return oaconvolve(plane, kernel, mode=mode)
+
+
 def _convolved(ccd, bad, kernel):
     """The image with its variance and mask after a convolution with a kernel of sum 1."""
     # Outside the image there is nothing: its rim is cut like a hole.
@@ -179,7 +184,7 @@ def _convolved(ccd, bad, kernel):
 
     def blurred(name):
         if name == "data" or name.startswith("common "):
-            return oaconvolve(planes[name], kernel32, mode="same")
+            return _fourier(planes[name], kernel32, mode="same")
         return gaussian_filter(planes[name], sigma, mode="constant", truncate=3)
 
     with Threads(usable_cores()) as threads:
@@ -223,7 +228,7 @@ def _spread(plane, kernel):
     """Convolution of a plane that is zero nearly everywhere."""
     y, x = np.nonzero(plane)
     if y.size > 1e-3 * plane.size:
-        return oaconvolve(plane, kernel, mode="same")
+        return _fourier(plane, kernel, mode="same")
     half = len(kernel) // 2
     out = np.zeros((plane.shape[0] + 2 * half, plane.shape[1] + 2 * half), np.float32)
     for i, j in zip(y, x, strict=True):
@@ -257,7 +262,7 @@ def _correlation(before, kernel):
     q = math.sqrt(before)
     a = (4 - math.sqrt(max(16 - 24 * (1 - q), 0))) / 12
     blur = np.outer([a, 1 - 2 * a, a], [a, 1 - 2 * a, a])
-    return min(1.0, float(np.sum(oaconvolve(kernel, blur) ** 2)))
+    return min(1.0, float(np.sum(_fourier(kernel, blur) ** 2)))
 
 
 def blurred_to(a, b):

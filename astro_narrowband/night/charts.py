@@ -30,7 +30,7 @@ def _figure(width=4.6, height=2.7):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=120, facecolor=PLATE)
+    figure = Figure(figsize=(width, height), dpi=120, facecolor=PLATE, layout="none")
     FigureCanvasAgg(figure)
     # Set by hand: the layout engines draw everything twice.
     figure.subplots_adjust(
