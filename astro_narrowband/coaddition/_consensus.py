@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
 from astro_narrowband.coaddition._surface import Surface, n_terms, terms
 
-__all__ = ["star_consensus"]
+__all__ = ["EVEN", "star_consensus"]
 
 #: Relative error of a star's flux that no photon count takes away (flat, centring, PSF).
 FLUX_FLOOR = 0.003
@@ -102,6 +102,8 @@ def star_consensus(xy, flux, error, reference, shape):
     fits = [_map(xy, flux[i], error[i], common, common_err, near, shape) for i in range(n)]
     even = EVEN if near.shape[1] > 1 else EVEN_ALONE
     found = _consensus(scale, scale_err, fits, base, even)
+    # Which of three is off, and whether by cloud, nobody can tell.
+    found.patchy &= np.isfinite(flux).sum(axis=1) > 3
     if agree.sum() == 1:
         found.uneven[base] = _doubt(flux, common, patterns, base)
     return found

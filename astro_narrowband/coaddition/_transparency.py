@@ -15,7 +15,7 @@ from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.wcs import apply_matrix
-from astro_narrowband.coaddition._consensus import star_consensus
+from astro_narrowband.coaddition._consensus import EVEN, star_consensus
 from astro_narrowband.coaddition._statistics import (
     APERTURE,
     NARROW,
@@ -150,6 +150,8 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
 
 def _add_uneven(found, uneven, base, error):
     """Add what the nebula says of each frame, as compared with the standard; return that."""
+    # Three stars or more that say all is even are believed.
+    uneven[(found.uneven < EVEN) & (found.uneven[base] < EVEN)] = np.nan
     others = np.isfinite(uneven)
     if not others.any():
         return base
