@@ -202,10 +202,10 @@ def _stars(truth, group, catalog):
     x, y = truth.positions(Path(group["reference"]).resolve())
     flux = truth.stars[f"flux_{group['filter']}"].value * scale
     brightest = min(_brightest(truth, frame) for frame in frames) * scale
-    found = np.stack([catalog["x_center"].value, catalog["y_center"].value])
+    catalogued = np.stack([catalog["x_center"].value, catalog["y_center"].value])
     measured, error, true = [], [], []
     for k in np.argsort(flux)[::-1]:
-        distance = np.hypot(found[0] - x[k], found[1] - y[k])
+        distance = np.hypot(catalogued[0] - x[k], catalogued[1] - y[k])
         if not len(distance) or distance.min() > MATCH or len(true) == N_STARS:
             continue
         row = catalog[int(np.argmin(distance))]

@@ -133,19 +133,19 @@ def neighbour_mean(image, bad=None, *, out=None, spare=None):
     >>> print(neighbour_mean(np.array([[1.0, 1.0, 1.0], [2.0, 99.0, 2.0], [3.0, 3.0, 3.0]])))
     [[2.]]
     """
-    own = image[1:-1, 1:-1]
+    centre = image[1:-1, 1:-1]
     columns = np.add(image[:-2], image[1:-1], out=spare)
     columns += image[2:]
     out = np.add(columns[:, :-2], columns[:, 1:-1], out=out)
     out += columns[:, 2:]
-    out -= own
+    out -= centre
     out *= image.dtype.type(0.125)
     if bad is not None:
-        _leave_out(out, own, bad)
+        _leave_out(out, centre, bad)
     return out
 
 
-def _leave_out(mean, own, bad):
+def _leave_out(mean, centre, bad):
     """Correct ``mean`` around bad pixels, which went in as zeros."""
     columns = bad[:-2].view(np.uint8) + bad[1:-1].view(np.uint8)
     columns += bad[2:].view(np.uint8)
@@ -156,7 +156,7 @@ def _leave_out(mean, own, bad):
     y, x = np.divmod(place, mean.shape[1])
     count = (8 - lost.ravel()[place]).astype(mean.dtype)
     scale = mean.dtype.type(8) / np.maximum(count, 1)
-    mean[y, x] = np.where(count > 0, mean[y, x] * scale, own[y, x])
+    mean[y, x] = np.where(count > 0, mean[y, x] * scale, centre[y, x])
 
 
 def expected_variance(
@@ -194,19 +194,21 @@ def expected_variance(
     `~numpy.ndarray` of float32, (n_rows, nx)
         [electron**2] times ``scale``.
     """
-    own = electrons[1:-1, 1:-1]
-    spare = np.empty((own.shape[0], own.shape[1] + 2), own.dtype) if spare is None else spare
+    centre = electrons[1:-1, 1:-1]
+    spare = (
+        np.empty((centre.shape[0], centre.shape[1] + 2), centre.dtype) if spare is None else spare
+    )
     out = neighbour_mean(electrons, bad, out=out, spare=spare)
-    off = np.subtract(own, out, out=spare[:, 1:-1])
+    off = np.subtract(centre, out, out=spare[:, 1:-1])
     _to_variance(out, gain, floor, weight, dark, scale)
     # Far from its neighbours: (own - m)**2 > 9 V.
     off *= np.float32(scale**0.5 / N_SIGMA)
     off *= off
     far = np.flatnonzero(np.greater(off, out))
     if far.size:
-        y, x = np.divmod(far, own.shape[1])
+        y, x = np.divmod(far, centre.shape[1])
         planes = (None if plane is None else plane[y, x] for plane in (weight, dark))
-        out[y, x] = _to_variance(own[y, x], gain, floor, *planes, scale)
+        out[y, x] = _to_variance(centre[y, x], gain, floor, *planes, scale)
     return out
 
 

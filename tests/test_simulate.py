@@ -345,7 +345,7 @@ def test_flat_has_vignetting_response_dust_and_dead_pixels():
         streams = [np.random.default_rng(k) for k in range(3)]
         quiet = {"vignetting": 0.0, "dust": 0, "response_rms": 0.0, "dead_fraction": 0.0}
         model = NightModel(**(quiet | keys))
-        return camera.flat_plane(*streams[:2], (256, 256), model, own=streams[2])
+        return camera.flat_plane(*streams[:2], (256, 256), model, grain_of_filter=streams[2])
 
     assert np.ptp(flat()) == 0
     corners = flat(vignetting=0.25)[[0, 0, -1, -1], [0, -1, 0, -1]]

@@ -121,26 +121,26 @@ class _Annulus(NamedTuple):
 
 def _sky_block(pixels, x, y, annulus, out, rows):
     ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
-    part = slice(annulus.n_unsure)
-    dx, dy = annulus.ox[part] - (x - ix)[:, None], annulus.oy[part] - (y - iy)[:, None]
+    chosen = slice(annulus.n_unsure)
+    dx, dy = annulus.ox[chosen] - (x - ix)[:, None], annulus.oy[chosen] - (y - iy)[:, None]
     distance2 = dx * dx + dy * dy
     unwanted = (distance2 < annulus.r_in**2) | (distance2 >= annulus.r_out**2)
     data, variance, good, inside, _ = pixels.around(iy, ix, annulus.oy, annulus.ox, narrow=True)
     if inside is not None:
         outside = ~inside
-        outside[:, part] &= ~unwanted
+        outside[:, chosen] &= ~unwanted
         out.off_edge[rows] = outside.any(axis=1)
     if good is None:
         n = data.shape[1] - unwanted.sum(axis=1)
         if variance is not None:
-            variance[:, part][unwanted] = 0
+            variance[:, chosen][unwanted] = 0
     else:
-        good[:, part] &= ~unwanted
+        good[:, chosen] &= ~unwanted
         n = good.sum(axis=1)
         data[~good] = np.inf
         if variance is not None:
             variance[~good] = 0
-    data[:, part][unwanted] = np.inf
+    data[:, chosen][unwanted] = np.inf
     out.n_good[rows] = n
     if variance is not None:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -175,9 +175,9 @@ def _structure_block(data, ordered, low, high, sectors, out, rows):
         around = (left * left).sum(axis=1) / (N_SECTORS - 3)
         inner, outer = (total.sum(axis=2) / count.sum(axis=2)).T
         thin = np.stack([(1 / n).mean(axis=1), (1 / count.sum(axis=2)).sum(axis=1)], axis=1)
-        own = (deviation * deviation).sum(axis=1, dtype=float) / n.sum(axis=1)
+        sky_variance = (deviation * deviation).sum(axis=1, dtype=float) / n.sum(axis=1)
         thin[n.min(axis=1) < MIN_SECTOR] = np.nan
-        out.uneven[rows] = np.where(lost.any(axis=1), np.nan, around / (own * thin[:, 0]))
+        out.uneven[rows] = np.where(lost.any(axis=1), np.nan, around / (sky_variance * thin[:, 0]))
     out.structure[rows], out.thin[rows] = np.stack([around, (inner - outer) ** 2], axis=1), thin
 
 

@@ -280,9 +280,9 @@ def _sum_block(pixels, x, y, radii, offset, n_nested, out, rows):
             if inside is None:
                 out.n_masked[rows, j] = (touched & ~usable).sum(axis=(1, 2))
             else:
-                here = inside[cut]
-                out.n_masked[rows, j] = (touched & ~usable & here).sum(axis=(1, 2))
-                out.off_edge[rows, j] = (touched & ~here).any(axis=(1, 2))
+                inside_cut = inside[cut]
+                out.n_masked[rows, j] = (touched & ~usable & inside_cut).sum(axis=(1, 2))
+                out.off_edge[rows, j] = (touched & ~inside_cut).any(axis=(1, 2))
         if variance is not None:
             out.variance[rows, j] = _dot(ww, variance[cut])
         if n_nested is not None:

@@ -95,10 +95,10 @@ class MosaicFrame(Frame):
                     "BIASSEC, TRIMSEC: a colour mosaic with an overscan cannot be taken apart: "
                     "trim it first"
                 )
-            found = read_saturation(frame.header)
+            stated = read_saturation(frame.header)
         except InputError as error:
             raise InputError(f"{frame.name}: {error}") from None
-        full = found and found[0] if saturation is None else positive(saturation, "saturation")
+        full = stated and stated[0] if saturation is None else positive(saturation, "saturation")
         self._full = _FULL if full is None else full
         y, x = np.mean(self.pixels, axis=0)
         self.header = _header(frame.header, colour, n, full, float(x), float(y))
@@ -110,14 +110,14 @@ class MosaicFrame(Frame):
         parts = [(slice(y, ny, 2), slice(x, nx, 2)) for y, x in self.pixels]
         data, summed, mask = band.data[parts[0]].copy(), None, None
         if band.variance is not None:
-            summed = sum(band.variance[part] for part in parts)
+            summed = sum(band.variance[corner] for corner in parts)
         if band.mask is not None:
-            mask = np.logical_or.reduce([band.mask[part] for part in parts])
+            mask = np.logical_or.reduce([band.mask[corner] for corner in parts])
         if len(parts) > 1:
             full = data >= self._full
-            for part in parts[1:]:
-                full |= band.data[part] >= self._full
-                data += band.data[part]
+            for corner in parts[1:]:
+                full |= band.data[corner] >= self._full
+                data += band.data[corner]
             data[full] = len(parts) * self._full
         return handed(Band(data, summed, mask), out=out)
 

@@ -286,10 +286,10 @@ def _fine_table(kernel):
     if key not in _TABLES:
         fraction = np.arange(-round(MARGIN * FINE), FINE + round(MARGIN * FINE) + 1) / FINE
         if kernel == "bilinear":
-            found = linear(np.clip(fraction, 0, 1))[2:4], 2
+            taps = linear(np.clip(fraction, 0, 1))[2:4], 2
         else:
-            found = lanczos(fraction), 0
-        _TABLES[key] = np.ascontiguousarray(found[0], dtype=np.float32), found[1]
+            taps = lanczos(fraction), 0
+        _TABLES[key] = np.ascontiguousarray(taps[0], dtype=np.float32), taps[1]
     return _TABLES[key]
 
 
@@ -340,7 +340,7 @@ def sheared(source, matrix, out, kernels, first_row):
         edges = []
         for x0, x1 in pairwise(cuts):
             n_parts = -(-(x1 - x0) // width)
-            edges += [x0 + (x1 - x0) * part // n_parts for part in range(n_parts)]
+            edges += [x0 + (x1 - x0) * i_part // n_parts for i_part in range(n_parts)]
         for x0, x1 in pairwise([*edges, m]):
             k = int(shift[x0])
             first, last = y0 + k - 2, y1 + k + 4

@@ -51,11 +51,11 @@ def _spell(character, unknown):
     base = plain[:1] or character
     if base in _SPELLED:
         return _SPELLED[base]
-    found = _LETTER.search(unicodedata.name(base, ""))
-    if not found:
+    letter = _LETTER.search(unicodedata.name(base, ""))
+    if not letter:
         return unknown
-    word = found[2].replace(" ", "")
-    return word.lower() if found[1] == "SMALL" else word.capitalize()
+    word = letter[2].replace(" ", "")
+    return word.lower() if letter[1] == "SMALL" else word.capitalize()
 
 
 def safe_name(text):

@@ -294,9 +294,9 @@ def as_variance(uncertainty, shape, unit, name="image"):
     if unit is None or uncertainty.unit is None:
         return variance
     power = {"std": 1, "var": 2, "ivar": -2}[kind]
-    own = uncertainty.unit ** (2 / power)
+    stated = uncertainty.unit ** (2 / power)
     try:
-        factor = own.to(unit**2)
+        factor = stated.to(unit**2)
     except u.UnitConversionError:
         raise InputError(
             f"{name}: its uncertainty is in {uncertainty.unit}, its data in {unit}: "

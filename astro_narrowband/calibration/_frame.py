@@ -153,10 +153,10 @@ class CalibratedFrame(Frame):
             shape = band.variance[good].shape
             samples.append([np.broadcast_to(v, shape) for v in (band.variance[good], *terms)])
             flats.append(np.broadcast_to(var_flat, shape))
-        own, *terms = np.concatenate(samples, axis=1)
-        if not own.size:
+        pixel_noise, *terms = np.concatenate(samples, axis=1)
+        if not pixel_noise.size:
             return SharedNoise(self.masters, included=included)
-        blank = float(np.median(own + sum(terms) if included else own))
+        blank = float(np.median(pixel_noise + sum(terms) if included else pixel_noise))
         parts = [float(np.median(term)) / blank for term in terms]
         flat_error = math.sqrt(float(np.median(np.concatenate(flats))))
         return SharedNoise(self.masters, *parts, flat_error, included=included)

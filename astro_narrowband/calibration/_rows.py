@@ -28,9 +28,9 @@ def calibrate_rows(calibrated, rows, out):
     calibrated.recipe.planes(slice(max(rows.start - 1, 0), min(rows.stop + 1, ny)))
     n_rows = min(max(4, PIXELS // nx), rows.stop - rows.start)
     tile = _Tile(calibrated, n_rows)
-    for part in row_bands(rows.stop - rows.start, n_rows):
-        here = slice(rows.start + part.start, rows.start + part.stop)
-        tile.work(here, *(None if plane is None else plane[part] for plane in out))
+    for band in row_bands(rows.stop - rows.start, n_rows):
+        rows_there = slice(rows.start + band.start, rows.start + band.stop)
+        tile.work(rows_there, *(None if plane is None else plane[band] for plane in out))
 
 
 class _Tile:

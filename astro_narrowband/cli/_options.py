@@ -12,7 +12,7 @@ __all__ = ["parser"]
 
 def _pair(text):
     try:
-        x, y = (float(part) for part in re.split(r"[,\s]+", text.strip()))
+        x, y = (float(number) for number in re.split(r"[,\s]+", text.strip()))
     except ValueError:
         x = y = math.nan
     if not (math.isfinite(x) and math.isfinite(y)):

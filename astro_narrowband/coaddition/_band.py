@@ -312,15 +312,15 @@ def _within(discs, rows, width):
     """Flat indices, in ``rows``, of the pixels within any of the discs, sorted."""
     reach = np.abs(discs[:, 1] - 0.5 * (rows.start + rows.stop - 1))
     discs = discs[reach <= discs[:, 2] + 0.5 * (rows.stop - rows.start)]
-    found = [np.empty(0, np.intp)]
+    indices = [np.empty(0, np.intp)]
     for x, y, radius in discs:
         low_y, high_y = max(math.ceil(y - radius), rows.start), min(y + radius, rows.stop - 1)
         low_x, high_x = max(math.ceil(x - radius), 0), min(x + radius, width - 1)
         at_y = np.arange(low_y, math.floor(high_y) + 1)[:, None]
         at_x = np.arange(low_x, math.floor(high_x) + 1)
         inside = (at_y - y) ** 2 + (at_x - x) ** 2 <= radius**2
-        found.append(((at_y - rows.start) * width + at_x)[inside])
-    return np.unique(np.concatenate(found))
+        indices.append(((at_y - rows.start) * width + at_x)[inside])
+    return np.unique(np.concatenate(indices))
 
 
 class _Sums:

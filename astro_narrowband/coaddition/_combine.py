@@ -405,8 +405,8 @@ def _warn_of_shared(frames):
 
 def _exposure(header):
     """The exposure time [s], or None where there is none that can be believed."""
-    found = [seconds for _, seconds in exposures_in(header) if not isinstance(seconds, InputError)]
-    return read_exposure(header) if found else None
+    times = [seconds for _, seconds in exposures_in(header) if not isinstance(seconds, InputError)]
+    return read_exposure(header) if times else None
 
 
 def _header(frames, method):

@@ -189,7 +189,7 @@ class InverseVarianceCombiner(Combiner):
             weights=weights,
             dtype=np.float64,
         )
-        value, variance, count = (part.reshape(shape) for part in reduced)
+        value, variance, count = (plane.reshape(shape) for plane in reduced)
         if self._shared:
             weights = np.ones(n) if weights is None else weights
             weights = weights.reshape(n, *(shape if weights.ndim > 1 else (1,) * len(shape)))

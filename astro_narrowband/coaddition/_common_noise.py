@@ -256,7 +256,9 @@ class _Cluster:
 
     def merged(self):
         """The pixels that some frames lack, sorted, each once, and how much of all (3, n)."""
-        pixels, amounts = (np.concatenate(part, axis=-1) for part in zip(*self.lost, strict=True))
+        pixels, amounts = (
+            np.concatenate(pieces, axis=-1) for pieces in zip(*self.lost, strict=True)
+        )
         pixels, place = np.unique(pixels, return_inverse=True)
         return pixels, np.array([np.bincount(place, each, pixels.size) for each in amounts])
 

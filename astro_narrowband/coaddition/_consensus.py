@@ -101,12 +101,12 @@ def star_consensus(xy, flux, error, reference, shape):
     base = reference if agree[reference] else standard
     fits = [_map(xy, flux[i], error[i], common, common_err, near, shape) for i in range(n)]
     even = EVEN if near.shape[1] > 1 else EVEN_ALONE
-    found = _consensus(scale, scale_err, fits, base, even)
+    consensus = _consensus(scale, scale_err, fits, base, even)
     # Which of three is off, and whether by cloud, nobody can tell.
-    found.patchy &= np.isfinite(flux).sum(axis=1) > 3
+    consensus.patchy &= np.isfinite(flux).sum(axis=1) > 3
     if agree.sum() == 1:
-        found.uneven[base] = _doubt(flux, common, patterns, base)
-    return found
+        consensus.uneven[base] = _doubt(flux, common, patterns, base)
+    return consensus
 
 
 def _consensus(scale, scale_err, fits, base, even):
@@ -271,16 +271,16 @@ def _fit(basis, flux, error):
     use, width = np.ones(len(flux), bool), 1.0
     matrix, values = basis / error[:, None], flux / error
     for _ in range(4):
-        found = np.linalg.lstsq(matrix[use], values[use], rcond=None)[0]
-        pull = np.abs(values - matrix @ found)
+        solution = np.linalg.lstsq(matrix[use], values[use], rcond=None)[0]
+        pull = np.abs(values - matrix @ solution)
         # Where errors are too small for the scatter, they are enlarged and not believed.
-        free = max(use.sum() - len(found), 1)
+        free = max(use.sum() - len(solution), 1)
         width = max(1.0, MAD_TO_STD * float(np.median(pull)) * math.sqrt(use.sum() / free))
         keep = pull <= CLIP * width
-        if (keep == use).all() or keep.sum() <= len(found):
+        if (keep == use).all() or keep.sum() <= len(solution):
             break
         use = keep
-    return found, np.linalg.pinv(matrix[use].T @ matrix[use]) * width**2
+    return solution, np.linalg.pinv(matrix[use].T @ matrix[use]) * width**2
 
 
 def _pattern(flux, error, common, common_err, near, *, model=None, robust=True):
@@ -344,14 +344,14 @@ def _map(xy, flux, error, common, common_err, near, shape):
     for d in range(1, MAP_DEGREE + 1):
         if n_terms(d) * STARS_PER_TERM > len(f):
             break
-        found, covariance = _fit(basis[:, : n_terms(d)], f, e)
-        pulls = [(f - basis[:, : len(v)] @ v) / e for v in (best, found)]
+        solution, covariance = _fit(basis[:, : n_terms(d)], f, e)
+        pulls = [(f - basis[:, : len(v)] @ v) / e for v in (best, solution)]
         width = max(1.0, mad_std(pulls[1], 0.0))
         # No single star, as far off as it may be, makes a map.
         before, after = (np.sum(np.minimum((p / width) ** 2, CLIP**2)) for p in pulls)
-        price = (len(found) - len(best)) * math.log(len(f))
-        if before - after > price + EVIDENCE and _trusted(found, covariance, shape):
-            best, degree = found, d
+        price = (len(solution) - len(best)) * math.log(len(f))
+        if before - after > price + EVIDENCE and _trusted(solution, covariance, shape):
+            best, degree = solution, d
     model = np.full(len(flux), np.nan)
     model[good] = basis[:, : n_terms(degree)] @ best
     chi2 = float(np.sum(((f - model[good]) / e) ** 2) / max(len(f) - len(best), 1))
@@ -389,11 +389,11 @@ def _has_edge(xy, off, error):
     return bool(np.any((step > EDGE) & (2.0 * lines * stdtr(n - 2, -t) < EDGE_CHANCE)))
 
 
-def _trusted(found, covariance, shape):
+def _trusted(fitted, covariance, shape):
     """Whether a map is more than a trifle, nowhere negative, and certain all over the image."""
-    surface = Surface(found / found[0], tuple(shape))
+    surface = Surface(fitted / fitted[0], tuple(shape))
     y, x = np.meshgrid(*(np.linspace(0, n - 1, 5) for n in shape), indexing="ij")
     basis = terms(x.ravel(), y.ravel(), surface.degree, shape)
-    error = np.sqrt(np.einsum("ij,jk,ik->i", basis, covariance, basis).max()) / found[0]
+    error = np.sqrt(np.einsum("ij,jk,ik->i", basis, covariance, basis).max()) / fitted[0]
     values = surface.samples()
     return values.std() > LEAST_MAP and values.min() > 0.1 and error < MAP_ERROR

@@ -109,7 +109,7 @@ def _half_shared(weight, error):
     return float(np.hypot(_summed(weight, error), np.nansum(weight * error)) / np.sqrt(2))
 
 
-def frame_table(frames, found, *, reasons, exposure, weight, transparency, skies, rejected):
+def frame_table(frames, statistics, *, reasons, exposure, weight, transparency, skies, rejected):
     """One row for each frame, see `~astro_narrowband.coaddition.Coadd`."""
     unit = frames[0].unit
     alignments = [frame.alignment for frame in frames]
@@ -131,14 +131,14 @@ def frame_table(frames, found, *, reasons, exposure, weight, transparency, skies
             "scale_range": [float(np.ptp(values)) for values in ranges],
             "scale_chi2": transparency.chi2,
             "scale_uneven": transparency.uneven,
-            "sky": [s.sky for s in found] * unit,
-            "noise": np.sqrt([s.variance for s in found]) * unit,
+            "sky": [s.sky for s in statistics] * unit,
+            "noise": np.sqrt([s.variance for s in statistics]) * unit,
             "sky_offset": skies.offset * unit,
             "sky_err": skies.error * unit,
             "sky_gradient": skies.gradient * unit,
             "sky_chi2": skies.chi2,
-            "fwhm": [s.fwhm for s in found] * u.pix,
-            "n_stars": [len(s.stars) for s in found],
+            "fwhm": [s.fwhm for s in statistics] * u.pix,
+            "n_stars": [len(s.stars) for s in statistics],
             "rejected": rejected,
         }
     )

@@ -59,9 +59,9 @@ def choose_reference(frames, table):
     return min(range(len(frames)), key=rank)
 
 
-def identity(found):
+def identity(statistics):
     """What tells frames of one name and noise apart, whatever their order: their pixels."""
-    return b"" if found.cells is None else found.cells.tobytes()
+    return b"" if statistics.cells is None else statistics.cells.tobytes()
 
 
 def fixed_order(frames, table):

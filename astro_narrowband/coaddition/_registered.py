@@ -89,10 +89,10 @@ def _in_place(stars, base):
     if len(i) < MIN_STARS:
         return len(i) / min(len(one), len(two)), None
     variance = np.asarray(stars["x_err"][i] ** 2 + base["x_err"][j] ** 2)
-    found = match.fit_few(one[i], two[j], variance, model="similarity", angle=0.0)
-    away = np.hypot(*(match.apply(found[0], one[i]) - two[j]).T)
+    fit = match.fit_few(one[i], two[j], variance, model="similarity", angle=0.0)
+    away = np.hypot(*(match.apply(fit[0], one[i]) - two[j]).T)
     share = np.count_nonzero(away < MATCH_RADIUS[0]) / min(len(one), len(two))
-    return share, Alignment(*found[:2], n_matched=int(found[2].sum()))
+    return share, Alignment(*fit[:2], n_matched=int(fit[2].sum()))
 
 
 def _strange(*tables):
@@ -109,7 +109,7 @@ def _moves(alignment, shape):
     """Whether an alignment brings a corner to another place."""
     if alignment is None:
         return False
-    y, x = (part.ravel() for part in np.meshgrid(*((0, n - 1) for n in shape)))
+    y, x = (axis.ravel() for axis in np.meshgrid(*((0, n - 1) for n in shape)))
     moved = np.hypot(*(np.array(alignment(x, y)) - (x, y)))
     error = alignment.position_error(x, y)
     return bool(np.any(moved > np.maximum(MAX_OFFSET, SIGNIFICANT * error)))

@@ -187,12 +187,12 @@ class Panel:
         out = hits[difference > allowed]
         if not out.size:
             return out
-        found = _grown(out, self.width, frame.data.size, lambda near: self._near(frame, near))
+        outlying = _grown(out, self.width, frame.data.size, lambda near: self._near(frame, near))
         if not frame.interpolated:
-            return found
+            return outlying
         strong = hits[difference > STRONG * allowed]
         beside = _around(strong, self.width, frame.data.size, BESIDE)
-        return union(found, beside[np.isfinite(frame.data[beside])])
+        return union(outlying, beside[np.isfinite(frame.data[beside])])
 
     def _differing(self, data, variance):
         """Pixels of a frame that differ enough from the reference to be looked at."""
@@ -277,7 +277,7 @@ class Panel:
         relative = noise / self.background[:, None].astype(np.float32)
         usual = _lower_median(np.where(good, relative, np.inf), good.sum(axis=0))
         most = usual + np.maximum(usual - 1.0, 0.0) + np.float32(0.15)
-        own = np.minimum(frame.variance[pixels], most * np.float32(frame.background))
+        frame_variance = np.minimum(frame.variance[pixels], most * np.float32(frame.background))
         of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
         of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
         of_middle = usual * of_middle.astype(np.float32)
@@ -296,7 +296,7 @@ class Panel:
         middle = _weighted_median(values, weights)
         middle[alone] = own_values[alone]
         structure *= np.where(like, *np.float32(frame.tolerance))
-        allowed = n_sigma * np.sqrt(own + of_middle) + structure
+        allowed = n_sigma * np.sqrt(frame_variance + of_middle) + structure
         return np.abs(own_values - middle), allowed
 
     def _near(self, frame, pixels):
@@ -364,12 +364,12 @@ def panel_reference(stack, bad, background):
             np.copyto(row, stack[i, tile])
         select_rows(rows, spare, (middle,))
         out[tile] = rows[middle]
-    some = np.zeros(size, bool)
+    chosen = np.zeros(size, bool)
     for i in best:
-        some[bad[i]] = True
-    some = np.flatnonzero(some)
-    for start in range(0, some.size, TILE):
-        pixels = some[start : start + TILE]
+        chosen[bad[i]] = True
+    chosen = np.flatnonzero(chosen)
+    for start in range(0, chosen.size, TILE):
+        pixels = chosen[start : start + TILE]
         values = stack[:, pixels]
         out[pixels] = _lower_median(values, np.isfinite(values).sum(axis=0))
     return out

@@ -81,7 +81,7 @@ def cell_levels(statistics, matrices, shape):
 
     In the unit of the frame; NaN where it has none.
     """
-    x, y = (part.ravel() for part in np.meshgrid(*cell_centres(shape)))
+    x, y = (axis.ravel() for axis in np.meshgrid(*cell_centres(shape)))
     levels = np.array([
         interpolate(one.cells, one.centres, *apply_matrix(np.linalg.inv(matrix), x, y))
         for one, matrix in zip(statistics, matrices, strict=True)

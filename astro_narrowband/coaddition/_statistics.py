@@ -167,7 +167,7 @@ def measure_frame(frame, *, stars=None, held=None):
     known = np.isfinite(level)
     middle = np.nan if not known.any() else float(np.median(level[known]))
     variance, scatter = (
-        part[np.isfinite(part)] for part in np.concatenate(noise, axis=1, dtype=float)
+        values[np.isfinite(values)] for values in np.concatenate(noise, axis=1, dtype=float)
     )
     usual = float(np.median(variance)) if variance.size else math.nan
     table, fwhm = _measure_stars(held, stars, frame.exposure)
@@ -261,14 +261,14 @@ def _spoiled(data, mask, sigma):
     y, x = np.divmod(pixels, nx)
 
     def around(steps):
-        found = np.full((len(steps), y.size), np.nan, np.float32)
+        values = np.full((len(steps), y.size), np.nan, np.float32)
         for k, (dy, dx) in enumerate(steps):
             at_y, at_x = y + dy, x + dx
             inside = (at_y >= 0) & (at_y < ny) & (at_x >= 0) & (at_x < nx)
             at = np.where(inside, at_y * nx + at_x, 0)
             good = inside & ~mask.ravel()[at]
-            found[k, good] = data.ravel()[at[good]]
-        return found
+            values[k, good] = data.ravel()[at[good]]
+        return values
 
     far = around([(5, 0), (-5, 0), (0, 5), (0, -5), (4, 4), (4, -4), (-4, 4), (-4, -4)])
     near = around(
@@ -424,8 +424,8 @@ def _apertures(frame, exposure, x, y, fwhm, reach):
     holes = (bad & bad[:, ::-1, ::-1] & (weight > 0)).any(axis=(1, 2))
     holes |= (bad & (radius < fwhm)).any(axis=(1, 2))
     ring = (radius > SKY_RADII[0] * fwhm) & (radius < SKY_RADII[1] * fwhm) & ~bad
-    some = ring.any(axis=0)
-    around = np.where(ring[:, some], data[:, some], np.float32(np.nan))
+    cells = ring.any(axis=0)
+    around = np.where(ring[:, cells], data[:, cells], np.float32(np.nan))
     sky, n = _median_of_rows(around)
     spread = MAD_TO_STD * _median_of(np.abs(around - sky[:, None]).astype(np.float32), n)
     area = weight.sum(axis=(1, 2))

@@ -29,9 +29,9 @@ def interpolate(cells, centres, x, y):
     x0, x1, fx, x_out = place(centres[0], x)
     y0, y1, fy, y_out = place(centres[1], y)
 
-    def mixed(a, b, part):
+    def mixed(a, b, fraction):
         # What has no part in it may be unknown.
-        return np.where(part > 0, (1 - part) * a + part * b, a)
+        return np.where(fraction > 0, (1 - fraction) * a + fraction * b, a)
 
     low = mixed(cells[y0, x0], cells[y0, x1], fx)
     high = mixed(cells[y1, x0], cells[y1, x1], fx)

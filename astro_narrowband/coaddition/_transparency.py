@@ -119,39 +119,41 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     `Transparency`
     """
     xy, flux, error = _common_stars(statistics, matrices)
-    few, radius = np.isfinite(flux).sum(axis=1) < ENOUGH, APERTURE
+    lacking, radius = np.isfinite(flux).sum(axis=1) < ENOUGH, APERTURE
     if len(xy) < ENOUGH:
-        few[:], radius = True, NARROW
+        lacking[:], radius = True, NARROW
         stars = statistics[reference].stars
         stars = stars[stars[:, 2] > FAINT * stars[:, 3]]
         xy = np.column_stack(apply_matrix(matrices[reference], stars[:, 0], stars[:, 1]))
         flux, error = np.full((2, len(frames), len(xy)), np.nan)
-    flux[few], error[few] = _forced(frames, statistics, matrices, xy, np.flatnonzero(few), radius)
-    found = star_consensus(xy, flux, error, reference, shape)
-    scale, scale_err, base = found.scale.copy(), found.error.copy(), found.reference
-    method = ["faint stars" if i else "stars" for i in few]
+    flux[lacking], error[lacking] = _forced(
+        frames, statistics, matrices, xy, np.flatnonzero(lacking), radius
+    )
+    consensus = star_consensus(xy, flux, error, reference, shape)
+    scale, scale_err, base = consensus.scale.copy(), consensus.error.copy(), consensus.reference
+    method = ["faint stars" if i else "stars" for i in lacking]
     uneven = np.full(len(frames), np.nan)
-    for i in np.setdiff1d(np.flatnonzero(few | np.isnan(scale)), base):
+    for i in np.setdiff1d(np.flatnonzero(lacking | np.isnan(scale)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
         *by_nebula, uneven[i] = nebula_scale(*pair, shape)
         of_seeing = STARS_OF_SEEING * _crowd_change(pair[0][0], pair[1][0], shape)
         by_stars = scale[i], math.hypot(scale_err[i], scale[i] * of_seeing), method[i]
         scale[i], scale_err[i], method[i] = _agreed(by_stars, (*by_nebula, "nebula"))
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
-    first, base = base, _add_uneven(found, uneven, base, scale_err)
+    first, base = base, _add_uneven(consensus, uneven, base, scale_err)
     scale_err[first] = scale_err[base] / scale[base]
     scale, scale_err = scale / scale[base], scale_err / scale[base]
     scale_err[base], method[first], method[base] = 0.0, method[base], "reference"
     known = np.isfinite(scale_err)
     scale[~known] = np.median(scale[known])
-    return Transparency(scale, scale_err, method, found.maps, found.chi2, found.uneven,
-                        found.patchy, base)  # fmt: skip
+    return Transparency(scale, scale_err, method, consensus.maps, consensus.chi2, consensus.uneven,
+                        consensus.patchy, base)  # fmt: skip
 
 
-def _add_uneven(found, uneven, base, error):
+def _add_uneven(scales, uneven, base, error):
     """Add what the nebula says of each frame, as compared with the standard; return that."""
     # Three stars or more that say all is even are believed.
-    uneven[(found.uneven < EVEN) & (found.uneven[base] < EVEN)] = np.nan
+    uneven[(scales.uneven < EVEN) & (scales.uneven[base] < EVEN)] = np.nan
     others = np.isfinite(uneven)
     if not others.any():
         return base
@@ -159,12 +161,12 @@ def _add_uneven(found, uneven, base, error):
     usual = np.sort(uneven[others])[(others.sum() - 1) // 2]
     uneven[others] = np.sqrt(np.maximum(uneven[others] ** 2 - usual**2, 0.0))
     uneven[base] = usual
-    found.patchy |= np.nan_to_num(uneven) > UNEVEN_NEBULA
-    found.uneven[:] = np.fmax(found.uneven, uneven)
-    if others.sum() > 1 and found.patchy[base]:
-        error = np.where(others & ~found.patchy, error, np.inf)
+    scales.patchy |= np.nan_to_num(uneven) > UNEVEN_NEBULA
+    scales.uneven[:] = np.fmax(scales.uneven, uneven)
+    if others.sum() > 1 and scales.patchy[base]:
+        error = np.where(others & ~scales.patchy, error, np.inf)
         return int(np.argmin(error))
-    found.patchy[base] = False
+    scales.patchy[base] = False
     return base
 
 
@@ -238,7 +240,7 @@ def nebula_scale(reference, other, shape):
         NaN where there is no nebula to tell; ``uneven`` is by how much the slopes of regions
         differ (rms), more than their errors explain.
     """
-    x, y = (part.ravel() for part in np.meshgrid(*cell_centres(shape)))
+    x, y = (axis.ravel() for axis in np.meshgrid(*cell_centres(shape)))
     off = sum(_off_centre(s.centres, m, x, y) for s, m in (reference, other))
     x, y = x - 0.5 * off[0], y - 0.5 * off[1]
     a, b = (

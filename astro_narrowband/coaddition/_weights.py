@@ -47,12 +47,12 @@ def spoiled_discs(statistics, matrices, weight):
     discs, owner = [], []
     widest = np.array([s.fwhm for s, w in zip(statistics, weight, strict=True) if w > 0])
     widest = widest[np.isfinite(widest)].max(initial=3.0)
-    for i, (found, matrix) in enumerate(zip(statistics, matrices, strict=True)):
-        if not len(found.spoiled) or not weight[i] > 0:
+    for i, (frame_statistics, matrix) in enumerate(zip(statistics, matrices, strict=True)):
+        if not len(frame_statistics.spoiled) or not weight[i] > 0:
             continue
         # Of the many pixels of one core, one in each square of 2 x 2 is enough.
-        _, first = np.unique(found.spoiled // 2, axis=0, return_index=True)
-        x, y = apply_matrix(matrix, *found.spoiled[first].T)
+        _, first = np.unique(frame_statistics.spoiled // 2, axis=0, return_index=True)
+        x, y = apply_matrix(matrix, *frame_statistics.spoiled[first].T)
         discs.append(np.column_stack([x, y, np.full(len(x), SPOILED_RADIUS * widest)]))
         owner.append(np.full(len(x), i))
     empty = np.empty((0, 3))

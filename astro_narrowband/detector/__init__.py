@@ -285,10 +285,10 @@ def decide_detector(
 def _measure(values, errors, sources, flats, biases, darks, lights):
     """Add gain and read noise to what is known, where frames tell them."""
 
-    def take(found, source):
+    def take(measured, source):
         for name in ("gain", "read_noise"):
-            if name in found and name not in values:
-                values[name], errors[f"{name}_err"] = found[name], found[f"{name}_err"]
+            if name in measured and name not in values:
+                values[name], errors[f"{name}_err"] = measured[name], measured[f"{name}_err"]
                 sources[name] = source
 
     unlit, what = (darks, "darks") if len(biases) < 2 <= len(darks) else (biases, "biases")

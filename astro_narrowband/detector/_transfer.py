@@ -65,8 +65,8 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     noises = []
     # A few flats in all pairs, whose mean has the error of n - 1 that are independent; of many
     # each is in one pair only.
-    few = len(order) <= FEW
-    for i, j in combinations(order, 2) if few else list(pairwise(order))[::2]:
+    all_pairs = len(order) <= FEW
+    for i, j in combinations(order, 2) if all_pairs else list(pairwise(order))[::2]:
         if levels[i] > 0 and levels[j] > 0:
             full = (counts[i] >= limit) | (counts[j] >= limit)
             noises.append(_noise_per_adu(images[i] - bias, images[j] - bias, inner, full))
@@ -75,7 +75,7 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     means = [float(np.nanmedian(noise)) for noise in noises]
     noises = [n for n, mean in zip(noises, means, strict=True) if mean < ALIKE * min(means)]
     per_adu, error = _mean(noises) if noises else (0.0, 0.0)
-    error *= (len(order) / 2) ** 0.5 if few else 1.0
+    error *= (len(order) / 2) ** 0.5 if all_pairs else 1.0
     if not (per_adu > 0 and per_adu > 5 * error):
         raise InputError(
             "the gain cannot be measured: the flats hold no more noise than the biases, or are "

@@ -144,11 +144,11 @@ def combined(terms, *, like, unit=None):
     for share, image, suffix in terms:
         share = np.asarray(share, np.float64 if np.max(np.abs(share)) < TINY else np.float32)
         data = data + share * image.data
-        own = random_variance(image)
+        noise = random_variance(image)
         for name, plane in getattr(image, "shared", {}).items():
-            own = own - np.square(plane)
+            noise = noise - np.square(plane)
             shared[name] = shared.get(name, np.float32(0)) + share * plane
-        variance = variance + np.square(share) * np.maximum(own, 0)
+        variance = variance + np.square(share) * np.maximum(noise, 0)
         for name, value in getattr(image, "common", {}).items():
             key = name if name == REFERENCES or " of " in name else name + suffix
             # A factor stays one where the sum is one map times a number, or all maps have it.
@@ -218,9 +218,9 @@ def pixel_sigma(ccd):
 
     NOISECOR of the header is what single pixels scatter of the variance plane.
     """
-    own = random_variance(ccd)
+    noise = random_variance(ccd)
     planes = (v for v in getattr(ccd, "common", {}).values() if np.ndim(v))
-    return np.float32(np.sqrt(sum(map(np.square, planes), own * noise_correlation(ccd))))
+    return np.float32(np.sqrt(sum(map(np.square, planes), noise * noise_correlation(ccd))))
 
 
 def noise_correlation(ccd):

@@ -190,8 +190,8 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
 
 def _key(name, ccd):
     """What an error is one error by: that of a map's own scale is that of its line."""
-    own = name != REFERENCES and " of " not in name
-    return f"{name} of {ccd.meta.get('FILTER', id(ccd))}" if own else name
+    alone = name != REFERENCES and " of " not in name
+    return f"{name} of {ccd.meta.get('FILTER', id(ccd))}" if alone else name
 
 
 def _bad(ccd):

@@ -278,17 +278,17 @@ def pixel_scale(line, continuum, bad):
     if use.sum() < 64 * 25:
         raise InputError(f"only {int(use.sum())} good pixels: too few for a scale; give k")
     y, x = np.nonzero(use)
-    part = y * 8 // bad.shape[0] * 8 + x * 8 // bad.shape[1]
+    block = y * 8 // bad.shape[0] * 8 + x * 8 // bad.shape[1]
     ratio, weight = a[use] / b[use], np.abs(b[use])
     order = np.argsort(ratio)
-    ratio, weight, part = ratio[order], weight[order], part[order]
+    ratio, weight, block = ratio[order], weight[order], block[order]
 
     def median(weight):
         total = np.cumsum(weight, dtype=float)
         return float(ratio[np.searchsorted(total, 0.5 * total[-1])])
 
     k = median(weight)
-    without = np.array([median(np.where(part == p, 0, weight)) for p in np.unique(part)])
+    without = np.array([median(np.where(block == p, 0, weight)) for p in np.unique(block)])
     error = math.sqrt((len(without) - 1) * np.mean((without - without.mean()) ** 2))
     if not k > 3 * error:
         raise InputError(

@@ -320,18 +320,20 @@ def _restore(each, settings):
 
 def _part(each, name, broad, settings):
     """Part of a line, and of [NII] with Halpha, that the continuum filter takes."""
-    own, other = each.curves[name], each.curves[broad]
-    part = line_in_continuum(own, other, name, velocity=settings.velocity)
+    curve_of_line, other = each.curves[name], each.curves[broad]
+    fraction = line_in_continuum(curve_of_line, other, name, velocity=settings.velocity)
     if name != "Halpha" or settings.nii is None:
-        return part
+        return fraction
     seen = [
         curve.response("Halpha", velocity=settings.velocity)
         + settings.nii[0] * curve.response("NII", velocity=settings.velocity)
-        for curve in (own, other)
+        for curve in (curve_of_line, other)
     ]
-    alone = [curve.response("Halpha", velocity=settings.velocity) for curve in (own, other)]
+    alone = [
+        curve.response("Halpha", velocity=settings.velocity) for curve in (curve_of_line, other)
+    ]
     # Where the broad filter does not see Halpha, it sees next to nothing of [NII].
-    return part * seen[1] / seen[0] * alone[0] / alone[1] if alone[1] > 0 else part
+    return fraction * seen[1] / seen[0] * alone[0] / alone[1] if alone[1] > 0 else fraction
 
 
 def _calibrate(each, name, folder, settings):

@@ -409,7 +409,7 @@ def _columns(image, sums, sky, r, read_noise):
     with np.errstate(divide="ignore", invalid="ignore"):
         total = np.where(area > 0, total, np.nan)
         flux = total - area * sky.level
-        source, background = (part[:, 0] for part in split_variance(image, sums, sky, [r]))
+        source, background = (column[:, 0] for column in split_variance(image, sums, sky, [r]))
         variances = {
             "err_source": source,
             **_split_background(image, sums, r, background, read_noise),

@@ -213,9 +213,9 @@ def make_catalog(
             partial = _partial(counts[name], x, y)
             return _measure(name, ccds[name], stars, partial, point, scale, options)
 
-        found = list(pool.map(measure, ccds, seeing))
+        measured = list(pool.map(measure, ccds, seeing))
     tables, growth, corrections = (
-        dict(zip(ccds, part, strict=True)) for part in zip(*found, strict=True)
+        dict(zip(ccds, column, strict=True)) for column in zip(*measured, strict=True)
     )
     known = [correction for correction in corrections.values() if correction is not None]
     for name, table in tables.items():
@@ -249,17 +249,17 @@ def detection_image(ccds):
         noise = middle - low if middle > low else 1.0
         level, scale = np.float32(middle), np.float32(1 / noise)
         for rows in row_bands(shape[0], ROWS):
-            part = scratch[: rows.stop - rows.start]
-            np.subtract(ccd.data[rows], level, out=part)
-            part *= scale
-            bad = ~np.isfinite(part)
+            band = scratch[: rows.stop - rows.start]
+            np.subtract(ccd.data[rows], level, out=band)
+            band *= scale
+            bad = ~np.isfinite(band)
             if mask is not None:
                 bad |= mask[rows]
             # Few pixels are bad: they are gone to one by one.
             at = np.flatnonzero(bad)
-            part.reshape(-1)[at] = 0
+            band.reshape(-1)[at] = 0
             lost[rows].reshape(-1)[at] += 1
-            total[rows] += part
+            total[rows] += band
     # A sum of noise grows as the root of what went into it.
     total *= np.float32(len(ccds) ** -0.5)
     bad = lost != 0

@@ -203,9 +203,9 @@ def _diagnose(curves, i, matrix, wing, r_min, half):
         row["words"] = "not tested: the errors of its increments contradict each other"
         return row
     if wing == "moffat":
-        found = _fit_moffat(*increments, half)
-        residual, err = found.parameters[1], math.sqrt(found.covariance[1, 1])
-        chi2, n_free = found.chi2, found.n_free
+        fitted = _fit_moffat(*increments, half)
+        residual, err = fitted.parameters[1], math.sqrt(fitted.covariance[1, 1])
+        chi2, n_free = fitted.chi2, fitted.n_free
     else:
         residual, err, chi2, n_free = _fit_power(*increments, wing)
     scatter = max(chi2 / max(n_free, 1), 1.0)

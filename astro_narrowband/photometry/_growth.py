@@ -443,9 +443,9 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     with np.errstate(divide="ignore", invalid="ignore"):
         source, background = split_variance(image, sums, level, radii)
         pixel_variance = source + background
-        own, nested, inner = _covariances(image, sums, level, source)
+        variance, nested, inner = _covariances(image, sums, level, source)
         # The correlation of resampled noise works on variances, and so on covariances.
-        scale = np.sqrt(pixel_variance / own)
+        scale = np.sqrt(pixel_variance / variance)
         flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)
         error = np.sqrt(pixel_variance + (sums.area * level_err) ** 2)
     with np.errstate(invalid="ignore"):
@@ -496,7 +496,7 @@ def _covariances(image, sums, level, source):
     if image.has_variance:
         return sums.variance, sums.nested, sums.linear
     pixel = level.pixel[:, None]
-    own = pixel * sums.area2 + source
+    variance = pixel * sums.area2 + source
     # On the rim of a circle w**2 becomes w w' and, further out, w: for the photons as for area.
     whole = source
     if sums.photons is not None:
@@ -504,4 +504,4 @@ def _covariances(image, sums, level, source):
         whole = np.maximum(signal * sums.per_gain / sums.area2, source)
     rim = (sums.nested - sums.area2[:, :, None]) / (sums.area - sums.area2)[:, :, None]
     photons = source[:, :, None] + rim * (whole - source)[:, :, None]
-    return own, pixel[:, :, None] * sums.nested + photons, pixel * sums.linear + whole
+    return variance, pixel[:, :, None] * sums.nested + photons, pixel * sums.linear + whole

@@ -152,14 +152,16 @@ def align(
         if method == "centroid":
             if positions is None:
                 raise InputError("method = 'centroid' needs positions: (x, y) of named stars")
-            found = _methods.align_centroid(
+            alignment = _methods.align_centroid(
                 source, target, positions, centroid_func=centroid_func, box_size=box_size,
                 search=search, mask=mask, max_rms=max_rms,
             )  # fmt: skip
         else:
-            found = _methods.align_wcs(source, target, max_rms=max_rms)
-        _methods.check_against_stars(found, stars_of(source, keywords), stars_of(target, keywords))
-        return found
+            alignment = _methods.align_wcs(source, target, max_rms=max_rms)
+        _methods.check_against_stars(
+            alignment, stars_of(source, keywords), stars_of(target, keywords)
+        )
+        return alignment
     match = match_stars if method == "stars" else _methods.align_astroalign
     return match(
         stars_of(source, keywords), stars_of(target, keywords),
@@ -316,40 +318,40 @@ def align_group(
     reference %= n
     ladder = _Ladder(images, list(tables), reference, times, labels, tolerance, max_rms,
                      threshold, mask)  # fmt: skip
-    found = [None] * n
-    found[reference] = Alignment.identity()
+    alignments = [None] * n
+    alignments[reference] = Alignment.identity()
     for k in range(n):
         if k == reference:
             continue
         try:
             if method in ("stars", "astroalign"):
-                found[k] = ladder.own(k, method)
+                alignments[k] = ladder.own(k, method)
             else:
-                found[k] = align(
+                alignments[k] = align(
                     images[k], images[reference], method=method, tolerance=tolerance,
                     max_rms=max_rms, threshold=threshold, mask=mask, **keywords,
                 )  # fmt: skip
         except AlignmentError as error:
-            found[k] = error
+            alignments[k] = error
     if method in ("stars", "astroalign"):
-        _down_the_ladder(ladder, found, borrow)
-    return GroupAlignment(reference, found, ladder.tables)
+        _down_the_ladder(ladder, alignments, borrow)
+    return GroupAlignment(reference, alignments, ladder.tables)
 
 
-def _down_the_ladder(ladder, found, borrow):
+def _down_the_ladder(ladder, alignments, borrow):
     """Put, in place of errors, what the rungs below the first give."""
     rungs = [ladder.looser, ladder.through]
     if borrow:
         rungs += [ladder.confirmed, ladder.between]
     for rung in rungs:
         # What one frame finds on a rung must not depend on the order of the frames.
-        known = list(found)
+        known = list(alignments)
         for k, error in enumerate(known):
             if isinstance(error, AlignmentError):
                 try:
-                    found[k] = rung(k, known)
+                    alignments[k] = rung(k, known)
                 except AlignmentError as last:
-                    found[k] = AlignmentError(_both(error, last))
+                    alignments[k] = AlignmentError(_both(error, last))
 
 
 def _table_of(image, threshold, mask):
@@ -386,12 +388,12 @@ class _Ladder:
         if isinstance(self.images[k], Table):
             raise AlignmentError("fainter stars need the frame, a table of stars was given")
         faint = detect_stars(self.images[k], threshold=0.7 * self.threshold, mask=self.mask)
-        found = align(
+        alignment = align(
             faint, self.tables[self.reference], tolerance=1.5 * self.tolerance,
             max_rms=1.5 * self.max_rms,
         )  # fmt: skip
         self.tables[k] = faint
-        return _renamed(found, "stars, looser")
+        return _renamed(alignment, "stars, looser")
 
     def through(self, k, known):
         """Match with an aligned neighbour, which may show what the reference does not."""

@@ -76,15 +76,15 @@ def align_centroid(source, target, positions, *, centroid_func, box_size, search
     if centroid_func is None:
         from photutils.centroids import centroid_2dg as centroid_func
     there, there_err = _centroids(target, positions, centroid_func, box_size, box_size // 2, mask)
-    here, here_err = _centroids(source, there, centroid_func, box_size, search, mask)
+    at_source, here_err = _centroids(source, there, centroid_func, box_size, search, mask)
     variance = here_err**2 + there_err**2
     model = "similarity" if len(positions) >= 3 else "translation"
-    matrix, covariance, _, _, chi2 = _match.fit(here, there, variance, model=model, clip=1e6)
+    matrix, covariance, _, _, chi2 = _match.fit(at_source, there, variance, model=model, clip=1e6)
     if model == "similarity":
-        plain = _match.fit(here, there, variance, model="translation", clip=1e6)
+        plain = _match.fit(at_source, there, variance, model="translation", clip=1e6)
         if plain[4] - chi2 < 12:
             matrix, covariance = plain[0], plain[1]
-    residual = there - _match.apply(matrix, here)
+    residual = there - _match.apply(matrix, at_source)
     rms = float(np.sqrt((residual**2).mean()))
     if rms > max_rms:
         raise AlignmentError(
@@ -215,8 +215,8 @@ def align_wcs(source, target, *, max_rms):
     from_wcs, to_wcs = _wcs_of(source, label), _wcs_of(target, label)
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9)))
     try:
-        here = from_wcs.pixel_to_world(x, y)
-        there = np.column_stack(to_wcs.world_to_pixel(here.transform_to(_frame_of(to_wcs))))
+        sky = from_wcs.pixel_to_world(x, y)
+        there = np.column_stack(to_wcs.world_to_pixel(sky.transform_to(_frame_of(to_wcs))))
     except (ValueError, u.UnitsError, TypeError) as error:
         raise AlignmentError(f"{label}: the WCS cannot be compared ({error})") from error
     xy = np.column_stack([x, y])
@@ -256,10 +256,10 @@ def check_against_stars(alignment, source: Stars, target: Stars, *, radius=3.0):
     ny, nx = target.shape
     common = [int(((xy > 0) & (xy < (nx - 1, ny - 1))).all(axis=1).sum()) for xy in (mapped, back)]
     i, _ = _match.mutual_matches(mapped, target.xy, radius)
-    few = min(common)
-    if few >= 4 and len(i) < max(2, 0.25 * few):
+    n_common = min(common)
+    if n_common >= 4 and len(i) < max(2, 0.25 * n_common):
         raise AlignmentError(
             f"{label}: method {alignment.method!r} gives a shift of ({alignment.shift[0]:.1f}, "
-            f"{alignment.shift[1]:.1f}) under which {len(i)} of {few} stars in common match "
+            f"{alignment.shift[1]:.1f}) under which {len(i)} of {n_common} stars in common match "
             f"within {radius:g} pix: it is wrong, or the frames show different fields"
         )

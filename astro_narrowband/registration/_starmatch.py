@@ -163,9 +163,9 @@ def _same_pairs(before, now):
 
 
 def _voters(stars, first):
-    some = slice(first, first + VOTERS)
+    chunk = slice(first, first + VOTERS)
     return Stars(
-        stars.name, stars.shape, stars.xy[some], stars.variance[some], stars.ring[some],
+        stars.name, stars.shape, stars.xy[chunk], stars.variance[chunk], stars.ring[chunk],
         stars.n_found, stars.n_saturated, stars.meta,
     )  # fmt: skip
 
@@ -177,16 +177,16 @@ def _hypotheses(source, target, tolerance):
     voters = [(a, b) for a, b in voters if len(a.xy) and len(b.xy)]
     usual = [(0.0, 4, False), (math.pi, 4, False)]
     for a, b in voters:
-        found = _hypotheses_of(a, b, tolerance, usual)
-        if found and found[0][1] >= CERTAIN:
-            return found
+        hypotheses = _hypotheses_of(a, b, tolerance, usual)
+        if hypotheses and hypotheses[0][1] >= CERTAIN:
+            return hypotheses
     first = None
     for a, b in voters:
         odd = [(angle, 2, True) for angle, _, _ in _match.rotations(a.xy, b.xy, tolerance)]
-        found = _hypotheses_of(a, b, tolerance, usual + odd)
-        if found and found[0][1] >= ENOUGH:
-            return found
-        first = found if first is None else first
+        hypotheses = _hypotheses_of(a, b, tolerance, usual + odd)
+        if hypotheses and hypotheses[0][1] >= ENOUGH:
+            return hypotheses
+        first = hypotheses if first is None else first
     return first
 
 
@@ -479,7 +479,7 @@ def _diagnose(source, target):
         (mirrored, False, "; the frame is mirrored: flip one axis of it"),
         (source.xy, True, "; the frames have different pixel scales, by a factor {:.3f}"),
     ):
-        few = min(len(xy), len(target.xy))
+        n_stars = min(len(xy), len(target.xy))
         probability = len(target.xy) * math.pi * 6.0**2 / math.prod(source.shape)
         votes = _match.rotations(xy, target.xy, 2.0, n_stars=25, scale_free=scale_free)
         for angle, scale, _ in votes[:4]:
@@ -489,7 +489,7 @@ def _diagnose(source, target):
                 i, _ = _match.mutual_matches(mapped + offset, target.xy, 6.0)
                 # As sure as a match must be that is taken: a guess would send people astray.
                 log_chance = _match.chance(
-                    len(i), few, min(probability, 0.9), free=3, hypotheses=25.0**3
+                    len(i), n_stars, min(probability, 0.9), free=3, hypotheses=25.0**3
                 )
                 if log_chance < MAX_CHANCE and (not scale_free or abs(scale - 1) > MAX_SCALE):
                     return text.format(scale)

@@ -149,7 +149,7 @@ def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False)
     # Weighted by what a pair of that length says about the angle.
     width = math.radians(0.25)
     n_cells = round(math.pi / width)
-    found = {}
+    angles = {}
     for shift in (0.0, 0.5):
         cell = np.floor(turn / width + shift).astype(np.int64) % n_cells
         for s_shift in (0.0, 0.5) if scale_free else (0.0,):
@@ -160,10 +160,10 @@ def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False)
                 member = key == values[k]
                 mean = np.angle(np.exp(2j * turn[member]).sum()) / 2
                 factor = math.exp(ratio[member].mean())
-                found[(round(math.degrees(mean) * 4), round(factor, 2))] = (
+                angles[(round(math.degrees(mean) * 4), round(factor, 2))] = (
                     int(counts[k]), mean, factor,
                 )  # fmt: skip
-    best = sorted(found.values(), key=lambda item: -item[0])
+    best = sorted(angles.values(), key=lambda item: -item[0])
     out = []
     for count, mean, factor in best:
         if all(
@@ -319,11 +319,11 @@ def _excess(square, variance, free):
     # Newton's method on 1 / sum, which is concave and nearly straight: it comes from below and
     # never goes too far.
     for _ in range(30):
-        part = square / (variance + excess)
-        total = float(part.sum())
+        weighted = square / (variance + excess)
+        total = float(weighted.sum())
         if total <= free * (1 + 1e-9):
             break
-        excess += (total / free - 1) * total / float((part / (variance + excess)).sum())
+        excess += (total / free - 1) * total / float((weighted / (variance + excess)).sum())
     return excess
 
 

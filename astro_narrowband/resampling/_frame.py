@@ -251,8 +251,8 @@ class ResampledFrame(Frame):
         if bad is None:
             return self._finish(planes, mask, None, None)
         y, x = np.divmod(np.flatnonzero(bad[view]), bad.shape[1])
-        found = _lanczos.scatter_shift(y - at_y, x - at_x, taps_y[0], taps_x[0], mask.shape)
-        return self._finish(planes, mask, *found)
+        scattered = _lanczos.scatter_shift(y - at_y, x - at_x, taps_y[0], taps_x[0], mask.shape)
+        return self._finish(planes, mask, *scattered)
 
     @staticmethod
     def _mask_edges(mask, taps, start, n_source, sign, *, axis):
@@ -313,12 +313,12 @@ class ResampledFrame(Frame):
         if bad is None:
             return self._finish(planes, mask, None, None)
         y, x = np.divmod(np.flatnonzero(bad), bad.shape[1])
-        found = _lanczos.scatter_affine(
+        scattered = _lanczos.scatter_affine(
             y + first, x, np.linalg.inv(m), self.shape, self.kernel, rows
         )
-        return self._finish(planes, mask, *found)
+        return self._finish(planes, mask, *scattered)
 
-    def _finish(self, planes, lost, at, part):
+    def _finish(self, planes, lost, at, fraction):
         """Mask what rests on bad pixels, and blank what lies outside the source."""
         data, variance = planes
         outside = lost.any()
@@ -327,7 +327,7 @@ class ResampledFrame(Frame):
             if variance is not None:
                 variance[lost] = np.nan
         if at is not None:
-            lost.reshape(-1)[at[part > MAX_BAD]] = True
+            lost.reshape(-1)[at[fraction > MAX_BAD]] = True
         return Band(data, variance, lost)
 
     def nearest(self, read, rows):
@@ -349,14 +349,14 @@ class ResampledFrame(Frame):
         outside = (sx < 0) | (sx >= width) | (sy < 0) | (sy >= height)
         sy *= width
         sy += sx
-        found = [
+        pieces = [
             None if plane is None else plane.reshape(-1).take(sy, mode="clip") for plane in planes
         ]
         if outside.any():
-            for plane in found:
+            for plane in pieces:
                 if plane is not None:
                     plane[outside] = 0
-        return found, (slice(0, n_rows), slice(0, nx))
+        return pieces, (slice(0, n_rows), slice(0, nx))
 
     def master_noise(self, rows):
         """Return the noise of the masters of ``frame`` at the nearest pixel, 0 outside."""

@@ -202,7 +202,7 @@ class _Scene:
         self._flats = {
             canonical: flat_plane(
                 stream(seed, "window"), stream(seed, "grain"), shape, model,
-                own=stream(seed, "flat", canonical),
+                grain_of_filter=stream(seed, "flat", canonical),
             )
             for canonical in names.values()
         }  # fmt: skip
@@ -349,7 +349,7 @@ def _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_fl
             math.nan,
         )  # fmt: skip
         if item.kind == "light":
-            part = lights.index(item.name) / max(len(lights) - 1, 1)
+            fraction = lights.index(item.name) / max(len(lights) - 1, 1)
             rng = stream(seed, item.name, "sky")
             angle, distance = rng.uniform(0, 2 * np.pi), dither * math.sqrt(rng.random())
             air, seeing, glow = rng.standard_normal(3)
@@ -358,12 +358,12 @@ def _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_fl
                 distance * math.cos(angle),
                 distance * math.sin(angle),
             )
-            numbers["rotation"] = rotation * part
+            numbers["rotation"] = rotation * fraction
             numbers["transparency"] = math.exp(-model.transparency_scatter * abs(air))
             numbers["fwhm"] = model.fwhm * math.exp(model.fwhm_scatter * seeing)
             numbers["sky"] = model.sky * math.exp(model.sky_scatter * glow)
             numbers["sky_slope_x"], numbers["sky_slope_y"] = numbers["sky"] * slope
-            row["flipped"] = meridian_flip and part >= 0.5
+            row["flipped"] = meridian_flip and fraction >= 0.5
             row["matrix"] = pointing(
                 shape,
                 shift=np.array([numbers["x_shift"], numbers["y_shift"]]),

@@ -38,21 +38,21 @@ def dark_plane(rng, shape, model):
     return dark.astype(np.float32)
 
 
-def flat_plane(window, grain, shape, model, *, own):
+def flat_plane(window, grain, shape, model, *, grain_of_filter):
     """
     Response of every pixel in one filter, median 1.
 
     ``window`` and ``grain`` seed what all filters share (dust on the window of the
-    sensor; response of the pixels, dead pixels), ``own`` what belongs to the filter
+    sensor; response of the pixels, dead pixels), ``grain_of_filter`` what belongs to the filter
     (where its vignetting is centred, its own dust, which is larger).
     """
     ny, nx = shape
     y, x = np.arange(ny, dtype=np.float32), np.arange(nx, dtype=np.float32)
-    xc, yc = (np.array([nx, ny]) - 1) / 2 + 0.03 * min(shape) * own.standard_normal(2)
+    xc, yc = (np.array([nx, ny]) - 1) / 2 + 0.03 * min(shape) * grain_of_filter.standard_normal(2)
     r2 = np.square(x - xc)[None, :] + np.square(y - yc)[:, None]
     flat = 1 - np.float32(4 * model.vignetting / (nx**2 + ny**2)) * r2
     size = min(shape) / 1024
-    for rng, radii in ((window, (10, 22)), (own, (30, 60))):
+    for rng, radii in ((window, (10, 22)), (grain_of_filter, (30, 60))):
         for _ in range(model.dust):
             _add_dust(flat, rng, radius=size**0.5 * rng.uniform(*radii))
     flat *= 1 + model.response_rms * grain.standard_normal(shape, dtype=np.float32)
@@ -130,7 +130,7 @@ class _Pixels(NamedTuple):
     a: np.ndarray
     b: np.ndarray
     mean: np.ndarray
-    few: np.ndarray
+    is_faint: np.ndarray
     bias: np.ndarray
 
 
@@ -164,15 +164,15 @@ def expose(rng, electrons, bias, model, out):
         band = slice(y, y + rows)
         pixels = _pixels(electrons[band], bias[band], model) if same else None
         for first in range(0, n, frames):
-            some = slice(first, first + frames)
+            chunk = slice(first, first + frames)
             if not same:
-                pixels = _pixels(electrons[some, band], bias[band], model)
-            out[some, band] = _read_out(rng, pixels, model, out[some, band].shape)
+                pixels = _pixels(electrons[chunk, band], bias[band], model)
+            out[chunk, band] = _read_out(rng, pixels, model, out[chunk, band].shape)
 
 
 def _pixels(mean, bias, model):
     variance = mean + np.float32(model.read_noise**2)
-    few = variance < _FEW
+    is_faint = variance < _FEW
     np.maximum(variance, 1e-3, out=variance)
     # Third moment 6 v b - 4 b^3 = mean, solved to the second order.
     b = mean / (6 * variance)
@@ -180,7 +180,7 @@ def _pixels(mean, bias, model):
     a = np.sqrt(variance - 2 * b * b)
     per_electron = np.float32(1 / model.gain)
     c = (mean - b) * per_electron + bias
-    return _Pixels(c, a * per_electron, b * per_electron, mean, few, bias)
+    return _Pixels(c, a * per_electron, b * per_electron, mean, is_faint, bias)
 
 
 def _read_out(rng, pixels, model, shape):
@@ -189,11 +189,11 @@ def _read_out(rng, pixels, model, shape):
     value += pixels.a
     value *= z
     value += pixels.c
-    if pixels.few.any():
-        few = np.broadcast_to(pixels.few, shape)
-        electrons = rng.poisson(np.broadcast_to(pixels.mean, shape)[few])
-        electrons = electrons + np.float32(model.read_noise) * z[few]
-        value[few] = electrons / model.gain + np.broadcast_to(pixels.bias, shape)[few]
+    if pixels.is_faint.any():
+        is_faint = np.broadcast_to(pixels.is_faint, shape)
+        electrons = rng.poisson(np.broadcast_to(pixels.mean, shape)[is_faint])
+        electrons = electrons + np.float32(model.read_noise) * z[is_faint]
+        value[is_faint] = electrons / model.gain + np.broadcast_to(pixels.bias, shape)[is_faint]
     full = value > pixels.bias + np.float32(model.full_well / model.gain)
     if full.any():
         electrons = model.full_well + model.read_noise * rng.standard_normal(full.sum())

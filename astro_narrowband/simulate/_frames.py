@@ -226,7 +226,11 @@ class _Camera:
         self.bias = bias_plane(stream(seed, "bias"), shape, model)
         self.dark = dark_plane(stream(seed, "dark"), shape, model)
         self.flat = flat_plane(
-            stream(seed, "window"), stream(seed, "grain"), shape, model, own=stream(seed, "flat")
+            stream(seed, "window"),
+            stream(seed, "grain"),
+            shape,
+            model,
+            grain_of_filter=stream(seed, "flat"),
         )
 
     def take(self, name, electrons, times, hit=None):

@@ -156,10 +156,10 @@ class NightTruth:
         path, folder = Path(name), self.folder.resolve()
         if path.is_absolute() and path.resolve().is_relative_to(folder):
             path = path.resolve().relative_to(folder)
-        found = np.flatnonzero(self.frames["name"] == path.as_posix())
-        if found.size == 0:
+        rows = np.flatnonzero(self.frames["name"] == path.as_posix())
+        if rows.size == 0:
             raise InputError(f"{name} is no frame of the simulated night {self.folder}")
-        return int(found[0])
+        return int(rows[0])
 
     def positions(self, name):
         """

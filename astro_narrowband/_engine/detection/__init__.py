@@ -124,18 +124,18 @@ def detect_stars(
         return _table(frame, None, math.nan, math.nan, math.nan, 0, {})
     level = float(np.median(sky))
     image = SkyFree(held.data, bad, sky)
-    found = candidates(image, rms, threshold)
+    peaks = candidates(image, rms, threshold)
     if saturation is not None:
         saturation -= level
     limits = {"n_brightest": n_brightest, "saturation": saturation, "gain": gain, "blends": blends}
     rejected = {}
-    stars, width = stamps.measure(image, held.variance, found, rejected, fwhm=fwhm, **limits)
+    stars, width = stamps.measure(image, held.variance, peaks, rejected, fwhm=fwhm, **limits)
     if width > 5.5 and fwhm is None:
         # The kernel of the search is too narrow for such stars: search the binned image.
         rejected = {}
-        found = binned_candidates(image, rms, threshold, int(width // 2.5))
-        stars, width = stamps.measure(image, held.variance, found, rejected, fwhm=width, **limits)
-    return _table(frame, stars, level, float(np.median(rms)), width, len(found[0]), rejected)
+        peaks = binned_candidates(image, rms, threshold, int(width // 2.5))
+        stars, width = stamps.measure(image, held.variance, peaks, rejected, fwhm=width, **limits)
+    return _table(frame, stars, level, float(np.median(rms)), width, len(peaks[0]), rejected)
 
 
 def _table(frame, stars, sky, rms, fwhm, n_candidates, rejected):

@@ -93,10 +93,10 @@ class SkyFree:
         while start < stop:
             k = self.upper[start]
             end = min(stop, int(np.searchsorted(self.upper, k, "right")))
-            some = out[start - rows.start : end - rows.start]
-            np.multiply(self.part[start:end, None], self.steps[k], out=some)
-            some += self.lines[k]
-            np.subtract(self.data[start:end], some, out=some)
+            wanted = out[start - rows.start : end - rows.start]
+            np.multiply(self.part[start:end, None], self.steps[k], out=wanted)
+            wanted += self.lines[k]
+            np.subtract(self.data[start:end], wanted, out=wanted)
             start = end
         if self.bad is not None:
             out.reshape(-1)[np.flatnonzero(self.bad[rows])] = 0

@@ -39,7 +39,7 @@ def candidates(image, rms, threshold):
     level = (level * KERNEL_SUM).astype(np.float32)
     block, spare = (np.empty((BAND_ROWS + 6, nx), np.float32) for _ in range(2))
     above = np.empty((BAND_ROWS, nx), bool)
-    found = []
+    peaks = []
     for rows in row_bands(ny, BAND_ROWS):
         n = rows.stop - rows.start
         # One row more on either side, for the neighbours.
@@ -48,11 +48,11 @@ def candidates(image, rms, threshold):
         at = np.flatnonzero(np.greater(smooth[1:-1], line, out=above[:n])) + nx
         flat = smooth.reshape(-1)
         for before in (1, nx, nx - 1, nx + 1):
-            here = flat[at]
-            at = at[(here >= flat[at - before]) & (here > flat[at + before])]
+            height_there = flat[at]
+            at = at[(height_there >= flat[at - before]) & (height_there > flat[at + before])]
         y, x = np.divmod(at, nx)
-        found.append((y + (rows.start - 1), x, flat[at] / line[x] * threshold))
-    y, x, height = (np.concatenate(part) for part in zip(*found, strict=True))
+        peaks.append((y + (rows.start - 1), x, flat[at] / line[x] * threshold))
+    y, x, height = (np.concatenate(column) for column in zip(*peaks, strict=True))
     keep = (y > 0) & (y < ny - 1)
     y, x, height = y[keep], x[keep], height[keep]
     if len(y) > MAX_CANDIDATES:

@@ -88,13 +88,13 @@ def windowed(stamps, weight, sigma, *, x=None, y=None, iterations=12):
     # Where the middle has come to rest the others are not waited for.
     moving = np.arange(n)
     for _ in range(iterations):
-        some = moving if len(moving) < n else slice(None)
-        m = _moments(light[some], half[some], step, x[some], y[some])
+        still = moving if len(moving) < n else slice(None)
+        m = _moments(light[still], half[still], step, x[still], y[still])
         mean_x, mean_y, total = m["x"], m["y"], m["total"]
         lost = ~(np.isfinite(mean_x) & np.isfinite(mean_y) & (total > 0))
         mean_x[lost] = mean_y[lost] = 0
-        x[some] = np.clip(x[some] + 2 * np.clip(mean_x, -1, 1), -limit, limit)
-        y[some] = np.clip(y[some] + 2 * np.clip(mean_y, -1, 1), -limit, limit)
+        x[still] = np.clip(x[still] + 2 * np.clip(mean_x, -1, 1), -limit, limit)
+        y[still] = np.clip(y[still] + 2 * np.clip(mean_y, -1, 1), -limit, limit)
         moving = moving[np.maximum(np.abs(mean_x), np.abs(mean_y)) >= 1e-4]
         if not moving.size:
             break
@@ -338,8 +338,8 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     n = len(candidates[0])
     chunks = [[a[k : k + CHUNK] for a in candidates] for k in range(0, n, CHUNK)]
     with Threads(min(len(chunks), usable_cores())) as pool:
-        parts = list(pool.map(lambda part: _numbers(image, variance, part, fwhm, gain), chunks))
-    stars = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts = list(pool.map(lambda chunk: _numbers(image, variance, chunk, fwhm, gain), chunks))
+    stars = {name: np.concatenate([chunk[name] for chunk in parts]) for name in parts[0]}
     at_x, at_y, flat, snr = (stars[name] for name in ("x_center", "y_center", "saturated", "snr"))
     widths, roundness = stars["fwhm"], stars["roundness"]
     ny, nx = image.shape

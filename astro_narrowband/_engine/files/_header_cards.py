@@ -97,7 +97,7 @@ def _append(out, card, *parts):
         new.image  # noqa: B018 - formats the card, and raises here rather than while writing
         out.append(new, end=True)
     except (ValueError, TypeError, AttributeError, fits.VerifyError):
-        text = " ".join(str(part) for part in parts) if parts else _raw(card)
+        text = " ".join(str(piece) for piece in parts) if parts else _raw(card)
         out.add_comment("unreadable card: " + _printable(text).strip())
 
 

@@ -71,8 +71,8 @@ def map_bands(
         for rows in bands:
             yield rows, function(rows)
         return
-    own = Threads(workers) if executor is None else None
-    pool = own or executor
+    threads = Threads(workers) if executor is None else None
+    pool = threads or executor
     under_way = []
     try:
         for rows in bands:
@@ -86,5 +86,5 @@ def map_bands(
     finally:
         for _, future in under_way:
             future.cancel()
-        if own is not None:
-            own.shutdown()
+        if threads is not None:
+            threads.shutdown()

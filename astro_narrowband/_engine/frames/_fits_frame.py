@@ -70,15 +70,19 @@ class FitsFrame(Frame):
     def __post_init__(self):
         self.path = Path(self.path)
         self.name = self.path.name
-        found = read_structure(self.path, max_pixels=self.max_pixels, identity=self.identity)
-        self.identity = found.identity
-        self.header, self.image, self.shape = found.header, found.image, found.image.shape
-        self.primary = found.primary
-        self._mask, self._uncertainty = found.mask, found.uncertainty
-        self._kind, self._structure = found.kind, found
+        structure = read_structure(self.path, max_pixels=self.max_pixels, identity=self.identity)
+        self.identity = structure.identity
+        self.header, self.image, self.shape = (
+            structure.header,
+            structure.image,
+            structure.image.shape,
+        )
+        self.primary = structure.primary
+        self._mask, self._uncertainty = structure.mask, structure.uncertainty
+        self._kind, self._structure = structure.kind, structure
         for keyword, value in self.cards.items():
             set_card(self.header, keyword, value)
-        bunit = [value for value, _ in raw_values(found.header, "BUNIT") if value is not None]
+        bunit = [value for value, _ in raw_values(structure.header, "BUNIT") if value is not None]
         if bunit and clean_text(bunit[0]):
             self.unit = _unit(clean_text(bunit[0]), self.path)
         elif self.unit is not None:
@@ -133,8 +137,8 @@ _UNIT_WORDS = {
 
 def _unit(text, path):
     """Return the unit that BUNIT means, in astropy's words or in those of cameras."""
-    parts = [part.strip().lower() for part in text.strip().strip("[]()").split("/")]
-    for words in ("/".join(_UNIT_WORDS.get(part, part) for part in parts), text.strip()):
+    parts = [word.strip().lower() for word in text.strip().strip("[]()").split("/")]
+    for words in ("/".join(_UNIT_WORDS.get(word, word) for word in parts), text.strip()):
         try:
             unit = u.Unit(words)
         except Exception:  # noqa: S112 - astropy: ValueError, TypeError, by the text

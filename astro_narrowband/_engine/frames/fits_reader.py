@@ -223,9 +223,9 @@ def _structure(stream, path, max_pixels, identity):
         primary = hdus[0].header
         header.extend(primary.cards, unique=True, update=False)
     parts = {
-        name: _image_of(*part, max_pixels)
-        for name, part in parts.items()
-        if _shape(part[0].header) == image.shape
+        name: _image_of(*piece, max_pixels)
+        for name, piece in parts.items()
+        if _shape(piece[0].header) == image.shape
     }
     kind = ""
     if "UNCERT" in parts:

@@ -20,8 +20,8 @@ _POINTINGS = (
 def _number(header, keyword):
     """A number, or NaN where there is none that can be read."""
     try:
-        found = one_value(header, keyword)
-        return math.nan if found is None else parse_number(found[0])
+        card = one_value(header, keyword)
+        return math.nan if card is None else parse_number(card[0])
     except (InputError, ValueError, TypeError, OverflowError):
         return math.nan
 
@@ -43,15 +43,15 @@ def read_rotator(header):
 def _angle(header, keyword, *, hours):
     """An angle [deg]: a number, or text in hours or degrees, minutes and seconds."""
     try:
-        found = one_value(header, keyword)
-        if found is None:
+        card = one_value(header, keyword)
+        if card is None:
             return math.nan
-        text = clean_text(found[0])
+        text = clean_text(card[0])
         pieces = [float(piece) for piece in re.findall(r"\d+(?:\.\d+)?", text)]
-        if isinstance(found[0], str) and len(pieces) in (2, 3):
+        if isinstance(card[0], str) and len(pieces) in (2, 3):
             size = sum(piece / 60**i for i, piece in enumerate(pieces)) * (15 if hours else 1)
             return -size if text.startswith("-") else size
-        return parse_number(found[0])
+        return parse_number(card[0])
     except (InputError, ValueError, TypeError, OverflowError):
         return math.nan
 

@@ -210,7 +210,7 @@ def raw_values(header, keyword):
         return []
     if not isinstance(header, fits.Header):
         return [(header[keyword], "")]
-    found = []
+    values = []
     for index in range(header.count(keyword)):
         card = header.cards[(keyword, index)]
         try:
@@ -221,8 +221,8 @@ def raw_values(header, keyword):
             value = value.strip().strip("'")
         if isinstance(value, fits.card.Undefined):
             value = None
-        found.append((value, str(comment)))
-    return found
+        values.append((value, str(comment)))
+    return values
 
 
 def parse_number(value):
@@ -270,16 +270,16 @@ def _same(values):
 
 def one_value(header, keyword):
     """Return ``(value, comment)`` of a keyword, ``None`` if absent or undefined."""
-    found = [(v, c) for v, c in raw_values(header, keyword) if v is not None]
-    if not found:
+    stated = [(v, c) for v, c in raw_values(header, keyword) if v is not None]
+    if not stated:
         return None
-    if len(found) > 1 and not _same([v for v, _ in found]):
-        values = " and ".join(repr(v) for v, _ in found[:3])
+    if len(stated) > 1 and not _same([v for v, _ in stated]):
+        values = " and ".join(repr(v) for v, _ in stated[:3])
         raise InputError(
-            f"{keyword} = {values}: stands {len(found)} times with different values: "
+            f"{keyword} = {values}: stands {len(stated)} times with different values: "
             "correct the header"
         )
-    return found[0]
+    return stated[0]
 
 
 def kind_of(text, *, spellings=SPELLINGS):

@@ -39,11 +39,11 @@ def master_header(frame, kind, n, *extra):
     header = fits.Header()
     for key in (*KEPT, *extra):
         try:
-            found = keywords.one_value(frame.header, key)
+            card = keywords.one_value(frame.header, key)
         except InputError:
             continue  # a card that cannot be read says nothing, here or to anybody later
-        if found is not None:
-            set_card(header, key, found[0])
+        if card is not None:
+            set_card(header, key, card[0])
     header["IMAGETYP"] = (f"master {kind}", "made by astro_narrowband")
     header["NCOMBINE"] = (n, "frames combined")
     write_creator(header)

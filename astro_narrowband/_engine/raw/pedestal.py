@@ -69,14 +69,14 @@ def without_pedestal(frame):
     be added to get back, a number below zero; PixInsight's what was added, one above zero.
     Raises `InputError` where it is no number.
     """
-    found = keywords.one_value(frame.header, "PEDESTAL")
-    text = "" if found is None else clean_text(found[0])
+    card = keywords.one_value(frame.header, "PEDESTAL")
+    text = "" if card is None else clean_text(card[0])
     if text.lower() in ("", "none", "no", "false"):
         return frame
     try:
-        pedestal = abs(keywords.parse_number(found[0]))
+        pedestal = abs(keywords.parse_number(card[0]))
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{frame.name}: PEDESTAL = {found[0]!r} {error}: correct it") from None
+        raise InputError(f"{frame.name}: PEDESTAL = {card[0]!r} {error}: correct it") from None
     return PedestalFrame(frame, pedestal) if pedestal else frame
 
 

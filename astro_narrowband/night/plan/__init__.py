@@ -334,7 +334,7 @@ def _label(group, groups):
     twins = [g for g in groups if (g.object, g.filter) == (group.object, group.filter)]
     keys = [k for k in HARD_KEYS if len({repr(g.setup[k]) for g in twins}) > 1]
     group.label = " ".join(
-        part for part in (group.object, group.filter, setup_label(group.setup, keys)) if part
+        word for word in (group.object, group.filter, setup_label(group.setup, keys)) if word
     )
     others = [g.label for g in groups if g is not group]
     if group.label in others:

@@ -198,7 +198,7 @@ class Candidates:
             return []
         best = ordered[0]
         if best[0].kind in ("dark", "flat-dark") and not matches(best):
-            best = next((some for some in ordered if matches(some)), best)
+            best = next((option for option in ordered if matches(option)), best)
         if best[0].master:
             best = _nearest_in_time(best, group.lights)
         for row in rows:

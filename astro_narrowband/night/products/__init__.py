@@ -299,7 +299,7 @@ class Products:
             link, or the name is that of an input.
         """
         parts = str(name).split("/")
-        if len(parts) > 2 or any(part != safe_name(part) for part in parts):
+        if len(parts) > 2 or any(piece != safe_name(piece) for piece in parts):
             raise ProductError(f"{one_line(name)!r} is not a name for a product: use safe_name")
         path = self.folder.joinpath(*parts)
         if len(parts) == 2:
@@ -415,5 +415,5 @@ def _same_file(descriptor, path):
         there = os.lstat(path)
     except OSError:
         return False
-    here = os.fstat(descriptor)
-    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    opened = os.fstat(descriptor)
+    return (opened.st_dev, opened.st_ino) == (there.st_dev, there.st_ino)

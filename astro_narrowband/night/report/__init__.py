@@ -287,7 +287,7 @@ def _camera(record, label, pictures):
 
 def _lights(record):
     """Exposure time [s] and noise of a pixel [adu] of the lights that were used, a few of each."""
-    found = {}
+    lights = {}
     for group in record.get("groups") or ():
         detectors = record.get("detector") or {}
         detector = detectors if "gain" in detectors else detectors.get(group.get("label")) or {}
@@ -295,8 +295,8 @@ def _lights(record):
             numbers = [frame.get("exposure"), frame.get("noise"), detector.get("gain")]
             if all(isinstance(n, int | float) and n > 0 for n in numbers):
                 time, noise, gain = numbers
-                found.setdefault(time, noise * time / gain)
-    return sorted(found.items())
+                lights.setdefault(time, noise * time / gain)
+    return sorted(lights.items())
 
 
 def _files(folder, record):

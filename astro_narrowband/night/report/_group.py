@@ -301,7 +301,7 @@ def _mix(name, recipe):
     if name == "natural":
         return f"{', '.join(recipe)}, each in about its own colour"
     channels = [
-        "+".join(part for part, weights in recipe.items() if weights[k]) or "nothing"
+        "+".join(filter_name for filter_name, weights in recipe.items() if weights[k]) or "nothing"
         for k in range(3)
     ]
     return f"red, green and blue are {', '.join(channels)}"

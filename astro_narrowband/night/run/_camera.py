@@ -49,11 +49,11 @@ def decide_for(group, settings):
         [row.open_whole() for row in rows] for rows in (raw["bias"], raw["flats"] or raw["lamps"])
     )
     given = {name: getattr(settings, name) for name in ("gain", "read_noise")}
-    told = _told(group, header)
+    stated = _told(group, header)
     detector = decide_detector(
         header,
         **{
-            name: _quantity(value if value is not None else told.get(name), unit)
+            name: _quantity(value if value is not None else stated.get(name), unit)
             for (name, value), unit in zip(
                 given.items(), (u.electron / u.adu, u.electron), strict=True
             )
@@ -64,24 +64,24 @@ def decide_for(group, settings):
         darks=_shortest(raw["darks"]),
         lights=[row.open_whole() for row in _longest(group.lights)],
     )
-    for name in told.keys() & given.keys():
+    for name in stated.keys() & given.keys():
         if given[name] is None:
             detector.sources[name] = f"header of a master, {CARDS[name][0]}"
     sentences = _words(detector, header)
     if "measured" not in detector.sources["gain"] and min(len(flats), len(biases)) >= 2:
         try:
-            found = Detector.measure(
+            measured = Detector.measure(
                 flats[:2], biases[:2], saturation=detector.saturation, sample=GAIN_CHECK
             )
         except InputError:
             pass  # frames that cannot tell
         else:
-            detector, more = confront_detector(detector, found)
+            detector, more = confront_detector(detector, measured)
             sentences += more
     n = group.first.open(group.colour).n_added
     return replace(
         detector,
-        gain_err=detector.gain_err or told.get("gain_err", 0.0),
+        gain_err=detector.gain_err or stated.get("gain_err", 0.0),
         read_noise=detector.read_noise * n**0.5,
         read_noise_err=detector.read_noise_err * n**0.5,
         saturation=detector.saturation * n,
@@ -94,17 +94,17 @@ def gain_alone(group, settings):
         return settings.gain, []
     frame = group.first.open_whole()
     try:
-        found = read_gain(frame.header)
+        gain = read_gain(frame.header)
     except InputError:
-        found = None  # a setting
-    if found or group.calibrated or len(group.lights) < 2:
-        return found and found[0], []
-    found = gain_of_lights([row.open_whole() for row in group.lights])
-    if not found:
+        gain = None  # a setting
+    if gain or group.calibrated or len(group.lights) < 2:
+        return gain and gain[0], []
+    gain = gain_of_lights([row.open_whole() for row in group.lights])
+    if not gain:
         return None, []
-    return found["gain"], [
+    return gain["gain"], [
         "gain: no header says it: measured from the noise of the sky: {gain:.3g} +- {gain_err:.1g} "
-        "electron/adu: give --gain if you know it".format(**found)
+        "electron/adu: give --gain if you know it".format(**gain)
     ]
 
 
@@ -127,7 +127,7 @@ def _words(detector, header):
 
 def _told(group, header):
     """Return what masters of this package say of a camera, for what the header does not."""
-    told = {}
+    stated = {}
     for name, read in (("gain", read_gain), ("read_noise", read_noise)):
         try:
             if read(header) is not None:
@@ -139,11 +139,11 @@ def _told(group, header):
             if (value := cards.get(CARDS[name][0])) is not None:
                 # That of a sum of pixels has the noise of all.
                 n = int(str(cards.get("MOSAIC", "1")).split()[-1]) if name == "read_noise" else 1
-                told[name] = float(value) / n**0.5
+                stated[name] = float(value) / n**0.5
                 if name == "gain":
-                    told["gain_err"] = float(cards.get(CARDS["gain_err"][0], 0.0))
+                    stated["gain_err"] = float(cards.get(CARDS["gain_err"][0], 0.0))
                 break
-    return told
+    return stated
 
 
 def _master_without_light(group):

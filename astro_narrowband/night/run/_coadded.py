@@ -83,7 +83,7 @@ def picture(night, target, names, coadds, key):
     title = night.colour_name(target)
     for k, (name, recipe) in enumerate(figures.recipes(planes).items()):
         file, form = (f"{title}-{name}.jpg", "JPEG") if k else (f"{title}.png", "PNG")
-        labels = [images[part][0].label for part in recipe]
+        labels = [images[channel][0].label for channel in recipe]
         night.record["pictures"].append({"name": name, "path": file, "groups": labels})
         jobs.append((file, partial(figures.composite, form=form), (planes, recipe)))
     jobs = [job for job in jobs if not night.products.have(job[0], key)]

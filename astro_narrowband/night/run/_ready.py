@@ -210,10 +210,10 @@ def _holds(data, offset, header):
     x, y = pattern[usual], flat[usual]
     power = float((x * x).sum())
     if power > 0:
-        part = float((x * y).sum()) / power
-        error = float(np.std(y - part * x) / np.sqrt(power))
-        if error < 0.2 and abs(part - 0.5) > 1.5 * error:
-            return part > 0.5, True
+        slope = float((x * y).sum()) / power
+        error = float(np.std(y - slope * x) / np.sqrt(power))
+        if error < 0.2 and abs(slope - 0.5) > 1.5 * error:
+            return slope > 0.5, True
     flags = [header.get(key) for key in ("BIASSUB", "SUBBIAS", "ZEROCOR", "CALSTAT")]
     if any(flag not in (None, False, "", "F", "M", "MF") for flag in flags):
         return False, True

@@ -41,12 +41,12 @@ def words_of(text):
 
 def exposure_from_names(parts):
     """Return the exposure time [s] that file or folder name give (``300s``, ``0.5sec``), or NaN."""
-    for part in reversed(parts):
+    for name in reversed(parts):
         times = {
             float(number) * (1e-3 if unit.lower().startswith("m") else 1.0)
             for number, unit in re.findall(
                 r"(?<![^\W_])(\d{1,5}(?:\.\d{1,6})?)\s?(s|sec|secs|ms|msec)(?![^\W_])",
-                part,
+                name,
                 re.IGNORECASE | re.ASCII,
             )
         }
@@ -95,8 +95,8 @@ class PathReader:
         """Whether the name of a file, or the nearest folder of a kind, is that of such masters."""
         if self._kinds_in(parts[-1])[2]:
             return True
-        folders = (self._kinds_in(part) for part in reversed(parts[:-1]))
-        nearest = next((found for found in folders if found[0]), (set(), set(), False))
+        folders = (self._kinds_in(name) for name in reversed(parts[:-1]))
+        nearest = next((kinds for kinds in folders if kinds[0]), (set(), set(), False))
         return kind != "light" and nearest[2] and kind in nearest[0]
 
     def kind_from_names(self, parts):
@@ -106,14 +106,14 @@ class PathReader:
         The file name is asked first, then the folders from the nearest. Where they
         disagree on whether it is a light, nobody knows: ``""``.
         """
-        own, maybe, _ = self._kinds_in(parts[-1])
-        folders = (self._kinds_in(part)[0] for part in reversed(parts[:-1]))
+        kinds, maybe, _ = self._kinds_in(parts[-1])
+        folders = (self._kinds_in(name)[0] for name in reversed(parts[:-1]))
         around = next(filter(None, folders), set())
-        if len(own) > 1 or not own:
-            own = (own or maybe) & around
-        if len(own) == 1:
-            (kind,) = own
-            if around and around != own and "light" in (own | around):
+        if len(kinds) > 1 or not kinds:
+            kinds = (kinds or maybe) & around
+        if len(kinds) == 1:
+            (kind,) = kinds
+            if around and around != kinds and "light" in (kinds | around):
                 return "", "file and folder name disagree"
             return kind, "file name"
         if len(around) == 1 and (not maybe or around == {"light"}):
@@ -142,11 +142,11 @@ class PathReader:
 
     def filter_from_names(self, parts):
         """Return ``(canonical filter, where)`` by file name, then folders; ``("", "")`` if none."""
-        for part, where in [(parts[-1], "file name")] + [
-            (part, "folder name") for part in reversed(parts[:-1])
+        for path_name, where in [(parts[-1], "file name")] + [
+            (path_name, "folder name") for path_name in reversed(parts[:-1])
         ]:
-            words = re.findall(r"[^\W_]+", part)
-            found = set()
+            words = re.findall(r"[^\W_]+", path_name)
+            names = set()
             for size in (3, 2, 1):
                 for i in range(len(words) - size + 1):
                     gram = words[i : i + size]
@@ -159,21 +159,21 @@ class PathReader:
                         or key in self.spellings.filters
                         or key in ("luminance", "lum")
                     ):
-                        found.add(name)
-            if len(found) == 1:
-                return found.pop(), where
-            if found:
+                        names.add(name)
+            if len(names) == 1:
+                return names.pop(), where
+            if names:
                 return "", ""
         return "", ""
 
     def object_from_names(self, parts):
         """Return the nearest folder's name that is not about kinds, filters or dates, or ``""``."""
-        for part in reversed(parts[:-1]):
-            text = clean_text(part)
+        for name in reversed(parts[:-1]):
+            text = clean_text(name)
             words = words_of(text)
-            told = self._kinds_in(text)[0]
+            kinds = self._kinds_in(text)[0]
             is_filter = canonical_filter(text, spellings=self.spellings.filters)
-            if told or is_filter in _NARROW or all(_NO_OBJECT.fullmatch(w) for w in words):
+            if kinds or is_filter in _NARROW or all(_NO_OBJECT.fullmatch(w) for w in words):
                 continue
             return text
         return ""
