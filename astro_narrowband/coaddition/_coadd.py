@@ -10,22 +10,18 @@ by the band, not by the number of frames.
 """
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
-from astropy.table import QTable
 
-from astro_narrowband._engine.door import AXES, a_table, array, door, each, of_class, or_of
+from astro_narrowband._engine.door import a_table, array, door, each, of_class, or_of
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
-from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband._engine.wcs import apply_matrix, put_wcs
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
-from astro_narrowband.coaddition._draw import draw_coadd
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header, write_matching
 from astro_narrowband.coaddition._matching import (
     choose_reference,
@@ -40,6 +36,7 @@ from astro_narrowband.coaddition._matching import (
     warn_of_uneven,
 )
 from astro_narrowband.coaddition._own_noise import exposure_of, own_noise, warn_of_unknown
+from astro_narrowband.coaddition._product import Coadd
 from astro_narrowband.coaddition._registered import check_registered
 from astro_narrowband.coaddition._reject import (
     PANEL,
@@ -61,101 +58,6 @@ MEMORY = 512 * 2**20
 BAND_ROWS = 256
 #: Stars of this signal to noise tell the shape of a frame's stars.
 SHAPE_SNR = 20.0
-
-
-@door(ax=AXES)
-@dataclass(frozen=True, eq=False)
-class Coadd:
-    """
-    A coadd and how it came about.
-
-    Attributes
-    ----------
-    ccd : `~astropy.nddata.CCDData`
-        Weighted mean, with its standard deviation; masked and NaN where no
-        frame counts. See the notes of `coadd` for its header.
-    coverage : `~numpy.ndarray` of uint8 (uint16 from 256 frames on), (ny, nx)
-        Number of frames that count in each pixel.
-    exposure : `~numpy.ndarray` of float32, (ny, nx)
-        Effective exposure [s]: a source of rate r electron/s has the photon
-        variance ``r / exposure``, so it is photutils' ``effective_gain``. 0 where
-        nothing counts or the frames' exposures are not known.
-    n_rejected : `~numpy.ndarray` of the same type, (ny, nx)
-        Number of frames that were rejected as outliers in each pixel.
-    frames : `~astropy.table.QTable`
-        One row for each frame, in the order given: name, used, reason (why it was
-        left out), exposure, dx, dy, rotation, weight (they add up to 1), scale
-        (transparency over that of the reference), scale_err (NaN where it was not
-        measured), scale_method (stars, faint stars, nebula, ...), scale_range (of the map of
-        the scale, largest less smallest factor), scale_chi2 (reduced, of the star fluxes),
-        scale_uneven (what parts of the image are off by all the same), sky, noise (of a pixel
-        of blank sky, in the unit of the frame), sky_offset (what was taken from it,
-        in the unit of the coadd), sky_err, sky_gradient (rms of what was taken about
-        that), sky_chi2 (variance of its cells then, over that of their noise), fwhm,
-        n_stars, rejected (fraction of its pixels).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from astropy.nddata import CCDData, StdDevUncertainty
-    >>> from astro_narrowband import coadd
-    >>> rng = np.random.default_rng(1)
-    >>> noise = StdDevUncertainty(np.ones((40, 50)))
-    >>> frames = [
-    ...     CCDData(rng.normal(10.0, 1.0, (40, 50)), unit="electron / s", uncertainty=noise)
-    ...     for _ in range(4)
-    ... ]
-    >>> made = coadd(frames, flux_scale="none")
-    >>> made.ccd.unit, int(made.coverage.max()), len(made.frames)
-    (Unit("electron / s"), 4, 4)
-    """
-
-    ccd: CCDData
-    coverage: np.ndarray = field(repr=False)
-    exposure: np.ndarray = field(repr=False)
-    n_rejected: np.ndarray = field(repr=False)
-    frames: QTable = field(repr=False)
-
-    def __repr__(self):
-        ny, nx = self.ccd.shape
-        n, unit = int(np.sum(self.frames["used"])), self.ccd.unit.to_string()
-        return f"<Coadd of {n} of {len(self.frames)} frames, {nx} x {ny} pixels, {unit}>"
-
-    def _repr_html_(self):
-        return picture_html(repr(self), self.plot, 2)
-
-    def plot(self, ax=None):
-        """
-        Draw the image, and its errors beside it.
-
-        Parameters
-        ----------
-        ax : sequence of two `~matplotlib.axes.Axes`, optional
-            Default is a new figure.
-
-        Returns
-        -------
-        sequence of two `~matplotlib.axes.Axes`
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        """
-        return draw_coadd(ax, self)
-
-    def to_hdul(self):
-        """
-        Return an `~astropy.io.fits.HDUList`: PRIMARY, UNCERT and MASK, then NEXP and TEXP.
-
-        ``CCDData.read`` opens a file written from it.
-        """
-        hdul = self.ccd.to_hdu(as_image_hdu=False)
-        hdul.append(fits.ImageHDU(self.coverage, name="NEXP"))
-        exposure = fits.ImageHDU(self.exposure, name="TEXP")
-        exposure.header["BUNIT"] = ("s", "effective exposure")
-        hdul.append(exposure)
-        return hdul
 
 
 @door(

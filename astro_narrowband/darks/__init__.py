@@ -7,7 +7,6 @@ A `DarkModel` holds for every pixel an offset (the bias) [adu] and a rate
 of an exposure with its error, and says when that is an extrapolation.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,7 +17,6 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.door import AXES, DAY, door, or_of, real
-from astro_narrowband._engine.frames import row_bands
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.darks._draw import draw_dark
@@ -26,7 +24,7 @@ from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import fit_planes
 from astro_narrowband.darks._glow import GlowMap
 from astro_narrowband.darks._masters import fields_of_masters
-from astro_narrowband.darks._planes import FLAGS, decode_flags
+from astro_narrowband.darks._planes import FLAGS, bad_pixels, decode_flags, token_of
 from astro_narrowband.darks._price import DarkPrice, pay, policy_of, same_exposure, tolerance
 from astro_narrowband.exceptions import CalibrationError
 
@@ -64,24 +62,17 @@ class DarkModel:
     temperatures : tuple of float or None
         Lowest and highest of the darks [deg C].
     notes : tuple of str
-        What a reader of a report should know.
+        For a reader of a report.
 
     Examples
     --------
+    >>> import numpy as np
     >>> from astropy.nddata import CCDData
-    >>> from astro_narrowband import DarkModel, Detector, master_bias
-    >>> from astro_narrowband.simulate import simulate_frames
-    >>> night = simulate_frames(1, seed=1)
-    >>> biases = [CCDData(frame, unit="adu") for frame in night.bias[0]]
-    >>> camera = Detector(gain=night.model.gain, read_noise=night.model.read_noise)
-    >>> darks = [
-    ...     CCDData(frame, unit="adu", header={"EXPTIME": time})
-    ...     for time, frames in night.darks.items()
-    ...     for frame in frames[0]
-    ... ]
-    >>> dark = DarkModel.fit(darks, bias=master_bias(biases), detector=camera)
-    >>> dark
-    <DarkModel 'rate' of 10 x 60 s, 10 x 120 s, 64 x 64 pixels>
+    >>> from astro_narrowband import DarkModel
+    >>> bias, dark = (CCDData(np.full((8, 8), level), unit="adu") for level in (100.0, 112.0))
+    >>> model = DarkModel.from_masters(bias=bias, dark=dark, exposure=60.0)
+    >>> float(model.values(300.0, slice(0, 1))[0, 0])
+    160.0
     """
 
     planes: dict
@@ -99,13 +90,7 @@ class DarkModel:
 
     def __post_init__(self):
         if not self.token:
-            digest = hashlib.blake2b(repr((self.shape, self.exposures)).encode(), digest_size=12)
-            for y in range(0, self.shape[0], max(1, self.shape[0] // 64)):
-                for name in ("offset", "rate"):
-                    digest.update(np.ascontiguousarray(self.planes[name][slice(y, y + 1)]))
-            self.token = digest.hexdigest()
-
-    # ------------------------------------------------------------------ making
+            self.token = token_of(self.planes, self.shape, self.exposures)
 
     @classmethod
     def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
@@ -427,12 +412,7 @@ class DarkModel:
     @cached_property
     def _bad(self):
         """Flat indices of these few pixels, which every light asks for again."""
-        bad = np.uint8(FLAGS["SATURATED"] | FLAGS["UNCERTAIN"])
-        bad_pixels = []
-        for rows in row_bands(self.shape[0], READ):
-            index = np.flatnonzero((self.planes["flags"][rows] & bad) != 0)
-            bad_pixels.append(index + rows.start * self.shape[1])
-        return np.concatenate(bad_pixels)
+        return bad_pixels(self.planes["flags"], self.shape, READ)
 
     def at(self, exposure, *, max_extrapolation=None):
         """
@@ -473,9 +453,8 @@ class DarkModel:
     # ------------------------------------------------------------------ files
 
     def __repr__(self):
-        darks = ", ".join(
-            f"{n} x {t:g} s" for n, t in zip(self.n_frames, self.exposures, strict=False)
-        )
+        times = zip(self.n_frames, self.exposures, strict=False)
+        darks = ", ".join(f"{n} x {t:g} s" for n, t in times)
         ny, nx = self.shape
         return f"<DarkModel {self.model!r} of {darks or 'no darks'}, {nx} x {ny} pixels>"
 

@@ -1,10 +1,22 @@
 """Names of the planes of a dark model, its flags, and what they are set from."""
 
+import hashlib
+
 import numpy as np
 
 from astro_narrowband._engine.door import door, whole_numbers
+from astro_narrowband._engine.frames import row_bands
 
-__all__ = ["FAR", "FLAGS", "NOISY", "PLANES", "decode_flags", "empty_planes"]
+__all__ = [
+    "FAR",
+    "FLAGS",
+    "NOISY",
+    "PLANES",
+    "bad_pixels",
+    "decode_flags",
+    "empty_planes",
+    "token_of",
+]
 
 #: Bits of the flag plane.
 FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
@@ -36,3 +48,23 @@ def decode_flags(value):
     ('NONLINEAR', 'SATURATED')
     """
     return tuple(name for name, bit in FLAGS.items() if np.any(np.bitwise_and(value, bit)))
+
+
+def bad_pixels(flags, shape, n_rows):
+    """Return the flat indices of pixels flagged SATURATED or UNCERTAIN, of planes read by rows."""
+    bad = np.uint8(FLAGS["SATURATED"] | FLAGS["UNCERTAIN"])
+    return np.concatenate(
+        [
+            np.flatnonzero((flags[rows] & bad) != 0) + rows.start * shape[1]
+            for rows in row_bands(shape[0], n_rows)
+        ]
+    )
+
+
+def token_of(planes, shape, exposures):
+    """Return a text that is another one for another dark model, from a sample of its rows."""
+    digest = hashlib.blake2b(repr((shape, exposures)).encode(), digest_size=12)
+    for y in range(0, shape[0], max(1, shape[0] // 64)):
+        for name in ("offset", "rate"):
+            digest.update(np.ascontiguousarray(planes[name][slice(y, y + 1)]))
+    return digest.hexdigest()

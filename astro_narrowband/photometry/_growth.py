@@ -51,10 +51,8 @@ class GrowthCurves:
     Attributes
     ----------
     id : `~numpy.ndarray` of int, (n,)
-    x, y : `~numpy.ndarray`, (n,)
-        Centres [pix].
-    radii : `~numpy.ndarray`, (m,)
-        [pix]
+    x, y : `~numpy.ndarray` [pix], (n,)
+    radii : `~numpy.ndarray` [pix], (m,)
     flux, flux_err : `~numpy.ndarray`, (n, m)
         Sky subtracted, in ``unit``; the error includes that of the sky level.
     total : `~numpy.ndarray`, (n, m)
@@ -65,8 +63,7 @@ class GrowthCurves:
         Level of the annulus, per pixel, and its error under the largest circle.
     level_err : `~numpy.ndarray`, (n, m)
         Error of the level under each circle, the sky's own structure included.
-    flags : `~numpy.ndarray` of int, (n, m)
-        See `~astro_narrowband.photometry.Flag`.
+    flags : `~numpy.ndarray` of `~astro_narrowband.photometry.Flag`, (n, m)
     pixel_variance : `~numpy.ndarray`, (n, m)
         Variance without the error of the sky level.
     nested : `~numpy.ndarray`, (n, m, k)
@@ -88,15 +85,11 @@ class GrowthCurves:
     Examples
     --------
     >>> import numpy as np
-    >>> from astropy.nddata import CCDData, VarianceUncertainty
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
     >>> from astro_narrowband import growth_curves
-    >>> y, x = np.mgrid[:60, :60]
-    >>> model = 100 + 500 * (1 + ((x - 30.2) ** 2 + (y - 29.6) ** 2) / 9) ** -3.0
-    >>> image = np.random.default_rng(1).poisson(model).astype(float)
-    >>> ccd = CCDData(image, unit="electron", uncertainty=VarianceUncertainty(model))
-    >>> curves = growth_curves(ccd, [(30.2, 29.6)], range(1, 20), r_in=22, r_out=28)
-    >>> curves.flux.shape, curves.radius_at(0.5).round(1)
-    ((1, 19), array([2.]))
+    >>> ccd = CCDData(np.eye(60), unit="adu", uncertainty=StdDevUncertainty(np.ones((60, 60))))
+    >>> growth_curves(ccd, [(30, 30)], [1, 2], r_in=9, r_out=15).flux.shape
+    (1, 2)
     """
 
     id: np.ndarray
