@@ -1192,7 +1192,7 @@ for _name, _file, _pixels, _says in (
     ("light-one-value", L1, lambda d: d * 0 + 1234, "all its pixels"),
     ("light-full", L1, lambda d: np.where(d % 50, 65535, d).astype("u2"), "is saturated"),
     ("light-below-bias", L1, lambda d: d.astype("f4") - 1000, "below its bias"),
-    ("light-normalised", L1, lambda d: (d / 65535).astype("f4"), "below its bias"),
+    ("light-over-its-largest", L1, lambda d: (d / d.max()).astype("f4"), "no parts of 65535"),
     (
         "light-cut-and-filled",
         L1,
@@ -1201,6 +1201,13 @@ for _name, _file, _pixels, _says in (
     ),
 ):
     case("look", _name, lambda n, f=_file, p=_pixels: n.pixels(f, p), {_file: OUT}, says=_says)
+case(
+    "look",
+    "light-from-0-to-1",
+    lambda n: n.pixels(L1, lambda d: (d / 65535).astype("f4")),
+    {L1: USED},
+    says="its pixels go from 0 to 1",
+)
 case("look", "bzero-gone", lambda n: n.card(L1, "BZERO", "0.0"), {L1: OUT}, says="BZERO is wrong")
 for _name, _folder, _status in (("biases", "bias", 3), ("darks", "dark", 3), ("flats", "flat", 3)):
     case(

@@ -14,14 +14,17 @@ __all__ = ["PedestalFrame", "ScaledFrame", "full_scale", "without_pedestal"]
 FULL = 65535.0
 #: Rows of a frame that are asked for its scale; a flat above this level is one that is normalised.
 ROWS, NORMALISED = 16, 0.65
+#: Counts that a whole number may be off by, after 32-bit floating-point numbers from 0 to 1.
+WHOLE = 0.05
 
 
-def full_scale(frame, *, flat=False):
+def full_scale(frame, *, flat=False, raw=False):
     """
     Return the counts [adu] that 1 stands for in the file of a frame: 65535, or 1 as a rule.
 
     PixInsight and Siril write what they have read as floating-point numbers from 0 to 1. A
-    ``flat`` may be normalised instead.
+    ``flat`` may be normalised instead. The counts of a ``raw`` frame are whole numbers: where
+    they are none, 1 is something else, such as the largest pixel, and `InputError` says so.
     """
     if frame.image.stored.kind != "f" or frame.unit not in (None, u.adu):
         return 1.0
@@ -34,7 +37,15 @@ def full_scale(frame, *, flat=False):
     values = values[np.isfinite(values)]
     if not values.size or not -0.5 < values.min() <= values.max() <= 1 or not values.any():
         return 1.0
-    return 1.0 if flat and np.median(values) > NORMALISED else FULL
+    if flat and np.median(values) > NORMALISED:
+        return 1.0
+    counts = values.astype(float) * FULL
+    if raw and np.mean(np.abs(counts - np.rint(counts)) > WHOLE) > 0.5:
+        raise InputError(
+            "its pixels go from 0 to 1, and are no parts of 65535 adu: what 1 is in adu is not "
+            "known: give the frame as the camera wrote it"
+        )
+    return FULL
 
 
 class ScaledFrame(Frame):

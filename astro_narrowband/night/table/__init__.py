@@ -129,7 +129,7 @@ class FrameTable:
         reader = FactReader(set_keywords=set_keywords, spellings=spellings, mono=bayer == "mono")
         max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         rows = [
-            _read_row(path, parts, why, reader, max_pixels, library)
+            _read_row(path, parts, why, reader, max_pixels, library, calibrated)
             for path, parts, why, library in find_files(paths, ignore, calibration=calibration)
         ]
         table = cls(sorted(rows, key=lambda row: (row.library, os.fsencode(row.path))))
@@ -432,7 +432,7 @@ def _compare(facts, header, primary, spellings):
                 )
 
 
-def _read_row(path, parts, why, reader, max_pixels, library):
+def _read_row(path, parts, why, reader, max_pixels, library, calibrated):
     row = FrameRow(path=path, parts=parts, max_pixels=max_pixels, library=library)
     if why:
         (row.leave_out if why.startswith("!") else row.ignore)(why.removeprefix("!"))
@@ -446,7 +446,9 @@ def _read_row(path, parts, why, reader, max_pixels, library):
             facts = reader.facts(header, parts)
             if damage := frame.damage:
                 raise InputError(f"{damage}: is damaged: copy it again")
-            row.scale = 1.0 if facts.model else full_scale(frame, flat=facts.kind == "flat")
+            raw = not (facts.master or facts.reduced or calibrated)
+            flat = facts.kind == "flat"
+            row.scale = 1.0 if facts.model else full_scale(frame, flat=flat, raw=raw)
             if row.scale != 1:
                 facts.notes.append(
                     f"its pixels go from 0 to 1: taken for parts of {row.scale:g} adu"
