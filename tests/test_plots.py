@@ -72,6 +72,7 @@ def test_its_text_is_one_short_line(shown, name):
 def test_a_notebook_shows_it_and_no_figure_is_left_open(shown, name):
     import matplotlib.pyplot as plt
 
+    plt.close("all")  # what other tests of this process left
     html = shown[name]._repr_html_()
     assert f"&lt;{name}" in html
     assert "<b>" not in html
