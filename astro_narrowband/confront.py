@@ -40,6 +40,8 @@ GROWTH = 4.0
 #: A ratio further from 1 than this, and than 5 of its errors, is not chance: what interpolation
 #: leaves unsaid stays within 2 %, and faint stars under the limit of detection within 5 %.
 TOLERANCE, SIGMAS = {"pixels": 0.06, "blocks": 0.10, "apertures": 0.15, "lines": 0.25}, 5.0
+#: A variance that is no more than so many of its errors is not known: none that is can fail.
+UNKNOWN = 2.0
 
 
 @door
@@ -106,8 +108,8 @@ class NoiseTest:
             > max(TOLERANCE[name], SIGMAS * error)
         ]
         blocks, error = self.ratios.get("blocks", (1.0, 0.0))
-        if "apertures" in failed and blocks - 1 < 3 * error:
-            # Stars too faint to be seen, not noise: that would show in blocks as well.
+        if "apertures" in failed and blocks - 1 <= 3 * error:
+            # Faint stars or nebula, not noise: that would show in blocks as well.
             failed.remove("apertures")
         if "lines" in failed and self.ratios["lines"][0] < 1.1 * max(1.0, blocks) + 3 * error:
             # What blocks have too is not of the lines.
@@ -167,8 +169,8 @@ def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
     Cells are spread over the image; the darker half of them, without what stands out of
     them (stars), is taken for blank. Pixels, blocks and lines are compared with those
     on both sides, so that gradients do not count, and the median of the cells is taken.
-    What nebula adds to blocks is told by comparing them at two distances. Nebula that
-    changes within 10 pixels everywhere looks like noise.
+    What nebula adds is told by comparing them at two distances; a ratio that this leaves
+    unknown is left out. Nebula that changes within 10 pixels everywhere looks like noise.
 
     Parameters
     ----------
@@ -216,9 +218,14 @@ def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
         for i, name in enumerate(("pixels", "blocks", "apertures", "rows", "columns"))
     }
     estimates["lines"] = max(estimates.pop("rows"), estimates.pop("columns"))
+    # Nebula may grow faster than was allowed for, and so may what was taken off be too much: the
+    # noise of pixels is only said to be small where it is with nothing taken off.
+    (variance, error), near = estimates["pixels"], typical[0][0]
+    if variance < 1:
+        estimates["pixels"] = min(near, 1.0), error
     ratios = {}
     for name, (variance, error) in estimates.items():
-        if math.isfinite(variance) and variance > 0:
+        if math.isfinite(variance) and variance > UNKNOWN * error:
             ratio = math.sqrt(variance)
             ratios[name] = (ratio, error / (2 * ratio))
     return NoiseTest(ratios, len(darkest))

@@ -76,6 +76,19 @@ def test_nebula_is_not_noise(scale, strength):
     assert test.failures == []
 
 
+@pytest.mark.parametrize(("scale", "strength"), [(5, 2), (6, 4), (8, 4), (10, 8), (12, 8)])
+def test_fine_bright_nebula_does_not_make_errors_smaller(scale, strength):
+    """What is taken off for it may be too much, which is not noise that is less than predicted."""
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 11])
+        cloud = gaussian_filter(rng.normal(size=(384, 384)), scale)
+        image = rng.normal(size=cloud.shape) + strength * cloud / cloud.std()
+        test = compare_noise(image, np.ones(cloud.shape))
+        assert "pixels" not in test.failures
+        assert test.factor >= 1
+        assert all(error < ratio / 4 for ratio, error in test.ratios.values())
+
+
 def test_stars_and_gradients_are_not_noise(rng):
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     image = white(11) + 0.05 * x - 0.02 * y
