@@ -202,10 +202,11 @@ class Night:
                         self.draw(writer, Pictures.coadd, name, group.filter)
                         self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
                     del made  # its planes go when they are written
+                if writing is not None:
+                    writing.result()  # planes that only the file has are free
+                    writing = None
                 catalogue(self, target, names, coadds, key)
                 picture(self, target, names, coadds, key)
-                if writing is not None:
-                    writing.result()
                 if error := self.changed(target):
                     raise error
             finally:
