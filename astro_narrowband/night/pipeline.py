@@ -30,7 +30,6 @@ from astro_narrowband._engine.validate import choice
 from astro_narrowband.detector import POSSIBLE
 from astro_narrowband.exceptions import InputError, NarrowbandError
 from astro_narrowband.filters import canonical_filter
-from astro_narrowband.lines import read_catalogue
 from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
@@ -239,6 +238,8 @@ def reduce_night(nights, output, *, settings=None, progress=None):
     spellings = None if settings.spellings is None else Spellings.read(settings.spellings)
     _apart(nights, output)
     if settings.catalogue is not None:
+        from astro_narrowband.lines import read_catalogue  # which few runs need
+
         read_catalogue(settings.catalogue)  # one that cannot be used is refused at once
     choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
     with ExitStack() as stack:

@@ -7,7 +7,6 @@ from astropy.table import QTable
 from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.exceptions import AlignmentError, InputError
-from astro_narrowband.lines import match_catalogue
 from astro_narrowband.night import figures
 from astro_narrowband.photometry import diagnose_background, make_catalog
 
@@ -21,6 +20,8 @@ def grid_of(group):
 
 def place(night, ccd, group):
     """Give a new coadd the WCS of stars in the catalogue: those of the first on its grid."""
+    from astro_narrowband.lines import match_catalogue  # which few runs need
+
     first = night.placed.get(grid_of(group))
     if first is not None:
         ccd.wcs = copy_wcs(ccd.header, first)
