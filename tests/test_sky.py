@@ -9,10 +9,11 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
-from astro_narrowband.coaddition import coadd
+from astro_narrowband.coaddition import coadd, measure_frame
+from astro_narrowband.coaddition._transparency import _off_wings
 from astro_narrowband.exceptions import AlignmentError, NarrowbandWarning
 from astro_narrowband.photometry import annulus_photometry
-from astro_narrowband.registration import Alignment
+from astro_narrowband.registration import Alignment, detect_stars
 from astro_narrowband.resampling import ResampledFrame
 
 RATE = u.electron / u.s
@@ -342,6 +343,16 @@ def test_wings_of_a_saturated_star_are_no_nebula(rng):
         frames.append(frame)
     scale = np.array(coadd(frames, reject=False).frames["scale"])
     assert scale / scale[0] == pytest.approx([1, 0.9, 0.95], rel=0.03)
+
+
+def test_wings_of_a_star_at_the_edge_are_no_nebula(rng):
+    """Its flux cannot be measured there; what is nearby changes with the seeing all the same."""
+    xy, flux = np.array([(150.0, 6.0), (100.0, 160.0)]), np.array([3000.0, 300.0])
+    frame = light(rng, gaussians(200, xy, flux) + 0.3)
+    seen = measure_frame(frame, stars=detect_stars(frame))
+    assert seen.stars[:, :2] == pytest.approx(xy[1:], abs=0.1)
+    beside = np.array([150.0, 150.0, 20.0]), np.array([12.0, 100.0, 100.0])
+    assert _off_wings(seen, np.eye(3), *beside).tolist() == [False, True, True]
 
 
 def test_what_cannot_be_measured_is_said_and_kept():

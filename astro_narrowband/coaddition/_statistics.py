@@ -37,6 +37,8 @@ APERTURE, SKY_RADII = 2.5, (4.0, 6.0)
 ISOLATION = ((4.0, 0.02, 20), (SKY_RADII[1], 0.2, 6), (APERTURE, 0.2, 6), (1.5, 0.2, 0))
 #: A narrow aperture, that loses little light, for stars with many neighbours [FWHM].
 NARROW = 1.5
+#: Signal to noise of stars with wings that look like nebula.
+WITH_WINGS = 50.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,8 @@ class FrameStatistics:
         brightest 200 of 5 sigma, isolated and not saturated, in circles of 2.5 FWHM.
     detected : `~numpy.ndarray`, (n, 2)
         x, y of all stars.
+    bright : `~numpy.ndarray`, (n, 2)
+        Those with wings, also where they are too near the edge to be measured.
     spoiled : `~numpy.ndarray`, (n, 2)
         x, y of masked pixels that lie on bright stars: saturated, or by chance.
     cells : `~numpy.ndarray` of float32, (ny, nx)
@@ -77,6 +81,7 @@ class FrameStatistics:
     fwhm: float = math.nan
     stars: np.ndarray = field(default_factory=lambda: np.empty((0, 4)), repr=False)
     detected: np.ndarray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
+    bright: np.ndarray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     spoiled: np.ndarray = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     cells: np.ndarray = field(default=None, repr=False)
     centres: tuple = field(default=(), repr=False)
@@ -180,6 +185,7 @@ def measure_frame(frame, *, stars=None, held=None):
         fwhm=fwhm,
         stars=_whole(table, spoiled, APERTURE * fwhm),
         detected=_positions(stars),
+        bright=_positions(stars, least=WITH_WINGS),
         spoiled=spoiled,
         cells=level.astype(np.float32),
         centres=cell_centres(frame.shape),
@@ -295,12 +301,13 @@ def _column(table, name):
     return np.asarray(values.value if isinstance(values, u.Quantity) else values, float)
 
 
-def _positions(table):
-    """x, y of all stars of a table (n, 2)."""
-    if table is None:
+def _positions(table, *, least=0.0):
+    """x, y of all stars of a table (n, 2), or of those of a signal to noise that is known."""
+    if table is None or (least and "snr" not in table.colnames):
         return np.empty((0, 2))
     xy = np.column_stack([_column(table, name) for name in ("x_center", "y_center")])
-    return xy[np.isfinite(xy).all(axis=1)]
+    clear = _column(table, "snr") > least if least else True
+    return xy[np.isfinite(xy).all(axis=1) & clear]
 
 
 def _measure_stars(frame, table, exposure):

@@ -19,6 +19,7 @@ from astro_narrowband.coaddition._consensus import EVEN, star_consensus
 from astro_narrowband.coaddition._statistics import (
     APERTURE,
     NARROW,
+    WITH_WINGS,
     cell_centres,
     forced_fluxes,
 )
@@ -38,7 +39,7 @@ NEBULA_ERROR, NEBULA_OVER_SKY = 0.1, 0.03
 DISAGREE = 5.0
 #: Around bright stars, by their signal to noise or by a masked core, so many FWHM are not
 #: compared as nebula.
-WITH_WINGS, WINGS = 50.0, 10.0
+WINGS = 10.0
 #: Regions along each axis whose slopes are compared; a scatter over that of their errors and
 #: a part of the scale that mean nothing: cells are interpolated, seeing changes the structure.
 REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
@@ -308,7 +309,7 @@ def _spread(structure, away, region):
 def _off_wings(one, matrix, x, y):
     """Which of the places x, y are not in the wings of a star, or of one whose core is masked."""
     bright = one.stars[one.stars[:, 2] > WITH_WINGS * one.stars[:, 3], :2]
-    places = np.concatenate([one.spoiled, bright])
+    places = np.concatenate([one.spoiled, one.bright, bright])
     if not len(places) or not np.isfinite(one.fwhm):
         return np.ones(len(x), bool)
     tree = cKDTree(np.column_stack(apply_matrix(matrix, *places.T)))
