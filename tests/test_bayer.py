@@ -184,7 +184,7 @@ def test_a_superpixel_is_the_same_night_in_larger_pixels(colour_night, tmp_path)
     scale = np.median(cells.data[good] / binned[good])
     error = np.hypot(mono.header["SCALEERR"], cells.header["SCALEERR"])
     assert abs(scale - 1) < 3 * error
-    assert error < 0.03
+    assert error < 0.04  # few stars of a crowd, whose seeing varies, tell no better
     difference = (cells.data - scale * binned)[good] / noise[good]
     assert np.median(difference) == pytest.approx(0, abs=0.05)
     assert np.median(cells.uncertainty.array[good] / noise[good]) == pytest.approx(1, abs=0.03)
