@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from astro_narrowband.cli._process import Stopped, stoppable
+from astro_narrowband.cli._process import Stopped, stop_in, stoppable
 from astro_narrowband.simulate import simulate_night
 
 SCRIPT = "import sys; from astro_narrowband.cli import main; sys.exit(main())"
@@ -173,3 +173,15 @@ def test_signals_at_any_time_leave_nothing_and_resume_to_the_same_bytes(night, t
         assert not list(child.scratch.iterdir())
         shutil.rmtree(out)
         print(f"{sent} signals, {stopped} stopped a run", flush=True)
+
+
+def test_a_signal_is_told_where_another_exception_hides_it():
+    stop = KeyboardInterrupt(signal.SIGTERM)
+    try:
+        try:
+            raise stop
+        except KeyboardInterrupt:
+            raise SystemError("a module did not load")  # noqa: B904 - as C code does
+    except SystemError as error:
+        assert stop_in(error) is stop
+    assert stop_in(ValueError("a bug")) is None

@@ -8,7 +8,7 @@ import warnings
 from astro_narrowband import __version__
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.cli._options import parser
-from astro_narrowband.cli._process import progress_bar, say
+from astro_narrowband.cli._process import progress_bar, say, stop_in
 from astro_narrowband.cli._text import columns, sensible, show, summary
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError, listening, warn
 
@@ -38,7 +38,9 @@ def run(args):
         no_room = "map segment" in str(error)
         problem = OUT_OF_MEMORY if no_room else f"{error}: install astro-narrowband again"
         status = ENVIRONMENT
-    except Exception:  # a bug: the user gets one line, the traceback goes to a file
+    except Exception as error:  # a bug: the user gets one line, the traceback goes to a file
+        if (stop := stop_in(error)) is not None:
+            raise stop from None
         problem = f"a bug in astro-narrowband {__version__}; please report {_log()}"
         status = BUG
     say(problem)

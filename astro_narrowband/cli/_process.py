@@ -13,7 +13,7 @@ import time
 
 from astro_narrowband._engine.text import one_line
 
-__all__ = ["progress_bar", "ready_streams", "say", "stoppable"]
+__all__ = ["progress_bar", "ready_streams", "say", "stop_in", "stoppable"]
 
 #: Seconds within which further signals are of the same event: a terminal that closes sends two.
 _ONE_EVENT = 1.0
@@ -80,6 +80,17 @@ class _Listener:
             threading.Timer(0.02, signal.pthread_kill, target).start()
         else:
             sys.__unraisablehook__(problem)
+
+
+def stop_in(error):
+    """
+    Return what a signal raised, where an exception hides it, or None.
+
+    A signal that comes while C code loads becomes another exception there.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def stoppable(command, *, last=False):
