@@ -177,11 +177,14 @@ def test_signals_at_any_time_leave_nothing_and_resume_to_the_same_bytes(night, t
 
 def test_a_signal_is_told_where_another_exception_hides_it():
     stop = KeyboardInterrupt(signal.SIGTERM)
-    try:
+
+    def load():
         try:
             raise stop
         except KeyboardInterrupt:
             raise SystemError("a module did not load")  # noqa: B904 - as C code does
-    except SystemError as error:
-        assert stop_in(error) is stop
+
+    with pytest.raises(SystemError) as caught:
+        load()
+    assert stop_in(caught.value) is stop
     assert stop_in(ValueError("a bug")) is None
