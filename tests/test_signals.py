@@ -1,5 +1,6 @@
 """Signals: a run that is stopped says so in one line, leaves nothing, goes on to the same bytes."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -188,3 +189,14 @@ def test_a_signal_is_told_where_another_exception_hides_it():
         load()
     assert stop_in(caught.value) is stop
     assert stop_in(ValueError("a bug")) is None
+
+
+def test_a_signal_that_loading_code_drops_is_not_lost(capsys):
+    def command():
+        with contextlib.suppress(BaseException):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        time.sleep(5)
+        return 0
+
+    assert stoppable(command) == 128 + signal.SIGTERM

@@ -63,14 +63,26 @@ class _Listener:
     """What is called by signals: the first one stops the run, a later one ends it at once."""
 
     def __init__(self):
-        self.since = None
+        self.since, self.done = None, False
 
     def __call__(self, number, _):
         if self.since is None:
             self.since = time.monotonic()
+            timer = threading.Timer(_ONE_EVENT, self.again, [number])
+            timer.daemon = True
+            timer.start()
             raise Stopped(number)
         if time.monotonic() - self.since > _ONE_EVENT:
             os._exit(128 + number)
+
+    def again(self, number):
+        """Stop again where code that loads caught the exception: nobody is handling it."""
+        main = threading.main_thread().ident
+        error = sys._current_exceptions().get(main)
+        error = error[1] if isinstance(error, tuple) else error  # before Python 3.12
+        if not self.done and stop_in(error) is None:
+            self.since = None
+            signal.pthread_kill(main, number)
 
     def unraisable(self, problem):
         """Stop again where Python dropped the exception, as it does in callbacks of its own."""
@@ -113,7 +125,7 @@ def stoppable(command, *, last=False):
                         signal.signal(number, listener)
             return command()
         finally:
-            listener.since = listener.since or time.monotonic()
+            listener.since, listener.done = listener.since or time.monotonic(), True
             for number, handler in before.items():
                 signal.signal(number, handler)
             sys.unraisablehook = hook
