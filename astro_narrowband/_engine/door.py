@@ -307,7 +307,7 @@ AXES = of_two(_with("plot"))
 RULES = {
     name: rule
     for rule, names in (
-        (_above_zero, "n_sigma max_extrapolation max_temperature_difference  "
+        (_above_zero, "n_sigma max_extrapolation max_temperature_difference "
                       "max_seeing fraction r_min intrinsic error"),
         (_not_negative, "min_value gradient_tolerance min_transparency min_snr floor rate_common "
                         "k_err"),

@@ -21,6 +21,7 @@ __all__ = [
     "as_pixels",
     "as_unit",
     "as_variance",
+    "bare",
     "choice",
     "clip_limit",
     "finite",
@@ -225,6 +226,11 @@ def as_array(values, name, unit=u.one):
     except (ValueError, TypeError):
         pass
     raise InputTypeError(f"{name}: {type(values).__name__} is no list of numbers")
+
+
+def bare(column):
+    """Return the numbers of a column as an array of float, without its unit."""
+    return np.asarray(getattr(column, "value", column), float)
 
 
 def alike(**values):

@@ -29,8 +29,8 @@ def calibrate_rows(calibrated, rows, out):
     n_rows = min(max(4, PIXELS // nx), rows.stop - rows.start)
     tile = _Tile(calibrated, n_rows)
     for band in row_bands(rows.stop - rows.start, n_rows):
-        rows_there = slice(rows.start + band.start, rows.start + band.stop)
-        tile.work(rows_there, *(None if plane is None else plane[band] for plane in out))
+        frame_rows = slice(rows.start + band.start, rows.start + band.stop)
+        tile.work(frame_rows, *(None if plane is None else plane[band] for plane in out))
 
 
 class _Tile:

@@ -1,6 +1,6 @@
 """Frames into one: coadds with an error bar that holds, stacks, and a better Combiner."""
 
-from astro_narrowband.coaddition._coadd import Coadd, coadd
+from astro_narrowband.coaddition._coadd import coadd
 from astro_narrowband.coaddition._combine import (
     Reduced,
     Rejection,
@@ -8,6 +8,7 @@ from astro_narrowband.coaddition._combine import (
     reduce_tile,
 )
 from astro_narrowband.coaddition._combiner import InverseVarianceCombiner
+from astro_narrowband.coaddition._product import Coadd
 from astro_narrowband.coaddition._statistics import FrameStatistics, measure_frame
 from astro_narrowband.coaddition._weights import spoiled_discs, weigh
 

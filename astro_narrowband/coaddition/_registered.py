@@ -73,11 +73,9 @@ def _table(frame, one, matrix):
     stars = one.stars[one.stars[:, 2] > CLEAR * one.stars[:, 3]]
     meta = {"name": frame.name, "shape": tuple(frame.shape), "fwhm": one.fwhm}
     meta["detected"] = np.column_stack(apply_matrix(matrix, *one.detected.T))
-    columns = dict(
-        zip(("x_center", "y_center"), apply_matrix(matrix, *stars[:, :2].T), strict=True)
-    )
+    x, y = apply_matrix(matrix, *stars[:, :2].T)
     error = np.hypot(one.fwhm / 2.355 * stars[:, 3] / stars[:, 2], POSITION_FLOOR)
-    return Table({**columns, "x_err": error, "y_err": error}, meta=meta)
+    return Table({"x_center": x, "y_center": y, "x_err": error, "y_err": error}, meta=meta)
 
 
 def _in_place(stars, base):

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from astropy import units as u
 
 from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import HeldFrame, as_frame
 from astro_narrowband._engine.statistics import MAD_TO_STD
+from astro_narrowband._engine.validate import bare
 
 __all__ = ["FrameStatistics", "cell_centres", "forced_fluxes", "measure_frame"]
 
@@ -296,17 +296,12 @@ def _whole(stars, spoiled, radius):
     return stars[cKDTree(spoiled).query(stars[:, :2])[0] > radius]
 
 
-def _column(table, name):
-    values = table[name]
-    return np.asarray(values.value if isinstance(values, u.Quantity) else values, float)
-
-
 def _positions(table, *, least=0.0):
     """x, y of all stars of a table (n, 2), or of those of a signal to noise that is known."""
     if table is None or (least and "snr" not in table.colnames):
         return np.empty((0, 2))
-    xy = np.column_stack([_column(table, name) for name in ("x_center", "y_center")])
-    clear = _column(table, "snr") > least if least else True
+    xy = np.column_stack([bare(table[name]) for name in ("x_center", "y_center")])
+    clear = bare(table["snr"]) > least if least else True
     return xy[np.isfinite(xy).all(axis=1) & clear]
 
 
@@ -323,10 +318,10 @@ def _measure_stars(frame, table, exposure):
         return np.empty((0, 4)), math.nan
     fwhm = table.meta.get("fwhm", math.nan)
     if not np.isfinite(fwhm):
-        fwhm = float(np.nanmedian(_column(table, "fwhm"))) if "fwhm" in table.colnames else math.nan
+        fwhm = float(np.nanmedian(bare(table["fwhm"]))) if "fwhm" in table.colnames else math.nan
     if not fwhm > 0:
         return np.empty((0, 4)), math.nan
-    x, y, flux = (_column(table, name) for name in ("x_center", "y_center", "flux"))
+    x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
     good = np.isfinite(flux) & (flux > 0)
     if "saturated" in table.colnames:
         good &= ~np.asarray(table["saturated"], bool)

@@ -15,7 +15,7 @@ from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import door, of_class, of_two, or_of, real
 from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband._engine.validate import positive
+from astro_narrowband._engine.validate import bare, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_in_continuum
 from astro_narrowband.lines._image import header_scale
@@ -267,9 +267,7 @@ def _common_stars(line, continuum, stars):
     detected = [np.column_stack([t["x_center"].value, t["y_center"].value]) for t in tables]
     if stars is None:
         stars = QTable({"x_center": detected[0][:, 0], "y_center": detected[0][:, 1]})
-    xy = np.column_stack(
-        [np.asarray(getattr(stars[c], "value", stars[c]), float) for c in ("x_center", "y_center")]
-    )
+    xy = np.column_stack([bare(stars[c]) for c in ("x_center", "y_center")])
     for apart in APART:
         keep = np.logical_and(
             *(_single(xy, *both, apart * fwhm) for both in zip(detected, tables, strict=True))
@@ -285,7 +283,7 @@ def _common_stars(line, continuum, stars):
         )
     table = QTable({"x_center": xy[keep, 0], "y_center": xy[keep, 1]})
     if "colour" in stars.colnames:
-        table["colour"] = np.asarray(getattr(stars["colour"], "value", stars["colour"]))[keep]
+        table["colour"] = bare(stars["colour"])[keep]
     return table, fwhm, detected[1]
 
 

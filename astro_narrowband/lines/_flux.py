@@ -8,7 +8,7 @@ from astropy import units as u
 from astropy.constants import c, h
 
 from astro_narrowband._engine.door import a_table, array, door, items_of, of_class, quantity
-from astro_narrowband._engine.validate import as_unit, number, positive
+from astro_narrowband._engine.validate import as_unit, bare, number, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
 from astro_narrowband.lines._map import REFERENCES, pixel_area
@@ -194,9 +194,7 @@ def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references
         )  # fmt: skip
         return flux, None
     bands = {
-        wavelength: np.asarray(getattr(stars[lower[band]], "value", stars[lower[band]]), float)
-        for band, wavelength in BANDS.items()
-        if band in lower
+        wavelength: bare(stars[lower[band]]) for band, wavelength in BANDS.items() if band in lower
     }
     if len(bands) < 2:
         raise InputError(

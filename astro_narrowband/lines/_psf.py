@@ -137,9 +137,9 @@ def match_shapes(a, b, stars, *, fwhm):
     -----
     The kernel is `photutils.psf_matching.make_wiener_kernel` of the two mean shapes, made of the
     same stars moved by the same splines, so that what the pixels and the splines do to a star
-    cancels. The variance plane is convolved with the kernel, so that its sum over many pixels
-    remains right; what single pixels lose goes into NOISECOR. Shapes that change over the field
-    are matched in the mean.
+    cancels. The variance plane is blurred by a Gaussian as compact as the kernel, so that its
+    sum over many pixels remains right; what single pixels lose goes into NOISECOR. Shapes that
+    change over the field are matched in the mean.
     """
     half = max(6, math.ceil(REACH * fwhm))
     bad_a, bad_b = unusable(a), unusable(b)

@@ -18,10 +18,10 @@ from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_levels
 from astro_narrowband._engine.detection import stamps
 from astro_narrowband._engine.door import door, items, whole_numbers
+from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._draw import draw_aperture
 from astro_narrowband.photometry._measure import (
-    bare,
     close_pairs,
     correlation_factor,
     measurable,

@@ -7,7 +7,7 @@ from scipy.special import ndtr, ndtri
 
 from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband.photometry._measure import bare
+from astro_narrowband._engine.validate import bare
 
 __all__ = ["unlike_stars"]
 

@@ -22,6 +22,7 @@ from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
+from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
@@ -31,7 +32,7 @@ from astro_narrowband.photometry._growth import (
     growth_curves,
 )
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
-from astro_narrowband.photometry._measure import bare, read_image
+from astro_narrowband.photometry._measure import read_image
 from astro_narrowband.photometry._shapes import measure_shapes
 
 __all__ = ["Catalog", "make_catalog"]

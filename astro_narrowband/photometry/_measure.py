@@ -24,7 +24,6 @@ from astro_narrowband.exceptions import InputError, warn
 __all__ = [
     "Image",
     "Sky",
-    "bare",
     "close_pairs",
     "measurable",
     "measure_sky",
@@ -167,11 +166,6 @@ def _plane(values, shape, name, unit=None):
     if values.shape != shape:
         raise InputError(f"{name} has shape {values.shape}, the image {shape}")
     return values
-
-
-def bare(column):
-    """The numbers of a column, without its unit."""
-    return np.asarray(getattr(column, "value", column), float)
 
 
 def number_in(value, unit, name):

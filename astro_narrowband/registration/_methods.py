@@ -76,8 +76,8 @@ def align_centroid(source, target, positions, *, centroid_func, box_size, search
     if centroid_func is None:
         from photutils.centroids import centroid_2dg as centroid_func
     there, there_err = _centroids(target, positions, centroid_func, box_size, box_size // 2, mask)
-    at_source, here_err = _centroids(source, there, centroid_func, box_size, search, mask)
-    variance = here_err**2 + there_err**2
+    at_source, at_source_err = _centroids(source, there, centroid_func, box_size, search, mask)
+    variance = at_source_err**2 + there_err**2
     model = "similarity" if len(positions) >= 3 else "translation"
     matrix, covariance, _, _, chi2 = _match.fit(at_source, there, variance, model=model, clip=1e6)
     if model == "similarity":

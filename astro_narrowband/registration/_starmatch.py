@@ -11,6 +11,7 @@ import numpy as np
 from astropy.table import Table
 
 from astro_narrowband._engine.detection import detect_stars
+from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
@@ -86,12 +87,12 @@ def stars_of(image, keywords):
         raise InputError(
             f"{name_of(table)}: the star list has no meta['shape'] (ny, nx): use detect_stars"
         )
-    xy = np.column_stack([_plain(table["x_center"]), _plain(table["y_center"])])
+    xy = np.column_stack([bare(table["x_center"]), bare(table["y_center"])])
     if "x_err" in table.colnames:
-        variance = (_plain(table["x_err"]) ** 2 + _plain(table["y_err"]) ** 2) / 2
+        variance = (bare(table["x_err"]) ** 2 + bare(table["y_err"]) ** 2) / 2
     else:
         variance = np.full(len(table), 0.05**2)
-    ring = _plain(table["sharpness"]) if "sharpness" in table.colnames else np.ones(len(table))
+    ring = bare(table["sharpness"]) if "sharpness" in table.colnames else np.ones(len(table))
     saturated = np.zeros(len(table), bool)
     if "saturated" in table.colnames:
         saturated = np.asarray(table["saturated"], bool)
@@ -101,10 +102,6 @@ def stars_of(image, keywords):
         name_of(table), tuple(table.meta["shape"]), xy[good], variance[good] + 0.003**2,
         ring[good], len(table), int(saturated.sum()), dict(table.meta),
     )  # fmt: skip
-
-
-def _plain(column):
-    return np.asarray(getattr(column, "value", column), float)
 
 
 @dataclass(eq=False)

@@ -48,8 +48,8 @@ def candidates(image, rms, threshold):
         at = np.flatnonzero(np.greater(smooth[1:-1], line, out=above[:n])) + nx
         flat = smooth.reshape(-1)
         for before in (1, nx, nx - 1, nx + 1):
-            height_there = flat[at]
-            at = at[(height_there >= flat[at - before]) & (height_there > flat[at + before])]
+            heights = flat[at]
+            at = at[(heights >= flat[at - before]) & (heights > flat[at + before])]
         y, x = np.divmod(at, nx)
         peaks.append((y + (rows.start - 1), x, flat[at] / line[x] * threshold))
     y, x, height = (np.concatenate(column) for column in zip(*peaks, strict=True))

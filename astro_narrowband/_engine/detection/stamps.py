@@ -88,13 +88,13 @@ def windowed(stamps, weight, sigma, *, x=None, y=None, iterations=12):
     # Where the middle has come to rest the others are not waited for.
     moving = np.arange(n)
     for _ in range(iterations):
-        still = moving if len(moving) < n else slice(None)
-        m = _moments(light[still], half[still], step, x[still], y[still])
+        active = moving if len(moving) < n else slice(None)
+        m = _moments(light[active], half[active], step, x[active], y[active])
         mean_x, mean_y, total = m["x"], m["y"], m["total"]
         lost = ~(np.isfinite(mean_x) & np.isfinite(mean_y) & (total > 0))
         mean_x[lost] = mean_y[lost] = 0
-        x[still] = np.clip(x[still] + 2 * np.clip(mean_x, -1, 1), -limit, limit)
-        y[still] = np.clip(y[still] + 2 * np.clip(mean_y, -1, 1), -limit, limit)
+        x[active] = np.clip(x[active] + 2 * np.clip(mean_x, -1, 1), -limit, limit)
+        y[active] = np.clip(y[active] + 2 * np.clip(mean_y, -1, 1), -limit, limit)
         moving = moving[np.maximum(np.abs(mean_x), np.abs(mean_y)) >= 1e-4]
         if not moving.size:
             break

@@ -72,12 +72,8 @@ class FitsFrame(Frame):
         self.name = self.path.name
         structure = read_structure(self.path, max_pixels=self.max_pixels, identity=self.identity)
         self.identity = structure.identity
-        self.header, self.image, self.shape = (
-            structure.header,
-            structure.image,
-            structure.image.shape,
-        )
-        self.primary = structure.primary
+        self.header, self.primary = structure.header, structure.primary
+        self.image, self.shape = structure.image, structure.image.shape
         self._mask, self._uncertainty = structure.mask, structure.uncertainty
         self._kind, self._structure = structure.kind, structure
         for keyword, value in self.cards.items():

@@ -49,7 +49,7 @@ def decide_for(group, settings):
         [row.open_whole() for row in rows] for rows in (raw["bias"], raw["flats"] or raw["lamps"])
     )
     given = {name: getattr(settings, name) for name in ("gain", "read_noise")}
-    stated = _told(group, header)
+    stated = _stated(group, header)
     detector = decide_detector(
         header,
         **{
@@ -94,17 +94,17 @@ def gain_alone(group, settings):
         return settings.gain, []
     frame = group.first.open_whole()
     try:
-        gain = read_gain(frame.header)
+        card = read_gain(frame.header)
     except InputError:
-        gain = None  # a setting
-    if gain or group.calibrated or len(group.lights) < 2:
-        return gain and gain[0], []
-    gain = gain_of_lights([row.open_whole() for row in group.lights])
-    if not gain:
+        card = None  # a setting
+    if card or group.calibrated or len(group.lights) < 2:
+        return card and card[0], []
+    measured = gain_of_lights([row.open_whole() for row in group.lights])
+    if not measured:
         return None, []
-    return gain["gain"], [
+    return measured["gain"], [
         "gain: no header says it: measured from the noise of the sky: {gain:.3g} +- {gain_err:.1g} "
-        "electron/adu: give --gain if you know it".format(**gain)
+        "electron/adu: give --gain if you know it".format(**measured)
     ]
 
 
@@ -125,7 +125,7 @@ def _words(detector, header):
     return sentences
 
 
-def _told(group, header):
+def _stated(group, header):
     """Return what masters of this package say of a camera, for what the header does not."""
     stated = {}
     for name, read in (("gain", read_gain), ("read_noise", read_noise)):

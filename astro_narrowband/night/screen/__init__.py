@@ -79,7 +79,7 @@ def look_at(frame, saturation):
     """
     ny = frame.shape[0]
     rows = np.unique(np.linspace(0, ny - 1, ROWS).astype(int)).tolist()
-    reasons, wide, counts, same = [], [], [], 0
+    samples, wide, counts, same = [], [], [], 0
     try:
         for y in rows:
             band = frame.read(slice(y, y + 1))
@@ -88,13 +88,13 @@ def look_at(frame, saturation):
             counts.append(frame.raw_counts(slice(y, y + 1), band.data)[0][good])
             # The first and the last row are dead in many a camera.
             same += 0 < y < ny - 1 and values.size > 8 and values.min() == values.max()
-            reasons.append(values)
+            samples.append(values)
             wide.append(
                 band.data[0] if band.mask is None else np.where(band.mask[0], np.nan, band.data[0])
             )
     except InputError as error:
         return Look(np.nan, np.nan, str(error))
-    values = np.concatenate(reasons)
+    values = np.concatenate(samples)
     if not values.size:
         return Look(np.nan, np.nan, "has no good pixel: it holds no image")
     # An odd step: even and odd columns may be of two amplifiers, or two colours.
