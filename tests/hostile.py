@@ -206,6 +206,13 @@ case(
     lambda n: (n.set(L1, EXPTIME=None, EXPOSURE=60.0), n.move(L1)),
     {PLAIN: USED},
 )
+case(
+    "exposure",
+    "zero-and-another",
+    lambda n: n.set(L1, EXPTIME=0.0, EXPOSURE=60.0),
+    {L1: USED},
+    says="EXPOSURE is believed",
+)
 case("exposure", "two-disagree", lambda n: n.set(L1, EXPOSURE=90.0), {L1: USED}, says="disagree")
 case("exposure", "twice-different", lambda n: _twice(n, "90.0"), {PLAIN: OUT}, says="different")
 case("exposure", "twice-equal", lambda n: _twice(n, "60.0"), {PLAIN: USED})

@@ -109,12 +109,16 @@ def _noise(cards, ratio):
     pixels, factor = _known(cards.get("NOISEPIX")), _known(cards.get("ERRSCALE"))
     if pixels is None and ratio is None:
         return ("Noise over predicted", "–", "no blank sky tells")
-    remark = f"pixels {number(pixels)}, apertures {number(ratio)}"
+    remark = f"pixels {_ratio(pixels)}, apertures {_ratio(ratio)}"
     if factor and abs(factor - 1) > 0.001:
         remark += f"; errors were multiplied by {number(factor)}"
     elif ratio and ratio > 1.5:
         remark += ": nebula under the apertures, not noise"
-    return ("Noise over predicted", number(pixels if pixels is not None else ratio), remark)
+    return ("Noise over predicted", _ratio(pixels if pixels is not None else ratio), remark)
+
+
+def _ratio(value):
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _known(value):

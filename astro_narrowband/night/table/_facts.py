@@ -258,12 +258,13 @@ class FactReader:
         if wrong or (facts.kind in ("light", "flat") and facts.exposure == 0):
             problem = str(wrong) if wrong else f"{times[0][0]} = 0: a {facts.kind} needs a time"
             self._exposure_unsaid(facts, parts, problem)
-        good = [(k, s) for k, s in times if not isinstance(s, InputError) and s > 0]
+        good = [(k, s) for k, s in times if not isinstance(s, InputError)]
         if len(good) > 1 and not wrong:
             longest, shortest = max(s for _, s in good), min(s for _, s in good)
             if longest - shortest > max(0.01 * longest, 0.002):
                 text = ", ".join(f"{k} = {s:g} s" for k, s in good)
-                facts.notes.append(f"{text}: disagree: {good[0][0]} is believed")
+                believed = next((k for k, s in good if s == facts.exposure), good[0][0])
+                facts.notes.append(f"{text}: disagree: {believed} is believed")
         if facts.kind == "bias" and facts.exposure > LONGEST_BIAS and not facts.master:
             facts.refusal = facts.refusal or (
                 f"is a bias by its type, but EXPTIME = {facts.exposure:g}: correct the header"
