@@ -26,8 +26,6 @@ from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband._engine.wcs import move_header
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["COLOURS", "MosaicFrame"]
-
 #: What may be made of a mosaic, and the letters of the pixels that are added.
 COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB", "green+blue": "GB"}
 #: Level [adu] from which a pixel is not believed, where the header does not tell.

@@ -34,15 +34,6 @@ from astro_narrowband.photometry._measure import (
 from astro_narrowband.photometry._positions import read_apertures
 from astro_narrowband.photometry._structure import structure_variance
 
-__all__ = [
-    "FLAGS",
-    "Flag",
-    "annulus_photometry",
-    "decode_flags",
-    "flag_where",
-    "plot_aperture",
-]
-
 #: An annulus with fewer usable pixels than this is flagged.
 MIN_SKY = 30
 

@@ -7,8 +7,6 @@ from astro_narrowband._engine.headers.spellings import one_value, parse_number, 
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["read_bayer_shift", "read_binning", "read_overscan", "read_trim", "read_window"]
-
 _BINNING_PAIRS = [
     (p + "X" + s, p + "Y" + s)
     for p, s in (("", "BINNING"), ("CCD", "BIN"), ("BIN", ""), ("", "BIN"), ("BINNING", ""))

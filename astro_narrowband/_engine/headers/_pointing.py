@@ -7,8 +7,6 @@ from astro_narrowband._engine.headers.spellings import COUNTS, one_value, parse_
 from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["read_combined", "read_pixel_scale", "read_pointing", "read_rotator"]
-
 #: Angles of a rotator, and of the camera on the sky, which turns by 180 deg with a German mount.
 _ROTATORS = {"ROTATANG": 360, "ROTATOR": 360, "ROTANGLE": 360, "OBJCTROT": 180, "POSANGLE": 180}
 _POINTINGS = (

@@ -16,8 +16,6 @@ from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
-__all__ = ["OFF", "HeaderReader"]
-
 OFF = {
     "",
     "f",

@@ -12,8 +12,6 @@ from astro_narrowband._engine.headers.spellings import (
 )
 from astro_narrowband._engine.text import clean_text, show_value
 
-__all__ = ["reduced_by"]
-
 
 def reduced_by(header):
     """

@@ -19,20 +19,6 @@ from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
-__all__ = [
-    "COUNTS",
-    "KEYWORDS",
-    "KINDS",
-    "REDUCED",
-    "SPELLINGS",
-    "Spellings",
-    "key_of",
-    "kind_of",
-    "one_value",
-    "parse_number",
-    "raw_values",
-]
-
 
 def _words(text):
     # A dot stands for a blank: ESO.DPR.TYPE is HIERARCH ESO DPR TYPE.
