@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from astropy.io import fits
 
-from astro_narrowband._engine.text import clean_text
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
@@ -226,7 +226,10 @@ def parse_number(value):
     if isinstance(value, bool | complex) or value is None:
         raise ValueError("is not a number")
     if not isinstance(value, str):
-        number = float(value)
+        try:
+            number = float(value)
+        except (TypeError, OverflowError):
+            raise ValueError("is not a number") from None
     else:
         text = value.strip(" =\t'\"")
         if re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text, re.ASCII):
@@ -249,7 +252,7 @@ def _same(values):
     """Whether all values of a keyword that stands twice agree."""
     try:
         numbers = [parse_number(v) for v in values]
-    except (ValueError, TypeError, OverflowError):
+    except ValueError:
         return len({key_of(v) for v in values}) == 1
     return max(numbers) - min(numbers) <= 1e-6 * max(map(abs, numbers))
 
@@ -266,6 +269,23 @@ def one_value(header, keyword):
             "correct the header"
         )
     return stated[0]
+
+
+def text_of(header, keyword):
+    """Return the value of a keyword as one clean line, ``""`` if absent or undefined."""
+    card = one_value(header, keyword)
+    return "" if card is None else clean_text(card[0])
+
+
+def number_of(header, keyword):
+    """Return ``(number, comment)`` of a keyword, ``None`` if absent or blank; `InputError` else."""
+    if not text_of(header, keyword):
+        return None
+    value, comment = one_value(header, keyword)
+    try:
+        return parse_number(value), comment
+    except ValueError as error:
+        raise InputError(f"{keyword} = {show_value(value)} {error}") from None
 
 
 def kind_of(text, *, spellings=SPELLINGS):

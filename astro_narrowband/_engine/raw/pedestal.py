@@ -84,7 +84,7 @@ def without_pedestal(frame):
         return frame
     try:
         pedestal = abs(keywords.parse_number(card[0]))
-    except (ValueError, TypeError, OverflowError) as error:
+    except ValueError as error:
         raise InputError(f"{frame.name}: PEDESTAL = {card[0]!r} {error}: correct it") from None
     return PedestalFrame(frame, pedestal) if pedestal else frame
 
