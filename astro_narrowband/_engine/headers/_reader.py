@@ -5,6 +5,7 @@ import math
 import re
 
 from astro_narrowband._engine.headers.spellings import (
+    OFF,
     SPELLINGS,
     key_of,
     kind_of,
@@ -18,24 +19,6 @@ from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
-#: What a flag says, in lower case, where nothing was done.
-OFF = set(
-    [
-        "f",
-        "n",
-        "0",
-        "no",
-        "none",
-        "false",
-        "off",
-        "omit",
-        "omitted",
-        "skipped",
-        "raw",
-        "not",
-        "perform",
-    ]
-) | {""}
 _NO_OBJECT = re.compile("unknown|none|noname|undefined|na|nan|null|true|false|object")
 _EMPTY = re.compile("((clear|open|none|empty|air|nofilter|blank|hole|nan|clr|free)[0-9]{0,2})?")
 _WITH_UNIT = re.compile(r"(.*?[\d.])\s*([a-zµμ°\"]+\.?)?", re.IGNORECASE | re.ASCII)

@@ -2,9 +2,9 @@
 
 import re
 
-from astro_narrowband._engine.headers._reader import OFF
 from astro_narrowband._engine.headers.spellings import (
     COUNTS,
+    OFF,
     REDUCED,
     key_of,
     parse_number,

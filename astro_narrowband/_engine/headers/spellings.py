@@ -93,6 +93,8 @@ REDUCED = _words(
     "BIASSUB DARKSUB FLATCOR GAINCOR EXPNORM ZEROCOR BIASCOR DARKCOR FLATDIV FLATTED CALSTAT "
     "SUBBIAS SUBDARK CALIBRAT COMBINED BIASCORR DARKCORR FLATCORR L1STATBI L1STATDA L1STATFL"
 )
+#: What such a flag says, in lower case, where nothing was done.
+OFF = {"", *_words("f n 0 no none false off omit omitted skipped raw not perform")}
 #: Keywords that count the frames that were joined into one.
 COUNTS = _words(
     "NCOMBINE STACKCNT NSTACK NUMSTACK STACKED SNAPSHOT LIGH_CNT DARK_CNT FLAT_CNT BIAS_CNT"
