@@ -486,7 +486,7 @@ def test_a_filter_without_a_correction_takes_anothers_and_says_so():
 
 
 def test_undersampled_stars_are_single_and_true():
-    """Superpixels of a colour camera: stars of 1.5 pixel, light of the middle of each pixel only."""
+    """Superpixels of a colour camera: stars of 1.5 pixel, and the middle of each pixel only."""
     pulls, blended, off = [], [], []
     for seed in range(8):
         rng = np.random.default_rng([seed, 13])

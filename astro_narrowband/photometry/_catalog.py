@@ -26,21 +26,16 @@ from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
-from astro_narrowband.photometry._growth import (
-    ApertureCorrection,
-    aperture_correction,
-    diagnose_background,
-    growth_curves,
-)
+from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._curves import diagnose_background
+from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
 from astro_narrowband.photometry._measure import read_image
 from astro_narrowband.photometry._shapes import measure_shapes
 
-__all__ = ["Catalog", "make_catalog"]
-
 #: Radii in units of the widest filter's FWHM: aperture and annulus.
 R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
-#: Where stars are narrower the place of the pixels shows in circles and shapes of their width [pix].
+#: Where stars are narrower, circles and shapes show where in its pixel each is [pix].
 SAMPLED = 2.4
 #: A neighbour only ever adds: stars so many sigma from the median give no correction.
 STRANGE = 2.5
