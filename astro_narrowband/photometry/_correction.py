@@ -17,8 +17,6 @@ from astro_narrowband.photometry._curves import (
     _within,
 )
 
-__all__ = ["ApertureCorrection", "Surface", "aperture_correction"]
-
 #: From so many stars on their scatter says more of their mean than their errors do.
 MANY = 10
 #: Light of a star beyond the largest radius of its curve: mean and spread, as parts of it.
