@@ -29,8 +29,6 @@ from astro_narrowband.registration._starmatch import (
     scale_of,
 )
 
-__all__ = ["match_nebula"]
-
 #: Smoothing that takes most of the noise [pix]; what is smoothed over a quarter of a tile is sky.
 FINE = 2.0
 #: Brighter than so many times the scatter of the smoothed image nothing counts: stars and

@@ -16,11 +16,6 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
 
-__all__ = [
-    "MAX_CHANCE", "MAX_CORNER", "MAX_SCALE", "SCALE_ERRORS", "Stars", "distinct", "frozen",
-    "match_stars", "name_of", "refine", "scale_of", "stars_of",
-]  # fmt: skip
-
 #: A rotation or scale that moves no corner by more than this is not worth resampling for [pix].
 NEGLIGIBLE = 0.02
 #: A turn or scale is taken where chi2 falls by so much.

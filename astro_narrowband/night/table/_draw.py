@@ -8,8 +8,6 @@ from astropy.time import Time
 
 from astro_narrowband._engine.plots import new_axes
 
-__all__ = ["draw_table"]
-
 
 def draw_table(ax, table):
     """Draw the exposure times of the rows of a `FrameTable` over their dates; return the axes."""
@@ -21,9 +19,9 @@ def draw_table(ax, table):
             day = Time(row.date, format="isot").plot_date
         except ValueError:
             continue
-        what = (
-            f"{row.kind} {row.filter}" if row.kind in ("light", "flat") else row.kind or "unknown"
-        )
+        what = row.kind or "unknown"
+        if row.kind in ("light", "flat"):
+            what += f" {row.filter}"
         label, marker = (what, "o") if row.used else (f"{what}, not used", "x")
         points.setdefault((label, marker), []).append((day, row.exposure))
     for (label, marker), rows in sorted(points.items()):
