@@ -206,7 +206,10 @@ def test_what_was_said_of_a_product_is_said_where_it_is_used_again(tmp_path):
     said = [("3 % of the pixels are masked", "warning")]
     for expected in ([], said):
         heard = []
-        with Products(tmp_path) as products, listening(lambda *text: heard.append(text)):
+        with (
+            Products(tmp_path) as products,
+            listening(lambda *text, heard=heard: heard.append(text)),
+        ):
             if not products.have("a.ecsv", "key"):
                 products.write_table("a.ecsv", QTable({"a": [1]}), "key", said)
         assert heard == expected

@@ -17,16 +17,6 @@ from astropy.wcs import WCS, Sip, WcsError
 
 from astro_narrowband.exceptions import warn
 
-__all__ = [
-    "apply_matrix",
-    "copy_wcs",
-    "move_header",
-    "move_wcs",
-    "put_wcs",
-    "read_wcs",
-    "strip_wcs",
-]
-
 #: Cards of the first WCS of a header; a letter behind them makes them those of another one.
 _LINEAR = (
     r"WCSAXES|WCSNAME|RADESYS|EQUINOX|LONPOLE|LATPOLE|(CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CNAME|"

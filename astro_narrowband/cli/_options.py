@@ -7,8 +7,6 @@ import re
 from astro_narrowband import __version__
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["parser"]
-
 
 def _pair(text):
     try:

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["SIDE", "Parabolas", "block_median", "fine_median", "to_pixels"]
-
 #: Rows that are fitted at a time; also the side of the blocks that ordinary pixels are told by.
 SIDE = 32
 

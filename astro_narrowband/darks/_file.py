@@ -10,8 +10,6 @@ from astro_narrowband._engine.frames import FitsImage
 from astro_narrowband.darks._planes import PLANES
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["model_hdul", "read_fields"]
-
 
 def model_hdul(model):
     """Return the model as an `~astropy.io.fits.HDUList`; the offset is the primary image."""

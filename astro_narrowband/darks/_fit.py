@@ -20,8 +20,6 @@ from astro_narrowband.darks._straight import limit, line, same_line, same_rate
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError, warn
 
-__all__ = ["fit_planes"]
-
 #: Where more of a band is far from its neighbourhood the dark itself is steep: a glow.
 STEEP = 0.05
 

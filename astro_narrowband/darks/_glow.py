@@ -15,8 +15,6 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks._blocks import SIDE, Parabolas
 from astro_narrowband.darks._straight import line
 
-__all__ = ["Glow", "GlowMap"]
-
 #: Probability that a glow is seen in darks that have none.
 CHANCE = 1e-3
 #: Windows of so many blocks along a side are looked at: what is faint is wide.

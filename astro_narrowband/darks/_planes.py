@@ -7,17 +7,6 @@ import numpy as np
 from astro_narrowband._engine.door import door, whole_numbers
 from astro_narrowband._engine.frames import row_bands
 
-__all__ = [
-    "FAR",
-    "FLAGS",
-    "NOISY",
-    "PLANES",
-    "bad_pixels",
-    "decode_flags",
-    "empty_planes",
-    "token_of",
-]
-
 #: Bits of the flag plane.
 FLAGS = {"NONLINEAR": 1, "SATURATED": 2, "UNCERTAIN": 4, "NEGATIVE": 8}
 

@@ -24,8 +24,6 @@ from astro_narrowband._engine.frames import map_bands, row_bands
 from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
 from astro_narrowband.darks._blocks import Parabolas, to_pixels
 
-__all__ = ["shrink_fit"]
-
 #: Side of a neighbourhood [pixel]; smaller in images with few of them.
 BLOCK, SMALLEST = 32, 8
 #: Clipping limit in robust sigma, and the variance of a normal distribution cut there.

@@ -7,8 +7,6 @@ from astro_narrowband.darks._blocks import SIDE, block_median
 from astro_narrowband.darks._planes import FAR, FLAGS, NOISY
 from astro_narrowband.darks._straight import limit
 
-__all__ = ["fit_single", "give_prior_rate"]
-
 
 def fit_single(planes, rows, averages, point, *, gain):
     """Put the mean of the only point into the offset of some rows: without a second no line."""

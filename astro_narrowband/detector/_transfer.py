@@ -11,8 +11,6 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["SAMPLE", "gain_of_lights", "photon_transfer", "read_noise_of"]
-
 #: Pixels of a row that share one scale.
 WIDTH = 64
 #: Pixels of a frame that are looked at, for a value that is to be used.

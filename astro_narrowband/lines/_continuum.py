@@ -40,8 +40,6 @@ from astro_narrowband.lines._starscale import (
 )
 from astro_narrowband.photometry import annulus_photometry
 
-__all__ = ["RESIDUAL_STAR", "subtract_continuum"]
-
 #: In the flags of a result: beside a star that is not gone.
 RESIDUAL_STAR = 1
 #: Stars that are looked at, at most.

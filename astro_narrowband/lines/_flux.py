@@ -14,18 +14,6 @@ from astro_narrowband.lines._filters import line_named
 from astro_narrowband.lines._map import REFERENCES, pixel_area
 from astro_narrowband.lines._starscale import robust_mean
 
-__all__ = [
-    "FLUX",
-    "FluxScale",
-    "calibrate_flux",
-    "flux_from_magnitudes",
-    "flux_from_spectra",
-    "flux_scale",
-    "reference_fluxes",
-    "scale_of_area",
-    "surface_brightness",
-]
-
 FLUX = u.erg / u.s / u.cm**2
 #: What a flux scale is not known better than, relative, unless the user knows: the absolute
 #: calibration of the references, and what a filter curve is not known.

@@ -11,8 +11,6 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import spread_of
 from astro_narrowband.photometry import annulus_photometry
 
-__all__ = ["Scale", "measure_stars", "pixel_scale", "robust_mean", "scale_of"]
-
 #: Radii of apertures and annulus in units of the width.
 R_APERTURE, R_WIDE, R_IN, R_OUT = 1.25, 2.5, 3.0, 5.0
 #: Radius of the pixels whose slope is taken, in units of the width.

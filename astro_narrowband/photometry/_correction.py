@@ -17,8 +17,6 @@ from astro_narrowband.photometry._curves import (
     _within,
 )
 
-__all__ = ["ApertureCorrection", "Surface", "aperture_correction"]
-
 #: Light of a star beyond the largest radius of its curve: mean and spread, as parts of it.
 USUAL = 0.01, 0.02
 

@@ -10,8 +10,6 @@ from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.photometry._measure import measure_sky
 
-__all__ = ["isolated_stars", "without_field"]
-
 #: A neighbour with more than this part of the flux spoils a growth curve.
 NEIGHBOUR_FLUX = 0.01
 #: With fewer sources than this within reach of a place, those that matter are seen.

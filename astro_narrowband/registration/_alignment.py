@@ -15,8 +15,6 @@ from astro_narrowband._engine.validate import alike
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Alignment"]
-
 
 @door
 @dataclass(frozen=True, eq=False)

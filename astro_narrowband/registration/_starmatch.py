@@ -16,8 +16,6 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
 
-__all__ = ["MAX_SCALE", "SCALE_ERRORS", "Stars", "match_stars", "name_of", "scale_of", "stars_of"]
-
 #: A rotation or scale that moves no corner by more than this is not worth resampling for [pix].
 NEGLIGIBLE = 0.02
 #: Largest departure of the scale from 1, beyond so many of its own errors: same camera, same

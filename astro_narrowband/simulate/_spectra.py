@@ -8,8 +8,6 @@ import numpy as np
 from astro_narrowband._engine.door import array, check_fields, door, items_of, real
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["SpectralModel", "SpectralNebula"]
-
 #: h c [erg nm].
 _HC = 1.986445857e-9
 #: Lines in air [nm], the shape they have in the sky, and their flux over that of the shape's line.

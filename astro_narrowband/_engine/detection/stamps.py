@@ -11,8 +11,6 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads, usable_cores
 
-__all__ = ["COLUMNS", "gather", "measure", "shape_of", "windowed"]
-
 COLUMNS = (
     "x_center", "y_center", "x_err", "y_err", "flux", "flux_err", "fwhm",
     "roundness", "sharpness", "peak", "snr", "saturated",

@@ -3,11 +3,15 @@
 import math
 import re
 
-from astro_narrowband._engine.headers.spellings import one_value, parse_number, raw_values
+from astro_narrowband._engine.headers.spellings import (
+    number_of,
+    one_value,
+    parse_number,
+    raw_values,
+    text_of,
+)
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
-
-__all__ = ["read_bayer_shift", "read_binning", "read_overscan", "read_trim", "read_window"]
 
 _BINNING_PAIRS = [
     (p + "X" + s, p + "Y" + s)
@@ -36,11 +40,10 @@ def read_binning(header):
             values = [f[0] if f else (cards[0] or cards[1])[0] for f in cards]
             return tuple(_binning(v, k) for v, k in zip(values, pair, strict=True))
     for keyword in ("CCDSUM", "BINNING", "BIN", "CCDBIN"):
-        card = one_value(header, keyword)
-        if card is not None and clean_text(card[0]):
-            parts = [p for p in re.split(r"[^\d.]+", clean_text(card[0])) if p]
+        if text := text_of(header, keyword):
+            parts = [p for p in re.split(r"[^\d.]+", text) if p]
             if len(parts) not in (1, 2):
-                raise InputError(f"{keyword} = {show_value(card[0])} is not a binning such as 2x2")
+                raise InputError(f"{keyword} = {show_value(text)} is not a binning such as 2x2")
             x, y = (_binning(p, keyword) for p in (parts * 2)[:2])
             return x, y
     return None
@@ -49,7 +52,7 @@ def read_binning(header):
 def _binning(value, keyword):
     try:
         number = parse_number(value)
-    except (ValueError, TypeError, OverflowError):
+    except ValueError:
         number = math.nan
     if not (1 <= number <= 64 and number == int(number)):
         raise InputError(
@@ -60,19 +63,12 @@ def _binning(value, keyword):
 
 def read_window(header):
     """Return the window's origin on the detector, ``(x, y)`` from 0, or ``None``."""
-    for x, y in _ORIGINS:
-        cards = [one_value(header, x), one_value(header, y)]
+    for pair in _ORIGINS:
+        cards = [number_of(header, keyword) for keyword in pair]
         if any(cards):
-            origin = []
-            for one, keyword in zip(cards, (x, y), strict=True):
-                try:
-                    origin.append(round(parse_number(one[0])) if one else 0)
-                except (ValueError, TypeError, OverflowError):
-                    raise InputError(f"{keyword} = {show_value(one[0])} is not a pixel") from None
-            return tuple(origin)
+            return tuple(round(card[0]) if card else 0 for card in cards)
     for keyword in ("CCDSEC", "DETSEC", "ROI", "SUBRECT"):
-        card = one_value(header, keyword)
-        if card is not None and (numbers := re.findall(r"\d+", str(card[0]))):
+        if numbers := re.findall(r"\d+", text_of(header, keyword)):
             if len(numbers) == 4 and keyword in ("CCDSEC", "DETSEC"):
                 return int(numbers[0]) - 1, int(numbers[2]) - 1
             return tuple(int(n) for n in numbers[:4])
@@ -80,16 +76,15 @@ def read_window(header):
 
 
 def _section(header, keyword, shape):
-    card = one_value(header, keyword)
-    if card is None or not clean_text(card[0]):
+    text = text_of(header, keyword)
+    if not text:
         return None
-    match = re.fullmatch(
-        r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]", clean_text(card[0]), re.ASCII
-    )
+    number = r"\s*(\d+)\s*"
+    match = re.fullmatch(rf"\[{number}:{number},{number}:{number}\]", text, re.ASCII)
     x1, x2, y1, y2 = (int(n) if len(n) < 10 else 0 for n in match.groups()) if match else [0] * 4
     if not (1 <= x1 <= x2 <= shape[1] and 1 <= y1 <= y2 <= shape[0]):
         raise InputError(
-            f"{keyword} = {show_value(card[0])} is not a section [x1:x2,y1:y2] of this image "
+            f"{keyword} = {show_value(text)} is not a section [x1:x2,y1:y2] of this image "
             f"({shape[1]} by {shape[0]} pixels)"
         )
     return slice(y1 - 1, y2), slice(x1 - 1, x2)
@@ -139,17 +134,10 @@ def read_bayer_shift(header, shape):
     """
     shift = []
     for keywords in (("XBAYROFF", "BAYOFFX"), ("YBAYROFF", "BAYOFFY")):
-        cards = [(k, one) for k in keywords if (one := one_value(header, k)) is not None]
-        value = 0
-        for keyword, one in cards[:1]:
-            try:
-                value = parse_number(one[0])
-            except (ValueError, TypeError, OverflowError):
-                value = math.nan
-            if value != value // 1:
-                raise InputError(
-                    f"{keyword} = {show_value(one[0])} is not a whole number of pixels"
-                )
+        cards = [(card[0], k) for k in keywords if (card := number_of(header, k))]
+        value, keyword = cards[0] if cards else (0, "")
+        if value % 1:
+            raise InputError(f"{keyword} = {value:g} is not a whole number of pixels")
         shift.append(int(value) % 2)
     order = [clean_text(value).upper() for value, _ in raw_values(header, "ROWORDER")[:1]]
     if order == ["BOTTOM-UP"]:

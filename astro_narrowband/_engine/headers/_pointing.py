@@ -3,11 +3,15 @@
 import math
 import re
 
-from astro_narrowband._engine.headers.spellings import COUNTS, one_value, parse_number, raw_values
+from astro_narrowband._engine.headers.spellings import (
+    COUNTS,
+    number_of,
+    one_value,
+    parse_number,
+    raw_values,
+)
 from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
-
-__all__ = ["read_combined", "read_pixel_scale", "read_pointing", "read_rotator"]
 
 #: Angles of a rotator, and of the camera on the sky, which turns by 180 deg with a German mount.
 _ROTATORS = {"ROTATANG": 360, "ROTATOR": 360, "ROTANGLE": 360, "OBJCTROT": 180, "POSANGLE": 180}
@@ -20,10 +24,10 @@ _POINTINGS = (
 def _number(header, keyword):
     """A number, or NaN where there is none that can be read."""
     try:
-        card = one_value(header, keyword)
-        return math.nan if card is None else parse_number(card[0])
-    except (InputError, ValueError, TypeError, OverflowError):
-        return math.nan
+        card = number_of(header, keyword)
+    except InputError:
+        card = None
+    return card[0] if card else math.nan
 
 
 def read_rotator(header):
@@ -52,7 +56,7 @@ def _angle(header, keyword, *, hours):
             size = sum(piece / 60**i for i, piece in enumerate(pieces)) * (15 if hours else 1)
             return -size if text.startswith("-") else size
         return parse_number(card[0])
-    except (InputError, ValueError, TypeError, OverflowError):
+    except (InputError, ValueError):
         return math.nan
 
 

@@ -2,17 +2,15 @@
 
 import re
 
-from astro_narrowband._engine.headers._reader import OFF
 from astro_narrowband._engine.headers.spellings import (
     COUNTS,
+    OFF,
     REDUCED,
     key_of,
     parse_number,
     raw_values,
 )
 from astro_narrowband._engine.text import clean_text, show_value
-
-__all__ = ["reduced_by"]
 
 
 def reduced_by(header):
@@ -39,16 +37,12 @@ def reduced_by(header):
             try:
                 if parse_number(value) > 1:
                     return f"{keyword} = {show_value(value)}"
-            except (ValueError, TypeError, OverflowError):
+            except ValueError:
                 continue
     for value, _ in raw_values(header, "BUNIT"):
         unit = key_of("" if value is None else value)
-        if re.match(r"(elec|photoelec|photon|jy|mjy|erg|nmgy|nanomagg|flux)", unit) or unit in {
-            "e",
-            "es",
-            "normalized",
-            "dimensionless",
-        }:
+        physical = "elec|photoelec|photon|jy|mjy|erg|nmgy|nanomagg|flux|(es?|normalized)$"
+        if re.match(physical + "|dimensionless$", unit):
             return f"BUNIT = {show_value(value)}"
         if re.match(r"(adu|dn|counts?)(s|sec|second)?(s|sec|second|persec|persecond)$", unit) and (
             unit not in {"adus", "dns", "counts"} or "/" in str(value)

@@ -3,13 +3,3 @@
 from astro_narrowband._engine.raw.camera import master_header, refuse_other_camera
 from astro_narrowband._engine.raw.overscan import OverscanFrame, prepared
 from astro_narrowband._engine.raw.pedestal import ScaledFrame, full_scale, without_pedestal
-
-__all__ = [
-    "OverscanFrame",
-    "ScaledFrame",
-    "full_scale",
-    "master_header",
-    "prepared",
-    "refuse_other_camera",
-    "without_pedestal",
-]

@@ -8,8 +8,6 @@ from astro_narrowband._engine.provenance import write_creator
 from astro_narrowband.exceptions import CalibrationError, InputError
 from astro_narrowband.filters import canonical_filter
 
-__all__ = ["master_header", "refuse_other_camera"]
-
 #: Cards of the first frame that a master keeps: they tell cameras and settings apart.
 KEPT = (
     *("XBINNING", "YBINNING", "BINNING", "CCDSUM", "XORGSUBF", "YORGSUBF", "FLIPSTAT"),

@@ -9,8 +9,6 @@ from astro_narrowband._engine.raw.pedestal import without_pedestal
 from astro_narrowband._engine.wcs import move_header, move_wcs
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["OverscanFrame", "prepared"]
-
 
 def prepared(image, *, unit=u.adu):
     """

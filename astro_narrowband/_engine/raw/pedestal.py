@@ -8,8 +8,6 @@ from astro_narrowband._engine.frames import Frame
 from astro_narrowband._engine.text import clean_text
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["PedestalFrame", "ScaledFrame", "full_scale", "without_pedestal"]
-
 #: Full scale of 16 bits: that of images whose pixels go from 0 to 1.
 FULL = 65535.0
 #: Rows of a frame that are asked for its scale; a flat above this level is one that is normalised.
@@ -86,7 +84,7 @@ def without_pedestal(frame):
         return frame
     try:
         pedestal = abs(keywords.parse_number(card[0]))
-    except (ValueError, TypeError, OverflowError) as error:
+    except ValueError as error:
         raise InputError(f"{frame.name}: PEDESTAL = {card[0]!r} {error}: correct it") from None
     return PedestalFrame(frame, pedestal) if pedestal else frame
 

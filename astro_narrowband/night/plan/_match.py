@@ -7,8 +7,6 @@ from astro_narrowband.filters import lines_of, pixels_of
 from astro_narrowband.night.plan._group import HARD_KEYS, SAME_ANGLE, Group, angle_apart
 from astro_narrowband.night.plan._pointing import panels
 
-__all__ = ["Candidates", "close", "dark_runs", "median_temperature"]
-
 
 def close(a, b, tolerance):
     """Whether two exposure times are one, within a relative tolerance."""

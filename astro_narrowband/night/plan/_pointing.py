@@ -3,8 +3,6 @@
 import math
 from itertools import pairwise
 
-__all__ = ["panels"]
-
 #: Lights whose centres lie farther apart than this part of the field are of two panels.
 PART_OF_FIELD = 0.4
 #: Where the field is not known: a step this many times the dithers, and at least so large [deg].

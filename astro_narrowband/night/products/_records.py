@@ -13,8 +13,6 @@ import numpy as np
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["provenance_key", "read_record", "software", "strict_json", "version_of"]
-
 _PACKAGES = ("numpy", "scipy", "astropy", "ccdproc", "photutils", "astroalign", "sep")
 
 

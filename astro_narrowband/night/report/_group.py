@@ -17,8 +17,6 @@ from astro_narrowband.night.charts import growth_png, self_test_png
 from astro_narrowband.night.report._headline import headline, messages_of
 from astro_narrowband.night.report._words import cause_of
 
-__all__ = ["SMALL", "GroupView", "colour_views", "draw_coadd", "open_product"]
-
 #: Longest side of the small pictures, in pixels.
 SMALL = 320
 #: Stars whose growth curves are shown.

@@ -9,8 +9,6 @@ import numpy as np
 from astro_narrowband.night import figures
 from astro_narrowband.night.report._group import open_product
 
-__all__ = ["draw_light"]
-
 #: Side of the square that is shown, one pixel of it for one of the frame.
 SIDE = 240
 

@@ -10,8 +10,6 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.night import figures
 from astro_narrowband.photometry import diagnose_background, make_catalog
 
-__all__ = ["catalogue", "grid_of", "picture", "place"]
-
 
 def grid_of(group):
     """What groups on one grid have in common: object and detector."""

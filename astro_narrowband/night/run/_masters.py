@@ -27,8 +27,6 @@ from astro_narrowband.night.run._ready import (
     ready_flat,
 )
 
-__all__ = ["Masters"]
-
 
 class Master(NamedTuple):
     """A master, the name of its product, and what that was made of."""

@@ -3,8 +3,6 @@
 import re
 from dataclasses import replace
 
-__all__ = ["Panels"]
-
 #: What the table of lights left out has in place of a reason where a light went to a panel.
 MOVED = "went to "
 

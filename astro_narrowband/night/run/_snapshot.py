@@ -1,7 +1,5 @@
 """The groups of a target as they were, for a target that is done again."""
 
-__all__ = ["snapshot"]
-
 #: The frames of a group.
 _LISTS = ("lights", "bias", "darks", "flats", "lost")
 

@@ -8,8 +8,6 @@ from astropy.time import Time
 
 from astro_narrowband._engine.plots import new_axes
 
-__all__ = ["draw_table"]
-
 
 def draw_table(ax, table):
     """Draw the exposure times of the rows of a `FrameTable` over their dates; return the axes."""

@@ -17,8 +17,6 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import UNKNOWN_FILTER, canonical_filter, is_known_filter
 from astro_narrowband.night.table._path_words import PathReader, exposure_from_names
 
-__all__ = ["FactReader", "Facts", "header_from"]
-
 #: A bias with a longer exposure time [s] is not a bias.
 LONGEST_BIAS = 1.0
 

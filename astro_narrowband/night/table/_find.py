@@ -9,8 +9,6 @@ from pathlib import Path
 from astro_narrowband._engine.text import path_text
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["find_files", "stem_of"]
-
 _SUFFIXES = (".fits", ".fit", ".fts")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
 #: Raw frames that are not FITS, and names of FITS files that are not there as such.

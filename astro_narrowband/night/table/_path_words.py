@@ -8,8 +8,6 @@ from astro_narrowband._engine.headers.spellings import KINDS, SPELLINGS
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.filters import FILTERS, canonical_filter, filter_key
 
-__all__ = ["PathReader", "exposure_from_names", "words_of"]
-
 #: Words of file and folder names that tell a kind. The other spellings of headers
 #: (object, target, test, sub, ...) are too common in names to mean anything there.
 _NAME_KINDS = {

@@ -10,8 +10,6 @@ from astro_narrowband._engine.raw import ScaledFrame, without_pedestal
 from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband.night.table._facts import Facts
 
-__all__ = ["FrameRow", "Problem", "problems_of"]
-
 
 @dataclass(frozen=True)
 class Problem:
