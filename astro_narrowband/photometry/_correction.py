@@ -21,8 +21,8 @@ from astro_narrowband.photometry._curves import (
 MANY = 10
 #: Light of a star beyond the largest radius of its curve: mean and spread, as parts of it.
 USUAL = 0.01, 0.02
-#: Of that light, the error of a fit to sums of Moffat profiles; and what it is off for others, which
-#: makes it a third in all.
+#: Of that light, the error of a fit to sums of Moffat profiles; and what it is off for others: a
+#: third in all.
 FIT, MODEL = 0.2, 0.27
 
 
