@@ -193,7 +193,9 @@ def test_colour_of_stars_that_shows_is_measured_and_k_is_that_of_the_colour_aske
     assert np.median(np.abs(result.stars["residual"])) < 0.03
     table["colour"][::3] = np.nan
     left = subtract_continuum(*images, stars=table).data
-    own = np.array([left[(gx - a) ** 2 + (gy - b) ** 2 < 25].sum() for a, b in zip(x, y, strict=True)])
+    own = np.array(
+        [left[(gx - a) ** 2 + (gy - b) ** 2 < 25].sum() for a, b in zip(x, y, strict=True)]
+    )
     off = np.abs(own - 78.5 * np.median(left)) / (k * flux)
     assert np.median(np.delete(off, np.s_[::3])) < 0.03 < np.median(off[::3])
 
