@@ -130,7 +130,14 @@ def read_wcs(header, name=""):
                 problem = ""
             else:
                 problem = f"it has {wcs.naxis} axes, or a singular matrix"
-        except (ValueError, TypeError, KeyError, WcsError, fits.VerifyError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            WcsError,
+            fits.VerifyError,
+        ) as error:
             problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
     if problem:
         _warn(f"{label}CTYPE1 = {first!r}: the WCS cannot be used ({problem}) and is left out")

@@ -239,13 +239,6 @@ class Products:
             self._digests[name] = digest
         return True
 
-    def earlier(self):
-        """Return the names of products of earlier runs that this run neither made nor used."""
-        with self._mutex:
-            keyed = {name for name, entries in self._journal.items() if any(k for k, _ in entries)}
-            names = keyed - set(self._digests)
-        return sorted(name for name in names if _is_file(self.folder / name))
-
     def claim(self, names):
         """
         Refuse foreign files that have names of products, before anything is written.
