@@ -35,7 +35,7 @@ from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files
 from astro_narrowband.night.table._row import FrameRow, Problem, problems_of
 
-__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "problems_of"]
+__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "find_files", "problems_of"]
 
 VERDICTS = ("used", "left out", "ignored")
 
