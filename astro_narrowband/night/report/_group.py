@@ -127,9 +127,6 @@ class GroupView:
         table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
         curves = []
         verdicts = table.meta.get("background") or {}
-        raw = next(
-            (c for c in ("flux_raw", "raw", "aperture_sum", "sum") if c in table.colnames), ""
-        )
         for star in dict.fromkeys(np.asarray(table["id"]).tolist()):
             rows = table[np.asarray(table["id"]) == star]
             flux = np.ma.filled(np.ma.asarray(rows["flux"], float), math.nan)
@@ -150,13 +147,13 @@ class GroupView:
                     "radius": np.asarray(rows["radius"], float),
                     "flux": flux,
                     "flux_err": np.ma.filled(np.ma.asarray(rows["flux_err"], float), math.nan),
-                    "raw": np.ma.filled(np.ma.asarray(rows[raw], float), math.nan) if raw else None,
+                    "raw": np.ma.filled(np.ma.asarray(rows["aperture_sum"], float), math.nan),
                 }
             )
         if not curves:
             return None
         self.stars = curves
-        annulus = _annulus(table.meta)
+        annulus = tuple(table.meta[key] for key in ("r_in", "r_out"))
         return [
             {**curve, "png": growth_png(curve, filter_name=self.filter, annulus=annulus)}
             for curve in curves
@@ -246,14 +243,6 @@ def _cards(hdul):
 
 def open_product(path):
     return fits.open(path, memmap=True, do_not_scale_image_data=True)
-
-
-def _annulus(meta):
-    pairs = [("r_in", "r_out"), ("annulus_in", "annulus_out")]
-    for inner, outer in pairs:
-        if inner in meta and outer in meta:
-            return tuple(float(getattr(meta[k], "value", meta[k])) for k in (inner, outer))
-    return None
 
 
 def _coverage(hdu):
