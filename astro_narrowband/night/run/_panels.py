@@ -1,4 +1,4 @@
-"""The groups of a target on their way: as they were, and panels that only their stars tell apart."""
+"""The groups of a target: as they were, and panels that only their stars tell apart."""
 
 import re
 from dataclasses import replace

@@ -422,7 +422,13 @@ def _pixels(row, section):
 
 def _completed(header, exposure, fallback):
     """Return the cards that a header needs to say what was found: the user's, the exposure time."""
-    cards = {keyword: _typed(value) for keyword, value in fallback.items() if keyword not in header}
+    cards = {}
+    for keyword in fallback.keys() - set(header):
+        # As a header would have it: a number if it is one.
+        try:
+            cards[keyword] = parse_number(fallback[keyword])
+        except ValueError:
+            cards[keyword] = clean_text(fallback[keyword])
     try:
         said = read_exposure(header)
     except InputError:
@@ -430,14 +436,6 @@ def _completed(header, exposure, fallback):
     if not math.isnan(exposure) and said != exposure:
         cards["EXPTIME"] = exposure
     return cards
-
-
-def _typed(value):
-    """A value of the command line as the header would have it: a number if it is one."""
-    try:
-        return parse_number(value)
-    except ValueError:
-        return clean_text(value)
 
 
 def _compare(facts, header, primary, spellings):
