@@ -362,6 +362,9 @@ def of_lines():
             "line_curve": curve, "continuum_curve": broad, "line": "Halpha", "velocity": 0.0}),
         "lines.read_catalogue": (lines.read_catalogue, {"table": t["catalogue"]}),
         "lines.read_image": (lines.read_image, {"path": "image.fits", "unit": None}),
+        "lines.reference_colours": (lines.reference_colours, {
+            "stars": Table({"r": [15.0], "i": [15.1]}), "source": "a",
+            "curves": (of["curve"], of["curve"])}),
         "lines.reference_fluxes": (lines.reference_fluxes, {
             "stars": Table({"r": [15.0], "i": [15.1]}), **of, "source": "a"}),
         "lines.restore_lines": (lines.restore_lines, {
