@@ -334,7 +334,7 @@ def of_lines():
         "region_fluxes": (an.region_fluxes, {
             "line_map": line_map, "sky": None,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
-        "lines.region_ratios": (lines.region_ratios, {
+        "region_ratios": (an.region_ratios, {
             "a": line_map, "b": line_map, "sky": None, "min_snr": 3.0,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
         "lines.read_regions": (lines.read_regions, {"path": "a.reg"}),

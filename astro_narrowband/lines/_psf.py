@@ -208,6 +208,7 @@ def _convolved(ccd, bad, kernel):
     result = LineMap(
         data, unit=ccd.unit, mask=mask, header=header, uncertainty=StdDevUncertainty(sigma, copy=False),
         wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
+        stars=getattr(ccd, "stars", None),
         shared={name: planes[name] * np.sign(np.nanmean(plane))
                 for name, plane in getattr(ccd, "shared", {}).items()},
     )  # fmt: skip
