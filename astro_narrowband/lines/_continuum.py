@@ -109,8 +109,8 @@ def subtract_continuum(
     LineMap
         In the unit of ``line``. Its ``common`` has ``"continuum"``, what one standard deviation
         of k does to each pixel; its ``stars`` is a table of the stars with ``ratio``,
-        ``ratio_err``, ``used`` and ``residual`` (part of its light that is left); its ``flags``
-        are `RESIDUAL_STAR` within a width of a star that is not gone. Its header has
+        ``ratio_err``, ``used``, ``scale`` (its own) and ``residual`` (part of its light that is
+        left); its ``flags`` are `RESIDUAL_STAR` within a width of a star that is not gone. Its header has
         KCONT, KCONTERR, KSTARS, KRATIO, KSLOPE, KMODE (the three estimates), KSCATTER (from
         star to star, relative), KCOLOUR and KCOLERR (slope), and KLOST (part of the line that
         the continuum filter took).
@@ -424,12 +424,11 @@ def _usual_shape(ccd, xy, fwhm):
 
 def _flag_residuals(result, measured, scale, fwhm):
     """Add ``residual`` to the stars, and flag the pixels of those that are not gone."""
-    measured["residual"] = (
-        measured["flux"] - scale.k_of(measured) * measured["flux_continuum"]
-    ) / (measured["flux"])
-    left = np.abs(measured["residual"]) * measured["flux"]
+    measured["scale"] = scale.k_of(measured)
+    left = measured["flux"] - measured["scale"] * measured["flux_continuum"]
+    measured["residual"] = left / measured["flux"]
     error = np.hypot(measured["flux_err"], scale.k * measured["flux_continuum_err"])
-    measured["flagged"] = left > 3 * error
+    measured["flagged"] = np.abs(left) > 3 * error
     radius = math.ceil(1.5 * fwhm)
     for x, y in measured["x_center", "y_center"][measured["flagged"]].iterrows():
         rows, columns, square = _stamp(result.data.shape, x, y, radius)

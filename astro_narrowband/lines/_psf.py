@@ -206,7 +206,8 @@ def _convolved(ccd, bad, kernel):
         "pixel variance over the variance plane",
     )
     result = LineMap(
-        data, unit=ccd.unit, mask=mask, header=header, uncertainty=StdDevUncertainty(sigma, copy=False),
+        data, unit=ccd.unit, mask=mask, header=header,
+        uncertainty=StdDevUncertainty(sigma, copy=False),
         wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
         stars=getattr(ccd, "stars", None),
         shared={name: planes[name] * np.sign(np.nanmean(plane))

@@ -140,10 +140,9 @@ def _scale_plot(each, name):
     panels = []
     stars = each.maps[name].stars
     if stars is not None:
-        k = float(each.maps[name].meta["KCONT"])
-        y = np.log(np.asarray(stars["pixel_slope"], float) / k)
+        y = np.log(np.asarray(stars["pixel_slope"] / stars["scale"], float))
         panels.append(
-            (np.asarray(stars["flux"]), y, np.asarray(stars["used"]), "ln k of a star / k")
+            (np.asarray(stars["flux"]), y, np.asarray(stars["used"]), "ln of a star's k / k")
         )
     if name in each.scales and each.scales[name][1] is not None:
         scale, match = each.scales[name]
