@@ -220,6 +220,14 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     )
 
 
+def usual_correction(r, fwhm):
+    """`ApertureCorrection` of profiles from a Gaussian to a Moffat one with beta = 2.5."""
+    q2 = (r / fwhm) ** 2
+    outside = np.array([2.0 ** (-4 * q2), (1 + 1.58 * q2) ** -1.5])
+    least, most = 1 / (1 - outside)
+    return ApertureCorrection((least + most) / 2, (most - least) / 12**0.5, 0.0, 0, r, math.inf)
+
+
 def chosen(use, n):
     """Which of ``n`` stars are used, as an array of bool, or `InputError`."""
     if len(use) != n:
