@@ -285,8 +285,8 @@ class DarkModel:
         mean, variance : `~numpy.ndarray` of float32
             [adu], bias included; [adu**2]
         """
-        k = self._match(exposure) if self.measured else None
-        if k is None:
+        k = self._match(exposure)
+        if k is None or not self.measured:
             return np.empty(0, np.int64), *np.empty((2, 0), np.float32)
         nx = self.shape[1]
         pixel = self.measured["pixel"]
@@ -314,12 +314,6 @@ class DarkModel:
         if self._glow is not None:
             return self._glow.rest_at(k, rows) + level
         return level if level else None
-
-    def _unknown_rest(self, exposure, rows):
-        """Return the error of the line at another exposure time that is due to a glow, or None."""
-        if self._glow is None or self._match(exposure) is not None:
-            return None
-        return self._glow.error_at(exposure, rows)
 
     def lines(self, rows):
         """
@@ -360,9 +354,8 @@ class DarkModel:
         var_offset, cov, var_rate = (
             self.planes[name][rows] for name in ("var_offset", "cov", "var_rate")
         )
-        unknown = self._unknown_rest(exposure, rows) if exposure > 0 else None
-        if unknown is not None:
-            unknown /= np.float32(exposure)
+        if exposure > 0 and self._glow is not None and self._match(exposure) is None:
+            unknown = self._glow.error_at(exposure, rows) / np.float32(exposure)
             var_rate = var_rate + unknown * unknown
         return var_offset, cov, var_rate
 

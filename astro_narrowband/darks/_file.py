@@ -80,9 +80,7 @@ def read_fields(path):
         raise InputError(f"{path}: is not a dark model ({error}): make it again") from error
     exposures = tuple(header[f"DARKT{k}"] for k in range(n))
     n_frames = tuple(header[f"DARKN{k}"] for k in range(n))
-    temperatures = None
-    if "DARKTMIN" in header:
-        temperatures = header["DARKTMIN"], header["DARKTMAX"]
+    temperatures = (header["DARKTMIN"], header["DARKTMAX"]) if "DARKTMIN" in header else None
     return {
         "planes": planes,
         "shape": shape,
@@ -102,4 +100,4 @@ def read_fields(path):
 def _plane(path, hdu):
     """A plane of a file, which is read by rows."""
     stored = np.dtype({8: ">u1", -32: ">f4"}[hdu.header["BITPIX"]])
-    return FitsImage.of_file(path, hdu.fileinfo()["datLoc"], np.dtype(stored), hdu.shape)
+    return FitsImage.of_file(path, hdu.fileinfo()["datLoc"], stored, hdu.shape)

@@ -2,15 +2,16 @@
 
 import math
 import statistics
+from datetime import date
 
 from astro_narrowband.filters import lines_of, pixels_of
 from astro_narrowband.night.plan._group import HARD_KEYS, SAME_ANGLE, Group, angle_apart
 from astro_narrowband.night.plan._pointing import panels
 
 
-def close(a, b, tolerance):
-    """Whether two exposure times are one, within a relative tolerance."""
-    return abs(a - b) <= tolerance * max(a, b)
+def close(a, b):
+    """Whether two exposure times are one, within 2 %."""
+    return abs(a - b) <= 0.02 * max(a, b)
 
 
 def median_temperature(rows):
@@ -76,12 +77,9 @@ class Candidates:
         size = tuple(2 * side for side in row.shape)
         if row.mosaic != group.colour:
             return f"is of the {row.mosaic} pixels, not of the {group.colour or 'lights'}"
-        fits = all(
-            full - half in (0, 1) for full, half in zip(group.setup["shape"], size, strict=True)
-        )
-        return (
-            "" if fits else f"shape {_say(row.shape)} is not half of {_say(group.setup['shape'])}"
-        )
+        full = group.setup["shape"]
+        fits = all(whole - twice in (0, 1) for whole, twice in zip(full, size, strict=True))
+        return "" if fits else f"shape {_say(row.shape)} is not half of {_say(full)}"
 
     def _turned(self, row, group):
         """Why a flat was taken at another angle of the rotator than the lights, or ``""``."""
@@ -186,7 +184,7 @@ class Candidates:
         times = [row.exposure for row in group.lights]
 
         def matches(some_rows):
-            return any(close(row.exposure, t, 0.02) for row in some_rows for t in times)
+            return any(close(row.exposure, t) for row in some_rows for t in times)
 
         origins = {}
         for row in rows:
@@ -231,26 +229,24 @@ def _library(beam, setup, runs, biases, darks):
 
 def _nearest_in_time(masters, lights):
     """Of masters of one exposure time only that of the nearest date; a dark model is enough."""
-    date = statistics.median_low(sorted(row.date for row in lights))
+    middle = statistics.median_low(sorted(row.date for row in lights))
     models = [row for row in masters if row.model]
     times = {}
     for row in models or masters:
         times.setdefault((row.kind, "" if models else round(row.exposure, 2)), []).append(row)
 
     def apart(row):
-        return (not row.date, _days(row.date, date), row.name)
+        return (not row.date, _days(row.date, middle), row.name)
 
     return [min(rows, key=apart) for rows in times.values()]
 
 
 def _days(one, other):
-    """How far two dates lie apart, roughly: 1e9 where one is not known."""
+    """How many days two dates lie apart: 1e9 where one is not known."""
     try:
-        year, month, day = (abs(int(a) - int(b)) for a, b in zip(
-            one[:10].split("-"), other[:10].split("-"), strict=True))  # fmt: skip
+        return abs((date.fromisoformat(one[:10]) - date.fromisoformat(other[:10])).days)
     except ValueError:
         return 1e9
-    return 365 * year + 30 * month + day
 
 
 def _lines(row):

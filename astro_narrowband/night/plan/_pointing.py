@@ -1,7 +1,10 @@
 """Panels of a mosaic under one name, told apart by where the telescope pointed."""
 
 import math
-from itertools import pairwise
+from itertools import combinations, pairwise
+
+import numpy as np
+from astropy.coordinates import angular_separation
 
 #: Lights whose centres lie farther apart than this part of the field are of two panels.
 PART_OF_FIELD = 0.4
@@ -30,37 +33,27 @@ def panels(rows):
 
 def _clusters(rows):
     """Lights that belong together, in the order of their paths; single linkage."""
-    limit = _limit(rows)
-    clusters = []
-    for row in rows:
-        near = [c for c in clusters if any(_separation(row, other) <= limit for other in c)]
-        clusters = [c for c in clusters if c not in near]
-        clusters.append([*(other for c in near for other in c), row])
-    order = {row.path: i for i, row in enumerate(rows)}
-    return sorted(clusters, key=lambda cluster: min(order[row.path] for row in cluster))
+    if len(rows) < 2:
+        return [rows] if rows else []
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    pointings = np.radians([row.pointing for row in rows])
+    apart = [angular_separation(*one, *other) for one, other in combinations(pointings, 2)]
+    tree = linkage(np.degrees(apart), "single")
+    labels = fcluster(tree, _limit(rows, tree[:, 2]), "distance").tolist()
+    clusters = {}
+    for row, label in zip(rows, labels, strict=True):
+        clusters.setdefault(label, []).append(row)
+    return list(clusters.values())
 
 
-def _limit(rows):
-    """How far apart two lights of one panel may be [deg]."""
+def _limit(rows, links):
+    """How far apart two lights of one panel may be [deg]; ``links`` join all of them, rising."""
     fields = [row.pixel_scale * min(row.shape) for row in rows if not math.isnan(row.pixel_scale)]
     if fields:
         return PART_OF_FIELD * min(fields)
-    # The links of the shortest tree over all pointings: dithers, and the steps between panels.
-    left, linked, links = list(rows[1:]), list(rows[:1]), []
-    while left:
-        length, k = min(
-            (min(_separation(row, other) for other in linked), k) for k, row in enumerate(left)
-        )
-        links.append(max(length, 5 / 3600))
-        linked.append(left.pop(k))
-    for shorter, longer in pairwise(sorted(links)):
+    # Dithers, and the steps between panels.
+    for shorter, longer in pairwise(np.maximum(links, 5 / 3600)):
         if longer > max(STEP * shorter, LEAST_STEP):
             return math.sqrt(shorter * longer)
     return math.inf
-
-
-def _separation(one, other):
-    """Degrees between two pointings, for small angles."""
-    (ra, dec), (ra2, dec2) = one.pointing, other.pointing
-    across = (ra - ra2 + 180) % 360 - 180
-    return math.hypot(across * math.cos(math.radians((dec + dec2) / 2)), dec - dec2)

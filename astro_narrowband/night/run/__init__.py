@@ -20,7 +20,7 @@ from astro_narrowband._engine.text import safe_name, unique_name
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
-from astro_narrowband.night.products import software
+from astro_narrowband.night.products import read_record, software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._align import register
@@ -47,6 +47,8 @@ PRODUCTS = {
 }
 #: So many of the frames that are out for one cause are named in a message.
 NAMED = 3
+#: Reasons that may be gone the next time, although no file is another one.
+_PASSING = re.compile("cannot be (read|listed|expanded)")
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
 
@@ -67,7 +69,7 @@ class Night:
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.names, self.given, self.out, self.placed = set(), {}, {}, {}
-        self.targets, self.lost, self.is_new = [], set(), True
+        self.targets, self.lost, self.is_new, self.since = [], set(), True, 0
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
@@ -161,6 +163,7 @@ class Night:
             self.make_library(target)
             return
         names = self.names_of(target)
+        self.since = len(self.messages.found)
         with Threads(self.workers) as pool, Threads(1) as writer:
             try:
                 coadds = [self.products.path(f"coadd-{name}.fits") for name in names.values()]
@@ -380,7 +383,8 @@ class Night:
 
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
-        self.products.write_fits(name, with_frames(made.to_hdul(), frames, lost), key)
+        hdul = with_frames(made.to_hdul(), frames, lost)
+        self.products.write_fits(name, hdul, key, self.said())
 
     def read_coadd(self, group, name):
         """Read the coadd that an earlier run made of the same things, of the same lights."""
@@ -390,7 +394,6 @@ class Night:
         for row in [row for row in group.lights if row.name in reasons]:
             if name := self.panels.moved_before(reasons[row.name]):
                 self.panels.move(row, group, name)
-                self.messages.say(f"{row.name}: is of {name}, by its stars")
             else:
                 self.leave_out(row, reasons[row.name], group)
         ccd = as_ccd(FitsFrame(path))
@@ -420,6 +423,11 @@ class Night:
         cause = re.sub(r"[\d.]+", "#", re.split(r"[:;]\s|\s\(", reason)[0])
         self.out.setdefault(cause, []).append((row.name, reason))
 
+    def said(self):
+        """Return text and level of the warnings about what is made of the present target."""
+        said = [tuple(message.values()) for message in self.messages.found[self.since :]]
+        return [(text, level) for level, text in said if level == "warning"]  # or it is tried again
+
     def say_left_out(self):
         """Say which frames were left out since this was asked last: a line for each cause."""
         for rows in self.out.values():
@@ -430,8 +438,12 @@ class Night:
 
     # ------------------------------------------------------------------ the end
 
-    def finish(self, inputs):
-        """Write the table of frames, the record and the report; return the record."""
+    def finish(self, inputs, key):
+        """
+        Write the table of frames, the record and the report; return the record.
+
+        ``key`` is its provenance, by which a run that has nothing to do knows it again.
+        """
         while again := [target for target in self.targets if self.changed(target)]:
             for target in again:
                 self.reduce(target)
@@ -453,15 +465,18 @@ class Night:
         if self.pictures is not None:
             # What the page shows is in the record, and in products that it has the digests of.
             made_of = record | {"products": self.products.digests}
-            key = self.products.key([], product="page", record=made_of)
-            if not self.products.have("report.html", key):
+            of_page = self.products.key([], product="page", record=made_of)
+            if not self.products.have("report.html", of_page):
                 page = render_report(self.products.folder, made_of, pictures=self.pictures)
-                self.products.write_text("report.html", page, key)
+                self.products.write_text("report.html", page, of_page)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
         record["products"] = dict(sorted(self.products.digests.items()))
-        self.products.write_json("night.json", record)
-        return record
+        # What failed may not fail the next time, nor what the system could not read.
+        lost = [row.reason for row in self.table if row.verdict == "left out"]
+        again = True in states or any(map(_PASSING.search, lost))
+        self.products.write_json("night.json", record, None if again else key)
+        return read_record(self.products.path("night.json"))
 
 
 def _short(text, longest):

@@ -64,7 +64,7 @@ def catalogue(night, target, names, coadds, key):
             }
         night.products.write_table(f"catalog-{names[group]}.ecsv", table, key)
         night.products.write_table(f"growth-{names[group]}.ecsv", growth, key)
-    night.products.write_table(merged, catalog.merged, key)
+    night.products.write_table(merged, catalog.merged, key, night.said())
 
 
 def picture(night, target, names, coadds, key):

@@ -13,8 +13,9 @@ from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband._engine.text import safe_name
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.masters import check_flats, master_bias, master_flat
+from astro_narrowband.night.messages import overheard
 from astro_narrowband.night.run._camera import decide_for, note_camera
 from astro_narrowband.night.run._price import flat_price
 from astro_narrowband.night.run._ready import (
@@ -192,7 +193,7 @@ class Masters:
             if rows[0].master:
                 ccd, note = ready_flat(frames[0], model, detector, rows[0].exposure)
                 if note:
-                    self.night.messages.say(note)
+                    warn(note)
             else:
                 ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
             set_card(ccd.header, "FILTER", group.filter)
@@ -231,10 +232,11 @@ class Masters:
                 [row.path for row in rows] + needed, product=title, depends=asdict(detector)
             )
             if not self.products.have(name, key):
-                made = make([row.open(group.colour) for row in rows])
+                with overheard() as said:
+                    made = make([row.open(group.colour) for row in rows])
                 image = made.to_hdul() if hasattr(made, "to_hdul") else made
                 note_camera(getattr(image, "header", None) or image[0].header, detector)
-                self.products.write_fits(name, image, key)
+                self.products.write_fits(name, image, key, said)
             # Masters stay on disk and are read by bands: memory does not grow with the filters.
             self.made[identity] = Master(read(self.products.path(name)), name, key)
         return self.made[identity]

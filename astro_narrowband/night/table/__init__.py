@@ -35,7 +35,7 @@ from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files
 from astro_narrowband.night.table._row import FrameRow, Problem, problems_of
 
-__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "problems_of"]
+__all__ = ["VERDICTS", "FrameRow", "FrameTable", "Problem", "find_files", "problems_of"]
 
 VERDICTS = ("used", "left out", "ignored")
 
@@ -177,10 +177,8 @@ class FrameTable:
     @property
     def counts(self):
         """Return ``{"found": n, "used": n, "left out": n, "ignored": n}``."""
-        counts = dict.fromkeys(VERDICTS, 0)
-        for row in self.rows:
-            counts[row.verdict] += 1
-        return {"found": len(self.rows), **counts}
+        verdicts = [row.verdict for row in self.rows]
+        return {"found": len(verdicts)} | {name: verdicts.count(name) for name in VERDICTS}
 
     @property
     def table(self):
@@ -306,15 +304,15 @@ class FrameTable:
             ("object", _object_key, lambda _: False),
             ("filter", filter_key, lambda t: is_known_filter(t, spellings=spellings.filters)),
         ):
-            names = {}
+            alike = {}
             for row in self.rows:
                 text = getattr(row, name)
                 if text and not skip(text) and (key := key_of(text)):
-                    names.setdefault(key, set()).add(text)
-            for row in self.rows:
-                text = getattr(row, name)
-                if text and not skip(text) and (key := key_of(text)):
-                    setattr(row, name, min(names[key]))
+                    alike.setdefault(key, []).append(row)
+            for rows in alike.values():
+                best = min(getattr(row, name) for row in rows)
+                for row in rows:
+                    setattr(row, name, best)
 
     def _drop_copies(self):
         """Leave out frames whose pixels another file has, packed or not: no noise comes twice."""
@@ -415,7 +413,7 @@ def _typed(value):
     """A value of the command line as the header would have it: a number if it is one."""
     try:
         return parse_number(value)
-    except (ValueError, TypeError):
+    except ValueError:
         return clean_text(value)
 
 

@@ -19,9 +19,9 @@ def draw_table(ax, table):
             day = Time(row.date, format="isot").plot_date
         except ValueError:
             continue
-        what = (
-            f"{row.kind} {row.filter}" if row.kind in ("light", "flat") else row.kind or "unknown"
-        )
+        what = row.kind or "unknown"
+        if row.kind in ("light", "flat"):
+            what += f" {row.filter}"
         label, marker = (what, "o") if row.used else (f"{what}, not used", "x")
         points.setdefault((label, marker), []).append((day, row.exposure))
     for (label, marker), rows in sorted(points.items()):

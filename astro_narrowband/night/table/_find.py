@@ -55,10 +55,9 @@ def _walk(folder, parts, ignored, seen, library):
     if real in seen:
         return
     seen.add(real)
-    why = ("" if library else _not_raw(folder)) or (
-        "not to be looked into" if real in ignored else ""
-    )
-    yield from _list(folder, parts, ignored, seen, why, library)
+    if real not in ignored:
+        why = "" if library else _not_raw(folder)
+        yield from _list(folder, parts, ignored, seen, why, library)
 
 
 def _list(folder, parts, ignored, seen, why, library):
