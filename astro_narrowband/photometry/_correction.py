@@ -289,5 +289,8 @@ def _mean_with_scatter(values, variance):
         for _ in range(60):
             scatter2 = 0.5 * (low + high)
             low, high = (scatter2, high) if excess(scatter2) > 0 else (low, scatter2)
+        # Two of what it gains in -2 log likelihood are chance.
+        gain = excess(0.0) - np.log1p(scatter2 / variance).sum()
+        scatter2 *= max(gain, 0.0) / (max(gain, 0.0) + 2)
     mean, weight = mean_of(scatter2)
     return float(mean), float(weight.sum() ** -0.5), math.sqrt(scatter2)
