@@ -20,11 +20,17 @@ from astro_narrowband._engine.door import AXES, DAY, door, or_of, real
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.darks._draw import draw_dark
-from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import fit_planes
 from astro_narrowband.darks._glow import GlowMap
 from astro_narrowband.darks._masters import fields_of_masters
-from astro_narrowband.darks._planes import FLAGS, bad_pixels, decode_flags, token_of
+from astro_narrowband.darks._planes import (
+    FLAGS,
+    bad_pixels,
+    decode_flags,
+    model_hdul,
+    read_fields,
+    token_of,
+)
 from astro_narrowband.darks._price import DarkPrice, pay, policy_of, same_exposure, tolerance
 from astro_narrowband.exceptions import CalibrationError
 
