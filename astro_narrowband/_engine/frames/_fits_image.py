@@ -116,11 +116,6 @@ class FitsImage:
             PlainFile(Path(path).absolute(), Identity.of(os.stat(path))), offset, stored, shape
         )
 
-    @property
-    def is_plain(self):
-        """Whether the pixels lie in the file as they are."""
-        return isinstance(self.source, PlainFile)
-
     @cached_property
     def native(self):
         """The type that holds every value exactly: uint16 stays uint16."""

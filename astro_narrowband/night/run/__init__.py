@@ -28,10 +28,9 @@ from astro_narrowband.night.run._camera import decide_for, gain_alone
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
 from astro_narrowband.night.run._light import Light
 from astro_narrowband.night.run._masters import Masters
-from astro_narrowband.night.run._panels import Panels
+from astro_narrowband.night.run._panels import Panels, snapshot
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
-from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.resampling import ResampledFrame
 
 __all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for", "try_alone"]
