@@ -381,7 +381,8 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     if correction is not None:
         table.meta.update(
             correction=correction.factor, correction_err=correction.err,
-            correction_scatter=correction.scatter, correction_stars=correction.n_used,
+            correction_model=correction.model, correction_scatter=correction.scatter,
+            correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
 

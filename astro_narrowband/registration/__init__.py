@@ -23,6 +23,7 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import _methods
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
+from astro_narrowband.registration._nebula import match_nebula
 from astro_narrowband.registration._starmatch import match_stars, name_of, stars_of
 
 __all__ = [
@@ -257,7 +258,8 @@ def align_group(
 
     A frame goes down a ladder until an answer stands: its own stars; a looser
     match (stars down to 0.7 of the threshold, tolerances half as large again);
-    its stars matched with those of an aligned frame near in time; the
+    its stars matched with those of an aligned frame near in time; the nebula that
+    it and the reference show (shifts, half turns, and turns of about a degree); the
     transform of an aligned frame near in time or of another filter, if its
     few stars confirm it; the same without a star, if the frames before and
     after agree and nothing moved in the whole group. The rung is recorded in
@@ -295,7 +297,7 @@ def align_group(
     Raises
     ------
     AlignmentError
-        If no frame has a star to be a reference.
+        If no frame has a star, and nebula does not tell.
     InputError
         If an argument cannot be used.
     """
@@ -313,8 +315,12 @@ def align_group(
         with Threads(workers) as pool:
             find = partial(detect_stars, threshold=threshold, mask=mask)
             tables = list(pool.map(lambda i: i if isinstance(i, Table) else find(i), images))
+    no_stars = None
     if reference is None:
-        reference = choose_reference(tables)
+        try:
+            reference = choose_reference(tables)
+        except AlignmentError as error:
+            reference, no_stars = n // 2, error
     elif not -n <= reference < n:
         raise InputError(f"reference = {reference}: there are {n} frames")
     reference %= n
@@ -337,12 +343,14 @@ def align_group(
             alignments[k] = error
     if method in ("stars", "astroalign"):
         _down_the_ladder(ladder, alignments, borrow)
+    if no_stars and sum(isinstance(a, Alignment) for a in alignments) == 1:
+        raise no_stars
     return GroupAlignment(reference, alignments, ladder.tables)
 
 
 def _down_the_ladder(ladder, alignments, borrow):
     """Put, in place of errors, what the rungs below the first give."""
-    rungs = [ladder.looser, ladder.through]
+    rungs = [ladder.looser, ladder.through, ladder.by_nebula]
     if borrow:
         rungs += [ladder.confirmed, ladder.between]
     for rung in rungs:
@@ -404,6 +412,13 @@ class _Ladder:
             whole = step.then(known[other])
             return replace(whole, method=f"stars, through {self._name(other)}")
         raise AlignmentError("nor do its stars match those of an aligned frame near in time")
+
+    def by_nebula(self, k, _known):
+        """Compare what the images show beside stars."""
+        pair = self.images[k], self.images[self.reference]
+        if any(isinstance(image, Table) for image in pair):
+            raise AlignmentError("nebula needs the frames, a table of stars was given")
+        return match_nebula(*pair, tolerance=self.tolerance)
 
     def confirmed(self, k, known):
         """Borrow a neighbour's transform that the frame's few stars fit."""

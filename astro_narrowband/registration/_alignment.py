@@ -33,7 +33,7 @@ class Alignment:
     rms : float
         Of the residuals of the matched stars along one axis [pix].
     n_matched : int
-        Stars that the transform rests on.
+        Stars that the transform rests on, or pieces of the nebula.
     method : str
         How it was found.
     flip : bool
