@@ -26,7 +26,7 @@ from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
-from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._correction import aperture_correction, usual_correction
 from astro_narrowband.photometry._curves import diagnose_background
 from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
@@ -47,8 +47,6 @@ MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
-#: What profiles from a Gaussian to a Moffat one with beta = 2.5 are corrected by, where no star is.
-USUAL = ApertureCorrection(1.08, 0.05, 0.0, 0, math.nan, math.inf)
 #: Lost pixels hide the peak of a star where those beside them are higher by so many sigma.
 PEAK = 10.0
 #: The widest clump of such pixels, from the middle [pix].
@@ -161,7 +159,7 @@ def make_catalog(
     PARTIAL, and serve for the correction only where there are not enough others,
     for it would be off by a percent. Where no star is good enough for a correction
     another filter's is used, half of what it adds being its error; where no filter has one
-    that of usual profiles, 1.08 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
+    that of usual profiles, some 1.10 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
     Where the width of stars changes over the field the correction is a surface. Sources
     that are wider, longer or less dense than single stars of their place are flagged
@@ -408,7 +406,7 @@ def _correct(table, correction, known):
     flux, err = table["flux_aperture"], table["flux_aperture_err"]
     if correction is None:
         flags |= Flag.UNCORRECTED
-        correction = USUAL
+        correction = usual_correction(table.meta["r"], table.meta["fwhm"])
         if known:
             # One correction for all keeps the ratios of lines; the seeing is another.
             correction = min(known, key=lambda one: one.err)

@@ -234,6 +234,14 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     )
 
 
+def usual_correction(r, fwhm):
+    """`ApertureCorrection` of profiles from a Gaussian to a Moffat one with beta = 2.5."""
+    q2 = (r / fwhm) ** 2
+    outside = np.array([2.0 ** (-4 * q2), (1 + 1.58 * q2) ** -1.5])
+    least, most = 1 / (1 - outside)
+    return ApertureCorrection((least + most) / 2, (most - least) / 12**0.5, 0.0, 0, r, math.inf)
+
+
 def chosen(use, n):
     """Which of ``n`` stars are used, as an array of bool, or `InputError`."""
     if len(use) != n:
@@ -295,5 +303,8 @@ def _mean_with_scatter(values, variance):
         for _ in range(60):
             scatter2 = 0.5 * (low + high)
             low, high = (scatter2, high) if excess(scatter2) > 0 else (low, scatter2)
+        # Two of what it gains in -2 log likelihood are chance.
+        gain = excess(0.0) - np.log1p(scatter2 / variance).sum()
+        scatter2 *= max(gain, 0.0) / (max(gain, 0.0) + 2)
     mean, weight = mean_of(scatter2)
     return float(mean), float(weight.sum() ** -0.5), math.sqrt(scatter2)
