@@ -110,10 +110,10 @@ def subtract_continuum(
         In the unit of ``line``. Its ``common`` has ``"continuum"``, what one standard deviation
         of k does to each pixel; its ``stars`` is a table of the stars with ``ratio``,
         ``ratio_err``, ``used``, ``scale`` (its own) and ``residual`` (part of its light that is
-        left); its ``flags`` are `RESIDUAL_STAR` within a width of a star that is not gone. Its header has
-        KCONT, KCONTERR, KSTARS, KRATIO, KSLOPE, KMODE (the three estimates), KSCATTER (from
-        star to star, relative), KCOLOUR and KCOLERR (slope), and KLOST (part of the line that
-        the continuum filter took).
+        left); its ``flags`` are `RESIDUAL_STAR` within a width of a star that is not gone.
+        Its header has KCONT, KCONTERR, KSTARS, KRATIO, KSLOPE, KMODE (the three estimates),
+        KSCATTER (from star to star, relative), KCOLOUR and KCOLERR (slope), and KLOST (part of
+        the line that the continuum filter took).
 
     Raises
     ------
