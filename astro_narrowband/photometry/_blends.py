@@ -14,6 +14,8 @@ from astro_narrowband.photometry._annulus import Flag
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 #: Most of a crowd may be blends: the usual shape is that of the smallest quarter.
 SMALLEST = 0.25
+#: Where more than that are wide they are knots of nebula, and none of them a star.
+MOSTLY = 0.5
 #: So many more of the stars, or one, must be near a surface for each of its terms.
 PER_TERM = 0.02
 #: Error of the concentration in units of 1 / snr, and the least scatter of each measure.
@@ -54,8 +56,10 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
         whole = flux / (core.total - sky[:, None] * core.area)[:, 0]
         snr = np.maximum(bare(table["snr"]), 1.0)
     saturated = np.asarray(stars["saturated"])
-    usual = ~saturated & ((table["flags"] & Flag.EXTENDED) == 0)
-    good = (snr > SHAPE_SNR) & usual & np.isfinite(shapes.size) & np.isfinite(whole)
+    good = (snr > SHAPE_SNR) & ~saturated & np.isfinite(shapes.size) & np.isfinite(whole)
+    wide = (table["flags"] & Flag.EXTENDED) > 0
+    if good.any() and wide[good].mean() > MOSTLY:
+        good &= ~wide
     use = np.flatnonzero(good)
     use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
     if len(use) < MIN_SHAPES:
