@@ -99,7 +99,7 @@ class DarkModel:
             self.token = token_of(self.planes, self.shape, self.exposures)
 
     @classmethod
-    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
+    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=False, workers=None):
         """
         Fit offset and rate of every pixel.
 
@@ -119,7 +119,9 @@ class DarkModel:
             exposure time without a bias is ``"matched"``: the dark of that time, and
             elsewhere an offset whose error is stated.
         shrink : bool, optional
-            Shrink the rates of ordinary pixels towards their neighbourhood.
+            Shrink the rates of ordinary pixels towards their neighbourhood: for lights no
+            longer than the darks, see the user guide. A lone warm pixel that no test can
+            find then has too small an error, the more so the longer the light.
         workers : int, optional
             Threads.
 

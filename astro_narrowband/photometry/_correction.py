@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine.door import door, real
-from astro_narrowband._engine.statistics import mad_std, mean_with_excess
+from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import alike
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._curves import (
@@ -105,8 +105,7 @@ def _surface(x, y, ratio, variance):
     """The lowest surface that the ratios ask for: `Surface` or None, and the scatter about it."""
     from scipy.stats import f
 
-    mean, _, excess = mean_with_excess(ratio, variance)
-    scatter = math.sqrt(excess)
+    mean, _, scatter = _mean_with_scatter(ratio, variance)
     middle = np.array([np.mean(x), np.mean(y)])
     half = max(np.ptp(x), np.ptp(y), 1.0) / 2
     terms = _terms((x - middle[0]) / half, (y - middle[1]) / half)
@@ -123,7 +122,7 @@ def _surface(x, y, ratio, variance):
         if f.sf((before - left) / (k - n_terms) / (left / n_free), k - n_terms, n_free) > 0.01:
             continue
         model = terms[:, :k] @ solution
-        scatter = mean_with_excess(ratio - model, variance * n_free / len(ratio))[2] ** 0.5
+        scatter = _mean_with_scatter(ratio - model + mean, variance * n_free / len(ratio))[2]
         weight = 1 / np.sqrt(variance + scatter**2)
         design = terms[:, :k] * weight[:, None]
         covariance = np.linalg.pinv(design.T @ design)
@@ -219,8 +218,7 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     usual = mad_std(ratio, centre)
     excess = max(usual**2 - np.median(variance), 0.0)
     keep = np.abs(ratio - centre) <= clip * np.sqrt(variance + excess)
-    mean, err, excess = mean_with_excess(ratio[keep], variance[keep])
-    scatter = math.sqrt(excess)
+    mean, err, scatter = _mean_with_scatter(ratio[keep], variance[keep])
     if scatter:
         # It is itself known from these stars alone: Student's distribution is that much wider.
         err *= math.sqrt((keep.sum() - 1) / max(keep.sum() - 3, 0.5))
@@ -234,6 +232,14 @@ def aperture_correction(curves, r_from, r_to=math.inf, *, use=None, min_snr=50.0
     return ApertureCorrection(
         mean, err, scatter, int(keep.sum()), float(r_from), float(r_to), surface=surface
     )
+
+
+def usual_correction(r, fwhm):
+    """`ApertureCorrection` of profiles from a Gaussian to a Moffat one with beta = 2.5."""
+    q2 = (r / fwhm) ** 2
+    outside = np.array([2.0 ** (-4 * q2), (1 + 1.58 * q2) ** -1.5])
+    least, most = 1 / (1 - outside)
+    return ApertureCorrection((least + most) / 2, (most - least) / 12**0.5, 0.0, 0, r, math.inf)
 
 
 def chosen(use, n):
@@ -278,3 +284,27 @@ def _beyond(curves, use, min_snr):
     shrink = USUAL[1] ** 2 / (USUAL[1] ** 2 + err**2)
     value = USUAL[0] + (value - USUAL[0]) * shrink
     return 1 + value, math.hypot(err * math.sqrt(shrink), FIT * value), MODEL * value
+
+
+def _mean_with_scatter(values, variance):
+    """Weighted mean, its error, and the scatter that makes chi2 what it should be."""
+    n, scatter2 = len(values), 0.0
+
+    def mean_of(extra):
+        weight = 1 / (variance + extra)
+        return (weight * values).sum() / weight.sum(), weight
+
+    def excess(extra):
+        mean, weight = mean_of(extra)
+        return (weight * (values - mean) ** 2).sum() - (n - 1)
+
+    if n > 1 and excess(0.0) > 0:
+        low, high = 0.0, float(np.var(values)) * n
+        for _ in range(60):
+            scatter2 = 0.5 * (low + high)
+            low, high = (scatter2, high) if excess(scatter2) > 0 else (low, scatter2)
+        # Two of what it gains in -2 log likelihood are chance.
+        gain = excess(0.0) - np.log1p(scatter2 / variance).sum()
+        scatter2 *= max(gain, 0.0) / (max(gain, 0.0) + 2)
+    mean, weight = mean_of(scatter2)
+    return float(mean), float(weight.sum() ** -0.5), math.sqrt(scatter2)
