@@ -345,6 +345,7 @@ def composite(images, recipe, *, channels=None, form="PNG"):
     channels = channels or {name: Channel.of(_sampled(images[name])) for name in recipe}
     ny, nx = images[next(iter(recipe))].shape
     picture = np.empty((ny, nx, 3), np.uint8)
+    upward = picture[::-1]
     plate = [int(PLATE[i : i + 2], 16) for i in (1, 3, 5)]
     for rows in _bands(ny, nx):
         scaled = {n: channels[n](np.asarray(images[n][rows], np.float32)) for n in recipe}
@@ -352,8 +353,9 @@ def composite(images, recipe, *, channels=None, form="PNG"):
         for k, empty in enumerate(plate):
             colour = sum(scaled[n] * np.float32(w[k]) for n, w in recipe.items() if w[k])
             colour = np.rint(255 * np.minimum(colour, 1))
-            picture[rows, :, k] = np.where(bad, np.float32(empty), colour)
-    return _file(Image.fromarray(np.ascontiguousarray(picture[::-1])), form)
+            upward[rows, :, k] = np.where(bad, np.float32(empty), colour)
+    picture, upward = Image.fromarray(picture), None  # a copy
+    return _file(picture, form)
 
 
 def full_png(image, filter_name):
@@ -362,10 +364,11 @@ def full_png(image, filter_name):
 
     stretch = Stretch.of(_sampled(image))
     index = np.empty(image.shape, np.uint8)
+    upward = index[::-1]
     for rows in _bands(*image.shape):
         brightness = stretch(np.asarray(image[rows], np.float32))
-        index[rows] = np.nan_to_num(1 + np.rint(brightness * 254), nan=0)
-    picture = Image.fromarray(np.ascontiguousarray(index[::-1]))
+        upward[rows] = np.nan_to_num(1 + np.rint(brightness * 254), nan=0)
+    picture = Image.fromarray(index)
     picture.putpalette(palette(filter_name).tobytes())
     return _file(picture)
 

@@ -16,6 +16,7 @@ from astropy.io import fits
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, set_card
 from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.heap import release_memory
 from astro_narrowband._engine.text import safe_name, unique_name
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
@@ -205,7 +206,9 @@ class Night:
                 if writing is not None:
                     writing.result()  # planes that only the file has are free
                     writing = None
+                release_memory()
                 catalogue(self, target, names, coadds, key)
+                release_memory()
                 picture(self, target, names, coadds, key)
                 if error := self.changed(target):
                     raise error
@@ -269,6 +272,8 @@ class Night:
                 group.fail(str(error))
                 self.messages.say(f"{group.label}: not reduced: {error}", "error")
             return None
+        finally:
+            release_memory()
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
@@ -339,6 +344,7 @@ class Night:
             if reason:
                 self.leave_out(light.row, reason, light.group)
         pool.shutdown()  # and what its threads hold is free
+        release_memory()
         return [light for light in lights if light.statistics is not None]
 
     def make_coadd(self, group, lights, reference):
@@ -381,6 +387,7 @@ class Night:
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
         self.products.write_fits(name, with_frames(made.to_hdul(), frames, lost), key)
+        release_memory()
 
     def read_coadd(self, group, name):
         """Read the coadd that an earlier run made of the same things, of the same lights."""
