@@ -16,6 +16,8 @@ __all__ = ["compare", "run_demo"]
 
 #: The brightest unsaturated stars that are compared, and how far off they may be found [pix].
 N_STARS, MATCH = 50, 2.0
+#: Stars so many errors off do not count for the mean; with more of its weight none is judged by it.
+STRANGE, ALONE = 5.0, 0.9
 #: Stars with any of these flags are not compared.
 _UNFIT = (
     Flag.EDGE | Flag.MASKED | Flag.SATURATED | Flag.NEIGHBOUR | Flag.EXTENDED
@@ -113,11 +115,11 @@ def compare(truth, record, folder):
     -------
     `~astropy.table.Table`
         One row a filter: ``align_rms`` [pix] over the frame; ``flux_bias`` and
-        ``flux_scatter``, median (weighted by S/N) and robust scatter of measured over true
+        ``flux_scatter``, weighted mean and robust scatter of measured over true
         flux less 1; ``flux_bias_err``, with the error of what all stars share, the
         correction to the whole light and the scale of the frames; ``pull_width``, robust
         width of (measured - true) / error about that bias, where the error is a star's own:
-        without what all share. With ``pull_width_err``.
+        without what all share, nor what the bias took from the star. With ``pull_width_err``.
     """
     rows = []
     for group in record["groups"]:
@@ -131,18 +133,19 @@ def compare(truth, record, folder):
         # The error of a star alone; nothing is left where the correction is all of it.
         single = np.sqrt(np.maximum(error**2 - (correction * measured) ** 2, 0.0))
         single[single < 0.01 * error] = np.inf
-        bias = _weighted_median(ratio, true / single) - 1 if n else np.nan
-        chance = 1.2533 * _robust(ratio) / max(n, 1) ** 0.5
+        bias, chance, part = _weighted_mean(ratio, single / true)
+        pulls = (measured / true - bias) * true / single / np.sqrt(1 - part)
         rows.append(
             {
                 "filter": group["filter"],
                 "n_frames": group["n_used"],
                 "align_rms": _align_rms(truth, group),
                 "n_stars": len(true),
-                "flux_bias": bias,
+                "flux_bias": bias - 1,
                 "flux_bias_err": float(np.linalg.norm([correction, scale, chance])),
                 "flux_scatter": _robust(ratio),
-                "pull_width": _robust((measured - true * (1 + bias)) / single),
+                # A star that makes the mean alone says nothing of it.
+                "pull_width": _robust(pulls[part < ALONE]),
                 # Of half the middle 68 % of a normal distribution.
                 "pull_width_err": 0.93 / max(n, 1) ** 0.5,
             }
@@ -150,11 +153,16 @@ def compare(truth, record, folder):
     return Table(rows)
 
 
-def _weighted_median(values, weights):
-    """The value with half of the weight on either side."""
+def _weighted_mean(values, error):
+    """Mean without strangers, its error, and the part that each value has in it."""
+    if not len(values):
+        return np.nan, np.nan, np.zeros(0)
+    weight = error**-2.0
     order = np.argsort(values)
-    weight = np.cumsum(weights[order])
-    return float(values[order][np.searchsorted(weight, weight[-1] / 2)])
+    middle = values[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)]
+    weight[np.abs(values - middle) > STRANGE * error] = 0
+    total = weight.sum()
+    return (weight * values).sum() / total, total**-0.5, weight / total
 
 
 def _robust(values):

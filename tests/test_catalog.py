@@ -485,6 +485,43 @@ def test_a_filter_without_a_correction_takes_anothers_and_says_so():
     assert np.std(pulls_of(table, xy, flux / 60)) < 1.3
 
 
+def test_undersampled_stars_are_single_and_true():
+    """Superpixels of a colour camera: stars of 1.5 pixel, and the middle of each pixel only."""
+    pulls, blended, off = [], [], []
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 13])
+        xy = jittered(rng, 110, 18, 3)
+        flux = 10 ** rng.uniform(3.5, 5, len(xy))
+        model = np.full((110, 110), 60.0)
+        y, x = np.mgrid[:110, :110]
+        for (a, b), f in zip(xy, flux, strict=True):
+            for sub in ((-0.2, -0.2), (-0.2, 0.2), (0.2, -0.2), (0.2, 0.2)):
+                square = (x + sub[0] - a) ** 2 + (y + sub[1] - b) ** 2
+                model += f / 4 * np.exp(-square / 2 / 0.64**2) / (2 * math.pi * 0.64**2)
+        ccd = CCDData(rng.poisson(model), unit="electron", uncertainty=VarianceUncertainty(model))
+        table = make_catalog({"Ha": ccd}).tables["Ha"]
+        pulls.append(pulls_of(table, xy, flux))
+        blended.append(np.mean((table["flags"] & Flag.BLENDED) > 0))
+        off.append(table.meta["correction"] - 1)
+    assert np.mean(blended) < 0.2
+    assert np.abs(np.mean(off)) < 0.01
+    assert np.std(np.concatenate(pulls)) < 1.2
+
+
+def test_a_night_without_a_star_for_a_correction_takes_the_usual_one():
+    rng = np.random.default_rng(14)
+    xy = jittered(rng, 200, 40, 3)
+    model = np.full((200, 200), 100.0)
+    for x, y in xy:
+        add_moffat(model, x, y, 4e3, 3.2)
+    ccd = CCDData(rng.poisson(model), unit="electron", uncertainty=VarianceUncertainty(model))
+    catalog = make_catalog({"Ha": ccd})
+    table = catalog.tables["Ha"]
+    assert catalog.corrections["Ha"] is None
+    assert ((table["flags"] & Flag.UNCORRECTED) > 0).all()
+    assert abs(np.mean(table["flux"].value) / 4e3 - 1) < 2 * table.meta["correction_err"]
+
+
 @pytest.mark.long
 def test_error_of_stars_that_some_frames_lack_holds():
     """They are made of frames of another seeing, by 15 % (1 sigma), in each of 20 nights."""

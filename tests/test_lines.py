@@ -189,8 +189,15 @@ def test_colour_of_stars_that_shows_is_measured_and_k_is_that_of_the_colour_aske
     assert result.meta["KCOLERR"] < 0.03
     away = result.meta["KCONT"] - k * math.exp(slope)
     assert abs(away) < 4 * result.meta["KCONTERR"]
-    # Stars of the mean colour are gone, those of another are not taken for them.
+    # Stars of every known colour are gone, from the map as well; those of unknown colour are not.
     assert np.median(np.abs(result.stars["residual"])) < 0.03
+    table["colour"][::3] = np.nan
+    left = subtract_continuum(*images, stars=table).data
+    own = np.array(
+        [left[(gx - a) ** 2 + (gy - b) ** 2 < 25].sum() for a, b in zip(x, y, strict=True)]
+    )
+    off = np.abs(own - 78.5 * np.median(left)) / (k * flux)
+    assert np.median(np.delete(off, np.s_[::3])) < 0.03 < np.median(off[::3])
 
 
 def test_stars_are_not_chosen_by_their_own_light_in_the_line_filter():

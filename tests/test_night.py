@@ -1,6 +1,7 @@
 """A whole night through the pipeline, against its truth and against itself."""
 
 import json
+import os
 import shutil
 import warnings
 from collections import Counter
@@ -15,9 +16,10 @@ from astropy.table import QTable
 from astro_narrowband._engine.frames import fits_reader
 from astro_narrowband.cli import main
 from astro_narrowband.demo import compare
-from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.exceptions import InputError, NarrowbandWarning, listening
+from astro_narrowband.night import run
 from astro_narrowband.night.pipeline import Settings, reduce_night
-from astro_narrowband.night.products import read_record
+from astro_narrowband.night.products import read_record, software
 from astro_narrowband.simulate import NightModel, read_truth, simulate_night
 
 pytestmark = pytest.mark.filterwarnings("ignore::astro_narrowband.exceptions.NarrowbandWarning")
@@ -43,19 +45,85 @@ def reduced(night, tmp_path_factory):
     return record, output
 
 
-def test_a_resume_with_nothing_to_do_parses_each_header_once_and_draws_nothing(
+def test_a_resume_with_nothing_to_do_compares_digests_and_says_what_was_said(
+    night, tmp_path, monkeypatch
+):
+    few, out = tmp_path / "night", tmp_path / "out"
+    shutil.copytree(night, few, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    (few / "light" / "broken.fits").write_bytes(b"\xff\xd8\xff\xe0 JFIF")
+    (few / "notes.txt").write_text("seeing 3 arcsec")
+    with listening(lambda text, _: None):
+        record = reduce_night(few, out)
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+    class Begun(Exception):  # noqa: N818 - work is
+        pass
+
+    def begin(*_):
+        raise Begun
+
+    monkeypatch.setattr(run, "Night", begin)
+    said = []
+    with listening(lambda text, _: said.append(text)):
+        assert reduce_night(few, out) == record
+    assert said == [message["text"] for message in record["messages"]]
+    assert "broken.fits" in said[0]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
+
+    def begins(**settings):
+        with pytest.raises(Begun):
+            reduce_night(few, out, settings=Settings(**settings))
+
+    begins(resume=False)
+    begins(weights="equal")
+    begins(keep_calibrated=True)
+    begins(strict=True)
+    light, coadd = sorted(few.rglob("light*.fits"))[0], next(out.glob("coadd*.fits"))
+    for path in (light, coadd, out / "night.json", out / "frames.ecsv", few / "notes.txt"):
+        content, status = path.read_bytes(), path.stat()
+        path.write_bytes(content[:-1] + b"?")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        begins()
+        path.write_bytes(content)
+    begins()  # files of the night that are what they were, but were touched: they are read again
+    monkeypatch.undo()
+    reduce_night(few, out)
+    monkeypatch.setattr(run, "Night", begin)
+    assert reduce_night(few, out)["status"] == 0
+    new = few / "new.txt"
+    new.touch()
+    begins()
+    new.unlink()
+    with monkeypatch.context() as patch:
+        patch.setitem(software(), "numpy", "0")
+        begins()
+    light.unlink()
+    begins()
+
+
+def test_what_may_be_gone_the_next_time_is_tried_again(night, tmp_path):
+    few, out = tmp_path / "night", tmp_path / "out"
+    shutil.copytree(night, few, ignore=shutil.ignore_patterns("truth", "*OIII*"))
+    (few / "gone.fits").symlink_to("nothing")
+    assert reduce_night(few, out)["status"] == 0
+    lines = (out / ".astro-narrowband.jsonl").read_text().splitlines()
+    keys = {entry["name"]: entry["key"] for entry in map(json.loads, lines)}
+    assert not keys["night.json"]
+    assert keys["frames.ecsv"] == ""
+
+
+def test_a_resume_with_little_to_do_parses_each_header_once_and_draws_nothing(
     night, reduced, monkeypatch
 ):
     record, output = reduced
-    again = reduce_night(night, output)  # less to say than the first, and so another page
+    (output / "night.json").unlink()
     parsed, structure = [], fits_reader._structure
     monkeypatch.setattr(
         fits_reader, "_structure", lambda *args: parsed.append(args[1]) or structure(*args)
     )
     monkeypatch.setattr("astro_narrowband.night.run.render_report", None)
     monkeypatch.setattr("astro_narrowband.night.charts._finish", None)
-    assert reduce_night(night, output) == again
-    assert again["products"].keys() == record["products"].keys()
+    assert reduce_night(night, output) == record
     assert max(Counter(parsed).values(), default=0) <= 1
 
 
@@ -216,6 +284,7 @@ def test_a_frame_left_out_of_the_coadd_is_left_out_everywhere(night, tmp_path, c
         assert record["files"]["left out"] == 1
         page = (tmp_path / "out" / "report.html").read_text()
         assert "3 of 4" in page
+        (tmp_path / "out" / "night.json").unlink()
 
 
 def test_lights_of_other_stars_become_a_panel_of_their_own(night, tmp_path):
@@ -235,6 +304,7 @@ def test_lights_of_other_stars_become_a_panel_of_their_own(night, tmp_path):
         }
         assert record["status"] == record["files"]["left out"] == 0
         assert any("panel 2" in message["text"] for message in record["messages"])
+        (tmp_path / "out" / "night.json").unlink()
 
 
 def test_a_night_without_lights_is_refused(night, tmp_path):

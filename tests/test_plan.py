@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astro_narrowband.exceptions import InputError
 from astro_narrowband.night.plan import HARD_KEYS, make_plan
 from astro_narrowband.night.table import FrameRow, FrameTable
 
@@ -211,16 +210,6 @@ def test_light_far_from_all_darks_is_left_out_by_name():
     assert any(warm.path.name in str(problem) for problem in plan.problems)
     assert len(plan.groups[0].lights) == 2
     assert settled(table, plan)
-
-
-def test_tolerance_of_the_user():
-    rows = sound()
-    for r in rows:
-        if r.kind == "dark":
-            r.temperature = 0.0
-    assert not make_plan(night(*rows), temperature_limit=20.0).groups[0].failed
-    with pytest.raises(InputError, match="temperature_limit"):
-        make_plan(night(), temperature_limit=-1.0)
 
 
 # ------------------------------------------------------------------ what is missing

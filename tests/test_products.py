@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from astro_narrowband._engine.files import sha256
-from astro_narrowband.exceptions import InputError, ProductError
+from astro_narrowband.exceptions import InputError, ProductError, listening
 from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.products import (
     Products,
@@ -76,7 +76,6 @@ def test_threads_may_write_and_ask_at_once(tmp_path, night):
             return False
         image = CCDData(np.full((40, 50), names.index(name), np.float32), unit="adu")
         products.write_fits(name, image, key)
-        products.earlier()
         return True
 
     def session(threads):
@@ -181,7 +180,7 @@ def test_any_journal_is_survived(tmp_path_factory, lines):
 def test_lines_that_are_no_entries_are_skipped(tmp_path, line):
     (tmp_path / ".astro-narrowband.jsonl").write_text(line + "\n")
     with Products(tmp_path) as products:
-        assert products.earlier() == []
+        assert not products.have("a.fits", "key")
 
 
 def test_killed_between_the_journal_and_the_name_both_are_right(tmp_path, night, monkeypatch):
@@ -203,12 +202,17 @@ def test_killed_between_the_journal_and_the_name_both_are_right(tmp_path, night,
     assert run(out, night) == []
 
 
-def test_products_of_earlier_runs_are_told(tmp_path, night):
-    run(tmp_path, night)
-    with Products(tmp_path) as products:
-        assert products.earlier() == ["catalog.ecsv", "masters/bias.fits"]
-        products.write_text("catalog.ecsv", "", "key")
-        assert products.earlier() == ["masters/bias.fits"]
+def test_what_was_said_of_a_product_is_said_where_it_is_used_again(tmp_path):
+    said = [("3 % of the pixels are masked", "warning")]
+    for expected in ([], said):
+        heard = []
+        with (
+            Products(tmp_path) as products,
+            listening(lambda *text, heard=heard: heard.append(text)),
+        ):
+            if not products.have("a.ecsv", "key"):
+                products.write_table("a.ecsv", QTable({"a": [1]}), "key", said)
+        assert heard == expected
 
 
 # --------------------------------------------------------------------------- keys

@@ -9,7 +9,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable
 from astropy.wcs import WCS
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import erf
 
 from astro_narrowband._engine.frames import FitsFrame
@@ -22,6 +22,7 @@ from astro_narrowband.registration import (
     choose_reference,
     detect_stars,
 )
+from astro_narrowband.registration._nebula import match_nebula
 from astro_narrowband.registration.match import rotation_about
 
 SHAPE = (1024, 1024)
@@ -676,6 +677,50 @@ def test_fainter_stars_on_the_second_rung():
     assert found.method in ("stars", "stars, looser")
     corners = CORNERS / 2
     assert error_of(found, truth, corners) < 1
+
+
+def nebula_frame(rng, truth, *, shape=(320, 320), noise=0.5, pattern=0.0, seed=8):
+    """Nebula as a frame sees it: at x of the frame is what the sky has at truth x."""
+    sky = gaussian_filter(np.random.default_rng(seed).normal(size=(700, 700)), 8.0)
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
+    there = truth[:2] @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    image = map_coordinates(sky / sky.std(), there[::-1] + 150, order=3).reshape(shape)
+    fixed = np.random.default_rng(99).normal(0, 1, shape)
+    image = image + pattern * fixed + rng.normal(0, noise, shape)
+    return CCDData(image.astype(np.float32), unit="electron / s")
+
+
+@pytest.mark.parametrize(
+    ("degrees", "dx", "dy"), [(0, 0, 0), (0.3, -4.2, 13.1), (180.2, 11.5, 2.7)]
+)
+def test_nebula_registers_where_there_are_no_stars(rng, degrees, dx, dy):
+    truth = moved(degrees, dx, dy, (320, 320))
+    frames = [nebula_frame(rng, matrix) for matrix in (np.eye(3), truth)]
+    result = align_group(frames, reference=0)
+    found = result.alignments[1]
+    assert found.method == "nebula"
+    assert found.n_matched > 10
+    assert found.flip == (degrees > 90)
+    corners = np.array([(0, 0), (319, 0), (0, 319), (319, 319)], float)
+    assert error_of(found, truth, corners) < 0.35
+    assert (found.position_error(*corners.T) < 0.3).all()
+    # Without a star in any of them, one is the reference all the same.
+    assert len(align_group(frames).used) == 2
+
+
+@pytest.mark.parametrize("pattern", [0.0, 0.4])
+def test_what_all_frames_of_a_detector_share_is_no_nebula(rng, pattern):
+    # Two fields, and two frames of no nebula at all.
+    for seeds, contrast in (((8, 9), 1.0), ((8, 8), 0.0)):
+        frames = [nebula_frame(rng, np.eye(3), pattern=pattern, seed=s) for s in seeds]
+        if not contrast:
+            frames = [CCDData(rng.normal(0, 1, (320, 320)), unit="adu") for _ in frames]
+            fixed = pattern * np.random.default_rng(99).normal(0, 1, (320, 320))
+            frames = [CCDData(frame.data + fixed, unit="adu") for frame in frames]
+        with pytest.raises(AlignmentError, match="no frame has an unsaturated star"):
+            align_group(frames)
+        with pytest.raises(AlignmentError, match="nebula"):
+            match_nebula(*frames, tolerance=2.0)
 
 
 def test_group_arguments(rng):

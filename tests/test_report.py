@@ -20,7 +20,7 @@ from astro_narrowband.calibration import CalibratedFrame, Recipe
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night.report import Pictures, render_report, write_report
-from astro_narrowband.night.report._light import SIDE, draw_light
+from astro_narrowband.night.report._group import SIDE, draw_light
 from astro_narrowband.night.report._words import cause_of, fixed, number, settings_words
 
 N = 60
@@ -107,7 +107,7 @@ def made(tmp_path_factory):
              "notes": ["note of it"]},
             {"kind": "flat", "filter": "Halpha", "path": "masters/flat-Halpha.fits",
              "n_frames": 5, "exposure": [3.0, 3.5],
-             "left_out": [{"path": "f3.fits", "reason": "saturated"}]},
+             "left_out": ["f3.fits"]},
         ],
         "groups": groups,
         "messages": [{"level": "warning", "text": "f3.fits: saturated: left out"},
@@ -197,7 +197,7 @@ def test_every_picture_is_a_whole_png(page):
         "Not made: no flat of NII", "light9.fits 3 stars matched of 41", "SII, Halpha, OIII",
         "Halpha, OIII, OIII",
         "light0.fits (reference)", "−0.25", "10 × 60 s, 9 × 120 s", "−10 to −9.50", "note of it",
-        "3 to 3.50", "f3.fits saturated", "night/light9.fits 3 stars matched of 41",
+        "3 to 3.50", "night/light9.fits 3 stars matched of 41",
         "weights background", "numpy 2.4", "4 in 91.7 % of the image", "Sources 1 S/N > 5, of 2",
         "1 input files", "stars 1, 2", "Surface at 5 σ 0.50 electron/s per pixel",
         "Frames 4 of 5",

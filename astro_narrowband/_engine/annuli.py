@@ -8,8 +8,6 @@ import numpy as np
 
 from astro_narrowband._engine.apertures import blocks
 
-__all__ = ["N_SECTORS", "SkyConstants", "SkyLevels", "sky_constants", "sky_levels"]
-
 #: Sectors of an annulus, and the least number of pixels in one.
 N_SECTORS, MIN_SECTOR = 8, 5
 #: As much of a sector of nebula is clipped, and not of one with a star.

@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["CircleSums", "Pixels", "blocks", "circle_sums", "overlap"]
-
 #: Pixels of one block of stamps or annuli: their arrays stay in the cache, and their products
 #: with a few sectors are too small for BLAS to start threads of its own.
 BLOCK = 40_000

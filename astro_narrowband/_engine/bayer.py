@@ -8,6 +8,7 @@ stays its own. Bias, darks and flats of the camera are taken apart the same way.
 """
 
 import math
+from contextlib import suppress
 
 import numpy as np
 from astropy.io import fits
@@ -25,8 +26,6 @@ from astro_narrowband._engine.headers.spellings import KEYWORDS, parse_number
 from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband._engine.wcs import move_header
 from astro_narrowband.exceptions import InputError
-
-__all__ = ["COLOURS", "MosaicFrame"]
 
 #: What may be made of a mosaic, and the letters of the pixels that are added.
 COLOURS = {"red": "R", "green": "G", "blue": "B", "superpixel": "RGB", "green+blue": "GB"}
@@ -86,10 +85,8 @@ class MosaicFrame(Frame):
         self.frame, self.colour = frame, colour
         self.name, self.unit = frame.name, frame.unit
         self.shape = (frame.shape[0] // 2, frame.shape[1] // 2)
-        pattern = _first_cell(frame, colour)
-        self.pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
-        self.n_added = n = len(self.pixels)
         try:
+            pattern = _first_cell(frame, colour)
             if read_overscan(frame.header, frame.shape) or read_trim(frame.header, frame.shape):
                 raise InputError(
                     "BIASSEC, TRIMSEC: a colour mosaic with an overscan cannot be taken apart: "
@@ -98,6 +95,8 @@ class MosaicFrame(Frame):
             stated = read_saturation(frame.header)
         except InputError as error:
             raise InputError(f"{frame.name}: {error}") from None
+        self.pixels = [divmod(i, 2) for i in range(4) if pattern[i] in COLOURS[colour]]
+        self.n_added = n = len(self.pixels)
         full = stated and stated[0] if saturation is None else positive(saturation, "saturation")
         self._full = _FULL if full is None else full
         y, x = np.mean(self.pixels, axis=0)
@@ -124,15 +123,12 @@ class MosaicFrame(Frame):
 
 def _first_cell(frame, colour):
     """Return the four letters of the cell that starts with the first pixel of the file."""
-    try:
-        pattern = read_bayer(frame.header)
-        if colour == "superpixel":
-            return "RGGB"  # all are added, whichever is which
-        if not pattern:
-            raise InputError("BAYERPAT is missing: give it with --set BAYERPAT=RGGB (or another)")
-        dx, dy = read_bayer_shift(frame.header, frame.shape)
-    except InputError as error:
-        raise InputError(f"{frame.name}: {error}") from None
+    pattern = read_bayer(frame.header)
+    if colour == "superpixel":
+        return "RGGB"  # all are added, whichever is which
+    if not pattern:
+        raise InputError("BAYERPAT is missing: give it with --set BAYERPAT=RGGB (or another)")
+    dx, dy = read_bayer_shift(frame.header, frame.shape)
     return "".join(pattern[2 * ((y + dy) % 2) + (x + dx) % 2] for y in (0, 1) for x in (0, 1))
 
 
@@ -153,14 +149,7 @@ def _header(raw, colour, n, full, x, y):
             header["SATURATE"] = n * full
     for keyword in list(dict.fromkeys(header)):
         if keyword.startswith(_LENGTHS):
-            _change(header, keyword, lambda value: value * 2)
+            with suppress(Exception):  # a damaged card: astropy raises almost any type
+                header[keyword] = 2 * parse_number(header[keyword])
     move_header(header, np.array([[0.5, 0, -x / 2], [0, 0.5, -y / 2], [0, 0, 1]]))
     return header
-
-
-def _change(header, keyword, function):
-    """Change a number in a header; what is none stays as it is."""
-    try:
-        header[keyword] = function(parse_number(header[keyword]))
-    except Exception:  # a damaged card: astropy raises almost any type
-        return

@@ -26,33 +26,6 @@ from astro_narrowband._engine.validate import (
 )
 from astro_narrowband.exceptions import InputError, InputTypeError
 
-__all__ = [
-    "AXES",
-    "DAY",
-    "RULES",
-    "a_ccd",
-    "a_path",
-    "a_sequence",
-    "a_table",
-    "a_text",
-    "array",
-    "check_fields",
-    "count",
-    "door",
-    "each",
-    "flag",
-    "images",
-    "items",
-    "items_of",
-    "of_class",
-    "of_two",
-    "or_of",
-    "quantity",
-    "real",
-    "whole_numbers",
-]  # fmt: skip
-
-
 #: No exposure lasts longer [s].
 DAY = 86_400.0
 

@@ -26,8 +26,6 @@ from astro_narrowband._engine.frames import map_bands, usable_cores
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError, ProductError, warn
 
-__all__ = ["check_place", "open_executor", "run_bands"]
-
 #: Work that pickles to more than this is sent to the workers once, as a file.
 INLINE = 1 << 20
 #: A band that was lost so often is not tried again elsewhere, but done here.

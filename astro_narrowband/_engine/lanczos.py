@@ -9,18 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = [
-    "affine",
-    "can_shear",
-    "lanczos",
-    "linear",
-    "scatter_affine",
-    "scatter_shift",
-    "separable",
-    "sheared",
-    "table",
-]
-
 #: Steps of the kernel table per pixel: the error of the weights is below 1e-3 / 2.
 STEPS = 1024
 #: Pixels of a tile: with smaller ones threads wait for each other more than the cache gives.

@@ -8,8 +8,6 @@ import base64
 import io
 from html import escape
 
-__all__ = ["new_axes", "picture_html"]
-
 
 def new_axes(n=1, *, width=5.0, height=4.0):
     """

@@ -9,8 +9,6 @@ from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.headers import KEYWORDS, exposures_in, read_date, read_exposure
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["drop_camera", "write_creator", "write_dates"]
-
 
 def write_creator(header):
     """Write CREATOR and the versions of what a result rests on."""

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["MAD_TO_STD", "mad_std"]
-
 #: Standard deviation of a Gaussian over its median absolute deviation.
 MAD_TO_STD = 1.482602218505602
 

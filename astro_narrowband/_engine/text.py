@@ -4,16 +4,6 @@ import os
 import re
 import unicodedata
 
-__all__ = [
-    "ascii_text",
-    "clean_text",
-    "one_line",
-    "path_text",
-    "safe_name",
-    "show_value",
-    "unique_name",
-]
-
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _LETTER = re.compile(r"(SMALL|CAPITAL)? ?LETTER (?:FINAL )?([A-Z ]+?)(?: WITH .*)?$")

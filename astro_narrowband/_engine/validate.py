@@ -12,25 +12,6 @@ from astropy import units as u
 
 from astro_narrowband.exceptions import InputError, InputTypeError
 
-__all__ = [
-    "MOST",
-    "alike",
-    "as_array",
-    "as_count",
-    "as_mask",
-    "as_pixels",
-    "as_unit",
-    "as_variance",
-    "bare",
-    "choice",
-    "clip_limit",
-    "finite",
-    "number",
-    "positive",
-    "same_shape",
-    "value_in",
-]
-
 #: No count and no number of sigmas is beyond this.
 MOST = 1e9
 #: No pixel of float32 is beyond this.

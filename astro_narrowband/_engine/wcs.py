@@ -17,16 +17,6 @@ from astropy.wcs import WCS, Sip, WcsError
 
 from astro_narrowband.exceptions import warn
 
-__all__ = [
-    "apply_matrix",
-    "copy_wcs",
-    "move_header",
-    "move_wcs",
-    "put_wcs",
-    "read_wcs",
-    "strip_wcs",
-]
-
 #: Cards of the first WCS of a header; a letter behind them makes them those of another one.
 _LINEAR = (
     r"WCSAXES|WCSNAME|RADESYS|EQUINOX|LONPOLE|LATPOLE|(CTYPE|CUNIT|CRVAL|CRPIX|CDELT|CROTA|CNAME|"
@@ -39,6 +29,8 @@ _LOST = re.compile(_TABLES)
 _ANY = re.compile(rf"({_LINEAR})[A-Z]?|{_POLYNOMIAL}|{_TABLES}|WAT\d_\d+|WCSDIM|LT[VM]\d(_\d)?")
 #: Projections whose distortion is in words of IRAF (WATj_nnn).
 _OF_IRAF = re.compile("-(TNX|ZPX)$")
+#: What astropy raises for cards that are damaged.
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, WcsError, fits.VerifyError)
 #: Cards that must be numbers; wcslib passes text over without a word.
 _NUMBER = re.compile(r"(CRVAL|CRPIX|CDELT|CROTA)[12]|(CD|PC)[12]_[12]")
 
@@ -140,7 +132,7 @@ def read_wcs(header, name=""):
                 problem = ""
             else:
                 problem = f"it has {wcs.naxis} axes, or a singular matrix"
-        except (ValueError, TypeError, KeyError, WcsError, fits.VerifyError) as error:
+        except _DAMAGED as error:
             problem = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
     if problem:
         _warn(f"{label}CTYPE1 = {first!r}: the WCS cannot be used ({problem}) and is left out")

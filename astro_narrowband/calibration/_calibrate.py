@@ -21,8 +21,6 @@ from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.detector import decide_detector
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["calibrate"]
-
 #: Rows that `calibrate` asks for at a time.
 ROWS = 64
 

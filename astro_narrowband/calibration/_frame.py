@@ -21,8 +21,6 @@ from astro_narrowband.calibration._rows import calibrate_rows
 from astro_narrowband.exceptions import CalibrationError, InputError, warn
 from astro_narrowband.noise import SharedNoise, sample_rows, signal_variance
 
-__all__ = ["CalibratedFrame", "refuse_twice"]
-
 #: What a calibrated header says; each step is refused where it was done before.
 STEPS = {
     "BIASSUB": "bias subtracted",

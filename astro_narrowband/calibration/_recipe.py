@@ -23,8 +23,6 @@ from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.noise import sample_rows
 
-__all__ = ["Recipe", "divisor"]
-
 #: A flat whose median over some rows is further from 1 was not normalised.
 FAR_FROM_ONE = 0.15
 

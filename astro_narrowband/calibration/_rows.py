@@ -5,8 +5,6 @@ import numpy as np
 from astro_narrowband._engine.frames import row_bands
 from astro_narrowband.noise import expected_variance, mirror_border
 
-__all__ = ["calibrate_rows"]
-
 #: Pixels that are worked on at a time, in whole rows: with fewer, threads wait for each other more
 #: than the cache gives.
 PIXELS = 1 << 18

@@ -12,8 +12,6 @@ from astro_narrowband.cli._process import progress_bar, say, stop_in
 from astro_narrowband.cli._text import columns, sensible, show, summary
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError, listening, warn
 
-__all__ = ["run"]
-
 #: Exit status: what a script may rely on.
 DONE, USAGE, INPUT, ENVIRONMENT, BUG = 0, 2, 3, 5, 70
 OUT_OF_MEMORY = "out of memory: give a smaller --memory, or fewer --workers"

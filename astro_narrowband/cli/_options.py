@@ -7,8 +7,6 @@ import re
 from astro_narrowband import __version__
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["parser"]
-
 
 def _pair(text):
     try:
@@ -145,11 +143,7 @@ def _add_night(command):
         "--spellings", metavar="FILE", help="TOML file of your own keywords, kinds and filters"
     )
     command.add_argument(
-        "--max-pixels",
-        type=_count,
-        default=None,
-        metavar="N",
-        help="the largest image that is opened, in pixels",
+        "--max-pixels", type=_count, metavar="N", help="the largest image that is opened, in pixels"
     )
 
 
@@ -186,7 +180,6 @@ def _add_reduce(commands):
     command.add_argument(
         "--max-extrapolation",
         type=_above_zero,
-        default=None,
         metavar="X",
         help="longest exposure in units of the longest dark (default: decided by what the dark "
         "costs the frame)",
@@ -204,7 +197,6 @@ def _add_run(command):
     command.add_argument(
         "--memory",
         type=_size,
-        default=None,
         metavar="SIZE",
         help="memory that the bands under way share, beside images held whole, as 500M or 2G",
     )

@@ -13,8 +13,6 @@ import time
 
 from astro_narrowband._engine.text import one_line
 
-__all__ = ["progress_bar", "ready_streams", "say", "stop_in", "stoppable"]
-
 #: Seconds within which further signals are of the same event: a terminal that closes sends two.
 _ONE_EVENT = 1.0
 

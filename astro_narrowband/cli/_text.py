@@ -8,8 +8,6 @@ import sys
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import ProductError
 
-__all__ = ["columns", "sensible", "show", "summary"]
-
 
 def show(*lines):
     """

@@ -27,8 +27,6 @@ from astro_narrowband.coaddition._reject import (
     union,
 )
 
-__all__ = ["BandSum", "row_bytes"]
-
 #: Pixels whose variance is smoothed at a time.
 SMOOTHED = 1 << 18
 

@@ -50,8 +50,6 @@ from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
 from astro_narrowband.coaddition._weights import judge, spoiled_discs, weigh
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["coadd"]
-
 #: Bytes that the bands under way may take together, unless told.
 MEMORY = 512 * 2**20
 #: No more rows than this in a band: more does not make it faster.

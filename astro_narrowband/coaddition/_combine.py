@@ -23,7 +23,7 @@ from astro_narrowband._engine.door import array, door, or_of
 from astro_narrowband._engine.files import clean_header, write_fits
 from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame
 from astro_narrowband._engine.headers import exposures_in, read_exposure
-from astro_narrowband._engine.stacking.tile import Reduced, Rejection, reduce_tile
+from astro_narrowband._engine.stacking.tile import Rejection
 from astro_narrowband._engine.validate import choice, finite, same_shape
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._combine_bands import BandReducer, native_type, reduce_bands
@@ -36,8 +36,6 @@ from astro_narrowband.exceptions import (
     warn,
 )
 from astro_narrowband.noise import SHARED_CARDS
-
-__all__ = ["Reduced", "Rejection", "combine", "reduce_tile"]
 
 #: What clipping functions may be called: by name, or by the functions themselves.
 _FUNCTIONS = {

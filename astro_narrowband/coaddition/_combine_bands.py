@@ -18,8 +18,6 @@ from astro_narrowband._engine.stacking.tile import Rejection, kept_values, reduc
 from astro_narrowband._engine.validate import as_count, as_variance
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["BandReducer", "native_type", "reduce_bands"]
-
 #: A row of a tile: large enough that threads rarely wait for each other, small enough for caches.
 ROW_BYTES = 1 << 18
 #: All rows of a tile, and the least number of pixels in one.

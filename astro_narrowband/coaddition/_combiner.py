@@ -18,8 +18,6 @@ from astro_narrowband.coaddition._common_noise import overlap_factors, shared_cl
 from astro_narrowband.coaddition._own_noise import own_noise, warn_of_unknown
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["InverseVarianceCombiner"]
-
 
 @door
 class InverseVarianceCombiner(Combiner):

@@ -14,15 +14,6 @@ import numpy as np
 from astro_narrowband._engine.frames import HeldRows
 from astro_narrowband.noise import SharedNoise, sample_rows
 
-__all__ = [
-    "CommonNoise",
-    "noise_to_tell",
-    "overlap_factors",
-    "shared_clusters",
-    "shared_noise_of",
-    "undithered_noise",
-]
-
 #: Rows of the coadd that are worked on at a time.
 ROWS = 64
 #: Frames whose masters' noise has at least this correlation count as one cluster: half a

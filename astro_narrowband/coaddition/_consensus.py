@@ -16,8 +16,6 @@ from scipy.spatial import cKDTree
 from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
 from astro_narrowband.coaddition._surface import Surface, n_terms, terms
 
-__all__ = ["EVEN", "star_consensus"]
-
 #: Relative error of a star's flux that no photon count takes away (flat, centring, PSF).
 FLUX_FLOOR = 0.003
 #: Frames that may be the standard, and stars over which patterns are compared: more tell no more.

@@ -8,8 +8,6 @@ import numpy as np
 
 from astro_narrowband._engine.plots import new_axes
 
-__all__ = ["draw_coadd"]
-
 #: Pixels a side that are drawn: more are not seen.
 SHOWN = 1000
 

@@ -16,8 +16,6 @@ from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import noise_to_tell, undithered_noise
 from astro_narrowband.noise import SHARED_CARDS
 
-__all__ = ["frame_table", "wcs_of", "write_header", "write_matching"]
-
 #: Cards of a single frame that say nothing true of a coadd.
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
                 "EXPOSURE", "NEXTEND", "BUNIT", *SHARED_CARDS)  # fmt: skip

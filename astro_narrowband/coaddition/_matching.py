@@ -16,11 +16,6 @@ from astro_narrowband.coaddition._statistics import measure_frame
 from astro_narrowband.coaddition._transparency import Transparency, measure_transparency
 from astro_narrowband.exceptions import InputError, warn
 
-__all__ = [
-    "choose_reference", "fixed_order", "identity", "in_order", "match_flux", "match_sky",
-    "measure_all", "warn_of_frames", "warn_of_rejected", "warn_of_uneven",
-]  # fmt: skip
-
 #: From this part of a frame's pixels on, rejection is not of outliers only.
 MANY_REJECTED = 0.02
 #: Fluxes that may be off by this part of them are worth a sentence.

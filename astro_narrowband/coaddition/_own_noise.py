@@ -21,8 +21,6 @@ from astro_narrowband.exceptions import InputError, SharedNoiseWarning, warn
 from astro_narrowband.noise import SharedNoise, sample_rows
 from astro_narrowband.registration import Alignment
 
-__all__ = ["exposure_of", "own_noise", "warn_of_unknown"]
-
 #: A frame's own variance is at least this part of the whole, whatever is said of its masters.
 LEAST_OWN = 0.02
 

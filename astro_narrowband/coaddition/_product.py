@@ -11,8 +11,6 @@ from astro_narrowband._engine.door import AXES, door
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband.coaddition._draw import draw_coadd
 
-__all__ = ["Coadd"]
-
 
 @door(ax=AXES)
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,6 @@ from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import AlignmentError
 from astro_narrowband.registration import Alignment, align, match
 
-__all__ = ["check_registered"]
-
 #: Stars of this signal to noise are compared, where both frames have so many.
 CLEAR, MIN_STARS = 10.0, 2
 #: Stars no farther apart than this may be the same [pix]: the larger, the fewer they are, up to

@@ -15,20 +15,6 @@ import numpy as np
 from astro_narrowband._engine.stacking.network import select_rows
 from astro_narrowband.coaddition._shapes import derivatives, noise_gain, structure_at
 
-__all__ = [
-    "PANEL",
-    "REACH",
-    "TILE",
-    "Judged",
-    "Panel",
-    "Rules",
-    "best_frames",
-    "panel_reference",
-    "structure_spacing",
-    "tolerances",
-    "union",
-]
-
 #: Pixels worked on at a time: with fewer, threads wait for each other more than the cache gives.
 TILE = 1 << 18
 #: Frames that judge all others: the best so many.

@@ -7,8 +7,6 @@ Private to `astro_narrowband.coaddition`.
 from astro_narrowband.confront import compare_noise
 from astro_narrowband.exceptions import warn
 
-__all__ = ["self_test"]
-
 #: Where the ratios stand in a header, and of what they are.
 KEYWORDS = {
     "pixels": ("NOISEPIX", "noise of pixels, measured over predicted"),

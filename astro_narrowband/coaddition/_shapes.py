@@ -21,8 +21,6 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads
 
-__all__ = ["N_TERMS", "derivatives", "noise_gain", "star_shapes", "structure_at"]
-
 #: Derivatives that are fitted.
 N_TERMS = 6
 #: Stamps have 2 * RADIUS + 1 pixels a side: 9 x 9 and what the structure there depends on.

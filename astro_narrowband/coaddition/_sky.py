@@ -20,8 +20,6 @@ from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.coaddition._statistics import cell_centres
 from astro_narrowband.coaddition._surface import Surface, interpolate, n_terms, terms
 
-__all__ = ["Skies", "cell_levels", "match_skies"]
-
 #: Largest degree of a surface, and cells for each of its terms.
 MAX_DEGREE, CELLS_PER_TERM = 3, 2.5
 #: A frame whose scale is off 1 by this does not count for the level of the sky that is kept.

@@ -18,8 +18,6 @@ from astro_narrowband._engine.frames import HeldFrame, as_frame
 from astro_narrowband._engine.statistics import MAD_TO_STD
 from astro_narrowband._engine.validate import bare
 
-__all__ = ["FrameStatistics", "cell_centres", "forced_fluxes", "measure_frame"]
-
 #: Cells in which the sky is measured: at most this many along an axis, of at least 16 pixels.
 MAX_CELLS, MIN_CELL = 64, 16
 #: Pixels that are looked at in each cell, in whole rows.

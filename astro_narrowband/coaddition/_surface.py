@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.polynomial import legendre
 
-__all__ = ["Surface", "interpolate", "n_terms", "terms"]
-
 #: Pixels of a surface that are worked on at a time: they stay in the cache.
 PIXELS = 1 << 15
 

@@ -25,8 +25,6 @@ from astro_narrowband.coaddition._statistics import (
 )
 from astro_narrowband.coaddition._surface import interpolate, terms
 
-__all__ = ["MATCH_RADIUS", "Transparency", "measure_transparency"]
-
 #: Pixels of two frames' stars that are the same star, at most this far apart.
 MATCH_RADIUS = 2.0
 #: Stars of this signal to noise serve as they were found, if a frame has so many in common

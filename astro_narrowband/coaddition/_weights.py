@@ -12,8 +12,6 @@ from astro_narrowband._engine.validate import choice, positive
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["judge", "spoiled_discs", "weigh"]
-
 #: Radius around a masked pixel on a bright star within which its frame does not count
 #: [largest FWHM].
 SPOILED_RADIUS = 4.0

@@ -20,11 +20,17 @@ from astro_narrowband._engine.door import AXES, DAY, door, or_of, real
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.darks._draw import draw_dark
-from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import fit_planes
 from astro_narrowband.darks._glow import GlowMap
 from astro_narrowband.darks._masters import fields_of_masters
-from astro_narrowband.darks._planes import FLAGS, bad_pixels, decode_flags, token_of
+from astro_narrowband.darks._planes import (
+    FLAGS,
+    bad_pixels,
+    decode_flags,
+    model_hdul,
+    read_fields,
+    token_of,
+)
 from astro_narrowband.darks._price import DarkPrice, pay, policy_of, same_exposure, tolerance
 from astro_narrowband.exceptions import CalibrationError
 
@@ -93,7 +99,7 @@ class DarkModel:
             self.token = token_of(self.planes, self.shape, self.exposures)
 
     @classmethod
-    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
+    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=False, workers=None):
         """
         Fit offset and rate of every pixel.
 
@@ -113,7 +119,9 @@ class DarkModel:
             exposure time without a bias is ``"matched"``: the dark of that time, and
             elsewhere an offset whose error is stated.
         shrink : bool, optional
-            Shrink the rates of ordinary pixels towards their neighbourhood.
+            Shrink the rates of ordinary pixels towards their neighbourhood: for lights no
+            longer than the darks, see the user guide. A lone warm pixel that no test can
+            find then has too small an error, the more so the longer the light.
         workers : int, optional
             Threads.
 
@@ -285,8 +293,8 @@ class DarkModel:
         mean, variance : `~numpy.ndarray` of float32
             [adu], bias included; [adu**2]
         """
-        k = self._match(exposure) if self.measured else None
-        if k is None:
+        k = self._match(exposure)
+        if k is None or not self.measured:
             return np.empty(0, np.int64), *np.empty((2, 0), np.float32)
         nx = self.shape[1]
         pixel = self.measured["pixel"]
@@ -314,12 +322,6 @@ class DarkModel:
         if self._glow is not None:
             return self._glow.rest_at(k, rows) + level
         return level if level else None
-
-    def _unknown_rest(self, exposure, rows):
-        """Return the error of the line at another exposure time that is due to a glow, or None."""
-        if self._glow is None or self._match(exposure) is not None:
-            return None
-        return self._glow.error_at(exposure, rows)
 
     def lines(self, rows):
         """
@@ -360,9 +362,8 @@ class DarkModel:
         var_offset, cov, var_rate = (
             self.planes[name][rows] for name in ("var_offset", "cov", "var_rate")
         )
-        unknown = self._unknown_rest(exposure, rows) if exposure > 0 else None
-        if unknown is not None:
-            unknown /= np.float32(exposure)
+        if exposure > 0 and self._glow is not None and self._match(exposure) is None:
+            unknown = self._glow.error_at(exposure, rows) / np.float32(exposure)
             var_rate = var_rate + unknown * unknown
         return var_offset, cov, var_rate
 

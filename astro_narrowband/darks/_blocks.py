@@ -1,8 +1,7 @@
 """What blocks of pixels tell of a dark: their medians, and smooth maps through their means."""
 
 import numpy as np
-
-__all__ = ["SIDE", "Parabolas", "block_median", "fine_median", "to_pixels"]
+from scipy.ndimage import convolve
 
 #: Rows that are fitted at a time; also the side of the blocks that ordinary pixels are told by.
 SIDE = 32
@@ -28,15 +27,12 @@ def block_median(plane):
         sample = np.where(~known & (np.cumsum(~known, axis=1) % 2 == 0), -np.inf, sample)
     median = np.median(sample, axis=1)
     median[~np.isfinite(median)] = 0
-    wide = np.empty(nx, np.float32)
-    wide[:edge] = np.repeat(median, size)
-    wide[edge:] = wide[edge - 1]
-    return wide
+    return to_pixels(median, size, nx)
 
 
-def fine_median(plane, size=8):
-    """Return the median of squares of ``size`` pixels, of each of their pixels: of a steep glow."""
-    n_rows, nx = plane.shape
+def fine_median(plane):
+    """Return the median of squares of 8 pixels, of each of their pixels: of a steep glow."""
+    (n_rows, nx), size = plane.shape, 8
     padded = np.pad(plane, ((0, -n_rows % size), (0, -nx % size)), "reflect")
     squares = padded.reshape(padded.shape[0] // size, size, -1, size)
     median = np.median(squares, axis=(1, 3))
@@ -50,6 +46,11 @@ def to_pixels(blocks, size, nx):
     out[:edge] = np.repeat(blocks, size)
     out[edge:] = blocks[-1]
     return out
+
+
+def window(grid, width):
+    """Sum over windows of blocks, less at the edge."""
+    return convolve(grid.astype(float), np.ones((width, width)), mode="constant")
 
 
 class Parabolas:

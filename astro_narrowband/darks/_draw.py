@@ -11,8 +11,6 @@ import numpy as np
 from astro_narrowband._engine.plots import new_axes
 from astro_narrowband.exceptions import NarrowbandError
 
-__all__ = ["draw_dark"]
-
 #: Rows that tell how the dark current is spread.
 ROWS = 200
 

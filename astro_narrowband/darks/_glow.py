@@ -8,14 +8,11 @@ over the line is an error there.
 """
 
 import numpy as np
-from scipy.ndimage import convolve
 from scipy.special import ndtri
 
 from astro_narrowband._engine.statistics import mad_std
-from astro_narrowband.darks._blocks import SIDE, Parabolas
+from astro_narrowband.darks._blocks import SIDE, Parabolas, window
 from astro_narrowband.darks._straight import line
-
-__all__ = ["Glow", "GlowMap"]
 
 #: Probability that a glow is seen in darks that have none.
 CHANCE = 1e-3
@@ -97,12 +94,12 @@ class Glow:
         smooth, error = np.zeros((len(t) + 1, *z.shape)), np.zeros(z.shape)
         # The widest windows, and smaller ones where these are certain.
         for width in WIDTHS:
-            n = np.sqrt(np.maximum(_window(known, width), 1)) * scale
-            certain = known & (np.abs(_window(z, width)) > limit * n)
+            n = np.sqrt(np.maximum(window(known, width), 1)) * scale
+            certain = known & (np.abs(window(z, width)) > limit * n)
             place = certain if error.any() else known
-            total = np.maximum(_window(weight, width), 1e-300)
+            total = np.maximum(window(weight, width), 1e-300)
             for plane, value in zip(smooth, [*rest, bend], strict=True):
-                plane[place] = (_window(weight * value, width) / total)[place]
+                plane[place] = (window(weight * value, width) / total)[place]
             error[place] = scale / np.sqrt(total[place])
             self.seen |= certain
         if not self.seen.any():
@@ -136,11 +133,6 @@ class Glow:
 def _noise(differences):
     """Robust standard deviation of values of which neighbours' differences are given."""
     return mad_std(differences, 0.0) / 2**0.5 if differences.size > 2 else 0.0
-
-
-def _window(grid, width):
-    """Sum over windows of blocks, less at the edge."""
-    return convolve(grid.astype(float), np.ones((width, width)), mode="constant")
 
 
 def block_size(shape):

@@ -13,8 +13,6 @@ import numpy as np
 from astro_narrowband.darks._price import PER_KELVIN
 from astro_narrowband.darks._straight import limit, line
 
-__all__ = ["Hot"]
-
 #: Hot pixels that are looked at as a crowd: this many sigma bright, this many at least and most.
 BRIGHT, ENOUGH, MOST = 10.0, 30, 20000
 #: Exposure times that differ by more, and by 3 errors of it, are said to disagree.

@@ -9,8 +9,6 @@ from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.darks._planes import FLAGS, empty_planes
 from astro_narrowband.exceptions import CalibrationError, InputError
 
-__all__ = ["fields_of_masters"]
-
 
 def fields_of_masters(bias, dark, exposure):
     """Return the fields of a model made of masters; see `DarkModel.from_masters`."""

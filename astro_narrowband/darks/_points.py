@@ -10,8 +10,6 @@ from astro_narrowband.darks._blocks import block_median
 from astro_narrowband.darks._price import same_exposure
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Averages", "Point", "average", "group_by_exposure", "levelled_points"]
-
 
 class Point(NamedTuple):
     """Frames of one exposure time: ``time`` [s], ``levels`` [adu] about their mean."""

@@ -7,8 +7,6 @@ from astropy import units as u
 from astro_narrowband._engine.door import door, real
 from astro_narrowband.exceptions import CalibrationError, warn
 
-__all__ = ["PER_KELVIN", "DarkPrice", "pay", "policy_of", "same_exposure", "tolerance"]
-
 #: Exposures that differ by less than this fraction, or by less than this time [s], are the same.
 MATCH, MATCH_SECONDS = 0.005, 0.05
 #: Relative change of the dark current per kelvin (it doubles every 6.5 K).

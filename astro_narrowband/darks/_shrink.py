@@ -22,9 +22,7 @@ from scipy.special import ndtr
 
 from astro_narrowband._engine.frames import map_bands, row_bands
 from astro_narrowband._engine.statistics import MAD_TO_STD, mad_std
-from astro_narrowband.darks._blocks import Parabolas, to_pixels
-
-__all__ = ["shrink_fit"]
+from astro_narrowband.darks._blocks import Parabolas, to_pixels, window
 
 #: Side of a neighbourhood [pixel]; smaller in images with few of them.
 BLOCK, SMALLEST = 32, 8
@@ -263,9 +261,9 @@ class _Plane:
         # nine around it, say more. Cut at zero the estimate is too large on average,
         # never too small.
         expected = _spread_of_frame(spread, self.level, _weights(number, self.noise))
-        total = np.maximum(_box(number), 1)
+        total = np.maximum(window(number, 3), 1)
         self.spread = expected
-        nine = _box(spread * number) / total, total
+        nine = window(spread * number, 3) / total, total
         for estimate, n in (nine, (spread, np.maximum(number, 1))):
             certain = estimate - expected > 3 * (self.noise + expected) * np.sqrt(2 / n)
             self.spread = np.where(certain, np.maximum(estimate, self.spread), self.spread)
@@ -463,10 +461,3 @@ def _significant(profile, noise):
     variance = float(np.mean(profile**2))
     keep = max(0.0, 1 - float(noise) / variance) if variance > 0 else 0.0
     return (profile * keep).astype(np.float32), keep
-
-
-def _box(grid):
-    """Sum over 3 x 3, less at the edge."""
-    padded = np.pad(grid, 1)
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]

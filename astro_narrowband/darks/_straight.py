@@ -2,8 +2,6 @@
 
 import numpy as np
 
-__all__ = ["limit", "line", "same_line", "same_rate"]
-
 #: Probability of a chi-squared by chance below which a pixel is flagged: 5 sigma.
 CHANCE = 5.7e-7
 

@@ -102,26 +102,17 @@ class Detector:
 
     def describe(self):
         """Return one line of text that says what the values are and where they come from."""
-
-        def item(label, value, error, unit, source):
-            error = f" +- {error:.2g}" if error else ""
-            source = f" ({source})" if source else ""
-            return f"{label} {value:.4g}{error} {unit}{source}"
-
-        get = self.sources.get
-        return ", ".join(
-            (
-                item("gain", self.gain, self.gain_err, "electron/adu", get("gain")),
-                item(
-                    "read noise",
-                    self.read_noise,
-                    self.read_noise_err,
-                    "electron",
-                    get("read_noise"),
-                ),
-                item("saturation", self.saturation, 0, "adu", get("saturation")),
+        units = {"gain": "electron/adu", "read_noise": "electron", "saturation": "adu"}
+        items = []
+        for name, unit in units.items():
+            error, source = getattr(self, f"{name}_err", 0.0), self.sources.get(name)
+            items.append(
+                f"{name.replace('_', ' ')} {getattr(self, name):.4g}"
+                + (f" +- {error:.2g}" if error else "")
+                + f" {unit}"
+                + (f" ({source})" if source else "")
             )
-        )
+        return ", ".join(items)
 
     @classmethod
     def from_header(cls, header):
@@ -236,22 +227,14 @@ def decide_detector(
     saturation 6.55e+04 adu (full scale of 16 bits)
     """
     values, sources, trouble = {}, {}, None
-    given = {
-        "gain": (gain, _GAIN_UNIT),
-        "read_noise": (read_noise, u.electron),
-        "saturation": (saturation, u.adu),
-    }
-    for name, (value, unit) in given.items():
+    for name, value, unit, reader in (
+        ("gain", gain, _GAIN_UNIT, keywords.read_gain),
+        ("read_noise", read_noise, u.electron, keywords.read_noise),
+        ("saturation", saturation, u.adu, keywords.read_saturation),
+    ):
         if value is not None:
-            values[name] = _checked(value, unit, name)
-            sources[name] = "given"
-    readers = {
-        "gain": keywords.read_gain,
-        "read_noise": keywords.read_noise,
-        "saturation": keywords.read_saturation,
-    }
-    for name, reader in readers.items():
-        if name in values or header is None:
+            values[name], sources[name] = _checked(value, unit, name), "given"
+        if value is not None or header is None:
             continue
         try:
             read = reader(header)

@@ -6,8 +6,6 @@ from astro_narrowband._engine.door import a_sequence, door, real
 from astro_narrowband._engine.frames import as_frame, row_bands
 from astro_narrowband._engine.statistics import mad_std
 
-__all__ = ["measure_saturation"]
-
 #: Width of a bin, over the highest level; the pile is looked for in so many of the topmost.
 BIN, TOP = 1e-3, 20
 #: What a pile must have: pixels, times the fullest bins below it, and pixels that touch another.

@@ -11,8 +11,6 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["SAMPLE", "gain_of_lights", "photon_transfer", "read_noise_of"]
-
 #: Pixels of a row that share one scale.
 WIDTH = 64
 #: Pixels of a frame that are looked at, for a value that is to be used.
@@ -89,7 +87,7 @@ def photon_transfer(flats, biases, *, saturation=None, sample=SAMPLE):
     return values
 
 
-def read_noise_of(frames, gain, *, bias=None, sample=SAMPLE):
+def read_noise_of(frames, gain, *, bias=None):
     """
     Measure the read noise from frames without light, of a gain that is known.
 
@@ -112,17 +110,17 @@ def read_noise_of(frames, gain, *, bias=None, sample=SAMPLE):
     frames = as_frames(frames, kind, convert=prepared)
     shape = same_shape(frames, kind)
     _enough_pixels(shape)
-    images = [_segments(frame, sample)[0] for frame in frames]
+    images = [_segments(frame)[0] for frame in frames]
     if bias is None:
         noise, error = _noise_of(images, _level)
         return _read_noise(gain, 0.0, noise, error)
     noise, error = _noise_of(images, _own_mean_off)
-    light = np.nanmedian(images) - np.nanmedian(_segments(*as_frames([bias]), sample)[0])
+    light = np.nanmedian(images) - np.nanmedian(_segments(*as_frames([bias]))[0])
     return _read_noise(gain, 0.0, max(noise - max(float(light), 0.0) / gain, 1 / 12), error)
 
 
 @door
-def gain_of_lights(lights, *, sample=SAMPLE):
+def gain_of_lights(lights):
     """
     Measure the gain from raw lights: how their noise grows with the level of their sky.
 
@@ -144,7 +142,7 @@ def gain_of_lights(lights, *, sample=SAMPLE):
     _enough_pixels(same_shape(lights, "lights"))
     points = []
     for pair in zip(lights[::2], lights[1::2], strict=False):
-        one, two = (_segments(light, sample)[0] for light in pair)
+        one, two = (_segments(light)[0] for light in pair)
         level = np.nanmedian(one + two, axis=2) / 2
         rest = np.moveaxis(_own_mean_off(one - two), 2, -1)
         edges = np.linspace(*np.nanquantile(level, SKY_LEVELS), BINS + 1)
@@ -190,7 +188,7 @@ def _noise_of(images, rest):
     return noise, error
 
 
-def _segments(frame, sample):
+def _segments(frame, sample=SAMPLE):
     """
     Rows spread over a frame, cut into pieces, and their raw counts.
 
@@ -256,12 +254,7 @@ def _noise_per_adu(first, second, noise, full):
         unit = np.sqrt(np.abs(a) * (1 + k))
         scaled = (first - k * second) / unit * np.float32((n / (n - 1)) ** 0.5)
         offset = (noise * (1 + k * k) / unit**2).mean(axis=(2, 3))
-    width = mad_std(scaled, 0.0)
-    kept = np.abs(scaled) <= CLIP * width
-    count = kept.sum(axis=(2, 3))
-    square = np.where(kept, scaled * scaled, 0).sum(axis=(2, 3), dtype=float)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(2 * count > kept[0, 0].size, square / count / KEPT - offset, np.nan)
+    return _variance(scaled, 0.0) - offset
 
 
 def _mean(values):

@@ -14,8 +14,6 @@ from astro_narrowband.lines._map import (
     random_variance,
 )
 
-__all__ = ["correct_blend", "restore_lines", "separate_lines"]
-
 
 @door(ratio=array(), ratio_err=array())
 def correct_blend(line_map, ratio, *, curve, ratio_err, line="Halpha", blend="NII", velocity=0.0):

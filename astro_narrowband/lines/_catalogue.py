@@ -21,8 +21,6 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.lines._filters import read_table
 from astro_narrowband.registration import match as _match
 
-__all__ = ["CatalogueMatch", "match_catalogue", "read_catalogue"]
-
 _RA = ("ra", "raj2000", "ra_icrs", "_raj2000", "ra_deg", "ramean", "alpha_j2000", "raicrs")
 _DEC = ("dec", "dej2000", "de_icrs", "_dej2000", "dec_deg", "decmean", "delta_j2000", "deicrs")
 _BRIGHT = ("phot_g_mean_mag", "gmag", "mag", "magnitude", "rmag", "r'mag", "vmag", "bmag")

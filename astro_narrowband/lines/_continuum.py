@@ -40,8 +40,6 @@ from astro_narrowband.lines._starscale import (
 )
 from astro_narrowband.photometry import annulus_photometry
 
-__all__ = ["RESIDUAL_STAR", "subtract_continuum"]
-
 #: In the flags of a result: beside a star that is not gone.
 RESIDUAL_STAR = 1
 #: Stars that are looked at, at most.
@@ -96,11 +94,11 @@ def subtract_continuum(
         Widths of the stars in both images [pix], where they cannot be measured: the sharper one
         is blurred by a Gaussian. Without stars and without widths shapes stay as they are.
     stars : `~astropy.table.Table`, optional
-        Stars to be used: ``x_center``, ``y_center`` [pix] and, where it is known, ``colour``.
-        Default is to detect them.
+        Stars to be used: ``x_center``, ``y_center`` [pix] and ``colour`` (`reference_colours`, or
+        any other; NaN where it is not known). Default is to detect them.
     colour : float, optional
         Of the continuum under the line, in the unit of the stars' ``colour``. Default is the
-        stars' mean.
+        mean of all ``stars``, with its error.
     match : bool, optional
         Bring the stars of both images to one shape first.
 
@@ -173,14 +171,21 @@ def subtract_continuum(
             line, continuum, widths = match_shapes(line, continuum, xy, fwhm=width)
             seen = max(widths)
         measured = measure_stars(line, continuum, table, fwhm=width, min_snr=MIN_SNR)
-        scale = scale_of(measured, colour=colour)
+        colour_err = 0.0
+        if colour is None and "colour" in measured.colnames:
+            # Of all of them, not of those that both images show best.
+            known = bare(stars["colour"])
+            colour, n_known = float(np.nanmean(known)), np.isfinite(known).sum()
+            colour_err = float(np.nanstd(known)) / math.sqrt(n_known)
+        scale = scale_of(measured, colour=colour, colour_err=colour_err)
     result = _difference(line, continuum, scale, lost, source)
     if measured is not None:
         result.meta["PSFWIDTH"] = (round(seen, 3), "[pix] width of the stars in both images")
         _flag_residuals(result, measured, scale, width)
-        amount = scale.k / (1 - lost) * _star_to_star(measured, scale)
         isolated = np.column_stack([measured["x_center"], measured["y_center"]])
-        _add_spectra(result, *_star_light(continuum, sources, isolated, seen), amount)
+        light, profile = _star_light(continuum, sources, isolated, seen)
+        away, spread = _own_scales(scale, light, stars, measured, width)
+        _spectra_of_stars(result, light, profile, away / (1 - lost), spread / (1 - lost))
         result.stars = measured
     return result
 
@@ -287,11 +292,18 @@ def _common_stars(line, continuum, stars):
     return table, fwhm, detected[1]
 
 
-def _star_to_star(measured, scale):
-    """How much the scale of one star differs from k, relative: by scatter and by colour."""
-    if scale.colour_slope == 0:
-        return scale.scatter
-    return math.hypot(scale.scatter, scale.colour_slope * float(np.std(measured["colour"])))
+def _own_scales(scale, light, stars, measured, fwhm):
+    """What the scale of each star is more than k, where its colour is known, and what is open."""
+    away, spread = np.zeros(len(light)), np.full(len(light), scale.scatter)
+    if scale.colour_slope and len(light):
+        known = stars[np.isfinite(bare(stars["colour"]))]
+        tree = cKDTree(np.column_stack([bare(known[c]) for c in ("x_center", "y_center")]))
+        distance, nearest = tree.query(light[:, :2])
+        near = distance < fwhm
+        away[near] = scale.k_of(known)[nearest[near]] - scale.k
+        by_colour = scale.colour_slope * float(np.nanstd(bare(measured["colour"])))
+        spread[~near] = math.hypot(scale.scatter, by_colour)
+    return away, scale.k * spread
 
 
 def _star_light(continuum, sources, isolated, fwhm):
@@ -338,9 +350,9 @@ def _stamp(shape, x, y, half):
     return rows, columns, (gx - x) ** 2 + (gy - y) ** 2
 
 
-def _add_spectra(result, stars, profile, amount):
+def _spectra_of_stars(result, stars, profile, away, spread):
     """
-    Add to the variance what stars leave because their spectra differ.
+    Take out what stars of known colour leave, and add to the variance what is open of the others.
 
     The light of a star is off by one factor. With 2 p(r) P(r) of its flux squared in each pixel,
     p its profile and P what lies farther out, the variance of the whole star is that of its
@@ -348,13 +360,17 @@ def _add_spectra(result, stars, profile, amount):
     """
     width, beta = profile
     variance = np.square(result.uncertainty.array)
-    floor = float(np.nanmedian(variance))
-    for x, y, flux in stars:
-        peak = 2 * (amount * flux) ** 2 * (beta - 1) / (math.pi * width**2)
-        # To where it is a hundredth of the noise.
-        reach = width * math.sqrt(max((peak / (0.01 * floor)) ** (1 / (2 * beta - 1)) - 1, 1.0))
+    floor = math.sqrt(0.01 * float(np.nanmedian(variance)))
+    height = (beta - 1) / (math.pi * width**2)
+    for (x, y, flux), more, open_ in zip(stars, away, spread, strict=True):
+        # To where either is a tenth of the noise.
+        peaks = abs(more) * flux * height / floor, (open_ * flux / floor) ** 2 * 2 * height
+        reach = max(peaks[0] ** (1 / beta), peaks[1] ** (1 / (2 * beta - 1)), 2.0)
+        reach = width * math.sqrt(reach - 1)
         rows, columns, square = _stamp(variance.shape, x, y, math.ceil(min(reach, 40 * width)))
-        variance[rows, columns] += peak * (1 + square / width**2) ** (1 - 2 * beta)
+        falls = 1 + square / width**2
+        result.data[rows, columns] -= np.float32(more * flux * height) * falls**-beta
+        variance[rows, columns] += 2 * (open_ * flux) ** 2 * height * falls ** (1 - 2 * beta)
     result.uncertainty = StdDevUncertainty(np.sqrt(variance))
 
 
@@ -400,7 +416,7 @@ def _flag_residuals(result, measured, scale, fwhm):
     measured["residual"] = (
         measured["flux"] - scale.k_of(measured) * measured["flux_continuum"]
     ) / (measured["flux"])
-    left = np.abs(measured["flux"] - scale.k * measured["flux_continuum"])
+    left = np.abs(measured["residual"]) * measured["flux"]
     error = np.hypot(measured["flux_err"], scale.k * measured["flux_continuum_err"])
     measured["flagged"] = left > 3 * error
     radius = math.ceil(1.5 * fwhm)

@@ -14,8 +14,6 @@ from astro_narrowband._engine.validate import as_array
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import canonical_filter
 
-__all__ = ["GENERIC", "LINES", "FilterCurve", "Line", "line_in_continuum", "line_named"]
-
 #: Centre and width [nm] of filters as they are commonly sold: what is taken where no curve is
 #: given, and said. No maker's curve.
 GENERIC = {

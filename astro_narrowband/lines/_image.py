@@ -14,8 +14,6 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import pixel_area, total_variance
 
-__all__ = ["header_scale", "read_image"]
-
 #: What is less than this part of the bright pixels is what a program left outside of its image.
 UNSET = 1e-9
 #: Side of the tiles whose noise is measured, and distance of the pixels that are compared.

@@ -13,16 +13,6 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling import resample
 
-__all__ = [
-    "LineMap",
-    "add_common",
-    "combined",
-    "on_grid_of",
-    "opened",
-    "pixel_sigma",
-    "random_variance",
-]
-
 #: Two grids are one where no corner is farther apart than this [pix].
 SAME_GRID = 0.02
 #: Name of the error of a continuum's scale, and of what all reference stars share.

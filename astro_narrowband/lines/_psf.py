@@ -19,8 +19,6 @@ from astro_narrowband.lines._map import (
     unusable,
 )
 
-__all__ = ["match_shapes", "moffat_of", "star_shape"]
-
 #: Shapes that differ by less than this part of the width are left alone.
 SAME_WIDTH = 0.01
 #: Half-width of the stamps of stars in units of the width.

@@ -20,8 +20,6 @@ from astro_narrowband.lines._map import (
 )
 from astro_narrowband.lines._psf import blurred_to
 
-__all__ = ["Extinction", "RatioMap", "extinction", "fieller", "line_ratio"]
-
 #: What a pixel of a ratio is.
 NOTHING, MEASURED, UPPER, LOWER = range(4)
 #: Standard deviations of a limit: 97.7 % one-sided.

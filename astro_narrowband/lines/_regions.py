@@ -20,8 +20,6 @@ from astro_narrowband.lines._map import (
 from astro_narrowband.lines._ratio import comparable, divide
 from astro_narrowband.resampling import noise_factor
 
-__all__ = ["read_regions", "region_fluxes", "region_ratios"]
-
 __doctest_requires__ = {"region_fluxes": ["regions"]}
 
 #: The sky is cut into about so many tiles, not smaller than so many pixels along a side.

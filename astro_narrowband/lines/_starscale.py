@@ -11,8 +11,6 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import spread_of
 from astro_narrowband.photometry import annulus_photometry
 
-__all__ = ["Scale", "measure_stars", "pixel_scale", "robust_mean", "scale_of"]
-
 #: Radii of apertures and annulus in units of the width.
 R_APERTURE, R_WIDE, R_IN, R_OUT = 1.25, 2.5, 3.0, 5.0
 #: Radius of the pixels whose slope is taken, in units of the width.
@@ -63,10 +61,11 @@ class Scale:
     colour_slope_err: float = math.nan
 
     def k_of(self, stars):
-        """The scale of each star: that of its colour."""
+        """The scale of each star: that of its colour, k where it has none."""
         if self.colour_slope == 0 or "colour" not in stars.colnames:
-            return self.k
-        return self.k * np.exp(self.colour_slope * (np.asarray(stars["colour"]) - self.colour))
+            return np.full(len(stars), self.k)
+        away = self.colour_slope * (np.asarray(stars["colour"]) - self.colour)
+        return self.k * np.exp(np.nan_to_num(away))
 
     def to_header(self, header):
         """Write KCONT, KCONTERR and what they stand on."""
@@ -191,11 +190,11 @@ def _pixels(line, continuum, x0, y0, fwhm):
     return float(slope), error, float(np.median(ratio))
 
 
-def scale_of(stars, *, colour=None):
+def scale_of(stars, *, colour=None, colour_err=0.0):
     """
     Return the `Scale` of stars that `measure_stars` measured; adds ``used`` to them.
 
-    ``colour`` is that of the continuum.
+    ``colour`` is that of the continuum, with its error.
 
     Notes
     -----
@@ -221,9 +220,9 @@ def scale_of(stars, *, colour=None):
             good @ np.log(np.where(good > 0, values, 1.0) / stars["pixel_slope"]) / good.sum()
         )
     moved, moved_err = _whole_light(stars, log, used)
-    error = math.sqrt(mean_err**2 + np.var(away, ddof=1) + moved_err**2)
+    variance = mean_err**2 + np.var(away, ddof=1) + moved_err**2 + (term[1] * colour_err) ** 2
     k, (slope, ratio, mode) = math.exp(mean + moved), np.exp(mean + np.array(away)).tolist()
-    return Scale(k, k * error, int(used.sum()), ratio, slope, mode, scatter, *term)
+    return Scale(k, k * math.sqrt(variance), int(used.sum()), ratio, slope, mode, scatter, *term)
 
 
 def _whole_light(stars, log, used):
@@ -313,8 +312,10 @@ def robust_mean(values, errors, colours=None, *, at=None):
         Colour of the mean, slope (0 where it does not show), error of the slope.
     """
     used = np.isfinite(values) & np.isfinite(errors)
-    if colours is not None:
+    if colours is not None and (used & np.isfinite(colours)).sum() >= ENOUGH:
         used &= np.isfinite(colours)
+    else:
+        colours = None
     for _ in range(10):
         of_used = None if colours is None else colours[used]
         mean, error, scatter, term = _fit(values[used], errors[used], of_used, at)
@@ -334,7 +335,7 @@ def robust_mean(values, errors, colours=None, *, at=None):
 def _fit(values, errors, colours, at):
     mean, excess, error = spread_of(values, errors)
     error = max(error, math.sqrt(excess / max(len(values) - 1, 1)))
-    if colours is None or len(values) < 8 or np.ptp(colours) == 0:
+    if colours is None or len(values) < ENOUGH or np.ptp(colours) == 0:
         return mean, error, math.sqrt(excess), (math.nan, 0.0, math.nan)
     for _ in range(20):
         weight = 1 / (errors**2 + excess)

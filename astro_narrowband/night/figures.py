@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from astro_narrowband._engine.statistics import mad_std
+from astro_narrowband._engine.wcs import read_wcs
+from astro_narrowband.exceptions import listening
 from astro_narrowband.filters import FILTERS
 
 __all__ = [
@@ -221,7 +223,7 @@ def palette(tint=None):
     x = np.linspace(0, 1, 255)
     at = [0, 0.36, 0.62, 0.84, 1]
     colours = np.stack([np.interp(x, at, stops[:, c]) for c in range(3)], axis=1)
-    none = [[int(PLATE[i : i + 2], 16) for i in (1, 3, 5)]]
+    none = list(bytes.fromhex(PLATE[1:]))
     return np.vstack([none, np.rint(colours)]).astype(np.uint8)
 
 
@@ -346,11 +348,10 @@ def composite(images, recipe, *, channels=None, form="PNG"):
     ny, nx = images[next(iter(recipe))].shape
     picture = np.empty((ny, nx, 3), np.uint8)
     upward = picture[::-1]
-    plate = [int(PLATE[i : i + 2], 16) for i in (1, 3, 5)]
     for rows in _bands(ny, nx):
         scaled = {n: channels[n](np.asarray(images[n][rows], np.float32)) for n in recipe}
         bad = ~np.isfinite(sum(scaled.values()))
-        for k, empty in enumerate(plate):
+        for k, empty in enumerate(bytes.fromhex(PLATE[1:])):
             colour = sum(scaled[n] * np.float32(w[k]) for n, w in recipe.items() if w[k])
             colour = np.rint(255 * np.minimum(colour, 1))
             upward[rows, :, k] = np.where(bad, np.float32(empty), colour)
@@ -439,28 +440,12 @@ def scale_bar(header, width):
 
 def _celestial(header):
     """The matrix [deg] from (x, y) to (east, north), or None."""
-    types = [str(header.get(f"CTYPE{i}", ""))[:4] for i in (1, 2)]
-    if sorted(types) != ["DEC-", "RA--"]:
+    with listening(lambda *_: None):  # what is wrong with it was said when the image was made
+        wcs = read_wcs(header)
+    if wcs is None or {str(kind)[:4] for kind in wcs.wcs.ctype} != {"RA--", "DEC-"}:
         return None
-    steps = [header.get(f"CDELT{i}", 1.0) for i in (1, 2)]
-    turn = header.get("CROTA2", 0.0)
-    numbers = [*steps, turn, *(header.get(f"{p}{i}_{j}", 0.0) for p, i, j in _CARDS)]
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-        return None
-    if "CD1_1" in header:
-        matrix = np.array([[header.get(f"CD{i}_{j}", 0.0) for j in (1, 2)] for i in (1, 2)])
-    elif "CDELT1" in header and "PC1_1" not in header:
-        c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
-        matrix = np.array([[c, -s], [s, c]]) @ np.diag(steps)
-    else:
-        pc = [[header.get(f"PC{i}_{j}", float(i == j)) for j in (1, 2)] for i in (1, 2)]
-        matrix = np.diag(steps) @ np.array(pc)
-    if types[0] == "DEC-":
-        matrix = matrix[::-1]
-    return matrix if 0 < abs(np.linalg.det(matrix)) < 100 else None
-
-
-_CARDS = [(p, i, j) for p in ("CD", "PC") for i in (1, 2) for j in (1, 2)]
+    matrix = wcs.pixel_scale_matrix[[wcs.wcs.lng, wcs.wcs.lat]]
+    return matrix if abs(np.linalg.det(matrix)) < 1 else None  # 1 stands for none
 
 
 def _round_below(value):

@@ -2,10 +2,11 @@
 
 import threading
 import warnings
+from contextlib import contextmanager
 
 from astro_narrowband.exceptions import NarrowbandWarning, listening
 
-__all__ = ["Messages"]
+__all__ = ["Messages", "overheard"]
 
 
 class Messages:
@@ -40,6 +41,19 @@ class Messages:
             self._seen.add(text)
             self.found.append({"level": level, "text": text})
         self._show(text, level)
+
+
+@contextmanager
+def overheard():
+    """Yield the list of text and level of all that is said in this context, as it is."""
+    said = []
+
+    def hear(text, level):
+        said.append((text, level))
+        (before or _show)(text, level)
+
+    with listening(hear) as before:
+        yield said
 
 
 def _show(text, level):  # noqa: ARG001

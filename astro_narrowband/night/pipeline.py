@@ -22,7 +22,7 @@ from astro_narrowband._engine.door import (
     of_class,
 )
 from astro_narrowband._engine.executors import open_executor
-from astro_narrowband._engine.files import sha256
+from astro_narrowband._engine.files import Identity, sha256
 from astro_narrowband._engine.frames import usable_cores
 from astro_narrowband._engine.headers import Spellings
 from astro_narrowband._engine.text import clean_text, path_text
@@ -33,10 +33,9 @@ from astro_narrowband.filters import canonical_filter
 from astro_narrowband.night.inputs import Inputs
 from astro_narrowband.night.messages import Messages
 from astro_narrowband.night.plan import make_plan
-from astro_narrowband.night.products import Products
-from astro_narrowband.night.run import NOTHING, PARTIAL, Night, dark_costs, decide_for, try_alone
+from astro_narrowband.night.products import Products, finished, provenance_key, version_of
 from astro_narrowband.night.screen import screen_plan
-from astro_narrowband.night.table import FrameTable, Problem
+from astro_narrowband.night.table import FrameTable, Problem, find_files
 
 __all__ = ["Settings", "inspection", "reduce_night"]
 
@@ -164,6 +163,8 @@ def inspection(table, *, settings=None):
         0 if everything can be reduced as far as headers and a look at the pixels say,
         3 if nothing can be, 4 if some groups cannot.
     """
+    from astro_narrowband.night.run import NOTHING, PARTIAL, dark_costs, decide_for, try_alone
+
     settings = settings or Settings()
     plan = make_plan(
         table,
@@ -242,8 +243,22 @@ def reduce_night(nights, output, *, settings=None, progress=None):
 
         read_catalogue(settings.catalogue)  # one that cannot be used is refused at once
     choice(settings.registration, ("stars", "astroalign", "centroid", "none"), "registration")
+    made_of = {
+        **settings.of_pixels(),
+        # What is in the files of the user, whatever they are called.
+        "spellings": spellings and asdict(spellings),
+        "catalogue": settings.catalogue and sha256(settings.catalogue),
+    }
+    workers = settings.workers or usable_cores()
+    key = _key_of_all(nights, output, settings, made_of)
     with ExitStack() as stack:
         messages = stack.enter_context(Messages())
+        if settings.resume and (record := finished(output, key, workers=workers)):
+            for message in record["messages"]:
+                messages.say(message["text"], message["level"])
+            return record
+        from astro_narrowband.night.run import Night  # which loads most of the package
+
         table = FrameTable.from_paths(
             nights,
             set_keywords=dict(settings.set_keywords),
@@ -267,17 +282,11 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         if not plan.groups:
             raise InputError(_no_lights(table, nights, settings.filters))
         used = {row.path: row.identity for row in table if row.verdict == "used"}
-        workers = settings.workers or usable_cores()
         inputs = stack.enter_context(Inputs(used, workers=workers))
         products = stack.enter_context(
             Products(
                 output,
-                settings={
-                    **settings.of_pixels(),
-                    # What is in the files of the user, whatever they are called.
-                    "spellings": spellings and asdict(spellings),
-                    "catalogue": settings.catalogue and sha256(settings.catalogue),
-                },
+                settings=made_of,
                 inputs=inputs,
                 resume=settings.resume,
                 overwrite=settings.overwrite,
@@ -291,7 +300,26 @@ def reduce_night(nights, output, *, settings=None, progress=None):
         night.claim(targets)
         for target in targets:
             night.reduce(target)
-        return night.finish(inputs)
+        return night.finish(inputs, key)
+
+
+def _key_of_all(nights, output, settings, made_of):
+    """
+    Return the provenance of a record: every file as it lies there, used or not, and the settings.
+
+    Where a disk is mounted may change; whatever becomes of a file changes the rest of its identity.
+    """
+    files = {}
+    nights = [nights] if isinstance(nights, str | os.PathLike) else nights
+    for path, _, why, library in find_files(nights, [output], calibration=settings.calibration):
+        try:
+            place = Identity.of(os.stat(path))[2:]
+        except OSError:
+            place = None
+        files[str(path)] = place, why, library
+    how = {name: getattr(settings, name) for name in _HOW if name not in ("resume", "overwrite")}
+    page = [version_of(name) for name in ("matplotlib", "jinja2")]
+    return provenance_key(files, {"run": made_of, "how": how, "page": page})
 
 
 def _apart(nights, output):

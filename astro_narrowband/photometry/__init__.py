@@ -9,14 +9,9 @@ from astro_narrowband.photometry._annulus import (
     plot_aperture,
 )
 from astro_narrowband.photometry._catalog import Catalog, make_catalog
-from astro_narrowband.photometry._growth import (
-    ApertureCorrection,
-    GrowthCurves,
-    aperture_correction,
-    diagnose_background,
-    growth_curves,
-    optimal_radius,
-)
+from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._curves import diagnose_background, optimal_radius
+from astro_narrowband.photometry._growth import GrowthCurves, growth_curves
 
 __all__ = [
     "FLAGS",

@@ -34,15 +34,6 @@ from astro_narrowband.photometry._measure import (
 from astro_narrowband.photometry._positions import read_apertures
 from astro_narrowband.photometry._structure import structure_variance
 
-__all__ = [
-    "FLAGS",
-    "Flag",
-    "annulus_photometry",
-    "decode_flags",
-    "flag_where",
-    "plot_aperture",
-]
-
 #: An annulus with fewer usable pixels than this is flagged.
 MIN_SKY = 30
 
@@ -80,7 +71,7 @@ FLAGS = {
     Flag.NEGATIVE: "the flux is below zero",
     Flag.NO_DATA: "no usable pixel in the aperture; there is no flux",
     Flag.EXTENDED: "wider than the stars of this image; the aperture correction does not apply",
-    Flag.UNCORRECTED: "no star was good enough for a correction: another filter's, or none at all",
+    Flag.UNCORRECTED: "no star was fit for a correction: that of another filter, or the usual one",
     Flag.SKY_UNEVEN: "the sky differs around the annulus; its error has that as well",
     Flag.PARTIAL: "some frames lack it (saturated, or at the edge): its profile may be another",
     Flag.BLENDED: "not the shape of the stars around it: two or more, and the flux is of them all",

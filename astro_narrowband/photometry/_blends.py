@@ -9,8 +9,6 @@ from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import bare
 
-__all__ = ["unlike_stars"]
-
 #: Bright stars that tell the usual shape: least signal to noise, how many, and at least how many.
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 #: Most of a crowd may be blends: the usual shape is that of the smallest quarter.

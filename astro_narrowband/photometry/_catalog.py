@@ -26,19 +26,17 @@ from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
-from astro_narrowband.photometry._growth import (
-    aperture_correction,
-    diagnose_background,
-    growth_curves,
-)
+from astro_narrowband.photometry._correction import aperture_correction, usual_correction
+from astro_narrowband.photometry._curves import diagnose_background
+from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
 from astro_narrowband.photometry._measure import read_image
 from astro_narrowband.photometry._shapes import measure_shapes
 
-__all__ = ["Catalog", "make_catalog"]
-
 #: Radii in units of the widest filter's FWHM: aperture and annulus.
 R_APERTURE, R_IN, R_OUT = 1.25, 3.0, 5.0
+#: Where stars are narrower, circles and shapes show where in its pixel each is [pix].
+SAMPLED = 2.4
 #: A neighbour only ever adds: stars so many sigma from the median give no correction.
 STRANGE = 2.5
 #: Of the clipping of annuli, in sigma.
@@ -149,8 +147,9 @@ def make_catalog(
 
     Notes
     -----
-    The aperture has a radius of 1.25 FWHM of the widest filter in all filters;
-    the annulus goes from 3 to 5: near enough for a nebula not to change much.
+    The aperture has a radius of 1.25 FWHM of the widest filter in all filters, the annulus goes
+    from 3 to 5: near enough for a nebula not to change much. A FWHM below 2.4 pix counts as
+    that: in smaller circles the flux depends on where in its pixel a star is.
     Each filter's own stars give the correction to the whole light
     (`~astro_narrowband.photometry.aperture_correction`), the little that the annulus
     takes off included, and its error is part of ``flux_err``. It holds for point
@@ -160,7 +159,7 @@ def make_catalog(
     PARTIAL, and serve for the correction only where there are not enough others,
     for it would be off by a percent. Where no star is good enough for a correction
     another filter's is used, half of what it adds being its error; where no filter has one
-    the flux is that in the aperture. Both are flagged UNCORRECTED. PARTIAL stars have
+    that of usual profiles, some 1.10 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
     Where the width of stars changes over the field the correction is a surface. Sources
     that are wider, longer or less dense than single stars of their place are flagged
@@ -207,7 +206,7 @@ def make_catalog(
         typical = 3.0
     with Threads(usable_cores()) as pool:
         seeing = list(pool.map(lambda ccd: _seeing(ccd, stars, typical), ccds.values()))
-        scale = typical if fwhm is not None else max(seeing)
+        scale = typical if fwhm is not None else max(*seeing, SAMPLED)
 
         def measure(name, point):
             options = {"sky": sky, "saturation": (saturation or {}).get(name)}
@@ -311,6 +310,7 @@ def _seeing(ccd, stars, typical):
     bright = stars[use][:MAX_SEEING]
     pixels = read_image(ccd).pixels._replace(noise=None, gain=None)
     x, y = bright["x_center"].value, bright["y_center"].value
+    typical = max(typical, SAMPLED)
     sky = sky_levels(pixels, x, y, R_IN * typical, R_OUT * typical)
     width = measure_shapes(pixels, x, y, sky.median, sky.std, typical).fwhm
     return float(np.nanmedian(width)) if np.isfinite(width).any() else float(typical)
@@ -341,8 +341,9 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     image = read_image(ccd)
     sky, std = (bare(table[name]) for name in ("sky", "sky_std"))
     shapes = measure_shapes(
-        image.pixels, stars["x_center"].value, stars["y_center"].value, sky, std, point
-    )
+        image.pixels, stars["x_center"].value, stars["y_center"].value, sky, std,
+        max(point, 1.25 * SAMPLED),
+    )  # fmt: skip
     width = shapes.fwhm
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
@@ -361,7 +362,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     curves = replace(
         curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
     )
-    clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN)) == 0).all(axis=1)
+    clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
     correction = None
     if clean.any():
         alone, err = without_field(
@@ -378,7 +379,8 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     if correction is not None:
         table.meta.update(
             correction=correction.factor, correction_err=correction.err,
-            correction_scatter=correction.scatter, correction_stars=correction.n_used,
+            correction_model=correction.model, correction_scatter=correction.scatter,
+            correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
 
@@ -404,18 +406,18 @@ def _correct(table, correction, known):
     flux, err = table["flux_aperture"], table["flux_aperture_err"]
     if correction is None:
         flags |= Flag.UNCORRECTED
+        correction = usual_correction(table.meta["r"], table.meta["fwhm"])
         if known:
             # One correction for all keeps the ratios of lines; the seeing is another.
             correction = min(known, key=lambda one: one.err)
             unsure = math.hypot(correction.err, BORROWED * (correction.factor - 1))
             correction = correction._replace(err=unsure, surface=None)
-            table.meta.update(correction=correction.factor, correction_err=unsure)
-    if correction is not None:
-        x, y = (table[name].value for name in ("x_center", "y_center"))
-        whole, err = correction.apply(flux, err, x, y)
-        other = (flags & Flag.PARTIAL) > 0
-        err = np.sqrt(err**2 + (other * OTHER_PROFILE * (whole - flux)) ** 2)
-        flux = whole
+        table.meta.update(correction=correction.factor, correction_err=correction.err)
+    x, y = (table[name].value for name in ("x_center", "y_center"))
+    whole, err = correction.apply(flux, err, x, y)
+    other = (flags & Flag.PARTIAL) > 0
+    err = np.sqrt(err**2 + (other * OTHER_PROFILE * (whole - flux)) ** 2)
+    flux = whole
     if "flux_err_common" in table.colnames:
         table["flux_err_common"] = np.abs(flux) * table.meta["flux_err_common"]
     at = table.colnames.index("flux_aperture")
@@ -432,8 +434,9 @@ def _isolated(x, y, flux, table, reach):
     """Indices of bright, clean stars with no neighbour that disturbs them, brightest first."""
     bright = table["snr"] > MIN_SNR
     # Neighbours are looked at here, with their brightness. In a nebula no annulus is even.
-    uneven = Flag.NEIGHBOUR | Flag.SKY_UNEVEN
-    for allowed in (Flag.NEIGHBOUR, uneven, uneven | Flag.PARTIAL):
+    alone = Flag.NEIGHBOUR | Flag.SKY_EDGE
+    uneven = alone | Flag.SKY_UNEVEN
+    for allowed in (alone, uneven, uneven | Flag.PARTIAL):
         good = ((table["flags"] & ~np.int32(allowed)) == 0) & bright
         if good.sum() >= MIN_STARS:
             break

@@ -11,8 +11,6 @@ from astropy.table import QTable
 from astro_narrowband._engine.door import door, or_of, real
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["diagnose_background", "optimal_radius"]
-
 #: Radii beyond the core that a test of the background needs.
 MIN_RADII = 5
 #: What is known beforehand of 1/beta of a Moffat profile: mean and spread.

@@ -6,8 +6,6 @@ import numpy as np
 
 from astro_narrowband._engine.plots import new_axes
 
-__all__ = ["draw_aperture", "draw_growth", "draw_stack"]
-
 #: Sky subtracted; not subtracted; the annulus; text and lines.
 BLUE, ORANGE, BAND, INK = "#1b5e9b", "#c8741f", "#d9d3c4", "#333333"
 

@@ -18,8 +18,7 @@ from astro_narrowband._engine.door import count, door, flag, or_of
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
-from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction, chosen
-from astro_narrowband.photometry._curves import diagnose_background, optimal_radius
+from astro_narrowband.photometry._correction import chosen
 from astro_narrowband.photometry._draw import draw_growth, draw_stack
 from astro_narrowband.photometry._measure import (
     close_pairs,
@@ -31,15 +30,6 @@ from astro_narrowband.photometry._measure import (
 )
 from astro_narrowband.photometry._positions import read_apertures
 from astro_narrowband.photometry._structure import structure_variance
-
-__all__ = [
-    "ApertureCorrection",
-    "GrowthCurves",
-    "aperture_correction",
-    "diagnose_background",
-    "growth_curves",
-    "optimal_radius",
-]
 
 
 @door(sky=flag, star=or_of(type(None), count(0)))

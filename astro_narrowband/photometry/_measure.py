@@ -21,18 +21,6 @@ from astro_narrowband._engine.headers import exposures_in
 from astro_narrowband._engine.validate import as_array, as_mask, as_pixels, choice, finite, positive
 from astro_narrowband.exceptions import InputError, warn
 
-__all__ = [
-    "Image",
-    "Sky",
-    "close_pairs",
-    "measurable",
-    "measure_sky",
-    "number_in",
-    "read_image",
-    "split_variance",
-    "warn_of_errors",
-]
-
 #: Estimators of the sky.
 SKY = ("clipped_mean", "median", "mean", "mode")
 #: Chi2 of the sectors of an annulus, per degree of freedom, that noise reaches in 0.1 %.

@@ -8,8 +8,6 @@ from astropy.table import Table
 from astro_narrowband._engine.validate import as_array
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["check_annulus", "read_apertures", "read_positions"]
-
 #: Names of the columns that hold positions [pix]: ours, photutils', sep's.
 PAIRS = (
     ("x_center", "y_center"), ("x_centroid", "y_centroid"), ("xcenter", "ycenter"),

@@ -7,8 +7,6 @@ import numpy as np
 
 from astro_narrowband._engine.detection import stamps
 
-__all__ = ["Shapes", "measure_shapes"]
-
 #: Pixels of stamps that are measured at a time.
 BLOCK = 400_000
 

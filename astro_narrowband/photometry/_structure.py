@@ -16,8 +16,6 @@ from scipy.spatial import cKDTree
 from astro_narrowband._engine import apertures
 from astro_narrowband.photometry._measure import UNEVEN, measure_sky, split_variance
 
-__all__ = ["structure_variance"]
-
 #: Blank places that are looked at in an image, and the least number that says anything.
 N_PROBES, MIN_PROBES = 900, 6
 #: Where the reach of the sources covers the image so many times, and there are so many, it is a

@@ -22,6 +22,7 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import _methods
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
+from astro_narrowband.registration._nebula import match_nebula
 from astro_narrowband.registration._starmatch import match_stars, name_of, stars_of
 
 __all__ = [
@@ -256,7 +257,8 @@ def align_group(
 
     A frame goes down a ladder until an answer stands: its own stars; a looser
     match (stars down to 0.7 of the threshold, tolerances half as large again);
-    its stars matched with those of an aligned frame near in time; the
+    its stars matched with those of an aligned frame near in time; the nebula that
+    it and the reference show (shifts, half turns, and turns of about a degree); the
     transform of an aligned frame near in time or of another filter, if its
     few stars confirm it; the same without a star, if the frames before and
     after agree and nothing moved in the whole group. The rung is recorded in
@@ -294,7 +296,7 @@ def align_group(
     Raises
     ------
     AlignmentError
-        If no frame has a star to be a reference.
+        If no frame has a star, and nebula does not tell.
     InputError
         If an argument cannot be used.
     """
@@ -311,8 +313,12 @@ def align_group(
     if tables is None:
         with Threads(workers) as pool:
             tables = list(pool.map(lambda image: _table_of(image, threshold, mask), images))
+    no_stars = None
     if reference is None:
-        reference = choose_reference(tables)
+        try:
+            reference = choose_reference(tables)
+        except AlignmentError as error:
+            reference, no_stars = n // 2, error
     elif not -n <= reference < n:
         raise InputError(f"reference = {reference}: there are {n} frames")
     reference %= n
@@ -335,12 +341,14 @@ def align_group(
             alignments[k] = error
     if method in ("stars", "astroalign"):
         _down_the_ladder(ladder, alignments, borrow)
+    if no_stars and sum(isinstance(a, Alignment) for a in alignments) == 1:
+        raise no_stars
     return GroupAlignment(reference, alignments, ladder.tables)
 
 
 def _down_the_ladder(ladder, alignments, borrow):
     """Put, in place of errors, what the rungs below the first give."""
-    rungs = [ladder.looser, ladder.through]
+    rungs = [ladder.looser, ladder.through, ladder.by_nebula]
     if borrow:
         rungs += [ladder.confirmed, ladder.between]
     for rung in rungs:
@@ -407,6 +415,13 @@ class _Ladder:
                 continue
             return _renamed(step.then(known[other]), f"stars, through {self._name(other)}")
         raise AlignmentError("nor do its stars match those of an aligned frame near in time")
+
+    def by_nebula(self, k, _known):
+        """Compare what the images show beside stars."""
+        pair = self.images[k], self.images[self.reference]
+        if any(isinstance(image, Table) for image in pair):
+            raise AlignmentError("nebula needs the frames, a table of stars was given")
+        return match_nebula(*pair, tolerance=self.tolerance)
 
     def confirmed(self, k, known):
         """Borrow a neighbour's transform that the frame's few stars fit."""

@@ -15,8 +15,6 @@ from astro_narrowband._engine.validate import alike
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Alignment"]
-
 
 @door
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class Alignment:
     rms : float
         Of the residuals of the matched stars along one axis [pix].
     n_matched : int
-        Stars that the transform rests on.
+        Stars that the transform rests on, or pieces of the nebula.
     method : str
         How it was found.
     flip : bool

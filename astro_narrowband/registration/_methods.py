@@ -30,8 +30,6 @@ from astro_narrowband.registration._starmatch import (
     scale_of,
 )
 
-__all__ = ["align_astroalign", "align_centroid", "align_wcs", "check_against_stars"]
-
 
 def align_astroalign(source: Stars, target: Stars, *, tolerance, max_rms):
     """Take astroalign's triangle match as the hypothesis, then refine and judge as for stars."""

@@ -16,10 +16,10 @@ from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
 
-__all__ = ["MAX_SCALE", "SCALE_ERRORS", "Stars", "match_stars", "name_of", "scale_of", "stars_of"]
-
 #: A rotation or scale that moves no corner by more than this is not worth resampling for [pix].
 NEGLIGIBLE = 0.02
+#: A turn or scale is taken where chi2 falls by so much.
+SIGNIFICANT_TURN = 12.0
 #: Largest departure of the scale from 1, beyond so many of its own errors: same camera, same
 #: telescope. In a small field few stars know the scale to no better than that.
 MAX_SCALE, SCALE_ERRORS = 1e-3, 4.0
@@ -198,10 +198,10 @@ def _hypotheses_of(a, b, tolerance, angles):
             matrix, n = _quick(a, b, start, 1.5 * tolerance)
             tried.append((matrix, n, turned))
     tried.sort(key=lambda item: -item[1])
-    return _distinct(tried, [matrix for matrix, _, _ in tried], a.shape)
+    return distinct(tried, [matrix for matrix, _, _ in tried], a.shape)
 
 
-def _distinct(items, matrices, shape):
+def distinct(items, matrices, shape):
     """The items of whose matrices none before does nearly the same to a frame."""
     corners = _corners(shape)
     points = np.vstack([corners, corners.mean(axis=0)])
@@ -218,7 +218,7 @@ def _distinct(items, matrices, shape):
     return kept
 
 
-def _refine(source, target, matrix, turned, tolerance):
+def refine(source, target, matrix, turned, tolerance, *, significant=SIGNIFICANT_TURN):
     """Match all stars under a hypothesis and fit: a _Solution, or None."""
     radius = 1.5 * tolerance
     last = i = j = None
@@ -240,10 +240,11 @@ def _refine(source, target, matrix, turned, tolerance):
         if state == last:
             break
         last = state
-    return _select_model(source, target, (i, j, variance), fitted, model, turned, radius)
+    pairs = i, j, variance
+    return _select_model(source, target, pairs, fitted, model, turned, radius, significant)
 
 
-def _select_model(source, target, pairs, fitted, model, turned, radius):
+def _select_model(source, target, pairs, fitted, model, turned, radius, significant):
     """Take the plain shift (or half turn) where it does as well as the similarity."""
     i, j, variance = pairs
     matrix, covariance, used, excess, chi2 = fitted
@@ -260,7 +261,7 @@ def _select_model(source, target, pairs, fitted, model, turned, radius):
         corners = _corners(source.shape)
         moved = np.abs(_match.apply(plain[0], corners) - _match.apply(matrix, corners)).max()
         unit = max(1.0, chi2 / max(2 * int(used.sum()) - 4, 1))
-        if chi2_plain - chi2 < 12 * unit or moved < NEGLIGIBLE:
+        if chi2_plain - chi2 < significant * unit or moved < NEGLIGIBLE:
             model, matrix, covariance = "translation", plain[0], plain[1]
             turned = False
             # The rotation is not significant; what it would do all the same must be small.
@@ -332,7 +333,7 @@ def _significance(source, target, matrix, away, radius, model, turned):
     return log_chance, n / fewer
 
 
-def _frozen(source, target, solution):
+def frozen(source, target, solution):
     """Whether the matched sources stand on the same pixels: the sky may, the detector does."""
     corners = _corners(source.shape)
     if np.abs(_match.apply(solution.matrix, corners) - corners).max() > 1.0:
@@ -365,15 +366,15 @@ def _choose(label, source, target, solutions, max_rms, min_stars):
     What moved is sky; what stayed may be the detector. So a frozen solution is
     taken only where no other one stands.
     """
-    frozen = [s for s in solutions if _frozen(source, target, s)]
-    moving = [s for s in solutions if all(s is not f for f in frozen)]
+    still = [s for s in solutions if frozen(source, target, s)]
+    moving = [s for s in solutions if all(s is not f for f in still)]
     first_error = None
-    for group in (moving, frozen):
+    for group in (moving, still):
         for solution in group[:1]:
             rivals = [s for s in group if s is not solution]
             try:
                 _judge(label, source, target, solution, rivals, max_rms, min_stars)
-                if group is frozen:
+                if group is still:
                     why = _pixels(target, solution)
                     if why:
                         raise AlignmentError(
@@ -414,9 +415,9 @@ def match_stars(source, target, *, tolerance, max_rms, starts=None, method="star
 
 def _best(label, source, target, starts, tolerance, max_rms, min_stars):
     """Refine hypotheses and return the solution that stands every test, or raise."""
-    solutions = [_refine(source, target, m, turned, tolerance) for m, _, turned in starts[:6]]
+    solutions = [refine(source, target, m, turned, tolerance) for m, _, turned in starts[:6]]
     solutions = [s for s in solutions if s is not None]
-    solutions = _distinct(solutions, [s.matrix for s in solutions], source.shape)
+    solutions = distinct(solutions, [s.matrix for s in solutions], source.shape)
     solutions.sort(key=lambda s: (s.log_chance, -s.n))
     if not solutions:
         raise AlignmentError(f"no two stars match: {label}: {source.found}; {target.found}")

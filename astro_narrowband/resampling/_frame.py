@@ -13,8 +13,6 @@ from astro_narrowband._engine.wcs import move_header, move_wcs, put_wcs, read_wc
 from astro_narrowband.exceptions import InputError, InputTypeError
 from astro_narrowband.registration import Alignment
 
-__all__ = ["ResampledFrame"]
-
 KERNELS = ("lanczos3", "bilinear", "integer")
 #: An output pixel is masked where bad pixels have more than this part of its weight.
 MAX_BAD = 0.1

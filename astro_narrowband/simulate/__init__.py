@@ -250,7 +250,8 @@ def _write_frames(folder, seed, taken, frames, scene, object_name, keywords):
         expose(rng, electrons, scene.bias, model, adu[None])
         path = folder / item.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_frame(path, adu, _header(item, row, start, rng, shape, model, object_name, keywords))
+        header = _header(item, row, start, rng, shape, model, object_name, keywords)
+        fits.PrimaryHDU(adu, header).writeto(path)
         start += timedelta(seconds=item.time + _READ_OUT)
     return hits
 
@@ -267,28 +268,20 @@ def _checked_filters(filters):
 
 def _schedule(names, n_bias, dark_exposures, n_darks, n_flats, light_exposures, model):
     """Return the frames of the night in the order in which they are taken."""
-    taken = [_Exposure(f"bias/bias_{i:04d}.fits", "bias", 0.0) for i in range(1, n_bias + 1)]
+
+    def frames(n, stem, kind, time, name=""):
+        return [_Exposure(f"{stem}_{i:04d}.fits", kind, time, name) for i in range(1, n + 1)]
+
+    taken = frames(n_bias, "bias/bias", "bias", 0.0)
     for time in dark_exposures:
-        taken += [
-            _Exposure(f"dark/dark_{time:g}s_{i:04d}.fits", "dark", time)
-            for i in range(1, n_darks + 1)
-        ]
+        taken += frames(n_darks, f"dark/dark_{time:g}s", "dark", time)
     for i, time in enumerate(light_exposures, start=1):  # filter after filter, then again
-        taken += [
-            _Exposure(
-                f"light/{canonical}/light_{canonical}_{time:g}s_{i:04d}.fits",
-                "light", time, name,
-            )
-            for name, canonical in names.items()
-        ]  # fmt: skip
+        for name, canonical in names.items():
+            path = f"light/{canonical}/light_{canonical}_{time:g}s_{i:04d}.fits"
+            taken.append(_Exposure(path, "light", time, name))
     for name, canonical in names.items():
-        taken += [
-            _Exposure(
-                f"flat/{canonical}/flat_{canonical}_{i:04d}.fits",
-                "flat", float(model.flat_exposure), name,
-            )
-            for i in range(1, n_flats + 1)
-        ]  # fmt: skip
+        stem = f"flat/{canonical}/flat_{canonical}"
+        taken += frames(n_flats, stem, "flat", float(model.flat_exposure), name)
     if not taken:
         raise InputError("no frames are asked for: all numbers of frames are zero")
     return taken
@@ -354,31 +347,22 @@ def _make_frames(seed, taken, names, shape, model, dither, rotation, meridian_fl
             angle, distance = rng.uniform(0, 2 * np.pi), dither * math.sqrt(rng.random())
             air, seeing, glow = rng.standard_normal(3)
             slope = rng.uniform(-1, 1, 2) * model.sky_gradient
-            numbers["x_shift"], numbers["y_shift"] = (
-                distance * math.cos(angle),
-                distance * math.sin(angle),
-            )
+            shift = np.array([distance * math.cos(angle), distance * math.sin(angle)])
+            numbers["x_shift"], numbers["y_shift"] = shift.tolist()
             numbers["rotation"] = rotation * fraction
             numbers["transparency"] = math.exp(-model.transparency_scatter * abs(air))
             numbers["fwhm"] = model.fwhm * math.exp(model.fwhm_scatter * seeing)
             numbers["sky"] = model.sky * math.exp(model.sky_scatter * glow)
             numbers["sky_slope_x"], numbers["sky_slope_y"] = numbers["sky"] * slope
             row["flipped"] = meridian_flip and fraction >= 0.5
-            row["matrix"] = pointing(
-                shape,
-                shift=np.array([numbers["x_shift"], numbers["y_shift"]]),
-                rotation=numbers["rotation"],
-                flipped=row["flipped"],
-            )
+            turn = {"rotation": numbers["rotation"], "flipped": row["flipped"]}
+            row["matrix"] = pointing(shape, shift=shift, **turn)
         rows.append(row | numbers)
-    table = QTable(rows=rows)
     units = {
         "exposure": "s", "x_shift": "pix", "y_shift": "pix", "rotation": "deg", "fwhm": "pix",
         "sky": "electron/s", "sky_slope_x": "electron/s", "sky_slope_y": "electron/s",
     }  # fmt: skip
-    for name, unit in units.items():
-        table[name] = table[name] * u.Unit(unit)
-    return table
+    return QTable(rows=rows, units=units)
 
 
 def _add_sky(rate, row, shape):
@@ -461,24 +445,3 @@ def _wcs_cards(matrix, shape, model):
         *((f"CD{i + 1}_{j + 1}", cd[i, j]) for i in (0, 1) for j in (0, 1)),
         ("RADESYS", "ICRS"),
     ]
-
-
-def _write_frame(path, adu, header):
-    """Write uint16 pixels as FITS does: signed, big-endian, BZERO 32768."""
-    stored = (adu ^ np.uint16(0x8000)).view(np.int16).byteswap()
-    first = fits.Header(
-        [
-            ("SIMPLE", True, "conforms to FITS standard"),
-            ("BITPIX", 16, "array data type"),
-            ("NAXIS", 2, "number of array dimensions"),
-            ("NAXIS1", adu.shape[1]),
-            ("NAXIS2", adu.shape[0]),
-            ("BZERO", 32768, "data are unsigned"),
-            ("BSCALE", 1, "default scaling factor"),
-        ]
-    )
-    first.extend(header.cards, end=True)
-    with path.open("wb") as file:
-        file.write(first.tostring(padding=True).encode("ascii"))
-        file.write(stored.tobytes())
-        file.write(bytes(-stored.nbytes % 2880))

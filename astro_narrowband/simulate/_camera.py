@@ -5,8 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["bias_plane", "cosmic_rays", "dark_plane", "expose", "flat_plane"]
-
 #: Pixels that are exposed at once: they stay in the cache.
 _CHUNK = 1 << 18
 #: Below this variance [electron^2] photons are drawn one by one.

@@ -21,8 +21,6 @@ from astro_narrowband.simulate._model import (
 )
 from astro_narrowband.simulate._sky import add_stars
 
-__all__ = ["SimulatedFrames", "simulate_frames"]
-
 
 @dataclass(frozen=True)
 class SimulatedFrames:

@@ -8,8 +8,6 @@ import numpy as np
 from astro_narrowband._engine.door import real
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["NightModel", "stream"]
-
 _ABOVE_ZERO = {
     "gain",
     "full_well",

@@ -7,16 +7,6 @@ from astropy import units
 
 from astro_narrowband._engine.door import array, door, real
 
-__all__ = [
-    "Nebula",
-    "add_stars",
-    "moffat_fraction",
-    "moffat_width",
-    "pointing",
-    "stamp_radius",
-    "star_fluxes",
-]
-
 #: Half-width [pixel] of the core in which a star is integrated by 3 x 3 Gauss nodes.
 _CORE = 4
 #: Those nodes across a pixel, and their weights.

@@ -8,8 +8,6 @@ import numpy as np
 from astro_narrowband._engine.door import array, check_fields, door, items_of, real
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["SpectralModel", "SpectralNebula"]
-
 #: h c [erg nm].
 _HC = 1.986445857e-9
 #: Lines in air [nm], the shape they have in the sky, and their flux over that of the shape's line.
@@ -90,19 +88,19 @@ class SpectralModel:
 
     def transmission(self, name, wavelength):
         """Transmission of a filter at wavelengths [nm]."""
-        if name not in self.bands:
-            raise InputError(f"filter {name!r} has no band: the model has {', '.join(self.bands)}")
-        centre, width, peak = self.bands[name]
+        centre, width, peak = self._band(name)
         return peak / (1 + (2 * (np.asarray(wavelength, float) - centre) / width) ** 6)
 
-    def _grid(self, name):
-        centre, width, _ = self.bands.get(name, (600.0, 10.0, 1.0))
-        grid = centre + width * np.sinh(np.linspace(-3.5, 3.5, 4001)) / 4
-        return grid[grid > 50]
+    def _band(self, name):
+        if name not in self.bands:
+            raise InputError(f"filter {name!r} has no band: the model has {', '.join(self.bands)}")
+        return self.bands[name]
 
     def continuum_rate(self, name, slope):
         """Rate [electron/s] of a spectrum f = (wavelength / 600 nm)^slope erg/(s cm2 nm)."""
-        grid = self._grid(name)
+        centre, width, _ = self._band(name)
+        grid = centre + width * np.sinh(np.linspace(-3.5, 3.5, 4001)) / 4
+        grid = grid[grid > 50]
         weight = self.transmission(name, grid) * grid * self.area / _HC
         slope = np.ravel(slope)
         return np.trapezoid((grid / 600.0) ** slope[:, None] * weight, grid, axis=1)
@@ -113,9 +111,7 @@ class SpectralModel:
 
     def sky_factor(self, name):
         """How much brighter the sky is than through 7 nm."""
-        if name not in self.bands:
-            raise InputError(f"filter {name!r} has no band: the model has {', '.join(self.bands)}")
-        _, width, peak = self.bands[name]
+        _, width, peak = self._band(name)
         return width * peak / 6.3
 
     def line_shares(self):

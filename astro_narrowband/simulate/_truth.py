@@ -16,8 +16,6 @@ from astro_narrowband.simulate._model import NightModel
 from astro_narrowband.simulate._sky import moffat_fraction
 from astro_narrowband.simulate._spectra import SpectralModel
 
-__all__ = ["FOLDER", "NightTruth", "read_truth", "write_plane"]
-
 #: Where the truth lies within the folder of a night.
 FOLDER = "truth"
 #: What IMAGETYP says in its planes: no frame of the night.

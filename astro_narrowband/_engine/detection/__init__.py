@@ -19,8 +19,6 @@ from astro_narrowband._engine.door import door, real
 from astro_narrowband._engine.frames import HeldFrame, as_frame
 from astro_narrowband._engine.validate import as_mask
 
-__all__ = ["detect_stars"]
-
 
 @door(saturation=real(), gain=real(above=0))
 def detect_stars(

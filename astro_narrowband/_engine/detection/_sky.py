@@ -4,8 +4,6 @@ import numpy as np
 
 from astro_narrowband._engine.detection.stamps import around
 
-__all__ = ["CELL", "SkyFree", "measure_sky"]
-
 #: Side of the cells in which the background is measured [pix].
 CELL = 64
 #: Every so many rows are read for the background: 512 pixels of a cell are plenty.

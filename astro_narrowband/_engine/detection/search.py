@@ -5,8 +5,6 @@ import numpy as np
 from astro_narrowband._engine.detection._sky import CELL, SkyFree, measure_sky
 from astro_narrowband._engine.frames import row_bands
 
-__all__ = ["binned_candidates", "candidates", "smoothed"]
-
 #: Rows of a band: those of a cell of the background.
 BAND_ROWS = CELL
 #: Sum of the kernel (1 4 6 4 1) along both axes.

@@ -11,8 +11,6 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Threads, usable_cores
 
-__all__ = ["COLUMNS", "gather", "measure", "shape_of", "windowed"]
-
 COLUMNS = (
     "x_center", "y_center", "x_err", "y_err", "flux", "flux_err", "fwhm",
     "roundness", "sharpness", "peak", "snr", "saturated",
@@ -28,6 +26,8 @@ MIN_SIDE = 0.12
 CHUNK = 2200
 #: Stars are rounder than this, unless the whole frame trails.
 ROUND = 0.6
+#: Stars of this signal to noise tell the seeing, and clearer ones no better.
+CLEAR = 50.0
 #: More than this and the top is flat.
 PLATEAU = 0.93
 
@@ -373,8 +373,12 @@ def _measure_all(image, variance, candidates, rejected, *, fwhm, n_brightest, ga
     good = ~stars["saturated"] & (stars["fwhm"] < 1.8 * fwhm)
     if not len(stars["fwhm"]):
         return stars, math.nan
-    width = float(np.median(stars["fwhm"][good])) if good.any() else float(fwhm)
-    return stars, width
+    if not good.any():
+        return stars, float(fwhm)
+    # Where stars are few, knots of nebula are many, but none as clear.
+    weight = np.minimum(stars["snr"][good], CLEAR) ** 2
+    width = np.quantile(stars["fwhm"][good], 0.5, weights=weight, method="inverted_cdf")
+    return stars, float(width)
 
 
 def _unique(x, y, radius):

@@ -40,26 +40,6 @@ from astro_narrowband._engine.text import one_line
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError, ProductError
 
-__all__ = [
-    "ChangedError",
-    "FileError",
-    "Identity",
-    "Temporary",
-    "check_absent",
-    "clean_header",
-    "is_full",
-    "open_regular",
-    "product_error",
-    "set_card",
-    "sha256",
-    "sweep",
-    "unreadable",
-    "write_bytes",
-    "write_fits",
-    "write_table",
-    "write_text",
-]
-
 
 def sha256(path, identity=None):
     """

@@ -9,8 +9,6 @@ from astropy.io import fits
 
 from astro_narrowband._engine.text import ascii_text
 
-__all__ = ["clean_header", "set_card"]
-
 #: Cards that describe how the pixels lie in a file: written anew, never inherited.
 _STRUCTURAL = re.compile(
     r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|PCOUNT|GCOUNT|GROUPS|BSCALE|BZERO|BLANK|CHECKSUM"

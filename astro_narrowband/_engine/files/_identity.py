@@ -9,9 +9,6 @@ from typing import NamedTuple
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["ChangedError", "FileError", "Identity", "open_regular", "unreadable"]
-
-
 _MEANWHILE = (
     "while the night was reduced: nothing is made of it; leave files alone until the run ends, "
     "and run it again"

@@ -12,8 +12,6 @@ from pathlib import Path
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import ProductError
 
-__all__ = ["CHUNK", "Part", "Temporary", "digest", "is_full", "product_error", "sweep", "writing"]
-
 #: Bytes that are read or written at a time.
 CHUNK = 1 << 20
 

@@ -24,25 +24,6 @@ from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS
 from astro_narrowband._engine.wcs import fits_wcs
 from astro_narrowband.exceptions import InputError, InputTypeError
 
-__all__ = [
-    "MAX_PIXELS",
-    "Band",
-    "FitsFrame",
-    "FitsImage",
-    "Frame",
-    "HeldFrame",
-    "HeldRows",
-    "MemoryFrame",
-    "Threads",
-    "as_ccd",
-    "as_frame",
-    "as_frames",
-    "handed",
-    "map_bands",
-    "row_bands",
-    "usable_cores",
-]
-
 
 def _as_ccddata(image, unit):
     """An NDData as a CCDData, with its WCS as FITS can hold it."""

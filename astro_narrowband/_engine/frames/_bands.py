@@ -8,8 +8,6 @@ from contextvars import copy_context
 from astro_narrowband._engine.validate import as_count
 from astro_narrowband.exceptions import InputTypeError
 
-__all__ = ["Threads", "map_bands", "row_bands", "usable_cores"]
-
 
 class Threads(ThreadPoolExecutor):
     """A pool of threads that work in the context of whoever submits: its run hears them warn."""

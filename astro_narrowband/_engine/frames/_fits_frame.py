@@ -19,8 +19,6 @@ from astro_narrowband._engine.text import clean_text
 from astro_narrowband._engine.validate import as_unit
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["FitsFrame"]
-
 
 @dataclass(eq=False)
 class FitsFrame(Frame):

@@ -12,8 +12,6 @@ from astro_narrowband._engine.files import FileError, Identity, open_regular, un
 from astro_narrowband._engine.frames._packed import plain_copy
 from astro_narrowband._engine.frames._tiles import TileError, tiled_rows
 
-__all__ = ["FitsImage", "PackedFile", "PlainFile", "TiledFile"]
-
 
 class PlainFile(NamedTuple):
     """A file that is not compressed."""
@@ -117,11 +115,6 @@ class FitsImage:
         return cls(
             PlainFile(Path(path).absolute(), Identity.of(os.stat(path))), offset, stored, shape
         )
-
-    @property
-    def is_plain(self):
-        """Whether the pixels lie in the file as they are."""
-        return isinstance(self.source, PlainFile)
 
     @cached_property
     def native(self):

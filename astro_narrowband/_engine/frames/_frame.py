@@ -10,8 +10,6 @@ from astropy.io import fits
 
 from astro_narrowband.exceptions import InputTypeError
 
-__all__ = ["Band", "Frame"]
-
 
 class Band(NamedTuple):
     """

@@ -12,8 +12,6 @@ import numpy as np
 from astro_narrowband._engine.frames._bands import row_bands
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
 
-__all__ = ["HeldFrame", "HeldRows"]
-
 #: Rows that a window may grow by at either end: frames are dithered by less, as a rule.
 SLACK = 64
 #: Rows that are read at a time where all of them are held.

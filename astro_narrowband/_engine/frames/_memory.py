@@ -10,8 +10,6 @@ from astro_narrowband._engine.validate import as_mask, as_pixels, as_variance
 from astro_narrowband._engine.wcs import fits_wcs, put_wcs, read_wcs
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["MemoryFrame", "as_ccd", "to_variance"]
-
 
 def to_variance(kind, values):
     """Return the variance that an uncertainty of this kind stands for, in words of astropy."""

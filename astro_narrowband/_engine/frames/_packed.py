@@ -14,8 +14,6 @@ from collections import OrderedDict
 from astro_narrowband._engine.files import is_full, open_regular
 from astro_narrowband.exceptions import InputError, ProductError
 
-__all__ = ["opener_of", "plain_copy"]
-
 _PACKED = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,

@@ -5,8 +5,6 @@ import numpy as np
 from astro_narrowband._engine.files import FileError, open_regular
 from astro_narrowband._engine.frames._fits_image import PackedFile, TiledFile
 
-__all__ = ["BLOCK", "damage_of", "sums_of"]
-
 #: Bytes of a block of a FITS file.
 BLOCK = 2880
 

@@ -25,8 +25,6 @@ import time
 import warnings
 from collections import OrderedDict
 
-__all__ = ["TileError", "tiled_headers", "tiled_rows"]
-
 #: Seconds that a request may take, and seconds more per million pixels.
 _PATIENCE = (30.0, 5.0)
 #: Files that the helper keeps open: rows of many frames are asked for in turn.

@@ -32,8 +32,6 @@ from astro_narrowband._engine.frames._sums import BLOCK, sums_of
 from astro_narrowband._engine.frames._tiles import TileError, tiled_headers
 from astro_narrowband.exceptions import InputError, MissingFileError, ProductError
 
-__all__ = ["MAX_PIXELS", "Hdu", "Structure", "read_structure"]
-
 #: The largest image that is opened, unless told otherwise.
 MAX_PIXELS = 1 << 28
 

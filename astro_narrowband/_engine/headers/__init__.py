@@ -12,18 +12,15 @@ that names keyword and value. Nothing is guessed in silence.
 from astro_narrowband._engine.headers._geometry import (
     read_bayer_shift,
     read_binning,
-    read_overscan,
-    read_trim,
-    read_window,
-)
-from astro_narrowband._engine.headers._pointing import (
     read_combined,
+    read_overscan,
     read_pixel_scale,
     read_pointing,
     read_rotator,
+    read_trim,
+    read_window,
 )
-from astro_narrowband._engine.headers._reader import HeaderReader
-from astro_narrowband._engine.headers._reduced import reduced_by
+from astro_narrowband._engine.headers._reader import HeaderReader, reduced_by
 from astro_narrowband._engine.headers.spellings import (
     KEYWORDS,
     KINDS,
@@ -33,44 +30,6 @@ from astro_narrowband._engine.headers.spellings import (
     parse_number,
     raw_values,
 )
-
-__all__ = [
-    "KEYWORDS",
-    "KINDS",
-    "HeaderReader",
-    "Spellings",
-    "exposures_in",
-    "kind_of",
-    "one_value",
-    "parse_number",
-    "raw_values",
-    "read_bayer",
-    "read_bayer_shift",
-    "read_binning",
-    "read_camera",
-    "read_combined",
-    "read_date",
-    "read_egain",
-    "read_exposure",
-    "read_filter",
-    "read_gain",
-    "read_gain_setting",
-    "read_kind",
-    "read_noise",
-    "read_object",
-    "read_offset",
-    "read_overscan",
-    "read_pixel_scale",
-    "read_pointing",
-    "read_readout",
-    "read_rotator",
-    "read_saturation",
-    "read_temperature",
-    "read_trim",
-    "read_window",
-    "reduced_by",
-    "temperature_trouble",
-]
 
 # In the spellings of this package; those of a user need a `HeaderReader` of their own.
 _STANDARD = HeaderReader()

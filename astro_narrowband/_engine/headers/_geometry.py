@@ -1,13 +1,18 @@
-"""Binning, window, sections and colour pattern of a frame, as headers give them."""
+"""Where the pixels of a frame lie, on the detector and on the sky, as headers give it."""
 
 import math
 import re
 
-from astro_narrowband._engine.headers.spellings import one_value, parse_number, raw_values
+from astro_narrowband._engine.headers.spellings import (
+    COUNTS,
+    number_of,
+    one_value,
+    parse_number,
+    raw_values,
+    text_of,
+)
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
-
-__all__ = ["read_bayer_shift", "read_binning", "read_overscan", "read_trim", "read_window"]
 
 _BINNING_PAIRS = [
     (p + "X" + s, p + "Y" + s)
@@ -36,11 +41,10 @@ def read_binning(header):
             values = [f[0] if f else (cards[0] or cards[1])[0] for f in cards]
             return tuple(_binning(v, k) for v, k in zip(values, pair, strict=True))
     for keyword in ("CCDSUM", "BINNING", "BIN", "CCDBIN"):
-        card = one_value(header, keyword)
-        if card is not None and clean_text(card[0]):
-            parts = [p for p in re.split(r"[^\d.]+", clean_text(card[0])) if p]
+        if text := text_of(header, keyword):
+            parts = [p for p in re.split(r"[^\d.]+", text) if p]
             if len(parts) not in (1, 2):
-                raise InputError(f"{keyword} = {show_value(card[0])} is not a binning such as 2x2")
+                raise InputError(f"{keyword} = {show_value(text)} is not a binning such as 2x2")
             x, y = (_binning(p, keyword) for p in (parts * 2)[:2])
             return x, y
     return None
@@ -49,7 +53,7 @@ def read_binning(header):
 def _binning(value, keyword):
     try:
         number = parse_number(value)
-    except (ValueError, TypeError, OverflowError):
+    except ValueError:
         number = math.nan
     if not (1 <= number <= 64 and number == int(number)):
         raise InputError(
@@ -60,19 +64,12 @@ def _binning(value, keyword):
 
 def read_window(header):
     """Return the window's origin on the detector, ``(x, y)`` from 0, or ``None``."""
-    for x, y in _ORIGINS:
-        cards = [one_value(header, x), one_value(header, y)]
+    for pair in _ORIGINS:
+        cards = [number_of(header, keyword) for keyword in pair]
         if any(cards):
-            origin = []
-            for one, keyword in zip(cards, (x, y), strict=True):
-                try:
-                    origin.append(round(parse_number(one[0])) if one else 0)
-                except (ValueError, TypeError, OverflowError):
-                    raise InputError(f"{keyword} = {show_value(one[0])} is not a pixel") from None
-            return tuple(origin)
+            return tuple(round(card[0]) if card else 0 for card in cards)
     for keyword in ("CCDSEC", "DETSEC", "ROI", "SUBRECT"):
-        card = one_value(header, keyword)
-        if card is not None and (numbers := re.findall(r"\d+", str(card[0]))):
+        if numbers := re.findall(r"\d+", text_of(header, keyword)):
             if len(numbers) == 4 and keyword in ("CCDSEC", "DETSEC"):
                 return int(numbers[0]) - 1, int(numbers[2]) - 1
             return tuple(int(n) for n in numbers[:4])
@@ -80,16 +77,15 @@ def read_window(header):
 
 
 def _section(header, keyword, shape):
-    card = one_value(header, keyword)
-    if card is None or not clean_text(card[0]):
+    text = text_of(header, keyword)
+    if not text:
         return None
-    match = re.fullmatch(
-        r"\[\s*(\d+)\s*:\s*(\d+)\s*,\s*(\d+)\s*:\s*(\d+)\s*\]", clean_text(card[0]), re.ASCII
-    )
+    number = r"\s*(\d+)\s*"
+    match = re.fullmatch(rf"\[{number}:{number},{number}:{number}\]", text, re.ASCII)
     x1, x2, y1, y2 = (int(n) if len(n) < 10 else 0 for n in match.groups()) if match else [0] * 4
     if not (1 <= x1 <= x2 <= shape[1] and 1 <= y1 <= y2 <= shape[0]):
         raise InputError(
-            f"{keyword} = {show_value(card[0])} is not a section [x1:x2,y1:y2] of this image "
+            f"{keyword} = {show_value(text)} is not a section [x1:x2,y1:y2] of this image "
             f"({shape[1]} by {shape[0]} pixels)"
         )
     return slice(y1 - 1, y2), slice(x1 - 1, x2)
@@ -139,19 +135,99 @@ def read_bayer_shift(header, shape):
     """
     shift = []
     for keywords in (("XBAYROFF", "BAYOFFX"), ("YBAYROFF", "BAYOFFY")):
-        cards = [(k, one) for k in keywords if (one := one_value(header, k)) is not None]
-        value = 0
-        for keyword, one in cards[:1]:
-            try:
-                value = parse_number(one[0])
-            except (ValueError, TypeError, OverflowError):
-                value = math.nan
-            if value != value // 1:
-                raise InputError(
-                    f"{keyword} = {show_value(one[0])} is not a whole number of pixels"
-                )
+        cards = [(card[0], k) for k in keywords if (card := number_of(header, k))]
+        value, keyword = cards[0] if cards else (0, "")
+        if value % 1:
+            raise InputError(f"{keyword} = {value:g} is not a whole number of pixels")
         shift.append(int(value) % 2)
     order = [clean_text(value).upper() for value, _ in raw_values(header, "ROWORDER")[:1]]
     if order == ["BOTTOM-UP"]:
         shift[1] = (shift[1] + shape[0] - 1) % 2
     return tuple(shift)
+
+
+#: Angles of a rotator, and of the camera on the sky, which turns by 180 deg with a German mount.
+_ROTATORS = {"ROTATANG": 360, "ROTATOR": 360, "ROTANGLE": 360, "OBJCTROT": 180, "POSANGLE": 180}
+_POINTINGS = (
+    *(("RA", "DEC"), ("OBJCTRA", "OBJCTDEC"), ("RA_OBJ", "DEC_OBJ"), ("TELRA", "TELDEC")),
+    *(("CRVAL1", "CRVAL2"),),
+)
+
+
+def _number(header, keyword):
+    """A number, or NaN where there is none that can be read."""
+    try:
+        card = number_of(header, keyword)
+    except InputError:
+        card = None
+    return card[0] if card else math.nan
+
+
+def read_rotator(header):
+    """
+    Return ``(angle [deg], period [deg], keyword)`` of the rotator, or ``None``.
+
+    Those of a rotator's own scale (ROTATANG, ROTATOR) have a period of 360 deg, position
+    angles on the sky (OBJCTROT, POSANGLE) of 180: the mount flips them.
+    """
+    for keyword, period in _ROTATORS.items():
+        angle = _number(header, keyword)
+        if not math.isnan(angle):
+            return angle % period, period, keyword
+    return None
+
+
+def _angle(header, keyword, *, hours):
+    """An angle [deg]: a number, or text in hours or degrees, minutes and seconds."""
+    try:
+        card = one_value(header, keyword)
+        if card is None:
+            return math.nan
+        text = clean_text(card[0])
+        pieces = [float(piece) for piece in re.findall(r"\d+(?:\.\d+)?", text)]
+        if isinstance(card[0], str) and len(pieces) in (2, 3):
+            size = sum(piece / 60**i for i, piece in enumerate(pieces)) * (15 if hours else 1)
+            return -size if text.startswith("-") else size
+        return parse_number(card[0])
+    except (InputError, ValueError):
+        return math.nan
+
+
+def read_pointing(header):
+    """
+    Return ``(right ascension, declination)`` [deg] of the frame, or ``None``.
+
+    Examples
+    --------
+    >>> from astro_narrowband._engine.headers import read_pointing
+    >>> read_pointing({"OBJCTRA": "20 58 47", "OBJCTDEC": "-44 30 00"})[1]
+    -44.5
+    """
+    for keywords in _POINTINGS:
+        if keywords[0] == "CRVAL1" and "RA" not in str(header.get("CTYPE1", "")):
+            continue
+        ra, dec = (_angle(header, k, hours=i == 0) for i, k in enumerate(keywords))
+        if 0 <= ra <= 360 and -90 <= dec <= 90:
+            return ra, dec
+    return None
+
+
+def read_pixel_scale(header):
+    """Return the side of a pixel [deg], or NaN: by the WCS, a keyword, or focal length."""
+    for x, y in (("CD1_1", "CD2_1"), ("CDELT1", "")):
+        sides = [0.0 if not k or math.isnan(s := _number(header, k)) else s for k in (x, y)]
+        if 0 < math.hypot(*sides) < 1 and "CTYPE1" in header:
+            return math.hypot(*sides)
+    for keyword in ("PIXSCALE", "SECPIX", "SECPIX1", "SCALE"):
+        if 0 < (scale := _number(header, keyword)) < 3600:
+            return scale / 3600
+    size, focal = _number(header, "XPIXSZ"), _number(header, "FOCALLEN")
+    return math.degrees(size * 1e-3 / focal) if size > 0 and focal > 0 else math.nan
+
+
+def read_combined(header):
+    """Return how many frames were joined into this one, by NCOMBINE and its kin; 0 if unsaid."""
+    counts = [n for keyword in COUNTS if not math.isnan(n := _number(header, keyword))]
+    history = "\n".join(str(value) for value, _ in raw_values(header, "HISTORY"))
+    counts += map(int, re.findall(r"Integration\.numberOfImages: (\d{1,6})", history))
+    return int(max(counts, default=0))

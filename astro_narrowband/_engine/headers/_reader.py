@@ -1,39 +1,26 @@
-"""Header values by one table of spellings, bound once."""
+"""Header values by one table of spellings, bound once, and what a program did to a frame."""
 
 import datetime
 import math
 import re
 
 from astro_narrowband._engine.headers.spellings import (
+    COUNTS,
+    OFF,
+    REDUCED,
     SPELLINGS,
     key_of,
     kind_of,
+    number_of,
     one_value,
     parse_number,
     raw_values,
+    text_of,
 )
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
 
-__all__ = ["OFF", "HeaderReader"]
-
-OFF = {
-    "",
-    "f",
-    "n",
-    "0",
-    "no",
-    "none",
-    "false",
-    "off",
-    "omit",
-    "omitted",
-    "skipped",
-    "raw",
-    "not",
-    "perform",
-}
 _NO_OBJECT = re.compile("unknown|none|noname|undefined|na|nan|null|true|false|object")
 _EMPTY = re.compile("((clear|open|none|empty|air|nofilter|blank|hole|nan|clr|free)[0-9]{0,2})?")
 _WITH_UNIT = re.compile(r"(.*?[\d.])\s*([a-zµμ°\"]+\.?)?", re.IGNORECASE | re.ASCII)
@@ -55,17 +42,40 @@ SHORTEST, LONGEST = 1e-6, 86400.0
 LARGEST_GAIN = 20.0
 
 
-def _seconds(value, keyword, comment):
-    """An exposure time [s] from a value, its unit in the text, the keyword or the comment."""
+def _seconds(header, keyword):
+    """An exposure time [s], its unit in the text, the keyword or the comment; None if absent."""
+    if keyword not in header:
+        return None
+    value, comment = one_value(header, keyword) or ("", "")
+    if not clean_text(value):
+        raise InputError(f"{keyword} is there and has no value")
+    shown = f"{keyword} = {show_value(value)}"
+    match = _WITH_UNIT.fullmatch(clean_text(value)) if isinstance(value, str) else None
+    unit = match and match[2] and match[2].rstrip(".").lower()
     factor = {"EXPOINUS": 1e-6, "EXPOINMS": 1e-3}.get(keyword, 1.0)
-    if isinstance(value, str):
-        match = _WITH_UNIT.fullmatch(clean_text(value))
-        unit = match and match[2] and match[2].rstrip(".").lower()
-        if unit in _TIME_UNIT:
-            return parse_number(match[1]) * _TIME_UNIT[unit]
-    if factor == 1.0 and (match := _UNIT_IN_COMMENT.search(comment)):
+    if unit in _TIME_UNIT:
+        value, factor = match[1], _TIME_UNIT[unit]
+    elif factor == 1.0 and (match := _UNIT_IN_COMMENT.search(comment)):
         factor = _TIME_UNIT[match[1].lower()]
-    return parse_number(value) * factor
+    try:
+        seconds = parse_number(value) * factor
+    except ValueError as error:
+        raise InputError(f"{shown} {error}") from None
+    if seconds < 0:
+        raise InputError(f"{shown} is below zero")
+    if 0 < seconds < SHORTEST:
+        raise InputError(f"{shown} is below a microsecond: it is not in seconds")
+    if seconds > LONGEST:
+        raise InputError(f"{shown} is longer than a day: it is not in seconds")
+    return seconds
+
+
+def _setting(text, form):
+    """A setting of the camera as text: a number in one form, however it is written."""
+    try:
+        return form.format(parse_number(text))
+    except ValueError:
+        return text.lower()
 
 
 class HeaderReader:
@@ -85,20 +95,16 @@ class HeaderReader:
         """Yield ``(keyword, number or InputError, comment)`` for every keyword that has a value."""
         for keyword in self.spellings.keywords[name]:
             try:
-                card = one_value(header, keyword)
-                if card is None or (isinstance(card[0], str) and not card[0].strip()):
-                    continue
-                number = parse_number(card[0])
+                card = number_of(header, keyword)
             except InputError as error:
                 yield keyword, error, ""
                 continue
-            except (ValueError, TypeError, OverflowError) as error:
-                yield keyword, InputError(f"{keyword} = {show_value(card[0])} {error}"), card[1]
-                continue
-            if not low <= number <= high:
-                yield keyword, InputError(f"{keyword} = {show_value(card[0])} {say}"), card[1]
-                continue
-            yield keyword, number, card[1]
+            if card is not None:
+                number, comment = card
+                if not low <= number <= high:
+                    value = show_value(one_value(header, keyword)[0])
+                    number = InputError(f"{keyword} = {value} {say}")
+                yield keyword, number, comment
 
     def _first_number(self, header, name, **limits):
         """First believable number as ``(value, keyword, comment)``; else raise the first error."""
@@ -112,11 +118,11 @@ class HeaderReader:
         return None
 
     def _first_text(self, header, name):
+        """The first text that one of the keywords of a property has, and which; else blank."""
         for keyword in self.spellings.keywords[name]:
-            card = one_value(header, keyword)
-            if card is not None and (text := clean_text(card[0])):
+            if text := text_of(header, keyword):
                 return text, keyword
-        return None
+        return "", ""
 
     def exposures_in(self, header):
         """
@@ -128,29 +134,11 @@ class HeaderReader:
         times = []
         for keyword in self.spellings.keywords["exposure"]:
             try:
-                one = one_value(header, keyword)
-                if one is None or (isinstance(one[0], str) and not clean_text(one[0])):
-                    if keyword in header:
-                        times.append((keyword, InputError(f"{keyword} is there and has no value")))
-                    continue
-                seconds = _seconds(one[0], keyword, one[1])
+                seconds = _seconds(header, keyword)
             except InputError as error:
-                times.append((keyword, error))
-                continue
-            except (ValueError, TypeError, OverflowError) as error:
-                times.append((keyword, InputError(f"{keyword} = {show_value(one[0])} {error}")))
-                continue
-            if seconds < 0:
-                seconds = InputError(f"{keyword} = {show_value(one[0])} is below zero")
-            elif 0 < seconds < SHORTEST:
-                seconds = InputError(
-                    f"{keyword} = {show_value(one[0])} is below a microsecond: it is not in seconds"
-                )
-            elif seconds > LONGEST:
-                seconds = InputError(
-                    f"{keyword} = {show_value(one[0])} is longer than a day: it is not in seconds"
-                )
-            times.append((keyword, seconds))
+                seconds = error
+            if seconds is not None:
+                times.append((keyword, seconds))
         return times
 
     def read_exposure(self, header):
@@ -310,41 +298,22 @@ class HeaderReader:
 
     def read_gain_setting(self, header):
         """Return what tells the amplification of two frames apart (GAIN, EGAIN), or ''."""
-        parts = []
-        for name in ("gain", "egain"):
-            for keyword in self.spellings.keywords[name]:
-                card = one_value(header, keyword)
-                if card is None or not clean_text(card[0]):
-                    continue
-                try:
-                    parts.append(f"{'e' if name == 'egain' else ''}{parse_number(card[0]):.4g}")
-                except (ValueError, TypeError, OverflowError):
-                    parts.append(clean_text(card[0]).lower())
-                break
-        return " ".join(parts)
+        gain, egain = (self._first_text(header, name)[0] for name in ("gain", "egain"))
+        return f"{_setting(gain, '{:.4g}')} {_setting(egain, 'e{:.4g}')}".strip()
 
     def read_offset(self, header):
         """Return the offset (black level) setting of the camera as text, or ''."""
-        for keyword in self.spellings.keywords["offset"]:
-            card = one_value(header, keyword)
-            if card is not None and clean_text(card[0]):
-                try:
-                    return f"{parse_number(card[0]):.6g}"
-                except (ValueError, TypeError, OverflowError):
-                    return clean_text(card[0]).lower()
-        return ""
+        return _setting(self._first_text(header, "offset")[0], "{:.6g}")
 
     def read_readout(self, header):
         """Return the read mode, lower case, or ''."""
-        card = self._first_text(header, "readout")
-        return card[0].lower() if card else ""
+        return self._first_text(header, "readout")[0].lower()
 
     def read_camera(self, header):
         """Return the camera's name, lower case without punctuation, or ''."""
-        card = self._first_text(header, "camera")
+        text, _ = self._first_text(header, "camera")
         # Drivers of one camera agree on its name but for these words.
-        text = re.sub(r"\b(ccd|camera)\b", " ", card[0], flags=re.IGNORECASE) if card else ""
-        return (key_of(text) or card[0].lower()) if card else ""
+        return key_of(re.sub(r"\b(ccd|camera)\b", " ", text, flags=re.IGNORECASE)) or text.lower()
 
     def read_bayer(self, header):
         """
@@ -355,15 +324,13 @@ class HeaderReader:
         InputError
             If a keyword names a pattern that is not one of the four.
         """
-        card = self._first_text(header, "bayer")
-        if card is None or card[0].lower() in OFF | {"mono", "monochrome", "null", "nan"}:
+        text, keyword = self._first_text(header, "bayer")
+        if text.lower() in OFF | {"mono", "monochrome", "null", "nan"}:
             return ""
-        pattern = card[0].upper().replace("TRUE", "").strip()
+        pattern = text.upper().replace("TRUE", "").strip()
         if pattern in {"RGGB", "BGGR", "GRBG", "GBRG"}:
             return pattern
-        raise InputError(
-            f"{card[1]} = {show_value(card[0])} is not a Bayer pattern (RGGB, BGGR, ...)"
-        )
+        raise InputError(f"{keyword} = {show_value(text)} is not a Bayer pattern (RGGB, BGGR, ...)")
 
     def read_kind(self, header):
         """
@@ -375,13 +342,11 @@ class HeaderReader:
         """
         unknown = None
         for keyword in self.spellings.keywords["kind"]:
-            card = one_value(header, keyword)
-            if card is None or not (text := clean_text(card[0])):
-                continue
-            kind, master = kind_of(text, spellings=self.spellings)
-            if kind:
-                return ("master " if master else "") + kind, keyword
-            unknown = unknown or ("", keyword)
+            if text := text_of(header, keyword):
+                kind, master = kind_of(text, spellings=self.spellings)
+                if kind:
+                    return ("master " if master else "") + kind, keyword
+                unknown = unknown or ("", keyword)
         return unknown
 
     def read_filter(self, header):
@@ -391,20 +356,16 @@ class HeaderReader:
         With two wheels (FILTER1, FILTER2, or FILTER and FILTER2) what is open or clear
         in one gives way to the other; two filters in the beam are joined by ``+``.
         """
-        names = []
+        names = {}
         for keyword in self.spellings.keywords["filter"]:
-            card = one_value(header, keyword)
-            if card is not None and (text := clean_text(card[0])):
-                key = filter_key(text)
-                if all(filter_key(other) != key for other in names):
-                    names.append(text)
-        real = [name for name in names if not _EMPTY.fullmatch(filter_key(name))]
-        return "+".join(real) if real else (names[0] if names else "")
+            if text := text_of(header, keyword):
+                names.setdefault(filter_key(text), text)
+        real = [name for key, name in names.items() if not _EMPTY.fullmatch(key)]
+        return "+".join(real) or next(iter(names.values()), "")
 
     def read_object(self, header):
         """Return the object's name as one clean line, or ``""``."""
-        card = self._first_text(header, "object")
-        text = card[0] if card else ""
+        text, _ = self._first_text(header, "object")
         return "" if _NO_OBJECT.fullmatch(key_of(text)) else text
 
     def read_date(self, header):
@@ -432,3 +393,41 @@ class HeaderReader:
                     continue
                 return moment.isoformat()
         return ""
+
+
+def reduced_by(header):
+    """
+    Return why a frame is not raw, such as ``"BIASSUB = True"``, or ``""`` if it is.
+
+    Flags of calibration, counts of combined frames and units that are not those
+    of a detector (BUNIT electron) are looked at; history is not.
+    """
+    for keyword in REDUCED:
+        for value, _ in raw_values(header, keyword):
+            text = clean_text("" if value is None else value)
+            words = re.findall(r"[a-z0-9]+", text.lower())
+            if keyword == "CALSTAT":
+                applied = re.fullmatch("[BDFMCSPT]*[BDF][BDFMCSPT]*", text.upper()) is not None
+            elif isinstance(value, bool):
+                applied = value
+            else:
+                applied = bool(words) and words[0] not in OFF
+            if applied:
+                return f"{keyword} = {show_value(value)}"
+    for keyword in COUNTS:
+        for value, _ in raw_values(header, keyword):
+            try:
+                if parse_number(value) > 1:
+                    return f"{keyword} = {show_value(value)}"
+            except ValueError:
+                continue
+    for value, _ in raw_values(header, "BUNIT"):
+        unit = key_of("" if value is None else value)
+        physical = "elec|photoelec|photon|jy|mjy|erg|nmgy|nanomagg|flux|(es?|normalized)$"
+        if re.match(physical + "|dimensionless$", unit):
+            return f"BUNIT = {show_value(value)}"
+        if re.match(r"(adu|dn|counts?)(s|sec|second)?(s|sec|second|persec|persecond)$", unit) and (
+            unit not in {"adus", "dns", "counts"} or "/" in str(value)
+        ):
+            return f"BUNIT = {show_value(value)}"
+    return ""

@@ -15,23 +15,9 @@ from types import MappingProxyType
 
 from astropy.io import fits
 
-from astro_narrowband._engine.text import clean_text
+from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import filter_key
-
-__all__ = [
-    "COUNTS",
-    "KEYWORDS",
-    "KINDS",
-    "REDUCED",
-    "SPELLINGS",
-    "Spellings",
-    "key_of",
-    "kind_of",
-    "one_value",
-    "parse_number",
-    "raw_values",
-]
 
 
 def _words(text):
@@ -107,6 +93,8 @@ REDUCED = _words(
     "BIASSUB DARKSUB FLATCOR GAINCOR EXPNORM ZEROCOR BIASCOR DARKCOR FLATDIV FLATTED CALSTAT "
     "SUBBIAS SUBDARK CALIBRAT COMBINED BIASCORR DARKCORR FLATCORR L1STATBI L1STATDA L1STATFL"
 )
+#: What such a flag says, in lower case, where nothing was done.
+OFF = {"", *_words("f n 0 no none false off omit omitted skipped raw not perform")}
 #: Keywords that count the frames that were joined into one.
 COUNTS = _words(
     "NCOMBINE STACKCNT NSTACK NUMSTACK STACKED SNAPSHOT LIGH_CNT DARK_CNT FLAT_CNT BIAS_CNT"
@@ -240,7 +228,10 @@ def parse_number(value):
     if isinstance(value, bool | complex) or value is None:
         raise ValueError("is not a number")
     if not isinstance(value, str):
-        number = float(value)
+        try:
+            number = float(value)
+        except (TypeError, OverflowError):
+            raise ValueError("is not a number") from None
     else:
         text = value.strip(" =\t'\"")
         if re.fullmatch(r"[+-]?[1-9]\d{0,2},\d{3}", text, re.ASCII):
@@ -263,7 +254,7 @@ def _same(values):
     """Whether all values of a keyword that stands twice agree."""
     try:
         numbers = [parse_number(v) for v in values]
-    except (ValueError, TypeError, OverflowError):
+    except ValueError:
         return len({key_of(v) for v in values}) == 1
     return max(numbers) - min(numbers) <= 1e-6 * max(map(abs, numbers))
 
@@ -280,6 +271,23 @@ def one_value(header, keyword):
             "correct the header"
         )
     return stated[0]
+
+
+def text_of(header, keyword):
+    """Return the value of a keyword as one clean line, ``""`` if absent or undefined."""
+    card = one_value(header, keyword)
+    return "" if card is None else clean_text(card[0])
+
+
+def number_of(header, keyword):
+    """Return ``(number, comment)`` of a keyword, ``None`` if absent or blank; `InputError` else."""
+    if not text_of(header, keyword):
+        return None
+    value, comment = one_value(header, keyword)
+    try:
+        return parse_number(value), comment
+    except ValueError as error:
+        raise InputError(f"{keyword} = {show_value(value)} {error}") from None
 
 
 def kind_of(text, *, spellings=SPELLINGS):

@@ -13,8 +13,6 @@ import numpy as np
 from astro_narrowband._engine.stacking.network import sort_rows
 from astro_narrowband._engine.statistics import MAD_TO_STD
 
-__all__ = ["as_arrays", "counter_for", "kept", "middle", "moments", "pick", "row_at"]
-
 #: So many values are summed in single precision; longer sums are folded into double.
 LONGEST_SINGLE = 16
 

@@ -9,17 +9,6 @@ from astro_narrowband._engine.frames import FitsFrame, row_bands
 from astro_narrowband._engine.stacking.network import select_rows
 from astro_narrowband._engine.statistics import mad_std
 
-__all__ = [
-    "READ",
-    "ClippedMean",
-    "clipped_band",
-    "quick_median",
-    "read_tiles",
-    "sample_frames",
-    "sample_levels",
-    "sample_noise",
-]
-
 #: Rows that are read at a time, and pixels that are worked on at a time: with smaller ones
 #: threads wait for each other more than the cache gives.
 READ, TILE = 64, 1 << 16

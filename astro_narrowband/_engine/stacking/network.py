@@ -16,8 +16,6 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["select_rows", "selection_network", "sort_rows", "sorting_network"]
-
 
 @lru_cache(maxsize=32)
 def sorting_network(n):

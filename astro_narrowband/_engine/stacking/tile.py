@@ -32,8 +32,6 @@ from astro_narrowband._engine.stacking.network import select_rows
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["Reduced", "Rejection", "kept_values", "reduce_tile"]
-
 #: Variance of a median over that of a mean, for many normal values (1.2533 squared).
 MEDIAN_VARIANCE = np.pi / 2
 #: Values that are weighted are worked on in blocks of so many numbers (16 MiB of float64).

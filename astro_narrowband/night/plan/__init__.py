@@ -11,7 +11,6 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from astro_narrowband._engine.validate import positive
 from astro_narrowband.night.plan._group import (
     HARD_KEYS,
     SAME_ANGLE,
@@ -24,6 +23,8 @@ from astro_narrowband.night.table import FrameTable, Problem, problems_of
 
 __all__ = ["HARD_KEYS", "Group", "Plan", "make_plan"]
 
+#: Difference between darks and lights [K] that is said, and beyond which darks are not used.
+WARMER, TOO_WARM = 0.5, 5.0
 NO_LIGHT = (
     "no light is there: the calibration frames become masters: give their folder to reduce with "
     "--calibration, for nights that have lights"
@@ -79,16 +80,7 @@ def _count(rows, what):
     return text
 
 
-def make_plan(
-    table,
-    *,
-    filters=None,
-    without=(),
-    calibrated=False,
-    temperature_warning=0.5,
-    temperature_limit=5.0,
-    matched_exposure=0.02,
-):
+def make_plan(table, *, filters=None, without=(), calibrated=False):
     """
     Decide which frames calibrate which lights.
 
@@ -102,11 +94,6 @@ def make_plan(
         What to go on without.
     calibrated : bool, optional
         Whether the lights are calibrated and need none of them.
-    temperature_warning, temperature_limit : float, optional
-        Difference between darks and lights [K] that is warned of, and beyond
-        which darks are not used.
-    matched_exposure : float, optional
-        Relative difference within which two exposure times are one.
 
     Returns
     -------
@@ -127,8 +114,6 @@ def make_plan(
     a mosaic under one object are targets of their own, where the headers say where they
     point.
     """
-    positive(temperature_limit, "temperature_limit")
-    limits = (temperature_warning, temperature_limit, matched_exposure)
     for row in table:
         if row.used and row.kind.removeprefix("flat-") in without:
             row.ignore(f"--without {row.kind.removeprefix('flat-')}")
@@ -142,7 +127,7 @@ def make_plan(
         group.without, group.calibrated = tuple(without), calibrated
         _label(group, groups)
         if not group.library:
-            _serve(group, night, limits)
+            _serve(group, night)
     _count_lost(groups, table)
     for group in groups:
         problems += [Problem("warning", group.label, note) for note in group.notes]
@@ -162,7 +147,7 @@ def _count_lost(groups, table):
                     row.serves[group.label] = row.reason
 
 
-def _serve(group, night, limits):
+def _serve(group, night):
     if group.calibrated:
         return
     for name, kinds in (
@@ -174,10 +159,10 @@ def _serve(group, night, limits):
             continue
         rows = night.fitting(group, kinds)
         if name == "darks":
-            rows = _of_temperature(group, rows, night, limits)
+            rows = _of_temperature(group, rows, night)
         setattr(group, name, night.chosen(group, rows))
     _turn(group, night)
-    _check(group, night, limits[2])
+    _check(group, night)
 
 
 def _turn(group, night):
@@ -206,9 +191,8 @@ def _turn(group, night):
                          "to the angle of the lights")  # fmt: skip
 
 
-def _of_temperature(group, darks, night, limits):
+def _of_temperature(group, darks, night):
     """Return the darks of the temperature nearest to the lights'; note differences."""
-    warning, limit, _ = limits
     wanted = median_temperature(group.lights)
     known = [row for row in darks if not math.isnan(row.temperature)]
     if math.isnan(wanted) or not known:
@@ -221,17 +205,17 @@ def _of_temperature(group, darks, night, limits):
     for row in darks:
         if id(row) not in chosen:
             night.refuse(row, f"CCD-TEMP {row.temperature:.1f}, the lights {wanted:.1f}")
-    if abs(middle - wanted) > limit:
+    if abs(middle - wanted) > TOO_WARM:
         for row in best:
             night.refuse(row, f"CCD-TEMP {row.temperature:.1f}, the lights {wanted:.1f}")
         return []
     for row in list(group.lights):
-        if abs(row.temperature - middle) > limit:
+        if abs(row.temperature - middle) > TOO_WARM:
             group.drop(row, f"CCD-TEMP = {row.temperature:.1f}, the darks {middle:.1f}")
-            group.notes.append(f"{row.name}: left out: {row.reason} (limit {limit:g} K)")
+            group.notes.append(f"{row.name}: left out: {row.reason} (limit {TOO_WARM:g} K)")
     known = [row.temperature for row in group.lights if not math.isnan(row.temperature)]
     off = max(abs(temperature - middle) for temperature in known)
-    if off > warning:
+    if off > WARMER:
         group.notes.append(
             f"CCD-TEMP: darks at {middle:.1f} serve lights up to {off:.1f} K away: "
             "the dark current is off by about 10 % a kelvin"
@@ -239,12 +223,12 @@ def _of_temperature(group, darks, night, limits):
     return best
 
 
-def _check(group, night, tolerance):
+def _check(group, night):
     """Set the reason why a group cannot be reduced, or notes on how it is."""
     times = []
     for row in sorted(group.darks, key=lambda r: r.exposure):
         for time in row.model or (row.exposure,):
-            if not times or not close(time, times[-1], tolerance):
+            if not times or not close(time, times[-1]):
                 times.append(time)
     has_offset = bool(group.bias) or any(row.model for row in group.darks)
     without = set(group.without)
@@ -271,7 +255,7 @@ def _check(group, night, tolerance):
             + ": give darks that do, or --without dark"
         )
     elif not has_offset and len(times) == 1:
-        _one_dark(group, times[0], tolerance)
+        _one_dark(group, times[0])
     elif not has_offset and times:
         group.notes.append("no bias: it is taken from the darks of several exposure times")
     elif not times and "dark" not in group.without:
@@ -293,9 +277,9 @@ _WITHOUT = {
 }
 
 
-def _one_dark(group, time, tolerance):
+def _one_dark(group, time):
     """Judge what one exposure time of darks can do without a bias."""
-    odd = [row for row in group.lights if not close(row.exposure, time, tolerance)]
+    odd = [row for row in group.lights if not close(row.exposure, time)]
     if len(odd) == len(group.lights):
         group.reason = (
             f"no bias fits, and the only darks are of {time:g} s: the lights of "
@@ -308,7 +292,7 @@ def _one_dark(group, time, tolerance):
         )
         group.notes.append(f"{row.name}: left out: {row.serves[group.label]}")
     group.notes.append("no bias: darks of the same exposure time have it in them")
-    if any(not close(row.exposure, time, tolerance) for row in group.flats):
+    if any(not close(row.exposure, time) for row in group.flats):
         group.notes.append(
             f"no bias and no flat-darks: the flats lose the darks of {time:g} s, less what the "
             "noise of these allows for dark current; the error is in that of the flat"

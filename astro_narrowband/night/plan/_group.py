@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, field
 
-__all__ = ["HARD_KEYS", "Group", "angle_apart", "setup_label"]
-
 #: Angles of a rotator [deg] that are one.
 SAME_ANGLE = 2.0
 

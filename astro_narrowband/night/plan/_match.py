@@ -1,18 +1,20 @@
-"""Which frames fit which lights: settings, temperature, rotator; and which of them are taken."""
+"""Which frames fit which lights: settings, temperature, rotator, pointing; which are taken."""
 
 import math
 import statistics
+from datetime import date
+from itertools import combinations, pairwise
+
+import numpy as np
+from astropy.coordinates import angular_separation
 
 from astro_narrowband.filters import lines_of, pixels_of
 from astro_narrowband.night.plan._group import HARD_KEYS, SAME_ANGLE, Group, angle_apart
-from astro_narrowband.night.plan._pointing import panels
-
-__all__ = ["Candidates", "close", "dark_runs", "median_temperature"]
 
 
-def close(a, b, tolerance):
-    """Whether two exposure times are one, within a relative tolerance."""
-    return abs(a - b) <= tolerance * max(a, b)
+def close(a, b):
+    """Whether two exposure times are one, within 2 %."""
+    return abs(a - b) <= 0.02 * max(a, b)
 
 
 def median_temperature(rows):
@@ -78,12 +80,9 @@ class Candidates:
         size = tuple(2 * side for side in row.shape)
         if row.mosaic != group.colour:
             return f"is of the {row.mosaic} pixels, not of the {group.colour or 'lights'}"
-        fits = all(
-            full - half in (0, 1) for full, half in zip(group.setup["shape"], size, strict=True)
-        )
-        return (
-            "" if fits else f"shape {_say(row.shape)} is not half of {_say(group.setup['shape'])}"
-        )
+        full = group.setup["shape"]
+        fits = all(whole - twice in (0, 1) for whole, twice in zip(full, size, strict=True))
+        return "" if fits else f"shape {_say(row.shape)} is not half of {_say(full)}"
 
     def _turned(self, row, group):
         """Why a flat was taken at another angle of the rotator than the lights, or ``""``."""
@@ -188,7 +187,7 @@ class Candidates:
         times = [row.exposure for row in group.lights]
 
         def matches(some_rows):
-            return any(close(row.exposure, t, 0.02) for row in some_rows for t in times)
+            return any(close(row.exposure, t) for row in some_rows for t in times)
 
         origins = {}
         for row in rows:
@@ -233,26 +232,24 @@ def _library(beam, setup, runs, biases, darks):
 
 def _nearest_in_time(masters, lights):
     """Of masters of one exposure time only that of the nearest date; a dark model is enough."""
-    date = statistics.median_low(sorted(row.date for row in lights))
+    middle = statistics.median_low(sorted(row.date for row in lights))
     models = [row for row in masters if row.model]
     times = {}
     for row in models or masters:
         times.setdefault((row.kind, "" if models else round(row.exposure, 2)), []).append(row)
 
     def apart(row):
-        return (not row.date, _days(row.date, date), row.name)
+        return (not row.date, _days(row.date, middle), row.name)
 
     return [min(rows, key=apart) for rows in times.values()]
 
 
 def _days(one, other):
-    """How far two dates lie apart, roughly: 1e9 where one is not known."""
+    """How many days two dates lie apart: 1e9 where one is not known."""
     try:
-        year, month, day = (abs(int(a) - int(b)) for a, b in zip(
-            one[:10].split("-"), other[:10].split("-"), strict=True))  # fmt: skip
+        return abs((date.fromisoformat(one[:10]) - date.fromisoformat(other[:10])).days)
     except ValueError:
         return 1e9
-    return 365 * year + 30 * month + day
 
 
 def _lines(row):
@@ -264,3 +261,56 @@ def _lines(row):
 
 def _say(value):
     return "x".join(map(str, value)) if isinstance(value, tuple) else repr(value)
+
+
+#: Lights whose centres lie farther apart than this part of the field are of two panels.
+PART_OF_FIELD = 0.4
+#: Where the field is not known: a step this many times the dithers, and at least so large [deg].
+STEP, LEAST_STEP = 8.0, 40 / 3600
+
+
+def panels(rows):
+    """
+    Return the name of the target of each light, by path: its object, and its panel.
+
+    Parameters
+    ----------
+    rows : sequence of `~astro_narrowband.night.table.FrameRow`
+        Lights.
+    """
+    names = {row.path: row.object for row in rows}
+    for name in set(names.values()):
+        pointed = [row for row in rows if row.object == name and row.pointing is not None]
+        clusters = _clusters(pointed)
+        if len(clusters) > 1:
+            for k, cluster in enumerate(clusters, 1):
+                names.update((row.path, f"{name} panel {k}") for row in cluster)
+    return names
+
+
+def _clusters(rows):
+    """Lights that belong together, in the order of their paths; single linkage."""
+    if len(rows) < 2:
+        return [rows] if rows else []
+    from scipy.cluster.hierarchy import fcluster, linkage
+
+    pointings = np.radians([row.pointing for row in rows])
+    apart = [angular_separation(*one, *other) for one, other in combinations(pointings, 2)]
+    tree = linkage(np.degrees(apart), "single")
+    labels = fcluster(tree, _limit(rows, tree[:, 2]), "distance").tolist()
+    clusters = {}
+    for row, label in zip(rows, labels, strict=True):
+        clusters.setdefault(label, []).append(row)
+    return list(clusters.values())
+
+
+def _limit(rows, links):
+    """How far apart two lights of one panel may be [deg]; ``links`` join all of them, rising."""
+    fields = [row.pixel_scale * min(row.shape) for row in rows if not math.isnan(row.pixel_scale)]
+    if fields:
+        return PART_OF_FIELD * min(fields)
+    # Dithers, and the steps between panels.
+    for shorter, longer in pairwise(np.maximum(links, 5 / 3600)):
+        if longer > max(STEP * shorter, LEAST_STEP):
+            return math.sqrt(shorter * longer)
+    return math.inf

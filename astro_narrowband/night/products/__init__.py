@@ -18,7 +18,9 @@ import re
 import socket
 import stat
 import threading
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from astro_narrowband._engine.files import (
     product_error,
@@ -29,16 +31,26 @@ from astro_narrowband._engine.files import (
     write_table,
     write_text,
 )
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.text import one_line, safe_name
-from astro_narrowband.exceptions import InputError, ProductError
+from astro_narrowband.exceptions import InputError, ProductError, warn
 from astro_narrowband.night.products._records import (
     provenance_key,
     read_record,
     software,
     strict_json,
+    version_of,
 )
 
-__all__ = ["Products", "provenance_key", "read_record", "software", "strict_json"]
+__all__ = [
+    "Products",
+    "finished",
+    "provenance_key",
+    "read_record",
+    "software",
+    "strict_json",
+    "version_of",
+]
 
 _LOCK = ".astro-narrowband.lock"
 _JOURNAL = ".astro-narrowband.jsonl"
@@ -47,6 +59,14 @@ _MASTER = re.compile(r"bias(-\d+)?|dark(-\d+)?|flat-.+")
 _ALWAYS = ("frames.ecsv", "night.json", "report.html")
 #: What a file system says that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class _Entry(NamedTuple):
+    """A line of the journal: what a product was made of, what it is, and what was said of it."""
+
+    key: str
+    sha256: str
+    said: list
 
 
 # --------------------------------------------------------------------------- the folder
@@ -121,7 +141,7 @@ class Products:
         try:
             for folder in (self.folder, *(p for p in self.folder.iterdir() if _is_folder(p))):
                 sweep(folder)
-            self._read_journal()
+            self._journal = _read_journal(self.folder)
         except OSError as error:
             self._release()
             raise product_error(self.folder, error) from error
@@ -212,6 +232,8 @@ class Products:
         """
         Return whether a product is there, whole and made of the same things.
 
+        If it is, what was said when it was made is said again.
+
         Parameters
         ----------
         name : str
@@ -225,7 +247,7 @@ class Products:
         if not (self._resume and entries and _is_file(path)):
             return False
         wanted = key() if callable(key) else key
-        known = {digest for known_key, digest in entries if known_key == wanted}
+        known = {entry.sha256: entry for entry in entries if entry.key == wanted}
         if not known:
             return False
         try:
@@ -235,16 +257,11 @@ class Products:
         if digest not in known:
             return False
         with self._mutex:
-            self._journal[name] = [(wanted, digest)]
+            self._journal[name] = [known[digest]]
             self._digests[name] = digest
+        for text, level in known[digest].said:
+            warn(text, level=level)
         return True
-
-    def earlier(self):
-        """Return the names of products of earlier runs that this run neither made nor used."""
-        with self._mutex:
-            keyed = {name for name, entries in self._journal.items() if any(k for k, _ in entries)}
-            names = keyed - set(self._digests)
-        return sorted(name for name in names if _is_file(self.folder / name))
 
     def claim(self, names):
         """
@@ -322,13 +339,17 @@ class Products:
     def _real_inputs(self):
         return {os.path.realpath(path) for path in self._inputs}
 
-    def write_fits(self, name, image, key=None):
-        """Write a product as `~astro_narrowband._engine.files.write_fits` does."""
-        return self._write(write_fits, name, image, key)
+    def write_fits(self, name, image, key=None, said=()):
+        """
+        Write a product as `~astro_narrowband._engine.files.write_fits` does.
 
-    def write_table(self, name, table, key=None):
+        ``said`` has text and level of what is said again where it is used again.
+        """
+        return self._write(write_fits, name, image, key, said)
+
+    def write_table(self, name, table, key=None, said=()):
         """Write a product as `~astro_narrowband._engine.files.write_table` does."""
-        return self._write(write_table, name, table, key)
+        return self._write(write_table, name, table, key, said)
 
     def write_bytes(self, name, data, key=None):
         """Write a product as `~astro_narrowband._engine.files.write_bytes` does."""
@@ -342,25 +363,23 @@ class Products:
         """Write a record as `strict_json` has it."""
         return self._write(write_text, name, strict_json(record) + "\n", key)
 
-    def _write(self, write, name, content, key):
+    def _write(self, write, name, content, key, said=()):
         path = self.path(name)
         self._check_foreign(name, path)
-        return write(path, content, commit=self._commit(name, key))
 
-    def _commit(self, name, key):
         def commit(digest):
-            wanted = key() if callable(key) else key
+            entry = _Entry((key() if callable(key) else key) or "", digest, list(said))
             with self._mutex:
-                self._note(name, wanted or "", digest)
+                self._note(name, entry)
                 self._digests[name] = digest
 
-        return commit
+        return write(path, content, commit=commit)
 
     # ---- the journal
 
-    def _note(self, name, key, digest):
+    def _note(self, name, entry):
         """Append a line; what was known of the product before stays true until it is renamed."""
-        line = json.dumps({"name": name, "key": key, "sha256": digest})
+        line = json.dumps({"name": name, **entry._asdict()})
         path = self.folder / _JOURNAL
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         journal = os.open(path, flags, 0o666)
@@ -369,31 +388,69 @@ class Products:
             os.write(journal, f"\n{line}\n".encode())
         finally:
             os.close(journal)
-        self._journal.setdefault(name, []).append((key, digest))
-
-    def _read_journal(self):
-        path = self.folder / _JOURNAL
-        if not _is_file(path):
-            return
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-                name, key, digest = entry["name"], entry["key"], entry["sha256"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                # Cut; its product is made again, and was ours.
-                if cut := re.search(r'"name": "([^"]+)"', line):
-                    self._journal.setdefault(cut[1], [])
-                continue
-            if all(isinstance(text, str) for text in (name, key, digest)):
-                self._journal.setdefault(name, []).append((key, digest))
+        self._journal.setdefault(name, []).append(entry)
 
     def _compact(self):
         lines = []
         for name, entries in sorted(self._journal.items()):
-            key, digest = entries[-1] if entries else ("", "")
-            lines.append(json.dumps({"name": name, "key": key, "sha256": digest}))
+            entry = entries[-1] if entries else _Entry("", "", [])
+            lines.append(json.dumps({"name": name, **entry._asdict()}))
         if lines:
             write_text(self.folder / _JOURNAL, "\n".join(lines) + "\n")
+
+
+def finished(folder, key, *, workers):
+    """
+    Return the record of an earlier run if there is nothing to do, or None.
+
+    Parameters
+    ----------
+    folder : path-like
+        Of the products; nothing is written, and no lock is taken.
+    key : str
+        What the record would be made of.
+    workers : int
+        Threads that compare the SHA-256 of all inputs and products with those of the record.
+    """
+    record = Path(folder) / "night.json"
+
+    def is_whole(item):
+        path, digest = item
+        return sha256(path) == digest
+
+    try:
+        entries = _read_journal(Path(folder)).get("night.json", ())
+        if (key, sha256(record)) not in [entry[:2] for entry in entries]:
+            return None
+        content = read_record(record)
+        made = {Path(folder) / name: digest for name, digest in content["products"].items()}
+        if not all(_is_file(path) for path in made):
+            return None
+        with Threads(workers) as pool:
+            same = all(pool.map(is_whole, {**made, **content["inputs"]}.items()))
+    except (InputError, OSError):
+        return None  # what is missing is made again
+    return content if same else None
+
+
+def _read_journal(folder):
+    """Return the `_Entry` of each time that a product was written, in this order, by its name."""
+    journal, path = {}, folder / _JOURNAL
+    if not _is_file(path):
+        return journal
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            name, key, digest = entry["name"], entry["key"], entry["sha256"]
+            said = [(text, level) for text, level in entry.get("said", ())]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # Cut; its product is made again, and was ours.
+            if cut := re.search(r'"name": "([^"]+)"', line):
+                journal.setdefault(cut[1], [])
+            continue
+        if all(isinstance(text, str) for text in (name, key, digest, *chain(*said))):
+            journal.setdefault(name, []).append(_Entry(key, digest, said))
+    return journal
 
 
 def _is_file(path):

@@ -13,8 +13,6 @@ import numpy as np
 from astro_narrowband._engine.text import one_line
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["provenance_key", "read_record", "software", "strict_json"]
-
 _PACKAGES = ("numpy", "scipy", "astropy", "ccdproc", "photutils", "astroalign", "sep")
 
 
@@ -29,14 +27,15 @@ def software():
     >>> list(software())[:3]
     ['astro_narrowband', 'python', 'numpy']
     """
-    versions = {"astro_narrowband": _version("astro-narrowband")}
+    versions = {"astro_narrowband": version_of("astro-narrowband")}
     versions["python"] = platform.python_version()
     for name in _PACKAGES:
-        versions[name] = _version(name)
+        versions[name] = version_of(name)
     return versions
 
 
-def _version(name):
+def version_of(name):
+    """Return the version of a package, ``"unknown"`` if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

@@ -19,8 +19,7 @@ from astro_narrowband._engine.files import write_text
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night import charts
-from astro_narrowband.night.report._group import GroupView, colour_views, draw_coadd
-from astro_narrowband.night.report._light import draw_light
+from astro_narrowband.night.report._group import GroupView, colour_views, draw_coadd, draw_light
 from astro_narrowband.night.report._masters import draw_dark, draw_master, masters_view
 from astro_narrowband.night.report._words import (
     breaks,
@@ -254,23 +253,17 @@ def _page(folder, record, pictures):
 
 
 def _detectors(detectors):
-    """``(labels, detector)`` of each that differs; a record may hold one, or one for each group."""
-    if "gain" in detectors:
-        return [("", detectors)]
-    out = []
+    """``(labels, detector)`` of each that differs."""
+    alike = {}
     for label, detector in detectors.items():
-        same = next((entry for entry in out if entry[1] == detector), None)
-        if same is None:
-            out.append(([label], detector))
-        else:
-            same[0].append(label)
-    return [(", ".join(labels) if len(out) > 1 else "", detector) for labels, detector in out]
+        alike.setdefault(repr(detector), (detector, []))[1].append(label)
+    several = len(alike) > 1
+    return [(", ".join(labels) * several, detector) for detector, labels in alike.values()]
 
 
 def _camera(record, label, pictures):
     """Dark current [electron/s] and read noise [electron] of a group's camera, where known."""
-    detectors = record.get("detector") or {}
-    detector = detectors if "gain" in detectors else detectors.get(label) or {}
+    detector = (record.get("detector") or {}).get(label) or {}
     colour = (record.get("settings") or {}).get("bayer")
     gain, read_noise = detector.get("gain"), detector.get("read_noise")
     if colour not in (None, "mono", "red", "blue") or not isinstance(gain, int | float):
@@ -289,8 +282,7 @@ def _lights(record):
     """Exposure time [s] and noise of a pixel [adu] of the lights that were used, a few of each."""
     lights = {}
     for group in record.get("groups") or ():
-        detectors = record.get("detector") or {}
-        detector = detectors if "gain" in detectors else detectors.get(group.get("label")) or {}
+        detector = (record.get("detector") or {}).get(group.get("label")) or {}
         for frame in group.get("frames") or ():
             numbers = [frame.get("exposure"), frame.get("noise"), detector.get("gain")]
             if all(isinstance(n, int | float) and n > 0 for n in numbers):
@@ -336,9 +328,6 @@ def _left_out(folder, record, groups):
             if frame.get("verdict") == "left out":
                 out.setdefault(str(frame.get("path")), str(frame.get("reason") or ""))
     for master in record.get("masters") or ():
-        for item in master.get("left_out") or ():
-            if isinstance(item, dict):
-                out.setdefault(str(item.get("path")), str(item.get("reason") or ""))
-            else:
-                out.setdefault(str(item), "")
+        for path in master.get("left_out") or ():
+            out.setdefault(str(path), "")
     return [(path, *cause_of(reason)) for path, reason in sorted(out.items())]

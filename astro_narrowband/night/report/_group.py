@@ -1,5 +1,5 @@
 """
-What the page shows of one object in one filter.
+What the page shows of one object in one filter, and of one of its lights.
 
 Private to `astro_narrowband.night.report`.
 """
@@ -16,8 +16,6 @@ from astro_narrowband.night import figures
 from astro_narrowband.night.charts import growth_png, self_test_png
 from astro_narrowband.night.report._headline import headline, messages_of
 from astro_narrowband.night.report._words import cause_of
-
-__all__ = ["SMALL", "GroupView", "colour_views", "draw_coadd", "open_product"]
 
 #: Longest side of the small pictures, in pixels.
 SMALL = 320
@@ -129,9 +127,6 @@ class GroupView:
         table = Table.read(path, format="ascii.ecsv", encoding="utf-8")
         curves = []
         verdicts = table.meta.get("background") or {}
-        raw = next(
-            (c for c in ("flux_raw", "raw", "aperture_sum", "sum") if c in table.colnames), ""
-        )
         for star in dict.fromkeys(np.asarray(table["id"]).tolist()):
             rows = table[np.asarray(table["id"]) == star]
             flux = np.ma.filled(np.ma.asarray(rows["flux"], float), math.nan)
@@ -152,13 +147,13 @@ class GroupView:
                     "radius": np.asarray(rows["radius"], float),
                     "flux": flux,
                     "flux_err": np.ma.filled(np.ma.asarray(rows["flux_err"], float), math.nan),
-                    "raw": np.ma.filled(np.ma.asarray(rows[raw], float), math.nan) if raw else None,
+                    "raw": np.ma.filled(np.ma.asarray(rows["aperture_sum"], float), math.nan),
                 }
             )
         if not curves:
             return None
         self.stars = curves
-        annulus = _annulus(table.meta)
+        annulus = tuple(table.meta[key] for key in ("r_in", "r_out"))
         return [
             {**curve, "png": growth_png(curve, filter_name=self.filter, annulus=annulus)}
             for curve in curves
@@ -250,14 +245,6 @@ def open_product(path):
     return fits.open(path, memmap=True, do_not_scale_image_data=True)
 
 
-def _annulus(meta):
-    pairs = [("r_in", "r_out"), ("annulus_in", "annulus_out")]
-    for inner, outer in pairs:
-        if inner in meta and outer in meta:
-            return tuple(float(getattr(meta[k], "value", meta[k])) for k in (inner, outer))
-    return None
-
-
 def _coverage(hdu):
     # A map of the file has no scaling: uint16 is int16 and a zero point there.
     thin = max(1, hdu.data.shape[0] // (3 * SMALL))
@@ -305,3 +292,60 @@ def _mix(name, recipe):
         for k in range(3)
     ]
     return f"red, green and blue are {', '.join(channels)}"
+
+
+#: Side of the square that is shown, one pixel of it for one of the frame.
+SIDE = 240
+
+
+def draw_light(product, frame, matrix, filter_name):
+    """
+    Return PNG of one square of the sky: in a raw light, calibrated, and in the coadd.
+
+    Parameters
+    ----------
+    product : path
+        Of the coadd.
+    frame : `~astro_narrowband.calibration.CalibratedFrame`
+    matrix : array-like, (3, 3)
+        From pixels of the frame to those of the coadd; turned by a half turn where it does that,
+        moved by whole pixels. A field that is rotated otherwise is not turned.
+    filter_name : str
+        Gives the colour.
+
+    Returns
+    -------
+    dict
+        ``name``, ``raw``, ``calibrated``, ``coadd``; ``side`` [pix].
+    """
+    matrix = np.asarray(matrix, float)
+    with open_product(product) as hdul:
+        height, width = hdul[0].data.shape
+        side = min(SIDE, height, width, *frame.shape)
+        corner = np.array([(width - side) // 2, (height - side) // 2])
+        cut = np.s_[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
+        coadd = np.array(hdul[0].data[cut], np.float32)
+        coadd[hdul["MASK"].data[cut] != 0] = np.nan
+    middle = np.linalg.solve(matrix, [*(corner + (side - 1) / 2), 1.0])[:2]
+    x, y = (
+        int(np.clip(round(m - (side - 1) / 2), 0, n - side))
+        for m, n in zip(middle, frame.shape[::-1], strict=True)
+    )
+    rows, turn = slice(y, y + side), -1 if matrix[0, 0] < 0 else 1
+    pieces = []
+    for source in (frame.frame, frame):
+        band = source.read(rows, variance=False)
+        piece = np.array(band.data[:, x : x + side], np.float32)
+        if band.mask is not None and source is frame:
+            piece[band.mask[:, x : x + side]] = np.nan
+        pieces.append(piece[::turn, ::turn])
+    raw, calibrated = pieces
+    stretch = figures.Stretch.of(calibrated)
+    colours = figures.palette(filter_name)
+    return {
+        "name": frame.name,
+        "side": side,
+        "raw": figures.palette_png(figures.Stretch.linear(raw)(raw), figures.palette()),
+        "calibrated": figures.palette_png(stretch(calibrated), colours),
+        "coadd": figures.palette_png(stretch(coadd), colours),
+    }

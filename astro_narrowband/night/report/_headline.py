@@ -8,8 +8,6 @@ import math
 
 from astro_narrowband.night.report._words import number
 
-__all__ = ["depth", "headline", "messages_of"]
-
 #: Depths are for so many standard deviations.
 SIGMAS = 5.0
 

@@ -18,8 +18,6 @@ from astro_narrowband.night.charts import dark_png, price_png
 from astro_narrowband.night.report._group import SMALL, open_product
 from astro_narrowband.night.report._words import number
 
-__all__ = ["draw_dark", "draw_master", "masters_view"]
-
 #: A pixel whose dark current is so many robust deviations, and a median, above its neighbours is
 #: called hot; so many rows of a detector tell how they are spread.
 HOT, ROWS = 10.0, 200

@@ -10,8 +10,6 @@ import re
 
 from astro_narrowband._engine.text import one_line
 
-__all__ = ["breaks", "cause_of", "data_url", "fixed", "number", "printed", "settings_words"]
-
 
 def printed(value):
     """What the template prints: one line without control characters, before it is escaped."""

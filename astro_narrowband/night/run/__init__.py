@@ -15,13 +15,13 @@ from astropy.io import fits
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, set_card
-from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.frames import HeldFrame, Threads, as_ccd, usable_cores
 from astro_narrowband._engine.heap import release_memory
 from astro_narrowband._engine.text import safe_name, unique_name
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
 from astro_narrowband.exceptions import InputError, NarrowbandError, ProductError
-from astro_narrowband.night.products import software
+from astro_narrowband.night.products import read_record, software
 from astro_narrowband.night.record import frames_table, group_record, read_frames, with_frames
 from astro_narrowband.night.report import Pictures, can_render, render_report
 from astro_narrowband.night.run._align import register
@@ -29,10 +29,9 @@ from astro_narrowband.night.run._camera import decide_for, gain_alone
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
 from astro_narrowband.night.run._light import Light
 from astro_narrowband.night.run._masters import Masters
-from astro_narrowband.night.run._panels import Panels
+from astro_narrowband.night.run._panels import Panels, snapshot
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
-from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.resampling import ResampledFrame
 
 __all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for", "try_alone"]
@@ -48,6 +47,8 @@ PRODUCTS = {
 }
 #: So many of the frames that are out for one cause are named in a message.
 NAMED = 3
+#: Reasons that may be gone the next time, although no file is another one.
+_PASSING = re.compile("cannot be (read|listed|expanded)")
 #: Longest name from headers in the name of a product, which may have 80 characters.
 LONGEST = 62
 
@@ -68,7 +69,7 @@ class Night:
         self.messages, self.executor, self.progress = messages, executor, progress
         self.workers = settings.workers or usable_cores()
         self.names, self.given, self.out, self.placed = set(), {}, {}, {}
-        self.targets, self.lost, self.is_new = [], set(), True
+        self.targets, self.lost, self.is_new, self.since = [], set(), True, 0
         self.held = threading.local()
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
@@ -162,6 +163,7 @@ class Night:
             self.make_library(target)
             return
         names = self.names_of(target)
+        self.since = len(self.messages.found)
         with Threads(self.workers) as pool, Threads(1) as writer:
             try:
                 coadds = [self.products.path(f"coadd-{name}.fits") for name in names.values()]
@@ -179,21 +181,21 @@ class Night:
                     target = [g for g in target if g.lights or g.lost or g.failed]
                 for master in self.record["masters"]:
                     self.draw(writer, Pictures.master, master)
-                coadds, writing = {}, None
+                tables, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
                     mine = [light for light in lights if light.group is group]
                     name = f"coadd-{names[group]}.fits"
                     if there[group]:
-                        made = self.attempt([group], self.read_coadd, group, names[group])
-                        coadds[group] = made
-                        if made and self.settings.keep_calibrated:
-                            used = set(made[2]["path"])
-                            self.keep([light for light in mine if light.row.name in used])
-                        if made:
-                            self.draw(writer, Pictures.light, name, group.filter, mine, made[2])
+                        used = self.attempt([group], self.use_coadd, group, names[group])
+                        tables[group] = used
+                        if used is not None and self.settings.keep_calibrated:
+                            paths = set(used["path"])
+                            self.keep([light for light in mine if light.row.name in paths])
+                        if used is not None:
+                            self.draw(writer, Pictures.light, name, group.filter, mine, used)
                         continue
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
-                    coadds[group] = made and (made[0].ccd, made[0].coverage, made[1])
+                    tables[group] = made and made[1]
                     if writing is not None:
                         writing.result()  # no more than one waits to be written
                     if made:
@@ -202,14 +204,14 @@ class Night:
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
                         self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
-                    del made  # its planes go when they are written
+                    del made  # its planes go when they are written: memory does not grow
                 if writing is not None:
-                    writing.result()  # planes that only the file has are free
+                    writing.result()
                     writing = None
+                made = {g: names[g] for g in target if tables[g] is not None}
+                catalogue(self, target, made, key)
                 release_memory()
-                catalogue(self, target, names, coadds, key)
-                release_memory()
-                picture(self, target, names, coadds, key)
+                picture(self, target, made, key)
                 if error := self.changed(target):
                     raise error
             finally:
@@ -217,7 +219,7 @@ class Night:
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
         for group in target:
-            self.describe(group, names[group], coadds[group])
+            self.describe(group, names[group], tables[group])
         for panel in self.panels.take():
             self.reduce(panel)
 
@@ -386,38 +388,38 @@ class Night:
 
     def write_coadd(self, name, made, frames, lost, key):
         """Write a coadd with the table of its frames."""
-        self.products.write_fits(name, with_frames(made.to_hdul(), frames, lost), key)
+        hdul = with_frames(made.to_hdul(), frames, lost)
+        self.products.write_fits(name, hdul, key, self.said())
         release_memory()
 
-    def read_coadd(self, group, name):
-        """Read the coadd that an earlier run made of the same things, of the same lights."""
+    def use_coadd(self, group, name):
+        """Return the frames of a coadd that an earlier run made of the same lights."""
         path = self.products.path(f"coadd-{name}.fits")
         frames, lost = read_frames(path)
         reasons = dict(lost)
         for row in [row for row in group.lights if row.name in reasons]:
             if name := self.panels.moved_before(reasons[row.name]):
                 self.panels.move(row, group, name)
-                self.messages.say(f"{row.name}: is of {name}, by its stars")
             else:
                 self.leave_out(row, reasons[row.name], group)
-        ccd = as_ccd(FitsFrame(path))
-        if "WCSSTARS" in ccd.header:
-            self.placed.setdefault(grid_of(group), ccd.header)
-        return ccd, fits.getdata(path, "NEXP"), frames
+        header = fits.getheader(path)
+        if "WCSSTARS" in header:
+            self.placed.setdefault(grid_of(group), header)
+        return frames
 
-    def describe(self, group, name, made):
-        """Put a group into the record."""
+    def describe(self, group, name, frames):
+        """Put a group into the record, with the frames of its coadd, or None."""
         groups = self.record["groups"]
         groups[:] = [entry for entry in groups if entry["label"] != group.label]
-        if made is None:
+        if frames is None:
             for form in PRODUCTS.values():
                 self.products.discard(form.format(name))
             groups.append(group_record(group))
             return
-        ccd, _, frames = made
         files = {what: form.format(name) for what, form in PRODUCTS.items()}
         products = {what: file for what, file in files.items() if file in self.products.digests}
-        groups.append(group_record(group, frames=frames, ccd=ccd, products=products))
+        coadd = self.products.path(files["coadd"])
+        groups.append(group_record(group, frames=frames, coadd=coadd, products=products))
 
     def leave_out(self, row, reason, group):
         """Go on without a frame of a group, and say so."""
@@ -426,6 +428,11 @@ class Night:
         # Frames that are out for one cause are said in one line.
         cause = re.sub(r"[\d.]+", "#", re.split(r"[:;]\s|\s\(", reason)[0])
         self.out.setdefault(cause, []).append((row.name, reason))
+
+    def said(self):
+        """Return text and level of the warnings about what is made of the present target."""
+        said = [tuple(message.values()) for message in self.messages.found[self.since :]]
+        return [(text, level) for level, text in said if level == "warning"]  # or it is tried again
 
     def say_left_out(self):
         """Say which frames were left out since this was asked last: a line for each cause."""
@@ -437,8 +444,12 @@ class Night:
 
     # ------------------------------------------------------------------ the end
 
-    def finish(self, inputs):
-        """Write the table of frames, the record and the report; return the record."""
+    def finish(self, inputs, key):
+        """
+        Write the table of frames, the record and the report; return the record.
+
+        ``key`` is its provenance, by which a run that has nothing to do knows it again.
+        """
         while again := [target for target in self.targets if self.changed(target)]:
             for target in again:
                 self.reduce(target)
@@ -460,15 +471,18 @@ class Night:
         if self.pictures is not None:
             # What the page shows is in the record, and in products that it has the digests of.
             made_of = record | {"products": self.products.digests}
-            key = self.products.key([], product="page", record=made_of)
-            if not self.products.have("report.html", key):
+            of_page = self.products.key([], product="page", record=made_of)
+            if not self.products.have("report.html", of_page):
                 page = render_report(self.products.folder, made_of, pictures=self.pictures)
-                self.products.write_text("report.html", page, key)
+                self.products.write_text("report.html", page, of_page)
         else:
             self.messages.say("no report.html: pip install 'astro-narrowband[report]' for it")
         record["products"] = dict(sorted(self.products.digests.items()))
-        self.products.write_json("night.json", record)
-        return record
+        # What failed may not fail the next time, nor what the system could not read.
+        lost = [row.reason for row in self.table if row.verdict == "left out"]
+        again = True in states or any(map(_PASSING.search, lost))
+        self.products.write_json("night.json", record, None if again else key)
+        return read_record(self.products.path("night.json"))
 
 
 def _short(text, longest):

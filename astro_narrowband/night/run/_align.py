@@ -5,8 +5,6 @@ from astro_narrowband.night.run._light import times_of
 from astro_narrowband.registration import Alignment, align_group
 from astro_narrowband.resampling import ResampledFrame
 
-__all__ = ["register"]
-
 
 def register(night, lights):
     """Return the lights that can be aligned with the best of them, and its name."""

@@ -14,8 +14,6 @@ from astro_narrowband.detector import (
 )
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["decide_for", "gain_alone", "note_camera"]
-
 #: Lights that tell where pixels are full.
 FULL_FROM = 3
 #: Pixels of a frame that tell whether its gain is far off: they measure it to a percent.

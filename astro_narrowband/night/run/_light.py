@@ -14,8 +14,6 @@ from astro_narrowband.night.run._ready import MeasuredFrame
 from astro_narrowband.night.table import FrameRow
 from astro_narrowband.registration import Alignment
 
-__all__ = ["Light", "times_of"]
-
 
 @dataclass(eq=False)
 class Light:

@@ -13,8 +13,9 @@ from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_ccd
 from astro_narrowband._engine.text import safe_name
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.darks import DarkModel
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.masters import check_flats, master_bias, master_flat
+from astro_narrowband.night.messages import overheard
 from astro_narrowband.night.run._camera import decide_for, note_camera
 from astro_narrowband.night.run._price import flat_price
 from astro_narrowband.night.run._ready import (
@@ -25,8 +26,6 @@ from astro_narrowband.night.run._ready import (
     ready_dark,
     ready_flat,
 )
-
-__all__ = ["Masters"]
 
 
 class Master(NamedTuple):
@@ -133,20 +132,25 @@ class Masters:
                 mosaic = isinstance(frames[0], MosaicFrame)
                 return dark_of_colour(model, frames[0].pixels) if mosaic else model
             if rows[0].master:
-                times = [row.exposure for row in rows]
                 light = group.lights[0].open(group.colour) if group.lights else None
                 offset = bias and as_ccd(bias.value)
                 return ready_dark(frames, times, offset, detector, light=light)
-            times = {round(row.exposure, 2) for row in rows}
             return DarkModel.fit(
                 frames,
                 bias=bias and bias.value,
                 detector=detector,
-                model="linear" if bias is None and max(times) > 1.01 * min(times) else "rate",
+                model="linear" if bias is None and longest > 1.01 * min(times) else "rate",
+                shrink=shrink,
                 workers=self.workers,
             )
 
-        master = self.master("dark", rows, make, DarkModel.read, group, detector, needs=[bias])
+        times = [row.exposure for row in rows]
+        longest = max(times)
+        # Lights that are longer would show what shrinking does to lone warm pixels.
+        shrink = bool(group.lights) and max(row.exposure for row in group.lights) < 1.01 * longest
+        master = self.master(
+            "dark", rows, make, DarkModel.read, group, detector, needs=[bias], shrink=shrink
+        )
         model = master.value
         for note in model.notes:
             if "disagree" in note or note.startswith("glow"):
@@ -194,7 +198,7 @@ class Masters:
             if rows[0].master:
                 ccd, note = ready_flat(frames[0], model, detector, rows[0].exposure)
                 if note:
-                    self.night.messages.say(note)
+                    warn(note)
             else:
                 ccd = master_flat(frames, checks=checks, workers=self.workers, **limits)
             set_card(ccd.header, "FILTER", group.filter)
@@ -221,22 +225,26 @@ class Masters:
         )
         return master
 
-    def master(self, title, rows, make, read, group, detector, *, needs=()):
+    def master(self, title, rows, make, read, group, detector, *, needs=(), **options):
         """Return a `Master`: one that was made for another group, read again, or made now."""
         if group.colour:
             title = f"{title}-{group.colour.replace('+', '-')}"
-        identity = (title, *(row.path for row in rows))
+        identity = (title, *(row.path for row in rows), *options.values())
         if identity not in self.made:
             name = f"masters/{self.night.name(title, identity)}.fits"
             needed = [(master.name, master.key) for master in needs if master is not None]
             key = self.products.key(
-                [row.path for row in rows] + needed, product=title, depends=asdict(detector)
+                [row.path for row in rows] + needed,
+                product=title,
+                depends=asdict(detector),
+                **options,
             )
             if not self.products.have(name, key):
-                made = make([row.open(group.colour) for row in rows])
+                with overheard() as said:
+                    made = make([row.open(group.colour) for row in rows])
                 image = made.to_hdul() if hasattr(made, "to_hdul") else made
                 note_camera(getattr(image, "header", None) or image[0].header, detector)
-                self.products.write_fits(name, image, key)
+                self.products.write_fits(name, image, key, said)
             # Masters stay on disk and are read by bands: memory does not grow with the filters.
             self.made[identity] = Master(read(self.products.path(name)), name, key)
         return self.made[identity]

@@ -12,8 +12,6 @@ from astro_narrowband.exceptions import CalibrationError, listening
 from astro_narrowband.masters import check_flats, master_bias
 from astro_narrowband.night.run._ready import dark_of_colour, flat_dark, ready_bias, ready_dark
 
-__all__ = ["dark_costs", "flat_price"]
-
 #: A flat may lose a dark whose error is this part of its level; it is in the flat's own error.
 MOST_OF_FLAT = 0.01
 

@@ -17,9 +17,6 @@ from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks import DarkModel, same_exposure
 from astro_narrowband.exceptions import CalibrationError, InputError
 
-__all__ = ["MeasuredFrame", "dark_of_colour", "flat_dark", "offset_of_darks", "pixel_noise",
-           "reach", "ready_bias", "ready_dark", "ready_flat"]  # fmt: skip
-
 #: So many times the exposure time of the longest dark are looked at.
 LONGEST, STEPS = 100.0, 41
 #: A light has at least this part of the variance of its photons.

@@ -83,15 +83,14 @@ def look_at(frame, saturation):
     try:
         for y in rows:
             band = frame.read(slice(y, y + 1))
-            good = slice(None) if band.mask is None else ~band.mask[0]
+            mask = np.zeros(band.data.shape[1], bool) if band.mask is None else band.mask[0]
+            good = ~mask
             values = band.data[0][good]
             counts.append(frame.raw_counts(slice(y, y + 1), band.data)[0][good])
             # The first and the last row are dead in many a camera.
             same += 0 < y < ny - 1 and values.size > 8 and values.min() == values.max()
             samples.append(values)
-            wide.append(
-                band.data[0] if band.mask is None else np.where(band.mask[0], np.nan, band.data[0])
-            )
+            wide.append(np.where(mask, np.nan, band.data[0]))
     except InputError as error:
         return Look(np.nan, np.nan, str(error))
     values = np.concatenate(samples)
@@ -102,21 +101,20 @@ def look_at(frame, saturation):
     level = float(np.median(sample))
     scatter = mad_std(sample, level)
     full = float(np.mean(np.concatenate(counts) >= saturation))
+    reason = ""
     if values.min() == values.max():
-        return Look(level, scatter, f"all its pixels are {level:g}: it holds no image")
-    if full > 0.5:
-        return Look(
-            level,
-            scatter,
-            f"is saturated: {100 * full:.0f} % of its pixels are at or above {saturation:g} adu",
+        reason = f"all its pixels are {level:g}: it holds no image"
+    elif full > 0.5:
+        reason = (
+            f"is saturated: {100 * full:.0f} % of its pixels are at or above {saturation:g} adu"
         )
-    if same >= 2:
-        return Look(
-            level,
-            scatter,
+    elif same >= 2:
+        reason = (
             f"{same} of {len(rows)} rows that were looked at hold one value each: it was cut off "
-            "when it was written or copied: copy it again",
+            "when it was written or copied: copy it again"
         )
+    if reason:
+        return Look(level, scatter, reason)
     phases = [
         [np.nanmedian([row[x::2] for y, row in zip(rows, wide, strict=True) if y % 2 == parity])
          for x in (0, 1)]
@@ -259,13 +257,11 @@ def _checks(group, looks):
     yield group.bias, misfits(bias, what="biases")
     for rows in times.values():
         odd = misfits(looks(rows), what="darks of its exposure time")
-        yield (
-            rows,
-            [
-                why or ("" if row.master else why_below(look, bias))
-                for row, look, why in zip(rows, looks(rows), odd, strict=True)
-            ],
-        )
+        reasons = [
+            why or ("" if row.master else why_below(look, bias))
+            for row, look, why in zip(rows, looks(rows), odd, strict=True)
+        ]
+        yield rows, reasons
     yield group.flats, misfits(looks(group.flats), what="flats", relative=True)
     lights = []
     for row, look in zip(group.lights, looks(group.lights), strict=True):

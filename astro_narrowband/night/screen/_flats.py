@@ -5,8 +5,6 @@ from itertools import pairwise
 
 import numpy as np
 
-__all__ = ["GRID", "coarse", "odd_flats", "turned"]
-
 #: Cells of the grid on a side.
 GRID = 8
 #: Shapes of flats of one setup agree to this (rms over the grid), lamps and twilight aside.

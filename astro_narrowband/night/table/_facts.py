@@ -17,8 +17,6 @@ from astro_narrowband.exceptions import InputError
 from astro_narrowband.filters import UNKNOWN_FILTER, canonical_filter, is_known_filter
 from astro_narrowband.night.table._path_words import PathReader, exposure_from_names
 
-__all__ = ["FactReader", "Facts", "header_from"]
-
 #: A bias with a longer exposure time [s] is not a bias.
 LONGEST_BIAS = 1.0
 
@@ -62,6 +60,16 @@ class Facts:
     notes: list = field(default_factory=list)
 
 
+def _guarded(read, header, name):
+    """Return what ``read`` has of a header; `InputError` for all that a damaged one may raise."""
+    try:
+        return read(header)
+    except InputError:
+        raise
+    except Exception as error:  # beyond what astropy itself foresees
+        raise InputError(f"{name} cannot be read ({type(error).__name__})") from None
+
+
 class FactReader:
     """
     Read facts by the keywords of the user, and one table of spellings.
@@ -93,8 +101,6 @@ class FactReader:
         facts = Facts()
         self._kind(facts, header, parts)
         self._camera(facts, header)
-        facts.row_order = _row_order(header)
-        facts.changed = _changed(header)
         facts.object = self._ask(facts, self.headers.read_object, header, "object") or ""
         if not facts.object and facts.kind == "light":
             facts.object = self.names.object_from_names(parts) or "unknown"
@@ -113,6 +119,11 @@ class FactReader:
         facts.rotator, facts.pointing = kw.read_rotator(header), kw.read_pointing(header)
         facts.pixel_scale = kw.read_pixel_scale(header)
         facts.n_combined = kw.read_combined(header)
+        facts.row_order = _word(header, "ROWORDER")
+        # A capture program says that it turned the pixels.
+        flipped = _word(header, "FLIPSTAT")
+        if not re.fullmatch(r"[-+]?0*\.?0*|none|no|false", flipped):
+            facts.changed = f"FLIPSTAT {flipped}"
         facts.mosaic = clean_text(header.get("MOSAIC", "")).partition(" ")[0]
         if facts.kind in ("bias", "dark", "flat", "flat-dark"):
             facts.master |= facts.n_combined > 1 or facts.reduced.startswith("COMBINED")
@@ -124,12 +135,9 @@ class FactReader:
         wrong = None
         for source in (header, self.fallback):
             try:
-                value = read(source)
+                value = _guarded(read, source, name)
             except InputError as error:
                 wrong = wrong or error
-                continue
-            except Exception as error:  # as above
-                wrong = wrong or InputError(f"{name} cannot be read ({type(error).__name__})")
                 continue
             if value not in (None, "", ("", "")):
                 if wrong is not None:
@@ -160,14 +168,10 @@ class FactReader:
 
     def _kind(self, facts, header, parts):
         try:
-            said = self.headers.read_kind(header) or ("", "")
+            kind, keyword = _guarded(self.headers.read_kind, header, "IMAGETYP") or ("", "")
         except InputError as error:
             facts.refusal = str(error)
             return
-        except Exception as error:  # as above
-            facts.refusal = f"IMAGETYP cannot be read ({type(error).__name__})"
-            return
-        kind, keyword = said
         named, where = self.names.kind_from_names(parts)
         if says := self.names.contradiction(self._object_text(header), kind, parts):
             # Capture programs write "Light" by default; nobody writes "Flat" by default, but
@@ -216,12 +220,9 @@ class FactReader:
     def _filter(self, facts, header, parts):
         spellings = self.spellings.filters
         try:
-            text = self.headers.read_filter(header)
+            text = _guarded(self.headers.read_filter, header, "FILTER")
         except InputError as error:
             facts.refusal = facts.refusal or str(error)
-            return
-        except Exception as error:  # as above
-            facts.refusal = facts.refusal or f"FILTER cannot be read ({type(error).__name__})"
             return
         if text:
             # Two filters in the beam were joined by a plus; a filter's own name may have one.
@@ -244,22 +245,21 @@ class FactReader:
         facts.filter = canonical_filter(text, spellings=spellings) if text else UNKNOWN_FILTER
 
     def _exposure(self, facts, header, parts):
-        wrong, times = None, []
+        problem, times = "", []
         if facts.model:
             facts.exposure = max(facts.model)
             return
         try:
-            times = self.headers.exposures_in(header)
+            times = _guarded(self.headers.exposures_in, header, "EXPTIME")
             facts.exposure = self.headers.read_exposure(header)
         except InputError as error:
-            wrong = error
-        except Exception as error:  # as above
-            wrong = InputError(f"EXPTIME cannot be read ({type(error).__name__})")
-        if wrong or (facts.kind in ("light", "flat") and facts.exposure == 0):
-            problem = str(wrong) if wrong else f"{times[0][0]} = 0: a {facts.kind} needs a time"
+            problem, times = str(error), []
+        if facts.kind in ("light", "flat") and facts.exposure == 0:
+            problem = f"{times[0][0]} = 0: a {facts.kind} needs a time"
+        if problem:
             self._exposure_unsaid(facts, parts, problem)
         good = [(k, s) for k, s in times if not isinstance(s, InputError)]
-        if len(good) > 1 and not wrong:
+        if len(good) > 1:
             longest, shortest = max(s for _, s in good), min(s for _, s in good)
             if longest - shortest > max(0.01 * longest, 0.002):
                 text = ", ".join(f"{k} = {s:g} s" for k, s in good)
@@ -305,22 +305,10 @@ def _model_times(header):
         return ()
 
 
-def _row_order(header):
-    try:
-        values = kw.raw_values(header, "ROWORDER")
-    except Exception:  # as above
-        return ""
-    return clean_text(values[0][0]).lower() if values and values[0][0] is not None else ""
-
-
-def _changed(header):
-    """What a capture program says it did to the pixels: turned them (FLIPSTAT)."""
-    try:
-        value = kw.one_value(header, "FLIPSTAT")
-    except Exception:  # as above
-        return "none"
-    text = clean_text(value[0]).lower() if value else ""
-    return "none" if re.fullmatch(r"[-+]?0*\.?0*|none|no|false", text) else f"FLIPSTAT {text}"
+def _word(header, keyword):
+    """The first value of a keyword in lower case, ``""`` where there is none."""
+    value = next((value for value, _ in kw.raw_values(header, keyword)), None)
+    return "" if value is None else clean_text(value).lower()
 
 
 def header_from(set_keywords):

@@ -9,8 +9,6 @@ from pathlib import Path
 from astro_narrowband._engine.text import path_text
 from astro_narrowband.exceptions import InputError
 
-__all__ = ["find_files", "stem_of"]
-
 _SUFFIXES = (".fits", ".fit", ".fts")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".z")
 #: Raw frames that are not FITS, and names of FITS files that are not there as such.
@@ -57,10 +55,9 @@ def _walk(folder, parts, ignored, seen, library):
     if real in seen:
         return
     seen.add(real)
-    why = ("" if library else _not_raw(folder)) or (
-        "not to be looked into" if real in ignored else ""
-    )
-    yield from _list(folder, parts, ignored, seen, why, library)
+    if real not in ignored:
+        why = "" if library else _not_raw(folder)
+        yield from _list(folder, parts, ignored, seen, why, library)
 
 
 def _list(folder, parts, ignored, seen, why, library):

@@ -8,8 +8,6 @@ from astro_narrowband._engine.headers.spellings import KINDS, SPELLINGS
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband.filters import FILTERS, canonical_filter, filter_key
 
-__all__ = ["PathReader", "exposure_from_names", "words_of"]
-
 #: Words of file and folder names that tell a kind. The other spellings of headers
 #: (object, target, test, sub, ...) are too common in names to mean anything there.
 _NAME_KINDS = {
@@ -26,6 +24,7 @@ _AFTER_DARK = re.compile(
 _JOINED = frozenset(["stacked", "combined", "integrated", "integration"])
 #: In a name these are as often the second session or the third star.
 _TOO_SHORT = frozenset(["n2", "s2", "o3", "n11", "s11", "o111", "l"])
+_BROAD = ("luminance", "lum")
 _NARROW = frozenset(f.name for f in FILTERS)
 #: Folders with these names say nothing about the object in them.
 _NO_OBJECT = re.compile(
@@ -83,11 +82,7 @@ class PathReader:
                 maybe.add(kind)
             elif kind:
                 sure.add(kind)
-            elif (
-                self.spellings is not SPELLINGS
-                and word in self.spellings.kinds
-                and word not in KINDS
-            ):
+            elif word not in KINDS and word in self.spellings.kinds:
                 sure.add(self.spellings.kinds[word])
         return sure, maybe, master
 
@@ -154,11 +149,7 @@ class PathReader:
                     if key in _TOO_SHORT or len(key) < 2 or any(w.isdigit() for w in gram):
                         continue
                     name = canonical_filter(" ".join(gram), spellings=self.spellings.filters)
-                    if (
-                        name in _NARROW
-                        or key in self.spellings.filters
-                        or key in ("luminance", "lum")
-                    ):
+                    if name in _NARROW or key in self.spellings.filters or key in _BROAD:
                         names.add(name)
             if len(names) == 1:
                 return names.pop(), where

@@ -10,8 +10,6 @@ from astro_narrowband._engine.raw import ScaledFrame, without_pedestal
 from astro_narrowband._engine.text import clean_text, path_text
 from astro_narrowband.night.table._facts import Facts
 
-__all__ = ["FrameRow", "Problem", "problems_of"]
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -102,22 +100,16 @@ class FrameRow(Facts):
         if all(self.serves.values()):
             self.verdict, self.reason = "left out", self.serves[label]
         else:
-            self.reason = "; ".join(
-                filter(None, (self.reason, f"not in {label}: {self.serves[label]}"))
-            )
+            also = f"not in {label}: {self.serves[label]}"
+            self.reason = f"{self.reason}; {also}" if self.reason else also
 
-    def open_raw(self, unit="adu"):
+    def open_raw(self):
         """Return the frame of this file; its header has what was found: EXPTIME, FILTUSED."""
         cards = dict(self.cards)
         if self.kind in ("light", "flat"):
             cards["FILTUSED"] = self.filter
-        return FitsFrame(
-            self.path,
-            unit=unit,
-            max_pixels=self.max_pixels,
-            cards=cards,
-            identity=self.identity,
-        )
+        limits = {"max_pixels": self.max_pixels, "identity": self.identity}
+        return FitsFrame(self.path, unit="adu", cards=cards, **limits)
 
     def _counts(self):
         frame = self.open_raw()
