@@ -17,15 +17,14 @@ from pathlib import Path
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.nddata import CCDData
 
 from astro_narrowband._engine.door import array, door, or_of
 from astro_narrowband._engine.files import clean_header, write_fits
-from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame, as_frames
+from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame, as_frames, new_ccd
 from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband._engine.stacking.tile import Rejection
 from astro_narrowband._engine.validate import choice, finite, same_shape
-from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._combine_bands import BandReducer, native_type, reduce_bands
 from astro_narrowband.coaddition._header import wcs_of
 from astro_narrowband.exceptions import (
@@ -237,16 +236,8 @@ def _result(planes, dtype, frames, unit, method):
     """The planes as CCDData of the type that was asked for."""
     if dtype != planes.data.dtype:
         planes.data = np.where(planes.mask, 0, planes.data).astype(dtype)
-    header = _header(frames, method)
-    return CCDData(
-        planes.data,
-        uncertainty=None if planes.sigma is None else StdDevUncertainty(planes.sigma, copy=False),
-        mask=planes.mask,
-        unit=unit,
-        header=header,
-        wcs=put_wcs(header, wcs_of(frames[0])),
-        copy=False,
-    )
+    planes = (planes.data, planes.sigma, planes.mask)
+    return new_ccd(planes, _header(frames, method), unit, wcs_of(frames[0]))
 
 
 def _frames(images, unit, ccdkwargs):

@@ -14,9 +14,9 @@ from functools import cached_property, partial
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.door import AXES, DAY, door, or_of, real
+from astro_narrowband._engine.frames import new_ccd
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.darks._draw import draw_dark
@@ -443,13 +443,8 @@ class DarkModel:
         header["EXPTIME"] = (exposure, "[s]")
         header["DARKPOL"] = (policy, "how this dark was had")
         header["BIASSUB"] = (False, "the bias is in it")
-        return CCDData(
-            self.values(exposure, rows),
-            uncertainty=StdDevUncertainty(np.sqrt(self.variance(exposure, rows))),
-            mask=self.mask(rows),
-            header=header,
-            unit=u.adu,
-        )
+        sigma = np.sqrt(self.variance(exposure, rows))
+        return new_ccd((self.values(exposure, rows), sigma, self.mask(rows)), header, u.adu)
 
     # ------------------------------------------------------------------ files
 
