@@ -53,6 +53,8 @@ PEAK = 10.0
 REACH = 20
 #: As many of the brightest stars tell the seeing of an image, if none is so many times as wide.
 MAX_SEEING, WIDE = 300, 1.8
+#: As many sources below that part of the median width are the stars of a field of knots.
+NARROW, NARROW_PART = 0.8, 0.08
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -313,7 +315,14 @@ def _seeing(ccd, stars, typical):
     typical = max(typical, SAMPLED)
     sky = sky_levels(pixels, x, y, R_IN * typical, R_OUT * typical)
     width = measure_shapes(pixels, x, y, sky.median, sky.std, typical).fwhm
-    return float(np.nanmedian(width)) if np.isfinite(width).any() else float(typical)
+    width = width[np.isfinite(width)]
+    if not len(width):
+        return float(typical)
+    narrow = width[width < NARROW * np.median(width)]
+    # Nothing is narrower than a star: where many are, the others are knots of nebula, or pairs.
+    return float(
+        np.median(narrow if len(narrow) >= max(MIN_STARS, NARROW_PART * len(width)) else width)
+    )
 
 
 def _partial(coverage, x, y):
