@@ -10,11 +10,11 @@ from astropy import units as u
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import as_frames, map_bands, new_ccd, row_bands
+from astro_narrowband._engine.heap import keep_memory
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
     READ,
     clipped_band,
-    keep_memory,
     quick_median,
     sample_frames,
     sample_levels,

@@ -15,7 +15,7 @@ from astro_narrowband._engine.frames import (
     row_bands,
     usable_cores,
 )
-from astro_narrowband._engine.stacking.clipped import keep_memory
+from astro_narrowband._engine.heap import keep_memory
 from astro_narrowband._engine.stacking.tile import Rejection, kept_values, reduce_tile
 from astro_narrowband._engine.validate import as_count, as_variance
 from astro_narrowband.exceptions import InputError

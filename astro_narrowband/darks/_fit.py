@@ -6,8 +6,9 @@ import numpy as np
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
+from astro_narrowband._engine.heap import keep_memory
 from astro_narrowband._engine.raw import master_header, prepared
-from astro_narrowband._engine.stacking.clipped import keep_memory, sample_frames, sample_noise
+from astro_narrowband._engine.stacking.clipped import sample_frames, sample_noise
 from astro_narrowband._engine.validate import same_shape
 from astro_narrowband.darks._blocks import SIDE, block_median, fine_median
 from astro_narrowband.darks._glow import Glow
