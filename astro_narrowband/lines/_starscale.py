@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from astro_narrowband._engine.door import a_table, door
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.statistics import mean_with_excess
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry import annulus_photometry
@@ -145,9 +147,9 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
 def _fluxes(images, xy, r, r_in, r_out):
     """Fluxes and errors of stars in both images, and which have their whole aperture in both."""
     # A clipped mean leaves out more of what lies in the annulus where the noise is less.
-    tables = [
-        annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out, sky="mean") for ccd in images
-    ]
+    with Threads(2) as threads:
+        measure = partial(annulus_photometry, r=r, r_in=r_in, r_out=r_out, sky="mean")
+        tables = list(threads.map(lambda ccd: measure(ccd, xy), images))
     whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
     values = [np.asarray(t[name].value) for t in tables for name in ("flux", "flux_err")]
     return values, whole[0] & whole[1]
