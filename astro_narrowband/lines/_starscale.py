@@ -119,14 +119,12 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     table = stars[keep]
     table["flux"], table["flux_err"] = n[keep], n_err[keep]
     table["flux_continuum"], table["flux_continuum_err"] = c[keep], c_err[keep]
-    table["ratio"] = table["flux"] / table["flux_continuum"]
-    table["ratio_err"] = table["ratio"] * np.hypot(
-        table["flux_err"] / table["flux"], table["flux_continuum_err"] / table["flux_continuum"]
-    )
-    wide, wide_err, wide_c, wide_c_err = (v[keep] for v in (wide, wide_err, wide_c, wide_c_err))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        table["wide"] = wide / wide_c
-        table["wide_err"] = table["wide"] * np.hypot(wide_err / wide, wide_c_err / wide_c)
+    circles = (n, n_err, c, c_err), (wide, wide_err, wide_c, wide_c_err)
+    for name, values in zip(("ratio", "wide"), circles, strict=True):
+        above, above_err, below, below_err = (v[keep] for v in values)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            table[name] = above / below
+            table[f"{name}_err"] = table[name] * np.hypot(above_err / above, below_err / below)
     fits = [_pixels(line.data, continuum.data, x, y, fwhm) for x, y in xy[keep]]
     table["pixel_slope"], table["pixel_slope_err"], table["pixel_mode"] = np.array(fits).T
     # Structure of the nebula under a star is in both images, and its own ratio is a steeper one.
