@@ -27,6 +27,7 @@ from astro_narrowband.exceptions import InputError
 __all__ = [
     "SHARED_CARDS",
     "SharedNoise",
+    "common_variance",
     "expected_variance",
     "mirror_border",
     "neighbour_mean",
@@ -295,6 +296,39 @@ def signal_variance(
     out += photons
     out *= weight
     return out
+
+
+def common_variance(shared, weights):
+    """
+    Return the variance that shared masters leave in a weighted mean of frames.
+
+    Noise of a master is the same in every frame that it calibrated: it does
+    not average down. For undithered frames this is
+    ``A**2 var_offset + var_rate + 2 A cov`` with ``A = sum(w/t) / sum(w)``.
+
+    Parameters
+    ----------
+    shared : sequence of `~numpy.ndarray`, each (n_modes, ny, nx)
+        Amplitudes of each frame, from
+        `~astro_narrowband.calibration.CalibratedFrame.shared`.
+    weights : sequence of float
+        One per frame.
+
+    Returns
+    -------
+    `~numpy.ndarray`, (ny, nx)
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astro_narrowband.noise import common_variance
+    >>> amplitude = np.full((1, 1, 1), 3.0)
+    >>> common_variance([amplitude] * 50, [1.0] * 50)  # not 9 / 50
+    array([[9.]])
+    """
+    weights = np.asarray(weights, float)
+    mean = sum(w * np.asarray(s, float) for w, s in zip(weights, shared, strict=True))
+    return np.sum((mean / weights.sum()) ** 2, axis=0)
 
 
 def sample_rows(n_rows):

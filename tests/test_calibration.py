@@ -9,7 +9,6 @@ import pytest
 from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
-from oracles import common_variance, shared_modes
 
 from astro_narrowband._engine.frames import HeldFrame, as_ccd
 from astro_narrowband.calibration import CalibratedFrame, Recipe, calibrate
@@ -17,6 +16,7 @@ from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import CalibrationError, InputError, NarrowbandWarning
 from astro_narrowband.masters import master_bias, master_flat
+from astro_narrowband.noise import common_variance
 
 ALL = slice(0, 64)
 
@@ -52,7 +52,7 @@ def test_against_float64_by_hand(night):
     raw.data[30, 30] = 20000
     recipe = Recipe.make(detector=Detector(0.6, 5.0), dark=model, flat=flat)
     frame = CalibratedFrame(raw, recipe)
-    band, shared = frame.read(ALL), shared_modes(frame, ALL)
+    band, shared = frame.read(ALL), frame.shared(ALL)
     p = {name: np.asarray(plane, float) for name, plane in model.planes.items()}
     f, sigma_f = (np.asarray(x, float) for x in (flat.data, flat.uncertainty.array))
     e = 0.6 * (raw.data - p["offset"] - p["rate"] * 120) / f
@@ -316,7 +316,7 @@ def test_shared_noise_is_common_to_frames_of_one_set_of_masters(make_camera):
         bands = [frame.read(ALL) for frame in frames]
         mean = sum(w * b.data for w, b in zip(weights, bands, strict=True)) / weights.sum()
         own = sum(w**2 * b.variance for w, b in zip(weights, bands, strict=True))
-        common = common_variance([shared_modes(frame, ALL) for frame in frames], weights)
+        common = common_variance([frame.shared(ALL) for frame in frames], weights)
         assert np.median(common) > 0.5 * np.median(own / weights.sum() ** 2)
         pull = (mean - 0.5) / np.sqrt(own / weights.sum() ** 2 + common)
         pulls.append(np.delete(pull.ravel(), camera.hot))
@@ -342,7 +342,7 @@ def nights(make_camera, n, *, shape):
                 warnings.simplefilter("ignore", NarrowbandWarning)
                 frame = CalibratedFrame(camera.frame(t, sky), recipe)
             rows = slice(0, shape[0])
-            band, shared = frame.read(rows), shared_modes(frame, rows)
+            band, shared = frame.read(rows), frame.shared(rows)
             z = (band.data - sky / t) / np.sqrt(band.variance + (shared**2).sum(axis=0))
             good = ~band.mask
             every.append(z[good])

@@ -14,7 +14,6 @@ from astropy.io import fits
 from astropy.nddata import CCDData, InverseVariance, StdDevUncertainty, VarianceUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
-from oracles import common_variance, shared_modes
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.frames import Band, Frame, HeldFrame, MemoryFrame, as_frame
@@ -28,6 +27,7 @@ from astro_narrowband.coaddition._shapes import derivatives, noise_gain
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, NarrowbandWarning
+from astro_narrowband.noise import common_variance
 from astro_narrowband.registration import Alignment
 from astro_narrowband.resampling import ResampledFrame
 
@@ -252,7 +252,7 @@ def test_noise_of_masters_does_not_average_down(rng):
     whole = slice(0, shape[0])
     weight = np.array(made.frames["weight"])
     own = sum(w**2 * f.read(whole).variance for w, f in zip(weight, lights, strict=True))
-    common = common_variance([shared_modes(f, whole) for f in lights], weight)
+    common = common_variance([f.shared(whole) for f in lights], weight)
     # The formula, by hand: A^2 s_b^2 + s_r^2 + 2 A s_br, in electron/s.
     A = np.sum(weight / np.array(times)) / weight.sum()
     dark = 0.36 * (A**2 * 16.0 + 1.6e-3 + 2 * A * -0.08)
@@ -276,7 +276,7 @@ def test_noise_of_masters_where_frames_lack_pixels(rng, monkeypatch):
     good = np.array([~light.frame.ccd.mask for light in lights])
     # Each pixel as if it had been summed over the frames that have it, and no others.
     w = weight[:, None, None] * good / (weight[:, None, None] * good).sum(axis=0)
-    modes = np.array([shared_modes(light, whole) for light in lights], float)
+    modes = np.array([light.shared(whole) for light in lights], float)
     modes[:, 2] *= made.ccd.data / np.array([light.read(whole).data for light in lights])
     common = ((w[:, None] * modes).sum(axis=0) ** 2).sum(axis=0)
     own = (w**2 * np.array([light.read(whole).variance for light in lights])).sum(axis=0)
@@ -356,7 +356,7 @@ def test_dark_model_takes_the_common_part_of_ccddata_apart(rng):
     ccds = []
     for light in lights:
         band = light.read(whole)
-        total = band.variance + (shared_modes(light, whole) ** 2).sum(axis=0)
+        total = band.variance + (light.shared(whole) ** 2).sum(axis=0)
         ccds.append(
             CCDData(band.data, unit=RATE, header=light.header, mask=band.mask,
                     uncertainty=VarianceUncertainty(total))

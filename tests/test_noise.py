@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from oracles import common_variance
 
 from astro_narrowband.noise import (
+    common_variance,
     expected_variance,
     mirror_border,
     neighbour_mean,

@@ -281,12 +281,44 @@ class CalibratedFrame(Frame):
         frame.recipe = recipe
         return frame
 
+    def shared(self, rows, data=None):
+        """
+        Return the noise that this frame shares with all that have the same masters.
+
+        Parameters
+        ----------
+        rows : slice
+        data : `~numpy.ndarray`, (n_rows, nx), optional
+            What `read` gave for these rows, if it is at hand: saves reading twice.
+
+        Returns
+        -------
+        `~numpy.ndarray` of float32, (n_modes, n_rows, nx)
+            Amplitudes [electron/s] of independent noise sources: two of the dark
+            (offset and rate), one of the flat. Two frames have the same noise in
+            mode k at one detector pixel, times their amplitudes.
+        """
+        recipe = self.recipe
+        out = np.zeros((3, rows.stop - rows.start, self.shape[1]), np.float32)
+        flat = None if recipe.flat is None else recipe.flat.read(rows)
+        if recipe.dark is not None:
+            out[:2] = recipe.dark.modes(self.exposure, rows)
+            out[:2] *= np.float32(recipe.detector.gain / self.exposure)
+        if flat is not None:
+            plane, _ = divisor(flat)
+            out[:2] /= plane
+            if flat.variance is not None:
+                data = self.read(rows).data if data is None else data
+                np.divide(np.sqrt(flat.variance), plane, out=out[2])
+                out[2] *= data
+        return out
+
     def master_noise(self, rows):
         """Return what the variance of this frame's masters is made of, see `Frame.master_noise`."""
         return self.recipe.master_noise(rows, self.exposure)
 
     def common(self, rows, data):
-        """Return the variance that the masters left in some rows, whose values are ``data``."""
+        """Return the sum of squares of `shared`, [(electron/s)**2], without taking it apart."""
         recipe, total = self.recipe, None
         flat = None if recipe.flat is None else recipe.flat.read(rows)
         if recipe.dark is not None:
