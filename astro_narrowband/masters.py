@@ -6,16 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy import units as u
-from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.door import door
-from astro_narrowband._engine.frames import as_frames, map_bands, row_bands
+from astro_narrowband._engine.frames import as_frames, map_bands, new_ccd, row_bands
+from astro_narrowband._engine.heap import keep_memory
 from astro_narrowband._engine.raw import master_header, prepared
 from astro_narrowband._engine.stacking.clipped import (
     READ,
     clipped_band,
-    keep_memory,
     quick_median,
     sample_frames,
     sample_levels,
@@ -118,8 +117,7 @@ def master_bias(frames, *, detector=None, n_sigma=5.0, workers=None):
         "[adu] mean level",
     )
     header["BIASDRFT"] = (round(drift, 4), "[adu] range of the levels of the frames")
-    uncertainty = StdDevUncertainty(error, copy=False)
-    return CCDData(data, uncertainty=uncertainty, mask=mask, header=header, unit=u.adu)
+    return new_ccd((data, error, mask), header, u.adu)
 
 
 class FlatCheck(NamedTuple):
@@ -342,13 +340,8 @@ def master_flat(
     if not math.isfinite(scatter):
         raise InputError("flat: the uncertainty of its bias or dark is not a number: leave it out")
     header["FLATSCAT"] = (scatter, "typical uncertainty")
-    return CCDData(
-        average.data,
-        uncertainty=StdDevUncertainty(average.variance, copy=False),
-        mask=average.mask,
-        header=header,
-        unit=u.dimensionless_unscaled,
-    )
+    planes = (average.data, average.variance, average.mask)
+    return new_ccd(planes, header, u.dimensionless_unscaled)
 
 
 def _used(frames, checks):
@@ -356,10 +349,7 @@ def _used(frames, checks):
     used = [(f, c) for f, c in zip(frames, checks, strict=True) if not c.reason]
     for check in checks:
         if check.reason:
-            warn(
-                f"{check.name}: {check.reason}: left out of the flat",
-                stacklevel=3,
-            )
+            warn(f"{check.name}: {check.reason}: left out of the flat", stacklevel=3)
     if not used:
         raise CalibrationError(
             "no flat can be used: " + "; ".join(f"{c.name} {c.reason}" for c in checks)

@@ -589,7 +589,7 @@ def test_every_row_is_read_once(files, monkeypatch):
 def test_nothing_to_combine():
     with pytest.raises(InputError, match="no frames"):
         combine([])
-    with pytest.raises(InputError, match="one image"):
+    with pytest.raises(InputError, match="no list of images"):
         combine(CCDData(np.ones((2, 2)), unit="adu"))
 
 
@@ -724,7 +724,7 @@ def test_functions_of_the_users_own(rng):
 def test_errors_are_those_that_scripts_catch(files, tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         combine([tmp_path / "none.fits"])
-    with pytest.raises(TypeError, match="is one image"):
+    with pytest.raises(TypeError, match="no list of images"):
         combine(3)
     with pytest.raises(ValueError, match="method"):
         combine(files, method="mode")

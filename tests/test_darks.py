@@ -147,7 +147,7 @@ def test_shrinking_does_nothing_where_every_pixel_is_its_own(make_camera):
     camera.rate = camera.rng.uniform(0, 5, camera.shape)
     biases, darks = camera.biases(), camera.darks(60, 120)
     plain = DarkModel.fit(darks, bias=biases, shrink=False)
-    shrunk = DarkModel.fit(darks, bias=biases)
+    shrunk = DarkModel.fit(darks, bias=biases, shrink=True)
     truth = camera.rate / camera.gain
     about = truth - truth.mean()
     for model in (plain, shrunk):
@@ -334,7 +334,7 @@ def test_a_pedestal_that_drifts_is_taken_off_and_noted(make_camera):
     assert (model.planes["flags"] & FLAGS["NONLINEAR"]).mean() < 0.002
     assert (model.planes["flags"] & FLAGS["UNCERTAIN"]).mean() < 0.002
     rest = (model.values(120, slice(0, 64)) - camera.dark(120)).ravel()
-    assert np.delete(rest, camera.hot).std() < 1.5
+    assert np.delete(rest, camera.hot).std() < 1.7
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e-308, 1e30, "soon", None])
@@ -583,7 +583,7 @@ def warm_night(make_camera, seed, fraction, **shape):
     camera.rate[:] = 0.02
     warm = camera.rng.uniform(size=camera.shape) < fraction
     camera.rate[warm] += camera.rng.uniform(0.02, 0.05, warm.sum())
-    model = DarkModel.fit(camera.darks(120), bias=camera.biases(20))
+    model = DarkModel.fit(camera.darks(120), bias=camera.biases(20), shrink=True)
     return model, pulls_at(model, 360, camera.dark(360)), warm
 
 
@@ -602,6 +602,24 @@ def test_rates_are_not_shrunk_where_warm_pixels_hide_among_the_ordinary(make_cam
 def test_a_third_of_a_per_cent_of_warm_pixels_is_enough_for_that(make_camera):
     notes = [warm_night(make_camera, s, 0.003, shape=(256, 256))[0].notes for s in range(3)]
     assert all(any("not shrunk" in note for note in each) for each in notes)
+
+
+def test_errors_of_lone_warm_pixels_hold_where_a_dark_is_extrapolated(make_camera):
+    """Which no test finds among ordinary ones: ten of each kind in each of 20 cameras."""
+    pulls, kinds = {}, (0.01, 0.02, 0.05, 0.1)
+    for seed in range(20):
+        camera = make_camera(seed, read_noise=3.0, shape=(96, 96))
+        camera.rate[:] = 0.02
+        place = camera.rng.choice(camera.rate.size, 10 * len(kinds), replace=False)
+        camera.rate.ravel()[place] += np.repeat(kinds, 10)
+        model = DarkModel.fit(camera.darks(120), bias=camera.biases(20))
+        pull = pulls_at(model, 360, camera.dark(360)).ravel()
+        for k, kind in enumerate(kinds):
+            pulls.setdefault(kind, []).append(pull[place[10 * k : 10 * k + 10]])
+        pulls.setdefault(0.0, []).append(np.delete(pull, place))
+    for each in pulls.values():
+        assert np.mean(np.abs(np.concatenate(each)) > 3) < 0.015
+        assert width_of(each) == pytest.approx(1, abs=0.15)
 
 
 def test_rates_of_clean_darks_are_shrunk(make_camera):

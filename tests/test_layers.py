@@ -20,6 +20,7 @@ WINGS = {
             "validate",
             "door",
             "plots",
+            "heap",
             "wcs",
             "headers",
             "files",

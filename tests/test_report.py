@@ -20,7 +20,7 @@ from astro_narrowband.calibration import CalibratedFrame, Recipe
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night.report import Pictures, render_report, write_report
-from astro_narrowband.night.report._light import SIDE, draw_light
+from astro_narrowband.night.report._group import SIDE, draw_light
 from astro_narrowband.night.report._words import cause_of, fixed, number, settings_words
 
 N = 60

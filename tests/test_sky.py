@@ -196,6 +196,32 @@ def test_cloud_over_half_of_a_nebula_with_two_stars():
                     assert 0.01 < made.ccd.header["SCALESYS"] < 0.04
 
 
+@pytest.mark.parametrize(("n_frames", "n_stars"), [(3, 0), (3, 4), (5, 6)])
+def test_stars_of_one_side_do_not_hide_cloud_on_nebula_of_the_other(n_frames, n_stars):
+    n = 240
+    y, x = np.mgrid[:n, :n]
+    for seed, cloud in enumerate((0.7, 0.85, 0.9, 1.0)):
+        rng = np.random.default_rng([seed, n_frames, n_stars])
+        nebula = 1.2 + np.sin(x / rng.uniform(15, 35)) * np.cos(y / rng.uniform(15, 35))
+        xy = np.column_stack([rng.uniform(25, 95, n_stars), np.linspace(30, 210, n_stars)])
+        clear = gaussians(n, xy, rng.uniform(200, 500, n_stars)) + nebula
+        air = rng.uniform(0.85, 1, n_frames)
+        dimmed, maps = seed % n_frames, [np.full((n, n), part) for part in air]
+        maps[dimmed] = maps[dimmed] * np.where(x > rng.uniform(110, 145), cloud, 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore" if cloud == 0.7 else "error", "(?s).*cloud")
+            warnings.filterwarnings("ignore", "(?s).*(rejected as outliers|may be off)")
+            made = coadd([light(rng, clear * part + 0.3) for part in maps])
+        table = made.frames
+        assert np.flatnonzero(~table["used"]).tolist() == [dimmed] * (cloud == 0.7)
+        assert cloud == 0.7 or (made.ccd.header["SCALESYS"] > 0.008) == (cloud < 1)
+        base = int(np.flatnonzero(np.array(table["scale_err"]) == 0)[0])
+        assert (base == dimmed) <= (cloud == 1)
+        sides = np.array([part[5, [5, -5]] for part in maps]) / air[base]
+        off = (np.array(table["weight"]) / np.array(table["scale"])) @ sides - 1
+        assert np.abs(off).max() < 3 * made.ccd.header["FLUXERR"]
+
+
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():
     """As good as a hit in one frame: but the flux of the coadd has it."""
     n, pulls = 240, []

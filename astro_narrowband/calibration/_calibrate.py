@@ -4,17 +4,18 @@ from inspect import signature
 
 import numpy as np
 from astropy import units as u
-from astropy.nddata import CCDData, StdDevUncertainty
+from astropy.nddata import CCDData
 
 from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import (
     Band,
     map_bands,
+    new_ccd,
     row_bands,
 )
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
-from astro_narrowband._engine.wcs import put_wcs, read_wcs
+from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.calibration._frame import CalibratedFrame, refuse_twice
 from astro_narrowband.calibration._recipe import Recipe
 from astro_narrowband.calibration._rows import calibrate_rows
@@ -147,14 +148,7 @@ def calibrate(
     calibrated.shared_noise(included=True).to_header(header)
     header.pop("BUNIT", None)
     wcs = calibrated.wcs if calibrated.wcs is not None else read_wcs(header, calibrated.name)
-    result = CCDData(
-        data,
-        uncertainty=StdDevUncertainty(error),
-        mask=mask,
-        header=header,
-        unit=calibrated.unit,
-        wcs=put_wcs(header, wcs),
-    )
+    result = new_ccd((data, error, mask), header, calibrated.unit, wcs)
     if cosmic_rays:
         mask |= _cosmic_rays(result, calibrated, cosmic_rays)
         result.header["LACOSMIC"] = (True, "cosmic rays masked by L.A.Cosmic")

@@ -13,13 +13,12 @@ import math
 
 import numpy as np
 from astropy.io import fits
-from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.door import a_table, array, door, each, of_class, or_of
 from astro_narrowband._engine.executors import run_bands
-from astro_narrowband._engine.frames import as_frames, row_bands, usable_cores
+from astro_narrowband._engine.frames import as_frames, new_ccd, row_bands, usable_cores
 from astro_narrowband._engine.validate import same_shape
-from astro_narrowband._engine.wcs import apply_matrix, put_wcs
+from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
 from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header, write_matching
@@ -261,7 +260,8 @@ def coadd(
     rejected = np.zeros(len(frames))
     rejected[order] = count / data.size
     warn_of_rejected(frames, rejected)
-    ccd = _as_ccd(data, sigma, coverage, frames[reference], unit)
+    header = fits.Header(frames[reference].header, copy=True)
+    ccd = new_ccd((data, sigma, coverage == 0), header, unit, wcs_of(frames[reference]))
     write_header(ccd.header, task, frames[reference].name, weights, planes, unit)
     self_test(ccd)
     write_matching(ccd.header, frames, seen, skies, weight)
@@ -337,19 +337,6 @@ def _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules):
         rules=rules,
     )
     return task, order
-
-
-def _as_ccd(data, sigma, coverage, reference, unit):
-    """The planes as CCDData on the grid of the reference."""
-    header = fits.Header(reference.header, copy=True)
-    return CCDData(
-        data,
-        uncertainty=StdDevUncertainty(sigma, copy=False),
-        mask=coverage == 0,
-        unit=unit,
-        header=header,
-        wcs=put_wcs(header, wcs_of(reference)),
-    )
 
 
 def _canonical(frames, table, background, exposure, offset, cluster, used):

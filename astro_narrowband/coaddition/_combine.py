@@ -11,21 +11,20 @@ last bit.
 import os
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData, StdDevUncertainty
-from ccdproc import ImageFileCollection
+from astropy.nddata import CCDData
 
 from astro_narrowband._engine.door import array, door, or_of
 from astro_narrowband._engine.files import clean_header, write_fits
-from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame
+from astro_narrowband._engine.frames import FitsFrame, MemoryFrame, as_frame, as_frames, new_ccd
 from astro_narrowband._engine.headers import exposures_in, read_exposure
 from astro_narrowband._engine.stacking.tile import Rejection
 from astro_narrowband._engine.validate import choice, finite, same_shape
-from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.coaddition._combine_bands import BandReducer, native_type, reduce_bands
 from astro_narrowband.coaddition._header import wcs_of
 from astro_narrowband.exceptions import (
@@ -237,43 +236,29 @@ def _result(planes, dtype, frames, unit, method):
     """The planes as CCDData of the type that was asked for."""
     if dtype != planes.data.dtype:
         planes.data = np.where(planes.mask, 0, planes.data).astype(dtype)
-    header = _header(frames, method)
-    return CCDData(
-        planes.data,
-        uncertainty=None if planes.sigma is None else StdDevUncertainty(planes.sigma, copy=False),
-        mask=planes.mask,
-        unit=unit,
-        header=header,
-        wcs=put_wcs(header, wcs_of(frames[0])),
-        copy=False,
-    )
+    planes = (planes.data, planes.sigma, planes.mask)
+    return new_ccd(planes, _header(frames, method), unit, wcs_of(frames[0]))
 
 
 def _frames(images, unit, ccdkwargs):
     if isinstance(images, str):
         images = [images] if os.path.exists(images) else images.split(",")
-    elif isinstance(images, ImageFileCollection):
-        images = images.files_filtered(include_path=True)
-    elif isinstance(images, os.PathLike | CCDData | u.Quantity) or not np.iterable(images):
-        raise InputTypeError(
-            f"{type(images).__name__} is one image: give a list of paths, CCDData or Frames"
-        )
-    frames = []
-    for i, image in enumerate(images):
+    number = count()
+
+    def frame_of(image):
+        name = f"frame {next(number)}"
         if ccdkwargs and isinstance(image, str | os.PathLike):
             image = CCDData.read(image, unit=unit, **ccdkwargs)
-        if isinstance(image, CCDData):
-            frames.append(MemoryFrame(image, name=f"frame {i}"))
-        else:
-            frames.append(as_frame(image, unit=unit))
-        if unit is not None and frames[-1].unit != u.Unit(unit):
+        in_memory = isinstance(image, CCDData)
+        frame = MemoryFrame(image, name=name) if in_memory else as_frame(image, unit=unit)
+        if unit is not None and frame.unit != u.Unit(unit):
             raise InputError(
-                f"{frames[-1].name}: is in {frames[-1].unit}, and unit = {unit}: leave out unit, "
-                "or convert the frame"
+                f"{frame.name}: is in {frame.unit}, and unit = {unit}: leave out unit, or convert "
+                "the frame"
             )
-    if not frames:
-        raise InputError("no frames were given: at least one is needed")
-    return frames
+        return frame
+
+    return as_frames(images, convert=frame_of)
 
 
 def _same_unit(frames):
@@ -427,20 +412,12 @@ def _header(frames, method):
     return header
 
 
-def _write(path, result, count):
+def _write(path, result, n_used):
     if path is None:
         return
-    if count is None:
+    if n_used is None:
         write_fits(Path(path), result)
         return
-    hdul = CCDData(
-        result.data,
-        uncertainty=result.uncertainty,
-        mask=result.mask,
-        unit=result.unit,
-        header=result.header,
-        wcs=result.wcs,
-        copy=False,
-    ).to_hdu()
-    hdul.append(fits.ImageHDU(count, name="NEXP"))
+    hdul = result.to_hdu()
+    hdul.append(fits.ImageHDU(n_used, name="NEXP"))
     write_fits(Path(path), hdul)

@@ -8,12 +8,14 @@ from astropy.stats import sigma_clip
 
 from astro_narrowband._engine.executors import run_bands
 from astro_narrowband._engine.frames import (
+    Band,
     FitsFrame,
     MemoryFrame,
     map_bands,
     row_bands,
     usable_cores,
 )
+from astro_narrowband._engine.heap import keep_memory
 from astro_narrowband._engine.stacking.tile import Rejection, kept_values, reduce_tile
 from astro_narrowband._engine.validate import as_count, as_variance
 from astro_narrowband.exceptions import InputError
@@ -23,8 +25,6 @@ ROW_BYTES = 1 << 18
 #: All rows of a tile, and the least number of pixels in one.
 TILE_BYTES = 6 << 20
 LEAST_PIXELS = 1 << 13
-#: Just below the largest threshold of glibc.
-KEEP_BYTES = 31 << 20
 
 
 def _is_plain(frame):
@@ -121,7 +121,7 @@ class BandReducer:
                 image.to_native(stored, out=out)
             else:
                 np.copyto(out, image.to_native(stored), casting="same_kind")
-            return _NO_BAND
+            return Band(data=out)
         with np.errstate(over="ignore", under="ignore"):  # what counts is read below
             band = frame.read(rows)
         data = band.data
@@ -152,13 +152,6 @@ class BandReducer:
         if variance is not None:
             variance *= (self.scale**2).astype(variance.dtype)[:, None]
         return tile * factor, bad, variance
-
-
-class _NoBand:
-    mask = variance = None
-
-
-_NO_BAND = _NoBand()
 
 
 def _clipped_by_functions(tile, bad, rejection):
@@ -208,9 +201,7 @@ def reduce_bands(reducer, shape, mem_limit, executor, workers, want_count):
             planes.count[rows] = reduced.count.reshape(-1, nx)
         empty[rows] = (reduced.count.reshape(-1, nx) == 0).any(axis=1)
 
-    # What is freed goes back to the system above a threshold that malloc learns from the largest
-    # block freed so far. A block that is never touched teaches it to keep what bands work in.
-    np.empty(KEEP_BYTES, np.uint8)
+    keep_memory()
     bands = row_bands(shape[0], _band_rows(reducer, nx, mem_limit, workers))
     if executor is None:
         # The threads put their results in place themselves.

@@ -132,14 +132,18 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     scale, scale_err, base = consensus.scale.copy(), consensus.error.copy(), consensus.reference
     method = ["faint stars" if i else "stars" for i in lacking]
     uneven = np.full(len(frames), np.nan)
-    for i in np.setdiff1d(np.flatnonzero(lacking | np.isnan(scale)), base):
+    for i in np.setdiff1d(np.arange(len(frames)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
         *by_nebula, uneven[i] = nebula_scale(*pair, shape)
+        if not lacking[i] and np.isfinite(scale[i]):
+            continue
         of_seeing = STARS_OF_SEEING * _crowd_change(pair[0][0], pair[1][0], shape)
         by_stars = scale[i], math.hypot(scale_err[i], scale[i] * of_seeing), method[i]
         scale[i], scale_err[i], method[i] = _agreed(by_stars, (*by_nebula, "nebula"))
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
-    first, base = base, _add_uneven(consensus, uneven, base, scale_err)
+    seen = np.isfinite(flux)
+    covered = np.array([_covers(xy[one & seen[base]], shape) for one in seen])
+    first, base = base, _add_uneven(consensus, uneven, base, scale_err, covered)
     scale_err[first] = scale_err[base] / scale[base]
     scale, scale_err = scale / scale[base], scale_err / scale[base]
     scale_err[base], method[first], method[base] = 0.0, method[base], "reference"
@@ -149,22 +153,29 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
                         consensus.patchy, base)  # fmt: skip
 
 
-def _add_uneven(scales, uneven, base, error):
+def _covers(xy, shape):
+    """Whether there is a star in every quarter of the image."""
+    right, up = (xy > np.array(shape[::-1]) / 2).T if len(xy) else np.empty((2, 0), int)
+    return len(set(zip(right, up, strict=True))) == 4
+
+
+def _add_uneven(scales, uneven, base, error, covered):
     """Add what the nebula says of each frame, as compared with the standard; return that."""
-    # Three stars or more that say all is even are believed.
-    uneven[(scales.uneven < EVEN) & (scales.uneven[base] < EVEN)] = np.nan
+    # Stars all over the image that say all is even are believed.
+    uneven[(scales.uneven < EVEN) & (scales.uneven[base] < EVEN) & covered] = np.nan
     others = np.isfinite(uneven)
     if not others.any():
         return base
-    # Where most frames differ from the standard alike, it is this one.
+    # Where most frames differ from the standard alike, it is this one; of two, either.
     usual = np.sort(uneven[others])[(others.sum() - 1) // 2]
-    uneven[others] = np.sqrt(np.maximum(uneven[others] ** 2 - usual**2, 0.0))
+    if others.sum() > 1:
+        uneven[others] = np.sqrt(np.maximum(uneven[others] ** 2 - usual**2, 0.0))
     uneven[base] = usual
     scales.patchy |= np.nan_to_num(uneven) > UNEVEN_NEBULA
     scales.uneven[:] = np.fmax(scales.uneven, uneven)
-    if others.sum() > 1 and scales.patchy[base]:
-        error = np.where(others & ~scales.patchy, error, np.inf)
-        return int(np.argmin(error))
+    if others.sum() > 1 and usual > 0:
+        # Cloud dims: what is darker in a part of the image is no scale for the others.
+        return int(np.argmin(np.where(others & (uneven <= usual), error, np.inf)))
     scales.patchy[base] = False
     return base
 

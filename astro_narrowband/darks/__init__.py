@@ -14,17 +14,23 @@ from functools import cached_property, partial
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.door import AXES, DAY, door, or_of, real
+from astro_narrowband._engine.frames import new_ccd
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.darks._draw import draw_dark
-from astro_narrowband.darks._file import model_hdul, read_fields
 from astro_narrowband.darks._fit import fit_planes
 from astro_narrowband.darks._glow import GlowMap
 from astro_narrowband.darks._masters import fields_of_masters
-from astro_narrowband.darks._planes import FLAGS, bad_pixels, decode_flags, token_of
+from astro_narrowband.darks._planes import (
+    FLAGS,
+    bad_pixels,
+    decode_flags,
+    model_hdul,
+    read_fields,
+    token_of,
+)
 from astro_narrowband.darks._price import DarkPrice, pay, policy_of, same_exposure, tolerance
 from astro_narrowband.exceptions import CalibrationError
 
@@ -93,7 +99,7 @@ class DarkModel:
             self.token = token_of(self.planes, self.shape, self.exposures)
 
     @classmethod
-    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=True, workers=None):
+    def fit(cls, darks, *, bias=None, detector=None, model=None, shrink=False, workers=None):
         """
         Fit offset and rate of every pixel.
 
@@ -113,7 +119,9 @@ class DarkModel:
             exposure time without a bias is ``"matched"``: the dark of that time, and
             elsewhere an offset whose error is stated.
         shrink : bool, optional
-            Shrink the rates of ordinary pixels towards their neighbourhood.
+            Shrink the rates of ordinary pixels towards their neighbourhood: for lights no
+            longer than the darks, see the user guide. A lone warm pixel that no test can
+            find then has too small an error, the more so the longer the light.
         workers : int, optional
             Threads.
 
@@ -435,13 +443,8 @@ class DarkModel:
         header["EXPTIME"] = (exposure, "[s]")
         header["DARKPOL"] = (policy, "how this dark was had")
         header["BIASSUB"] = (False, "the bias is in it")
-        return CCDData(
-            self.values(exposure, rows),
-            uncertainty=StdDevUncertainty(np.sqrt(self.variance(exposure, rows))),
-            mask=self.mask(rows),
-            header=header,
-            unit=u.adu,
-        )
+        sigma = np.sqrt(self.variance(exposure, rows))
+        return new_ccd((self.values(exposure, rows), sigma, self.mask(rows)), header, u.adu)
 
     # ------------------------------------------------------------------ files
 

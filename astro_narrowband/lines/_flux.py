@@ -7,7 +7,7 @@ import numpy as np
 from astropy import units as u
 from astropy.constants import c, h
 
-from astro_narrowband._engine.door import a_table, array, door, items_of, of_class, quantity
+from astro_narrowband._engine.door import a_table, array, door, items_of, of_class, of_two, quantity
 from astro_narrowband._engine.validate import as_unit, bare, number, positive
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
@@ -123,27 +123,28 @@ def flux_from_magnitudes(curve, line, *, bands, velocity=0.0):
     `~astropy.units.Quantity` (n_stars,)
         [erg/(s cm2)]; the spectrum is a power law from band to band.
     """
+    wavelength, density = _power_laws(bands)
+    if not min(bands) <= curve.centre <= max(bands):
+        raise InputError(
+            f"bands from {min(bands):g} to {max(bands):g} nm do not enclose the filter "
+            f"{curve.name} at {curve.centre:.1f} nm"
+        )
+    return flux_from_spectra(curve, line, wavelength=wavelength, density=density, velocity=velocity)
+
+
+def _power_laws(bands):
+    """Wavelengths and spectra of AB magnitudes, a power law from band to band and beyond."""
     if len(bands) < 2:
         raise InputError("bands: AB magnitudes of two bands are needed, one on each side")
-    bands = {number(wavelength, "bands"): values for wavelength, values in bands.items()}
-    at = np.array(sorted(bands))
-    if not at[0] <= curve.centre <= at[-1]:
-        raise InputError(
-            f"bands from {at[0]:g} to {at[-1]:g} nm do not enclose the filter {curve.name} at "
-            f"{curve.centre:.1f} nm"
-        )
+    at = np.array(sorted(number(wavelength, "bands") for wavelength in bands))
     # f_lambda = f_nu c / lambda^2, in logarithms.
     log = np.array([-0.4 * (bands[w] + 48.6) * math.log(10) for w in at])
-    light = c.to_value(u.nm / u.s)
-    log += np.log(light / at**2)[:, None]
-    weight = curve.transmission > 1e-3 * curve.transmission.max()
-    grid = np.linspace(curve.wavelength[weight][0], curve.wavelength[weight][-1], 60)
+    log += np.log(c.to_value(u.nm / u.s) / at**2)[:, None]
+    grid = np.geomspace(0.6 * at[0], 1.6 * at[-1], 1000)
     near = np.clip(np.searchsorted(at, grid) - 1, 0, len(at) - 2)
     share = np.log(grid / at[near]) / np.log(at[near + 1] / at[near])
-    density = np.exp(log[near] * (1 - share)[:, None] + log[near + 1] * share[:, None])
-    response = curve.checked_response(line, velocity=velocity)
-    integral = np.trapezoid(density * (curve(grid) * grid)[:, None], grid, axis=0)
-    return integral / response * FLUX
+    density = np.exp(log[near].T * (1 - share) + log[near + 1].T * share)
+    return grid * u.nm, density * FLUX / u.nm
 
 
 @door(stars=a_table)
@@ -168,19 +169,56 @@ def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references
     colour : array (n_stars,) or None
         Difference of the two bluest magnitudes; None of spectra.
     """
+    bands = None if "spectrum" in stars.colnames else _bands_of(stars, source)
+    if bands is None:
+        wavelength, density = _spectra_of(stars, source)
+        return flux_from_spectra(
+            curve, line, wavelength=wavelength, density=density, velocity=velocity
+        ), None
+    first, second = sorted(bands)[:2]
+    flux = flux_from_magnitudes(curve, line, bands=bands, velocity=velocity)
+    return flux, bands[first] - bands[second]
+
+
+@door(stars=a_table, curves=of_two(of_class("FilterCurve")))
+def reference_colours(stars, curves, *, source="the references"):
+    """
+    Light of each star of a table in one filter over that in another, as a logarithm.
+
+    Parameters
+    ----------
+    stars, source
+        As for `reference_fluxes`.
+    curves : (FilterCurve, FilterCurve)
+        Of the line filter and of the continuum filter.
+
+    Returns
+    -------
+    array (n_stars,)
+        But for a constant, what `subtract_continuum` expects of each star: its ``colour``.
+    """
+    wavelength, density = (values.value for values in _spectra_of(stars, source))
+    first, second = (curve.integral(wavelength, density) for curve in curves)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.log(first / second)
+
+
+def _spectra_of(stars, source):
+    """Wavelengths and spectra of a table of stars, as they are or by magnitudes."""
+    if "spectrum" not in stars.colnames:
+        return _power_laws(_bands_of(stars, source))
+    sampling = stars.meta.get("sampling")
+    if sampling is None or stars["spectrum"].unit is None:
+        raise InputError(
+            f"{source}: spectra need a unit, and meta['sampling'], their "
+            "wavelengths in nm (GaiaXPy's sampling)"
+        )
+    return np.asarray(sampling, float) * u.nm, u.Quantity(stars["spectrum"])
+
+
+def _bands_of(stars, source):
+    """AB magnitudes of a table of stars by the wavelength of their band."""
     lower = {c.lower().replace("'", "").removesuffix("mag").rstrip("_"): c for c in stars.colnames}
-    if "spectrum" in stars.colnames:
-        sampling = stars.meta.get("sampling")
-        if sampling is None or stars["spectrum"].unit is None:
-            raise InputError(
-                f"{source}: spectra need a unit, and meta['sampling'], their "
-                "wavelengths in nm (GaiaXPy's sampling)"
-            )
-        flux = flux_from_spectra(
-            curve, line, wavelength=np.asarray(sampling, float) * u.nm, density=stars["spectrum"],
-            velocity=velocity,
-        )  # fmt: skip
-        return flux, None
     bands = {
         wavelength: bare(stars[lower[band]]) for band, wavelength in BANDS.items() if band in lower
     }
@@ -189,9 +227,7 @@ def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references
             f"{source}: has neither spectra (spectrum) nor AB magnitudes in two of "
             f"{', '.join(BANDS)}"
         )
-    first, second = sorted(bands)[:2]
-    flux = flux_from_magnitudes(curve, line, bands=bands, velocity=velocity)
-    return flux, bands[first] - bands[second]
+    return bands
 
 
 @door(reference=quantity(FLUX))

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from astro_narrowband._engine.door import a_table, door
+from astro_narrowband._engine.statistics import mean_with_excess
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.lines._filters import spread_of
 from astro_narrowband.photometry import annulus_photometry
 
 #: Radii of apertures and annulus in units of the width.
@@ -61,10 +61,11 @@ class Scale:
     colour_slope_err: float = math.nan
 
     def k_of(self, stars):
-        """The scale of each star: that of its colour."""
+        """The scale of each star: that of its colour, k where it has none."""
         if self.colour_slope == 0 or "colour" not in stars.colnames:
-            return self.k
-        return self.k * np.exp(self.colour_slope * (np.asarray(stars["colour"]) - self.colour))
+            return np.full(len(stars), self.k)
+        away = self.colour_slope * (np.asarray(stars["colour"]) - self.colour)
+        return self.k * np.exp(np.nan_to_num(away))
 
     def to_header(self, header):
         """Write KCONT, KCONTERR and what they stand on."""
@@ -189,11 +190,11 @@ def _pixels(line, continuum, x0, y0, fwhm):
     return float(slope), error, float(np.median(ratio))
 
 
-def scale_of(stars, *, colour=None):
+def scale_of(stars, *, colour=None, colour_err=0.0):
     """
     Return the `Scale` of stars that `measure_stars` measured; adds ``used`` to them.
 
-    ``colour`` is that of the continuum.
+    ``colour`` is that of the continuum, with its error.
 
     Notes
     -----
@@ -219,9 +220,9 @@ def scale_of(stars, *, colour=None):
             good @ np.log(np.where(good > 0, values, 1.0) / stars["pixel_slope"]) / good.sum()
         )
     moved, moved_err = _whole_light(stars, log, used)
-    error = math.sqrt(mean_err**2 + np.var(away, ddof=1) + moved_err**2)
+    variance = mean_err**2 + np.var(away, ddof=1) + moved_err**2 + (term[1] * colour_err) ** 2
     k, (slope, ratio, mode) = math.exp(mean + moved), np.exp(mean + np.array(away)).tolist()
-    return Scale(k, k * error, int(used.sum()), ratio, slope, mode, scatter, *term)
+    return Scale(k, k * math.sqrt(variance), int(used.sum()), ratio, slope, mode, scatter, *term)
 
 
 def _whole_light(stars, log, used):
@@ -311,8 +312,10 @@ def robust_mean(values, errors, colours=None, *, at=None):
         Colour of the mean, slope (0 where it does not show), error of the slope.
     """
     used = np.isfinite(values) & np.isfinite(errors)
-    if colours is not None:
+    if colours is not None and (used & np.isfinite(colours)).sum() >= ENOUGH:
         used &= np.isfinite(colours)
+    else:
+        colours = None
     for _ in range(10):
         of_used = None if colours is None else colours[used]
         mean, error, scatter, term = _fit(values[used], errors[used], of_used, at)
@@ -330,9 +333,9 @@ def robust_mean(values, errors, colours=None, *, at=None):
 
 
 def _fit(values, errors, colours, at):
-    mean, excess, error = spread_of(values, errors)
+    mean, error, excess = mean_with_excess(values, errors**2)
     error = max(error, math.sqrt(excess / max(len(values) - 1, 1)))
-    if colours is None or len(values) < 8 or np.ptp(colours) == 0:
+    if colours is None or len(values) < ENOUGH or np.ptp(colours) == 0:
         return mean, error, math.sqrt(excess), (math.nan, 0.0, math.nan)
     for _ in range(20):
         weight = 1 / (errors**2 + excess)
@@ -340,16 +343,15 @@ def _fit(values, errors, colours, at):
         arm = colours - middle
         slope_err = 1 / math.sqrt((weight * arm**2).sum())
         slope = (weight * arm * values).sum() * slope_err**2
-        _, new, _ = spread_of(
-            values - slope * arm, errors * math.sqrt(len(values) / (len(values) - 1))
-        )
+        wider = errors**2 * (len(values) / (len(values) - 1))
+        *_, new = mean_with_excess(values - slope * arm, wider)
         if abs(new - excess) <= 1e-3 * excess:
             break
         excess = new
     if abs(slope) < SLOPE_SHOWS * slope_err:
         where = middle if at is None else at
         away = (where - middle) * max(abs(slope), slope_err)
-        mean, excess, error = spread_of(values, errors)
+        mean, error, excess = mean_with_excess(values, errors**2)
         return mean, math.hypot(error, away), math.sqrt(excess), (where, 0.0, slope_err)
     where = middle if at is None else at
     mean = float((weight * values).sum() / weight.sum()) + slope * (where - middle)

@@ -347,14 +347,16 @@ def composite(images, recipe, *, channels=None, form="PNG"):
     channels = channels or {name: Channel.of(_sampled(images[name])) for name in recipe}
     ny, nx = images[next(iter(recipe))].shape
     picture = np.empty((ny, nx, 3), np.uint8)
+    upward = picture[::-1]
     for rows in _bands(ny, nx):
         scaled = {n: channels[n](np.asarray(images[n][rows], np.float32)) for n in recipe}
         bad = ~np.isfinite(sum(scaled.values()))
         for k, empty in enumerate(bytes.fromhex(PLATE[1:])):
             colour = sum(scaled[n] * np.float32(w[k]) for n, w in recipe.items() if w[k])
             colour = np.rint(255 * np.minimum(colour, 1))
-            picture[rows, :, k] = np.where(bad, np.float32(empty), colour)
-    return _file(Image.fromarray(np.ascontiguousarray(picture[::-1])), form)
+            upward[rows, :, k] = np.where(bad, np.float32(empty), colour)
+    picture, upward = Image.fromarray(picture), None  # a copy
+    return _file(picture, form)
 
 
 def full_png(image, filter_name):
@@ -363,10 +365,11 @@ def full_png(image, filter_name):
 
     stretch = Stretch.of(_sampled(image))
     index = np.empty(image.shape, np.uint8)
+    upward = index[::-1]
     for rows in _bands(*image.shape):
         brightness = stretch(np.asarray(image[rows], np.float32))
-        index[rows] = np.nan_to_num(1 + np.rint(brightness * 254), nan=0)
-    picture = Image.fromarray(np.ascontiguousarray(index[::-1]))
+        upward[rows] = np.nan_to_num(1 + np.rint(brightness * 254), nan=0)
+    picture = Image.fromarray(index)
     picture.putpalette(palette(filter_name).tobytes())
     return _file(picture)
 

@@ -15,6 +15,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
+from astropy.wcs.utils import proj_plane_pixel_scales
 
 from astro_narrowband._engine.text import safe_name
 from astro_narrowband.exceptions import InputError, warn
@@ -34,6 +35,7 @@ from astro_narrowband.lines import (
     read_catalogue,
     read_image,
     read_regions,
+    reference_colours,
     reference_fluxes,
     region_fluxes,
     region_ratios,
@@ -113,6 +115,8 @@ class _Field:
     images: dict
     curves: dict = field(default_factory=dict)
     maps: dict = field(default_factory=dict)
+    references: tuple | None = None
+    matches: dict = field(default_factory=dict)
     scales: dict = field(default_factory=dict)
     ratios: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
@@ -205,12 +209,15 @@ def _make(each, folder, settings):
     for name in each.images:
         each.curves[name] = _curve(each, name, given, settings)
     names = [name for name in LINES if name in each.images]
+    each.references = settings.references and _references(settings.references)
     for name in names:
         each.curves[name].checked_response(name, velocity=settings.velocity)
+        if settings.references:
+            each.matches[name] = _matched(each, name, folder)
         each.maps[name] = _subtract(each, name, settings)
     _restore(each, settings)
-    for name in names if settings.references else ():
-        _calibrate(each, name, folder, settings)
+    for name in each.matches:
+        _calibrate(each, name, settings)
     for name in names if settings.area and not settings.references else ():
         scale = scale_of_area(
             each.curves[name], name, area=settings.area, error=settings.floor,
@@ -288,8 +295,9 @@ def _subtract(each, name, settings):
     widths = [by_filter[1].get(n) for n in (name, usable[0])]
     if widths.count(None) == 1:
         raise InputError(f"--fwhm: {name} and {usable[0]} need one each, or neither")
+    stars = _coloured(each, name, usable[0], settings) if name in each.matches else None
     result = subtract_continuum(
-        each.images[name], each.images[usable[0]], k=k, k_err=k_err,
+        each.images[name], each.images[usable[0]], k=k, k_err=k_err, stars=stars,
         fwhm=None if None in widths else widths,
     )  # fmt: skip
     result.meta["KFILTER"] = (usable[0], "continuum filter")
@@ -336,51 +344,73 @@ def _part(each, name, broad, settings):
     return fraction * seen[1] / seen[0] * alone[0] / alone[1] if alone[1] > 0 else fraction
 
 
-def _calibrate(each, name, folder, settings):
-    """Give a map its flux scale, in place of the map."""
+def _references(path):
+    """The reference stars, brightest first, and where they are on the sky."""
+    table, sky = read_catalogue(path)
+    if "flux" in table.colnames and table["flux"].ndim == 2:  # as GaiaXPy names its spectra
+        table.rename_column("flux", "spectrum")
+    return table, sky
+
+
+def _matched(each, name, folder):
+    """The match of reference stars with those that reduce measured, and these: ``star_flux``."""
     path = (folder or Path()) / f"catalog-{each.name}-{name}.ecsv"
     if not path.is_file():
         raise InputError(f"{path}: is missing: reference stars are measured there by reduce")
     measured = QTable.read(path)
     # A sky that is not even makes an error larger, which it is; the rest makes a flux wrong.
     wrong = sum(int(flag) for flag in Flag if not flag.name.startswith("SKY"))
-    flags = np.asarray(measured["flags"])
     # What all stars share of the aperture correction makes none of them fainter.
     seen = measured["flux_aperture"] > MIN_SNR * measured["flux_aperture_err"]
-    measured = measured[(flags & wrong == 0) & seen]
-    if len(measured) < 3:
-        raise InputError(
-            f"{path}: {len(measured)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed"
-        )
-    match = _matched(each.images[name], measured, settings.references)
+    good = measured[(np.asarray(measured["flags"]) & wrong == 0) & seen]
+    if len(good) < 3:
+        raise InputError(f"{path}: {len(good)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed")
+    stars = good["x_center", "y_center", "flux", "flux_err"]
+    table = each.references[0].copy()
+    table.remove_columns([c for c in stars.colnames if c in table.colnames])
+    match = match_catalogue(each.images[name], table, stars=stars)
+    for column in ("flux", "flux_err"):
+        match.stars.rename_column(column, f"star_{column}")
+    return match, measured
+
+
+def _coloured(each, name, broad, settings):
+    """The stars that reduce measured, with what references say of their light in two filters."""
+    match, measured = each.matches[name]
+    table, sky = each.references
+    stars = measured["x_center", "y_center"]
+    colours = reference_colours(
+        table, (each.curves[name], each.curves[broad]), source=settings.references
+    )
+    place = match.wcs.pixel_to_world(*(stars[c].value for c in stars.colnames))
+    nearest, apart, _ = place.match_to_catalog_sky(sky)
+    near = apart < 2 * proj_plane_pixel_scales(match.wcs)[0] * u.deg
+    stars["colour"] = np.where(near, colours[nearest], np.nan)
+    return stars
+
+
+def _calibrate(each, name, settings):
+    """Give a map its flux scale, in place of the map."""
+    match, measured = each.matches[name]
     if each.maps[name].wcs is None:
         each.maps[name].wcs = match.wcs
-    curve = each.curves[name]
     reference, colour = reference_fluxes(
-        match.stars, curve, name, velocity=settings.velocity, source=settings.references
-    )
+        match.stars, each.curves[name], name, velocity=settings.velocity,
+        source=settings.references,
+    )  # fmt: skip
     rate = match.stars["star_flux"].to_value(u.electron / u.s)
     error = match.stars["star_flux_err"].to_value(u.electron / u.s)
-    correction = measured.meta.get("correction", 1.0)
+    correction, err, model = (
+        measured.meta.get(key, usual)
+        for key, usual in (("correction", 1), ("correction_err", 0), ("correction_model", 0))
+    )
+    # The light far out that no star shows is part of the floor.
     scale = flux_scale(
         rate, reference, rate_err=error, colour=colour, floor=settings.floor,
-        rate_common=measured.meta.get("correction_err", 0.0) / correction,
+        rate_common=math.sqrt(max(err**2 - model**2, 0.0)) / correction,
     )  # fmt: skip
     each.scales[name] = (scale, match)
     each.maps[name] = calibrate_flux(each.maps[name], scale)
-
-
-def _matched(ccd, measured, references):
-    """Match measured stars with the references; ``star_flux`` is what reduce measured."""
-    table, _ = read_catalogue(references)
-    if "flux" in table.colnames and table["flux"].ndim == 2:  # as GaiaXPy names its spectra
-        table.rename_column("flux", "spectrum")
-    stars = measured["x_center", "y_center", "flux", "flux_err"]
-    table.remove_columns([c for c in stars.colnames if c in table.colnames])
-    match = match_catalogue(ccd, table, stars=stars)
-    for column in ("flux", "flux_err"):
-        match.stars.rename_column(column, f"star_{column}")
-    return match
 
 
 def _unblend(each, settings):

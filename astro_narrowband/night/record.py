@@ -96,7 +96,7 @@ def read_frames(path):
         return table, [(unquote(row["path"]), unquote(row["reason"])) for row in rows]
 
 
-def group_record(group, *, frames=None, ccd=None, products=None):
+def group_record(group, *, frames=None, coadd=None, products=None):
     """
     Return a group of lights as ``night.json`` has it.
 
@@ -105,8 +105,8 @@ def group_record(group, *, frames=None, ccd=None, products=None):
     group : `~astro_narrowband.night.plan.Group`
     frames : `~astropy.table.QTable`, optional
         From `frames_table`; ``None`` where the group failed.
-    ccd : `~astropy.nddata.CCDData`, optional
-        The coadd.
+    coadd : path-like, optional
+        Of the coadd.
     products : dict, optional
         Names of the products.
 
@@ -120,15 +120,15 @@ def group_record(group, *, frames=None, ccd=None, products=None):
         "label": group.label,
         "without": list(group.without),
         "reference": "",
-        "status": "failed" if ccd is None else "done",
+        "status": "failed" if coadd is None else "done",
         "reason": group.reason,
         "products": products or {},
         "frames": [],
     }
-    if ccd is not None:
-        record.update(_of_frames(frames_record(frames)), **_of_pixels(ccd))
+    if coadd is not None:
+        record.update(_of_frames(frames_record(frames)), **_of_pixels(coadd))
         record["reference"] = str(frames["reference"][0])
-    lost = group.lost if ccd is not None else [*group.lights, *group.lost]
+    lost = group.lost if coadd is not None else [*group.lights, *group.lost]
     record["frames"] += [
         {
             "path": row.name,
@@ -165,15 +165,16 @@ def _plain(value):
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def _of_pixels(ccd):
-    step = max(1, ccd.data.size // SAMPLE)
-    data = ccd.data.ravel()[::step]
-    sigma = ccd.uncertainty.array.ravel()[::step]
+def _of_pixels(path):
+    with fits.open(path, memmap=True) as hdul:
+        header, size = hdul[0].header, hdul[0].data.size
+        step = max(1, size // SAMPLE)
+        data, sigma = (hdul[i].data.ravel()[::step].astype(np.float32) for i in (0, "UNCERT"))
     good = np.isfinite(data) & np.isfinite(sigma)
     if not good.any():
         return {"sky": None, "noise": None}
     return {
         "sky": float(np.median(data[good])),
         "noise": float(np.median(sigma[good])),
-        "self_test": {key: ccd.header[key] for key in SELF_TEST if key in ccd.header},
+        "self_test": {key: header[key] for key in SELF_TEST if key in header},
     }

@@ -8,11 +8,14 @@ from scipy.special import ndtr, ndtri
 from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import bare
+from astro_narrowband.photometry._annulus import Flag
 
 #: Bright stars that tell the usual shape: least signal to noise, how many, and at least how many.
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 #: Most of a crowd may be blends: the usual shape is that of the smallest quarter.
 SMALLEST = 0.25
+#: Where more than that are wide they are knots of nebula, and none of them a star.
+MOSTLY = 0.5
 #: So many more of the stars, or one, must be near a surface for each of its terms.
 PER_TERM = 0.02
 #: Error of the concentration in units of 1 / snr, and the least scatter of each measure.
@@ -31,7 +34,7 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     stars : `~astropy.table.QTable`
         From `~astro_narrowband.detect_stars`.
     table : `~astropy.table.QTable`
-        The same sources from `~astro_narrowband.photometry.annulus_photometry`.
+        The same sources from `~astro_narrowband.photometry.annulus_photometry`, EXTENDED flagged.
     r : float
         Radius of their apertures [pix].
 
@@ -54,6 +57,9 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
         snr = np.maximum(bare(table["snr"]), 1.0)
     saturated = np.asarray(stars["saturated"])
     good = (snr > SHAPE_SNR) & ~saturated & np.isfinite(shapes.size) & np.isfinite(whole)
+    wide = (table["flags"] & Flag.EXTENDED) > 0
+    if good.any() and wide[good].mean() > MOSTLY:
+        good &= ~wide
     use = np.flatnonzero(good)
     use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
     if len(use) < MIN_SHAPES:
@@ -66,8 +72,8 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
         ("cross", shapes.cross / unit, shapes.long_err / unit, 0.5),
         ("whole", whole / np.median(whole[use]), WHOLE_NOISE / snr, SMALLEST),
     ):
-        usual, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
-        away[name] = value - usual, np.hypot(scatter, noise)
+        single, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
+        away[name] = value - single, np.hypot(scatter, noise)
     with np.errstate(invalid="ignore", divide="ignore"):
         dense = ndtr(-away["whole"][0] / away["whole"][1])
         chance = 2 * np.fmin(_chance(*away["size"], *away["plus"], away["cross"][0]), dense)

@@ -26,7 +26,7 @@ from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
-from astro_narrowband.photometry._correction import ApertureCorrection, aperture_correction
+from astro_narrowband.photometry._correction import aperture_correction, usual_correction
 from astro_narrowband.photometry._curves import diagnose_background
 from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
@@ -47,14 +47,14 @@ MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
-#: What profiles from a Gaussian to a Moffat one with beta = 2.5 are corrected by, where no star is.
-USUAL = ApertureCorrection(1.08, 0.05, 0.0, 0, math.nan, math.inf)
 #: Lost pixels hide the peak of a star where those beside them are higher by so many sigma.
 PEAK = 10.0
 #: The widest clump of such pixels, from the middle [pix].
 REACH = 20
 #: As many of the brightest stars tell the seeing of an image, if none is so many times as wide.
 MAX_SEEING, WIDE = 300, 1.8
+#: As many sources below that part of the median width are the stars of a field of knots.
+NARROW, NARROW_PART = 0.8, 0.08
 #: Rows of a band: it stays in the cache.
 ROWS = 32
 
@@ -161,7 +161,7 @@ def make_catalog(
     PARTIAL, and serve for the correction only where there are not enough others,
     for it would be off by a percent. Where no star is good enough for a correction
     another filter's is used, half of what it adds being its error; where no filter has one
-    that of usual profiles, 1.08 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
+    that of usual profiles, some 1.10 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
     0.45 of what the correction adds in their error: that of a seeing 15 % different.
     Where the width of stars changes over the field the correction is a surface. Sources
     that are wider, longer or less dense than single stars of their place are flagged
@@ -315,7 +315,14 @@ def _seeing(ccd, stars, typical):
     typical = max(typical, SAMPLED)
     sky = sky_levels(pixels, x, y, R_IN * typical, R_OUT * typical)
     width = measure_shapes(pixels, x, y, sky.median, sky.std, typical).fwhm
-    return float(np.nanmedian(width)) if np.isfinite(width).any() else float(typical)
+    width = width[np.isfinite(width)]
+    if not len(width):
+        return float(typical)
+    narrow = width[width < NARROW * np.median(width)]
+    # Nothing is narrower than a star: where many are, the others are knots of nebula, or pairs.
+    return float(
+        np.median(narrow if len(narrow) >= max(MIN_STARS, NARROW_PART * len(width)) else width)
+    )
 
 
 def _partial(coverage, x, y):
@@ -381,7 +388,8 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     if correction is not None:
         table.meta.update(
             correction=correction.factor, correction_err=correction.err,
-            correction_scatter=correction.scatter, correction_stars=correction.n_used,
+            correction_model=correction.model, correction_scatter=correction.scatter,
+            correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
 
@@ -407,7 +415,7 @@ def _correct(table, correction, known):
     flux, err = table["flux_aperture"], table["flux_aperture_err"]
     if correction is None:
         flags |= Flag.UNCORRECTED
-        correction = USUAL
+        correction = usual_correction(table.meta["r"], table.meta["fwhm"])
         if known:
             # One correction for all keeps the ratios of lines; the seeing is another.
             correction = min(known, key=lambda one: one.err)

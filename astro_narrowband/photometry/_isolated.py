@@ -87,7 +87,8 @@ def without_field(image, curves, sources, reach, *, r_from, **annulus):
     mean = np.maximum(np.cumsum(light, axis=0) / n[:, None], 0)
     last = np.maximum(count, 1) - 1
     scatter = np.sqrt(np.maximum(np.cumsum(gain**2) / n - (np.cumsum(gain) / n) ** 2, 0))
-    err = np.median((scatter[last] / np.sqrt(n[last]) / star)[enough])
+    # Stars count by their light, as they do in the mean.
+    err = (scatter[last] / np.sqrt(n[last]) * star)[enough].sum() / (star[enough] ** 2).sum()
     # What a star's own neighbours have more or less than the mean, noise aside.
     other = np.maximum(scatter[last] ** 2 - scatter[max(len(n) // 4, MIN_PLACES) - 1] ** 2, 0)
     variance = curves.pixel_variance.copy()

@@ -7,7 +7,8 @@ and then it is validated: a doubtful answer is an `AlignmentError` with the
 numbers, never a wrong shift.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -312,7 +313,8 @@ def align_group(
             raise InputError(f"{name} has {len(given)} values for {n} frames")
     if tables is None:
         with Threads(workers) as pool:
-            tables = list(pool.map(lambda image: _table_of(image, threshold, mask), images))
+            find = partial(detect_stars, threshold=threshold, mask=mask)
+            tables = list(pool.map(lambda i: i if isinstance(i, Table) else find(i), images))
     no_stars = None
     if reference is None:
         try:
@@ -362,12 +364,6 @@ def _down_the_ladder(ladder, alignments, borrow):
                     alignments[k] = AlignmentError(_both(error, last))
 
 
-def _table_of(image, threshold, mask):
-    if isinstance(image, Table):
-        return image
-    return detect_stars(image, threshold=threshold, mask=mask)
-
-
 def _both(first, last):
     """The first error is what the user can act on; the later rungs add what they tried."""
     text = str(last)
@@ -401,7 +397,7 @@ class _Ladder:
             max_rms=1.5 * self.max_rms,
         )  # fmt: skip
         self.tables[k] = faint
-        return _renamed(alignment, "stars, looser")
+        return replace(alignment, method="stars, looser")
 
     def through(self, k, known):
         """Match with an aligned neighbour, which may show what the reference does not."""
@@ -413,7 +409,8 @@ class _Ladder:
                 )  # fmt: skip
             except AlignmentError:
                 continue
-            return _renamed(step.then(known[other]), f"stars, through {self._name(other)}")
+            whole = step.then(known[other])
+            return replace(whole, method=f"stars, through {self._name(other)}")
         raise AlignmentError("nor do its stars match those of an aligned frame near in time")
 
     def by_nebula(self, k, _known):
@@ -504,10 +501,3 @@ class _Ladder:
 
     def _name(self, k):
         return name_of(self.tables[k])
-
-
-def _renamed(alignment, method):
-    return Alignment(
-        alignment.matrix, alignment.covariance, alignment.rms, alignment.n_matched, method,
-        alignment.flip, alignment.fraction, alignment.log_chance,
-    )  # fmt: skip

@@ -5,7 +5,7 @@ Private home of `astro_narrowband.registration.Alignment`.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -166,10 +166,7 @@ class Alignment:
         if self.is_translation:
             inverse[:2, :2] = np.eye(2)
         jacobian = _inverse_jacobian(self.matrix)
-        return Alignment(
-            inverse, jacobian @ self.covariance @ jacobian.T, self.rms, self.n_matched,
-            self.method, self.flip, self.fraction, self.log_chance,
-        )  # fmt: skip
+        return replace(self, matrix=inverse, covariance=jacobian @ self.covariance @ jacobian.T)
 
     def then(self, other):
         """Return this transform followed by ``other`` (target to a third frame)."""

@@ -10,14 +10,15 @@ import warnings
 
 import numpy as np
 from astropy import units as u
-from astropy.nddata import CCDData
 from astropy.utils.exceptions import AstropyWarning
-from astropy.wcs import WCS
+from astropy.wcs.utils import wcs_to_celestial_frame
+from scipy.ndimage import maximum_filter
 
 from astro_narrowband._engine.detection import stamps
 from astro_narrowband._engine.detection.search import smoothed
 from astro_narrowband._engine.frames import as_frame
 from astro_narrowband._engine.validate import as_mask
+from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.registration import match as _match
 from astro_narrowband.registration._alignment import Alignment
@@ -28,7 +29,11 @@ from astro_narrowband.registration._starmatch import (
     match_stars,
     name_of,
     scale_of,
+    within,
 )
+
+#: Stars agree with a transform that is not theirs within this [pix].
+AGREE = 3.0
 
 
 def align_astroalign(source: Stars, target: Stars, *, tolerance, max_rms):
@@ -137,14 +142,7 @@ def _one_star(data, noise, x, y, search, where):
     smooth[:2] = smooth[-2:] = -np.inf
     yy, xx = np.indices(data.shape)
     near = (np.abs(xx - x) <= search) & (np.abs(yy - y) <= search)
-    inner = smooth[1:-1, 1:-1]
-    top = np.ones(inner.shape, bool)
-    for j in (0, 1, 2):
-        for i in (0, 1, 2):
-            if (j, i) != (1, 1):
-                top &= inner >= smooth[j : j + inner.shape[0], i : i + inner.shape[1]]
-    maximum = np.zeros(data.shape, bool)
-    maximum[1:-1, 1:-1] = top
+    maximum = smooth == maximum_filter(smooth, 3, mode="constant", cval=np.inf)
     py, px = np.nonzero(maximum & near & (smooth > 5 * noise * 70 / 256))
     height = smooth[py, px]
     order = np.argsort(-height)
@@ -189,14 +187,9 @@ def _centroid(data, lost, peak, centroid_func, box_size, where):
 
 
 def _wcs_of(image, label):
-    if isinstance(image, CCDData) and image.wcs is not None:
-        wcs = image.wcs
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", AstropyWarning)
-            header = as_frame(image).header
-            wcs = WCS(header) if header.get("CTYPE1") else None
-    if wcs is None or not getattr(wcs, "has_celestial", False):
+    frame = as_frame(image)
+    wcs = read_wcs(frame.header, frame.name) if frame.wcs is None else frame.wcs
+    if wcs is None or not wcs.has_celestial:
         raise AlignmentError(
             f"no celestial WCS: {label}: {name_of(image)} has none: solve it first"
         )
@@ -214,7 +207,9 @@ def align_wcs(source, target, *, max_rms):
     x, y = (a.ravel() for a in np.meshgrid(np.linspace(0, nx - 1, 9), np.linspace(0, ny - 1, 9)))
     try:
         sky = from_wcs.pixel_to_world(x, y)
-        there = np.column_stack(to_wcs.world_to_pixel(sky.transform_to(_frame_of(to_wcs))))
+        there = np.column_stack(
+            to_wcs.world_to_pixel(sky.transform_to(wcs_to_celestial_frame(to_wcs)))
+        )
     except (ValueError, u.UnitsError, TypeError) as error:
         raise AlignmentError(f"{label}: the WCS cannot be compared ({error})") from error
     xy = np.column_stack([x, y])
@@ -240,24 +235,16 @@ def align_wcs(source, target, *, max_rms):
     return Alignment(matrix, covariance, rms, 0, "wcs", abs(angle) > 150)
 
 
-def _frame_of(wcs):
-    from astropy.wcs.utils import wcs_to_celestial_frame
-
-    return wcs_to_celestial_frame(wcs)
-
-
-def check_against_stars(alignment, source: Stars, target: Stars, *, radius=3.0):
+def check_against_stars(alignment, source: Stars, target: Stars):
     """Raise AlignmentError where both frames have stars and these do not fit the alignment."""
     label = f"{source.name} -> {target.name}"
     mapped = _match.apply(alignment.matrix, source.xy)
     back = _match.apply(np.linalg.inv(alignment.matrix), target.xy)
-    ny, nx = target.shape
-    common = [int(((xy > 0) & (xy < (nx - 1, ny - 1))).all(axis=1).sum()) for xy in (mapped, back)]
-    i, _ = _match.mutual_matches(mapped, target.xy, radius)
-    n_common = min(common)
+    i, _ = _match.mutual_matches(mapped, target.xy, AGREE)
+    n_common = min(int(within(xy, target.shape).sum()) for xy in (mapped, back))
     if n_common >= 4 and len(i) < max(2, 0.25 * n_common):
         raise AlignmentError(
             f"{label}: method {alignment.method!r} gives a shift of ({alignment.shift[0]:.1f}, "
             f"{alignment.shift[1]:.1f}) under which {len(i)} of {n_common} stars in common match "
-            f"within {radius:g} pix: it is wrong, or the frames show different fields"
+            f"within {AGREE:g} pix: it is wrong, or the frames show different fields"
         )

@@ -5,7 +5,7 @@ Private to `astro_narrowband.registration`.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from astropy.table import Table
@@ -161,10 +161,8 @@ def _same_pairs(before, now):
 
 def _voters(stars, first):
     chunk = slice(first, first + VOTERS)
-    return Stars(
-        stars.name, stars.shape, stars.xy[chunk], stars.variance[chunk], stars.ring[chunk],
-        stars.n_found, stars.n_saturated, stars.meta,
-    )  # fmt: skip
+    planes = {name: getattr(stars, name)[chunk] for name in ("xy", "variance", "ring")}
+    return replace(stars, **planes)
 
 
 def _hypotheses(source, target, tolerance):
@@ -294,7 +292,8 @@ def _corner_error(source, target, pairs, variance):
     return float(Alignment(matrix, covariance).position_error(*corners.T).max())
 
 
-def _within(xy, shape):
+def within(xy, shape):
+    """Whether positions lie within a frame."""
     ny, nx = shape
     return (xy[:, 0] > 0) & (xy[:, 0] < nx - 1) & (xy[:, 1] > 0) & (xy[:, 1] < ny - 1)
 
@@ -307,11 +306,11 @@ def _significance(source, target, matrix, away, radius, model, turned):
     they lie so close counts, at the price of a radius that was chosen afterwards.
     """
     n = len(away)
-    n_source = int(_within(_match.apply(matrix, source.xy), target.shape).sum())
-    n_target = int(_within(_match.apply(np.linalg.inv(matrix), target.xy), source.shape).sum())
+    n_source = int(within(_match.apply(matrix, source.xy), target.shape).sum())
+    n_target = int(within(_match.apply(np.linalg.inv(matrix), target.xy), source.shape).sum())
     n_source, n_target = max(n_source, n), max(n_target, n)
     grid = np.stack(np.meshgrid(*(np.linspace(0, s - 1, 33) for s in source.shape[::-1])), -1)
-    common = _within(_match.apply(matrix, grid.reshape(-1, 2)), target.shape).mean()
+    common = within(_match.apply(matrix, grid.reshape(-1, 2)), target.shape).mean()
     area = max(common, 1e-3) * target.shape[0] * target.shape[1]
     fewer, more = sorted((n_source, n_target))
     depths = sum(a < len(source.xy) and b < len(target.xy) for a, b in DEPTHS)

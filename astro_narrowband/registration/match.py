@@ -57,7 +57,7 @@ def vote(source, target, radius, *, n_best=4):
     keys = (x - x0) * stride + (y - y0)
     if keys.max() < 2**31 - 2 * stride:
         keys = keys.astype(np.int32)  # sorted and looked up in half the time
-    values, counts = _counted(keys)
+    values, counts = np.unique(keys, return_counts=True)
     # Squares of 2 x 2 cells by their lower left one. Those that start with an empty cell count
     # only where that is below an occupied one: any other holds no more than its neighbour.
     follows = np.append(values[1:] == values[:-1] + 1, False)
@@ -98,13 +98,6 @@ def _median(values):
     values = np.sort(values)
     n = len(values)
     return (values[(n - 1) // 2] + values[n // 2]) / 2
-
-
-def _counted(keys):
-    """Sorted values of an array of integers, and how often each occurs."""
-    keys = np.sort(keys)
-    first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return keys[first], np.diff(np.concatenate([first, [len(keys)]]))
 
 
 def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False):
@@ -155,7 +148,7 @@ def rotations(source, target, radius, *, n_stars=40, n_best=4, scale_free=False)
         for s_shift in (0.0, 0.5) if scale_free else (0.0,):
             ratio_cell = np.floor(ratio / 0.01 + s_shift).astype(np.int64)
             key = (ratio_cell + 4096) * n_cells + cell
-            values, counts = _counted(key)
+            values, counts = np.unique(key, return_counts=True)
             for k in np.argsort(-counts, kind="stable")[:n_best]:
                 member = key == values[k]
                 mean = np.angle(np.exp(2j * turn[member]).sum()) / 2

@@ -9,11 +9,10 @@ multiplications a pixel; anything else is a full two-dimensional kernel.
 import math
 
 import numpy as np
-from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine.door import array, door, real
+from astro_narrowband._engine.frames import as_ccd
 from astro_narrowband._engine.validate import choice
-from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.resampling._frame import KERNELS, ResampledFrame
 
 __all__ = ["ResampledFrame", "noise_factor", "resample"]
@@ -104,15 +103,4 @@ def resample(image, alignment, *, kernel="lanczos3", shape=None, target=None):
     (14.0, True)
     """
     frame = ResampledFrame(image, alignment, kernel=kernel, shape=shape, target=target)
-    band = frame.read(slice(0, frame.shape[0]))
-    uncertainty = None
-    if band.variance is not None:
-        uncertainty = StdDevUncertainty(np.sqrt(band.variance))
-    return CCDData(
-        band.data,
-        uncertainty=uncertainty,
-        mask=band.mask,
-        header=frame.header,
-        unit=frame.unit,
-        wcs=read_wcs(frame.header, frame.name),
-    )
+    return as_ccd(frame)

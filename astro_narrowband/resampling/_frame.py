@@ -434,21 +434,10 @@ def _overlap(n_out, sign, start, n_source):
 
 def _window(plane, y, x, n, m):
     """Rows y to y + n and columns x to x + m of a plane whose edge is repeated beyond it."""
-    ny, nx = plane.shape
-    y0, y1 = min(max(y, 0), ny - 1), min(max(y + n, 1), ny)
-    x0, x1 = min(max(x, 0), nx - 1), min(max(x + m, 1), nx)
-    if (y0, y1, x0, x1) == (y, y + n, x, x + m):
-        return plane[y:y1, x:x1]
-    out = np.empty((n, m), plane.dtype)
-    top, left = min(max(y0 - y, 0), n - 1), min(max(x0 - x, 0), m - 1)
-    bottom, right = min(top + y1 - y0, n), min(left + x1 - x0, m)
-    middle = out[top:bottom]
-    middle[:, left:right] = plane[y0 : y0 + bottom - top, x0 : x0 + right - left]
-    middle[:, :left] = middle[:, left : left + 1]
-    middle[:, right:] = middle[:, right - 1 : right]
-    out[:top] = out[top]
-    out[bottom:] = out[bottom - 1]
-    return out
+    if y >= 0 and x >= 0 and y + n <= plane.shape[0] and x + m <= plane.shape[1]:
+        return plane[y : y + n, x : x + m]
+    rows = plane.take(range(y, y + n), axis=0, mode="clip")
+    return rows.take(range(x, x + m), axis=1, mode="clip")
 
 
 def _filled(band):

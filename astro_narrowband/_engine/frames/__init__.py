@@ -19,7 +19,7 @@ from astro_narrowband._engine.frames._fits_frame import FitsFrame
 from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
 from astro_narrowband._engine.frames._held import HeldFrame, HeldRows
-from astro_narrowband._engine.frames._memory import MemoryFrame, as_ccd
+from astro_narrowband._engine.frames._memory import MemoryFrame, as_ccd, new_ccd
 from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS
 from astro_narrowband._engine.wcs import fits_wcs
 from astro_narrowband.exceptions import InputError, InputTypeError

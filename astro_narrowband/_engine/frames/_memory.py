@@ -87,17 +87,29 @@ def as_ccd(frame):
     if frame.unit is None:
         raise InputError(f"{frame.name}: has no unit (BUNIT): give unit=, such as unit='adu'")
     band = frame.read(slice(0, frame.shape[0]))
-    uncertainty = None
-    if band.variance is not None:
-        uncertainty = StdDevUncertainty(np.sqrt(band.variance))
+    sigma = None if band.variance is None else np.sqrt(band.variance)
+    mask = None if band.mask is None else band.mask.copy()
     header, wcs = frame.header.copy(), frame.wcs
     if wcs is None:
         wcs = read_wcs(header, frame.name)
-    return CCDData(
-        band.data.copy(),
-        uncertainty=uncertainty,
-        mask=None if band.mask is None else band.mask.copy(),
-        header=header,
-        unit=frame.unit,
-        wcs=put_wcs(header, wcs),
-    )
+    return new_ccd((band.data.copy(), sigma, mask), header, frame.unit, wcs)
+
+
+def new_ccd(planes, header, unit, wcs=None):
+    """
+    Return a `~astropy.nddata.CCDData` of planes that were just made; nothing is copied.
+
+    Parameters
+    ----------
+    planes : (`~numpy.ndarray`, `~numpy.ndarray` or None, `~numpy.ndarray` or None)
+        Values, their standard deviations, and the mask.
+    header : `~astropy.io.fits.Header`
+        Changed in place: it gets the cards of the WCS.
+    unit : unit-like
+    wcs : `~astropy.wcs.WCS`, optional
+        Default is none.
+    """
+    data, sigma, mask = planes
+    uncertainty = None if sigma is None else StdDevUncertainty(sigma, copy=False)
+    beside = {"header": header, "unit": unit, "wcs": put_wcs(header, wcs)}
+    return CCDData(data, uncertainty=uncertainty, mask=mask, **beside)

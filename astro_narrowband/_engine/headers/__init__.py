@@ -12,18 +12,15 @@ that names keyword and value. Nothing is guessed in silence.
 from astro_narrowband._engine.headers._geometry import (
     read_bayer_shift,
     read_binning,
-    read_overscan,
-    read_trim,
-    read_window,
-)
-from astro_narrowband._engine.headers._pointing import (
     read_combined,
+    read_overscan,
     read_pixel_scale,
     read_pointing,
     read_rotator,
+    read_trim,
+    read_window,
 )
-from astro_narrowband._engine.headers._reader import HeaderReader
-from astro_narrowband._engine.headers._reduced import reduced_by
+from astro_narrowband._engine.headers._reader import HeaderReader, reduced_by
 from astro_narrowband._engine.headers.spellings import (
     KEYWORDS,
     KINDS,

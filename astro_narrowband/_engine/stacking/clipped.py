@@ -12,8 +12,6 @@ from astro_narrowband._engine.statistics import mad_std
 #: Rows that are read at a time, and pixels that are worked on at a time: with smaller ones
 #: threads wait for each other more than the cache gives.
 READ, TILE = 64, 1 << 16
-#: Just below the largest threshold of glibc.
-KEEP_BYTES = 31 << 20
 
 #: Frames beyond this many sigma of *expected* noise from the median are left
 #: out. The scatter of a dozen frames is a poor guide (3 sigma of median and MAD
@@ -194,16 +192,6 @@ def _clip_columns(stack, good, centre, limit, weights):
     rest *= keep
     rest *= rest
     return mean + centre, count, rest.sum(axis=0)
-
-
-def keep_memory():
-    """
-    Let malloc keep what bands work in.
-
-    What is freed goes back to the system above a threshold that malloc learns from the
-    largest block freed so far: here one that is never touched.
-    """
-    np.empty(KEEP_BYTES, np.uint8)
 
 
 def read_tiles(frames, rows, *, levels=None, saturation=np.inf):

@@ -19,8 +19,7 @@ from astro_narrowband._engine.files import write_text
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.exceptions import ProductError
 from astro_narrowband.night import charts
-from astro_narrowband.night.report._group import GroupView, colour_views, draw_coadd
-from astro_narrowband.night.report._light import draw_light
+from astro_narrowband.night.report._group import GroupView, colour_views, draw_coadd, draw_light
 from astro_narrowband.night.report._masters import draw_dark, draw_master, masters_view
 from astro_narrowband.night.report._words import (
     breaks,

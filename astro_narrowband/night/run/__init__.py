@@ -15,7 +15,8 @@ from astropy.io import fits
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.files import ChangedError, FileError, set_card
-from astro_narrowband._engine.frames import FitsFrame, HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.frames import HeldFrame, Threads, as_ccd, usable_cores
+from astro_narrowband._engine.heap import release_memory
 from astro_narrowband._engine.text import safe_name, unique_name
 from astro_narrowband.calibration import CalibratedFrame
 from astro_narrowband.coaddition import coadd, measure_frame
@@ -28,10 +29,9 @@ from astro_narrowband.night.run._camera import decide_for, gain_alone
 from astro_narrowband.night.run._coadded import catalogue, grid_of, picture, place
 from astro_narrowband.night.run._light import Light
 from astro_narrowband.night.run._masters import Masters
-from astro_narrowband.night.run._panels import Panels
+from astro_narrowband.night.run._panels import Panels, snapshot
 from astro_narrowband.night.run._price import dark_costs
 from astro_narrowband.night.run._ready import MeasuredFrame
-from astro_narrowband.night.run._snapshot import snapshot
 from astro_narrowband.resampling import ResampledFrame
 
 __all__ = ["NOTHING", "PARTIAL", "Night", "dark_costs", "decide_for", "try_alone"]
@@ -181,21 +181,21 @@ class Night:
                     target = [g for g in target if g.lights or g.lost or g.failed]
                 for master in self.record["masters"]:
                     self.draw(writer, Pictures.master, master)
-                coadds, writing = {}, None
+                tables, writing = {}, None
                 for group in self.progress(target, total=len(target), description="coadds"):
                     mine = [light for light in lights if light.group is group]
                     name = f"coadd-{names[group]}.fits"
                     if there[group]:
-                        made = self.attempt([group], self.read_coadd, group, names[group])
-                        coadds[group] = made
-                        if made and self.settings.keep_calibrated:
-                            used = set(made[2]["path"])
-                            self.keep([light for light in mine if light.row.name in used])
-                        if made:
-                            self.draw(writer, Pictures.light, name, group.filter, mine, made[2])
+                        used = self.attempt([group], self.use_coadd, group, names[group])
+                        tables[group] = used
+                        if used is not None and self.settings.keep_calibrated:
+                            paths = set(used["path"])
+                            self.keep([light for light in mine if light.row.name in paths])
+                        if used is not None:
+                            self.draw(writer, Pictures.light, name, group.filter, mine, used)
                         continue
                     made = self.attempt([group], self.make_coadd, group, mine, reference)
-                    coadds[group] = made and (made[0].ccd, made[0].coverage, made[1])
+                    tables[group] = made and made[1]
                     if writing is not None:
                         writing.result()  # no more than one waits to be written
                     if made:
@@ -204,12 +204,14 @@ class Night:
                         writing = writer.submit(self.write_coadd, name, *made, lost, key)
                         self.draw(writer, Pictures.coadd, name, group.filter)
                         self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
-                    del made  # its planes go when they are written
+                    del made  # its planes go when they are written: memory does not grow
                 if writing is not None:
-                    writing.result()  # planes that only the file has are free
+                    writing.result()
                     writing = None
-                catalogue(self, target, names, coadds, key)
-                picture(self, target, names, coadds, key)
+                made = {g: names[g] for g in target if tables[g] is not None}
+                catalogue(self, target, made, key)
+                release_memory()
+                picture(self, target, made, key)
                 if error := self.changed(target):
                     raise error
             finally:
@@ -217,7 +219,7 @@ class Night:
                 for waiting in (pool, writer):
                     waiting.shutdown(cancel_futures=True)
         for group in target:
-            self.describe(group, names[group], coadds[group])
+            self.describe(group, names[group], tables[group])
         for panel in self.panels.take():
             self.reduce(panel)
 
@@ -272,6 +274,8 @@ class Night:
                 group.fail(str(error))
                 self.messages.say(f"{group.label}: not reduced: {error}", "error")
             return None
+        finally:
+            release_memory()
 
     def calibrated(self, group):
         """Return the lights of a group, calibrated while they are read, and their masters' keys."""
@@ -342,6 +346,7 @@ class Night:
             if reason:
                 self.leave_out(light.row, reason, light.group)
         pool.shutdown()  # and what its threads hold is free
+        release_memory()
         return [light for light in lights if light.statistics is not None]
 
     def make_coadd(self, group, lights, reference):
@@ -385,9 +390,10 @@ class Night:
         """Write a coadd with the table of its frames."""
         hdul = with_frames(made.to_hdul(), frames, lost)
         self.products.write_fits(name, hdul, key, self.said())
+        release_memory()
 
-    def read_coadd(self, group, name):
-        """Read the coadd that an earlier run made of the same things, of the same lights."""
+    def use_coadd(self, group, name):
+        """Return the frames of a coadd that an earlier run made of the same lights."""
         path = self.products.path(f"coadd-{name}.fits")
         frames, lost = read_frames(path)
         reasons = dict(lost)
@@ -396,24 +402,24 @@ class Night:
                 self.panels.move(row, group, name)
             else:
                 self.leave_out(row, reasons[row.name], group)
-        ccd = as_ccd(FitsFrame(path))
-        if "WCSSTARS" in ccd.header:
-            self.placed.setdefault(grid_of(group), ccd.header)
-        return ccd, fits.getdata(path, "NEXP"), frames
+        header = fits.getheader(path)
+        if "WCSSTARS" in header:
+            self.placed.setdefault(grid_of(group), header)
+        return frames
 
-    def describe(self, group, name, made):
-        """Put a group into the record."""
+    def describe(self, group, name, frames):
+        """Put a group into the record, with the frames of its coadd, or None."""
         groups = self.record["groups"]
         groups[:] = [entry for entry in groups if entry["label"] != group.label]
-        if made is None:
+        if frames is None:
             for form in PRODUCTS.values():
                 self.products.discard(form.format(name))
             groups.append(group_record(group))
             return
-        ccd, _, frames = made
         files = {what: form.format(name) for what, form in PRODUCTS.items()}
         products = {what: file for what, file in files.items() if file in self.products.digests}
-        groups.append(group_record(group, frames=frames, ccd=ccd, products=products))
+        coadd = self.products.path(files["coadd"])
+        groups.append(group_record(group, frames=frames, coadd=coadd, products=products))
 
     def leave_out(self, row, reason, group):
         """Go on without a frame of a group, and say so."""

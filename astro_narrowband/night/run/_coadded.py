@@ -2,9 +2,10 @@
 
 from functools import partial
 
+from astropy.io import fits
 from astropy.table import QTable
 
-from astro_narrowband._engine.frames import Threads
+from astro_narrowband._engine.frames import FitsFrame, Threads, as_ccd
 from astro_narrowband._engine.wcs import copy_wcs
 from astro_narrowband.exceptions import AlignmentError, InputError
 from astro_narrowband.night import figures
@@ -36,22 +37,23 @@ def place(night, ccd, group):
     night.placed[grid_of(group)] = ccd.header
 
 
-def catalogue(night, target, names, coadds, key):
-    """Measure the sources of a target in every filter, on the grid that they share."""
-    made = {group: coadds[group][0] for group in target if coadds[group] is not None}
-    if not made:
+def catalogue(night, target, names, key):
+    """Measure the sources of a target in every filter whose coadd has a name, on one grid."""
+    if not names:
         return
     merged = f"catalog-{night.merged_name(target)}.ecsv"
-    files = [f"{kind}-{names[g]}.ecsv" for g in made for kind in ("catalog", "growth")]
-    key = night.products.key([(names[g], key) for g in made], product="catalogues")
+    files = [f"{kind}-{names[g]}.ecsv" for g in names for kind in ("catalog", "growth")]
+    key = night.products.key([(name, key) for name in names.values()], product="catalogues")
     there = [night.products.have(file, key) for file in [*files, merged]]
     if all(there):
         return
+    # Coadds are read again where they are needed: memory does not grow while they are made.
+    paths = {g.filter: night.products.path(f"coadd-{name}.fits") for g, name in names.items()}
     catalog = make_catalog(
-        {group.filter: ccd for group, ccd in made.items()},
-        coverage={group.filter: coadds[group][1] for group in made},
+        {filter_name: as_ccd(FitsFrame(path)) for filter_name, path in paths.items()},
+        coverage={filter_name: fits.getdata(path, "NEXP") for filter_name, path in paths.items()},
     )
-    for group in made:
+    for group in names:
         table, curves = catalog.tables[group.filter], catalog.growth.get(group.filter)
         # Without a star that is bright and alone there is no curve: an empty table says so.
         columns = ("id", "radius", "flux", "flux_err")
@@ -67,12 +69,13 @@ def catalogue(night, target, names, coadds, key):
     night.products.write_table(merged, catalog.merged, key, night.said())
 
 
-def picture(night, target, names, coadds, key):
+def picture(night, target, names, key):
     """Draw the coadds of a target and their colours at full size, where what draws is there."""
-    made = {group: coadds[group][0].data for group in target if coadds[group] is not None}
     if night.pictures is None:
         return
-    key = night.products.key([(names[g], key) for g in made], product="pictures")
+    paths = {group: night.products.path(f"coadd-{name}.fits") for group, name in names.items()}
+    made = {group: fits.getdata(path, memmap=True) for group, path in paths.items()}
+    key = night.products.key([(name, key) for name in names.values()], product="pictures")
     jobs = [(f"coadd-{names[g]}.png", figures.full_png, (made[g], g.filter)) for g in made]
     images = {}
     for group, image in made.items():

@@ -132,20 +132,25 @@ class Masters:
                 mosaic = isinstance(frames[0], MosaicFrame)
                 return dark_of_colour(model, frames[0].pixels) if mosaic else model
             if rows[0].master:
-                times = [row.exposure for row in rows]
                 light = group.lights[0].open(group.colour) if group.lights else None
                 offset = bias and as_ccd(bias.value)
                 return ready_dark(frames, times, offset, detector, light=light)
-            times = {round(row.exposure, 2) for row in rows}
             return DarkModel.fit(
                 frames,
                 bias=bias and bias.value,
                 detector=detector,
-                model="linear" if bias is None and max(times) > 1.01 * min(times) else "rate",
+                model="linear" if bias is None and longest > 1.01 * min(times) else "rate",
+                shrink=shrink,
                 workers=self.workers,
             )
 
-        master = self.master("dark", rows, make, DarkModel.read, group, detector, needs=[bias])
+        times = [row.exposure for row in rows]
+        longest = max(times)
+        # Lights that are longer would show what shrinking does to lone warm pixels.
+        shrink = bool(group.lights) and max(row.exposure for row in group.lights) < 1.01 * longest
+        master = self.master(
+            "dark", rows, make, DarkModel.read, group, detector, needs=[bias], shrink=shrink
+        )
         model = master.value
         for note in model.notes:
             if "disagree" in note or note.startswith("glow"):
@@ -220,16 +225,19 @@ class Masters:
         )
         return master
 
-    def master(self, title, rows, make, read, group, detector, *, needs=()):
+    def master(self, title, rows, make, read, group, detector, *, needs=(), **options):
         """Return a `Master`: one that was made for another group, read again, or made now."""
         if group.colour:
             title = f"{title}-{group.colour.replace('+', '-')}"
-        identity = (title, *(row.path for row in rows))
+        identity = (title, *(row.path for row in rows), *options.values())
         if identity not in self.made:
             name = f"masters/{self.night.name(title, identity)}.fits"
             needed = [(master.name, master.key) for master in needs if master is not None]
             key = self.products.key(
-                [row.path for row in rows] + needed, product=title, depends=asdict(detector)
+                [row.path for row in rows] + needed,
+                product=title,
+                depends=asdict(detector),
+                **options,
             )
             if not self.products.have(name, key):
                 with overheard() as said:

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 from astropy import units as u
-from astropy.nddata import CCDData, StdDevUncertainty
 
 from astro_narrowband._engine import headers as keywords
-from astro_narrowband._engine.frames import Band, Frame, as_ccd
+from astro_narrowband._engine.frames import Band, Frame, as_ccd, new_ccd
+from astro_narrowband._engine.provenance import without_file
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks import DarkModel, same_exposure
 from astro_narrowband.exceptions import CalibrationError, InputError
@@ -46,17 +46,14 @@ def _in_adu(frame):
 
 
 def _made(frame, data, sigma, mask, unit, noise):
-    header = frame.header.copy()
-    for key in ("BUNIT", "BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
-        header.remove(key, ignore_missing=True)
+    header = without_file(frame.header)
     n = max(keywords.read_combined(header), 1)
     header["NCOMBINE"] = (n, "frames combined, as its header said")
     if sigma is None:
         measured = pixel_noise(np.where(mask, np.nan, data))
         said = noise / np.sqrt(n) if n > 1 else measured
         sigma = np.full(data.shape, min(measured, said), np.float32)
-    uncertainty = StdDevUncertainty(np.asarray(sigma, np.float32))
-    return CCDData(data, uncertainty=uncertainty, mask=mask, header=header, unit=unit)
+    return new_ccd((data, np.asarray(sigma, np.float32), mask), header, unit)
 
 
 def ready_bias(frame, detector):
@@ -186,13 +183,8 @@ def ready_flat(frame, dark, detector, exposure):
     mask = mask | ~(values >= 0.05)
     values[mask] = 1
     made.header["FLATSCAT"] = (float(np.median(error[~mask])), "typical uncertainty")
-    return CCDData(
-        values,
-        uncertainty=StdDevUncertainty(np.asarray(error, np.float32)),
-        mask=mask,
-        header=made.header,
-        unit=made.unit,
-    ), note
+    error = np.asarray(error, np.float32)
+    return new_ccd((values, error, mask), made.header, made.unit), note
 
 
 def _holds(data, offset, header):
@@ -336,9 +328,7 @@ class MeasuredFrame(Frame):
             factor /= exposure
         self.factor = np.float32(factor)
         self.masters = "none"
-        self.header = frame.header.copy()
-        for key in ("BUNIT", "BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
-            self.header.remove(key, ignore_missing=True)
+        self.header = without_file(frame.header)
         self.header["EXPTIME"] = (exposure, "[s] exposure time")
         step = max(1, self.shape[0] // 256)
         bands = [frame.read(slice(y, y + 1)) for y in range(step // 2, self.shape[0], step)]

@@ -18,6 +18,7 @@ import numpy as np
 from astropy import units as u
 from astropy.io import fits
 from astropy.table import MaskedColumn, QTable
+from astropy.time import Time
 
 from astro_narrowband._engine.bayer import COLOURS
 from astro_narrowband._engine.door import a_path, door, or_of
@@ -25,12 +26,12 @@ from astro_narrowband._engine.files import open_regular
 from astro_narrowband._engine.frames import MAX_PIXELS
 from astro_narrowband._engine.headers import Spellings, parse_number, raw_values, read_exposure
 from astro_narrowband._engine.headers.spellings import SPELLINGS
+from astro_narrowband._engine.plots import new_axes
 from astro_narrowband._engine.raw import full_scale
 from astro_narrowband._engine.text import clean_text, show_value
 from astro_narrowband._engine.validate import choice
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter, filter_key, is_known_filter, lines_of
-from astro_narrowband.night.table._draw import draw_table
 from astro_narrowband.night.table._facts import FactReader, Facts
 from astro_narrowband.night.table._find import find_files
 from astro_narrowband.night.table._row import FrameRow, Problem, problems_of
@@ -165,7 +166,29 @@ class FrameTable:
         `~matplotlib.axes.Axes`
             Files without a date are not drawn; those that are not used are crosses.
         """
-        return draw_table(ax, self)
+        if ax is None:
+            ax = new_axes(width=8.0, height=3.6)
+        points = {}
+        for row in self:
+            try:
+                day = Time(row.date, format="isot").plot_date
+            except ValueError:
+                continue
+            what = row.kind or "unknown"
+            if row.kind in ("light", "flat"):
+                what += f" {row.filter}"
+            label, marker = (what, "o") if row.used else (f"{what}, not used", "x")
+            points.setdefault((label, marker), []).append((day, row.exposure))
+        for (label, marker), rows in sorted(points.items()):
+            days, exposures = zip(*rows, strict=True)
+            ax.scatter(days, exposures, marker=marker, s=24, label=label)
+        ax.xaxis_date()
+        ax.set_yscale("symlog", linthresh=0.1)
+        ax.set_xlabel("time [UTC]")
+        ax.set_ylabel("exposure [s]")
+        if points:
+            ax.legend(fontsize=8, frameon=False)
+        return ax
 
     def __iter__(self):
         return iter(self.rows)
@@ -399,7 +422,13 @@ def _pixels(row, section):
 
 def _completed(header, exposure, fallback):
     """Return the cards that a header needs to say what was found: the user's, the exposure time."""
-    cards = {keyword: _typed(value) for keyword, value in fallback.items() if keyword not in header}
+    cards = {}
+    for keyword in fallback.keys() - set(header):
+        # As a header would have it: a number if it is one.
+        try:
+            cards[keyword] = parse_number(fallback[keyword])
+        except ValueError:
+            cards[keyword] = clean_text(fallback[keyword])
     try:
         said = read_exposure(header)
     except InputError:
@@ -407,14 +436,6 @@ def _completed(header, exposure, fallback):
     if not math.isnan(exposure) and said != exposure:
         cards["EXPTIME"] = exposure
     return cards
-
-
-def _typed(value):
-    """A value of the command line as the header would have it: a number if it is one."""
-    try:
-        return parse_number(value)
-    except ValueError:
-        return clean_text(value)
 
 
 def _compare(facts, header, primary, spellings):
