@@ -34,14 +34,15 @@ LAG = 4
 SEGMENT = 32
 #: Sides of the blocks, and of the squares that stand for apertures [pix].
 BLOCK, APERTURE = 8, 12
-#: What nebula adds to differences of blocks grows with the square of their distance, or faster;
-#: noise adds the same at any: twice as far apart, nebula adds at least so many times as much.
-GROWTH = 4.0
+#: What nebula adds to differences of blocks grows with the fourth power of their distance where it
+#: is smooth, and with the square or more as a rule: twice as far apart, by factors between these.
+GROWTH = 4.0, 16.0
 #: A ratio further from 1 than this, and than 5 of its errors, is not chance: what interpolation
 #: leaves unsaid stays within 2 %, and faint stars under the limit of detection within 5 %.
 TOLERANCE, SIGMAS = {"pixels": 0.06, "blocks": 0.10, "apertures": 0.15, "lines": 0.25}, 5.0
-#: A variance that is no more than so many of its errors is not known: none that is can fail.
-UNKNOWN = 2.0
+#: A variance, 1 where errors hold, is known where its error is less than this, whatever it came out
+#: as: if only large ones were taken where nebula makes errors large, these would be the usual ones.
+UNKNOWN = 0.3
 
 
 @door
@@ -225,7 +226,7 @@ def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
         estimates["pixels"] = min(near, 1.0), error
     ratios = {}
     for name, (variance, error) in estimates.items():
-        if math.isfinite(variance) and variance > UNKNOWN * error:
+        if variance > 0 and (error < UNKNOWN or variance - 1 > SIGMAS * error):
             ratio = math.sqrt(variance)
             ratios[name] = (ratio, error / (2 * ratio))
     return NoiseTest(ratios, len(darkest))
@@ -234,12 +235,15 @@ def compare_noise(data, sigma, mask=None, *, noise_correlation=1.0):
 def _less_structure(near, far):
     """Variance of noise, from those of differences at one distance and at twice that."""
     (v_near, e_near), (v_far, e_far) = near, far
-    excess = (v_far - v_near) / (GROWTH - 1)
+    excess = v_far - v_near
     if math.isnan(excess):
         return math.nan, math.nan
     if not excess > 0:
         return near
-    return v_near - excess, math.hypot(e_near * GROWTH, e_far) / (GROWTH - 1)
+    most, least = (1.0 / (growth - 1.0) for growth in GROWTH)
+    part, open_part = (most + least) / 2, (most - least) / 2
+    noise = math.hypot(e_near * (1 + part), e_far * part)
+    return v_near - part * excess, math.hypot(noise, open_part * excess)
 
 
 def _corners(shape, side):

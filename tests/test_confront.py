@@ -89,6 +89,19 @@ def test_fine_bright_nebula_does_not_make_errors_smaller(scale, strength):
         assert all(error < ratio / 4 for ratio, error in test.ratios.values())
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.6])
+def test_what_nebula_leaves_unknown_is_in_the_error_of_a_ratio(strength):
+    pulls = []
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 7])
+        cloud = gaussian_filter(rng.normal(size=(384, 384)), 12)
+        image = rng.normal(size=cloud.shape) + strength * cloud / cloud.std()
+        ratios = compare_noise(image, np.ones(cloud.shape)).ratios
+        pulls.extend((ratio - 1) / error for ratio, error in ratios.values())
+    assert abs(np.mean(pulls)) < 1
+    assert np.sqrt(np.mean(np.square(pulls))) < 1.3
+
+
 def test_stars_and_gradients_are_not_noise(rng):
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     image = white(11) + 0.05 * x - 0.02 * y

@@ -27,7 +27,7 @@ CHUNK = 2200
 #: Stars are rounder than this, unless the whole frame trails.
 ROUND = 0.6
 #: Stars of this signal to noise tell the seeing, and clearer ones no better.
-CLEAR = 50.0
+CLEAR = 200.0
 #: More than this and the top is flat.
 PLATEAU = 0.93
 
