@@ -43,6 +43,7 @@ _HOME = {
     "optimal_radius": "photometry",
     "reduce_night": "night.pipeline",
     "region_fluxes": "lines",
+    "region_ratios": "lines",
     "resample": "resampling",
     "simulate_night": "simulate",
     "subtract_continuum": "lines",

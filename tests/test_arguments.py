@@ -334,7 +334,7 @@ def of_lines():
         "region_fluxes": (an.region_fluxes, {
             "line_map": line_map, "sky": None,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
-        "lines.region_ratios": (lines.region_ratios, {
+        "region_ratios": (an.region_ratios, {
             "a": line_map, "b": line_map, "sky": None, "min_snr": 3.0,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
         "lines.read_regions": (lines.read_regions, {"path": "a.reg"}),
@@ -362,6 +362,9 @@ def of_lines():
             "line_curve": curve, "continuum_curve": broad, "line": "Halpha", "velocity": 0.0}),
         "lines.read_catalogue": (lines.read_catalogue, {"table": t["catalogue"]}),
         "lines.read_image": (lines.read_image, {"path": "image.fits", "unit": None}),
+        "lines.reference_colours": (lines.reference_colours, {
+            "stars": Table({"r": [15.0], "i": [15.1]}), "source": "a",
+            "curves": (of["curve"], of["curve"])}),
         "lines.reference_fluxes": (lines.reference_fluxes, {
             "stars": Table({"r": [15.0], "i": [15.1]}), **of, "source": "a"}),
         "lines.restore_lines": (lines.restore_lines, {

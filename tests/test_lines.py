@@ -36,6 +36,7 @@ from astro_narrowband.lines import (
     subtract_continuum,
     surface_brightness,
 )
+from astro_narrowband.lines._ratio import scale_correlation
 from astro_narrowband.simulate import SpectralModel, simulate_night
 
 RATE = u.electron / u.s
@@ -580,6 +581,32 @@ def test_ratios_of_regions_have_the_errors_that_do_not_cancel():
     assert abs(np.mean(pulls)) < 0.3
 
 
+def test_stars_of_other_spectra_move_the_scales_of_two_lines_alike():
+    rng, size, n = np.random.default_rng(3), 160, 36
+    gy, gx = np.mgrid[:size, :size]
+    moved, said = [], []
+    for _ in range(8):
+        x, y = rng.uniform(12, size - 12, (2, n))
+        flux, spectrum = 10 ** rng.uniform(2.5, 4.5, n), 0.1 * rng.standard_normal(n)
+        images = []
+        for k, colour in ((1.0, 0), (0.05, 1), (0.05, -1)):
+            image = np.full((size, size), 8.0 * k)
+            for a, b, f in zip(x, y, flux * k * np.exp(colour * spectrum), strict=True):
+                rows, columns = (slice(max(0, int(c) - 12), int(c) + 13) for c in (b, a))
+                r2 = (gx[rows, columns] - a) ** 2 + (gy[rows, columns] - b) ** 2
+                image[rows, columns] += f * np.exp(-r2 / 4.5) / (4.5 * np.pi)
+            sigma = np.sqrt(image / 2000 + 1e-4)
+            images.append(flat_map(0.0, 1.0, (size, size)))
+            images[-1].data = np.float32(image + rng.normal(size=image.shape) * sigma)
+            images[-1].uncertainty = StdDevUncertainty(sigma)
+        maps = [subtract_continuum(image, images[0], match=False) for image in images[1:]]
+        moved.append([math.log(line_map.meta["KCONT"]) for line_map in maps])
+        said.append(scale_correlation(*maps))
+    assert np.mean(said) == pytest.approx(np.corrcoef(np.transpose(moved))[0, 1], abs=0.3)
+    assert np.mean(said) < -0.6
+    assert scale_correlation(maps[0], flat_map(1.0)) == 0
+
+
 def test_sky_that_slopes_is_taken_off_and_what_cannot_be_known_is_in_the_error():
     from regions import CirclePixelRegion, PixCoord, RectanglePixelRegion
 
@@ -861,7 +888,9 @@ def test_command_makes_maps_ratios_regions_and_a_page(reduced, capsys):
         "ratio-Crown_Nebula-SII-Halpha.fits",
     }  # fmt: skip
     page = (out / "lines.html").read_text()
-    assert "SII/Halpha" in page
+    printed = page[page.index("<h2>Regions") :]
+    assert "<th>SII/Halpha</th>" in printed
+    assert " ± " in printed
     assert "<script" not in page
     row = QTable.read(out / "regions-Crown_Nebula.ecsv")[0]
     plane = truth.line_flux("Halpha")

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import door, of_class, of_two, or_of, real
-from astro_narrowband._engine.frames import Threads
+from astro_narrowband._engine.frames import Threads, usable_cores
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import bare, positive
 from astro_narrowband.exceptions import InputError
@@ -42,8 +42,8 @@ from astro_narrowband.photometry import annulus_photometry
 
 #: In the flags of a result: beside a star that is not gone.
 RESIDUAL_STAR = 1
-#: Stars that are looked at, at most.
-MAX_STARS = 5000
+#: Stars that are looked at, and that are measured, at most.
+MAX_STARS, MAX_MEASURED = 5000, 500
 #: Stars farther from their neighbours than this many widths count; nearer ones where few do.
 APART, ENOUGH = (R_OUT, R_IN), 8
 #: Signal over noise of the stars that count, in the line image and in the continuum.
@@ -51,6 +51,8 @@ MIN_SNR = 20.0
 #: Radius of the cores by which shapes are compared, in units of the width; and how well shapes of
 #: stars agree that differ by where they fall on their pixels, relative.
 R_CORE, SAME_SHAPE = 0.6, 0.01
+#: Rows of a band: it stays in the cache.
+_ROWS = 64
 
 
 @door(
@@ -107,11 +109,11 @@ def subtract_continuum(
     LineMap
         In the unit of ``line``. Its ``common`` has ``"continuum"``, what one standard deviation
         of k does to each pixel; its ``stars`` is a table of the stars with ``ratio``,
-        ``ratio_err``, ``used`` and ``residual`` (part of its light that is left); its ``flags``
-        are `RESIDUAL_STAR` within a width of a star that is not gone. Its header has
-        KCONT, KCONTERR, KSTARS, KRATIO, KSLOPE, KMODE (the three estimates), KSCATTER (from
-        star to star, relative), KCOLOUR and KCOLERR (slope), and KLOST (part of the line that
-        the continuum filter took).
+        ``ratio_err``, ``used``, ``scale`` (its own) and ``residual`` (part of its light that is
+        left); its ``flags`` are `RESIDUAL_STAR` within a width of a star that is not gone.
+        Its header has KCONT, KCONTERR, KSTARS, KRATIO, KSLOPE, KMODE (the three estimates),
+        KSCATTER (from star to star, relative), KCOLOUR and KCOLERR (slope), and KLOST (part of
+        the line that the continuum filter took).
 
     Raises
     ------
@@ -211,7 +213,6 @@ def _difference(line, continuum, scale, lost, source):
     bad = unusable(line) | unusable(continuum)
     if bad.all():
         raise InputError("line and continuum image have no good pixel in common")
-    k, gain = np.float32(scale.k), np.float32(1 / (1 - lost))
     sky, spread = _level(continuum, bad)
     if sky + 3 * spread < 0:
         raise InputError(
@@ -219,30 +220,40 @@ def _difference(line, continuum, scale, lost, source):
             f"three times its noise {3 * spread:.3g}: its sky was subtracted twice, or it is a "
             "difference itself"
         )
-    held = np.asarray(continuum.data, np.float32)
-    data = (np.asarray(line.data, np.float32) - k * held) * gain
+    k, gain = np.float32(scale.k), np.float32(1 / (1 - lost))
     v_line, v_continuum = random_variance(line), random_variance(continuum)
-    v_continuum *= k * k
-    common = (held - np.float32(sky)) * (np.float32(scale.k_err) * gain)
-    variance = (v_line + v_continuum) * (gain * gain)
+    planes = [np.full(bad.shape, np.nan, np.float32) for _ in range(3)]
+    shared = np.empty(bad.shape, np.float32)
+
+    def band(first):
+        rows = slice(first, first + _ROWS)
+        data, common, sigma = (plane[rows] for plane in planes)
+        good, held = ~bad[rows], np.asarray(continuum.data[rows], np.float32)
+        np.copyto(data, (np.asarray(line.data[rows], np.float32) - k * held) * gain, where=good)
+        np.copyto(common, (held - np.float32(sky)) * (np.float32(scale.k_err) * gain), where=good)
+        shared[rows] = -k * gain * np.sqrt(v_continuum[rows])
+        variance = v_line[rows] * (gain * gain) + shared[rows] ** 2
+        np.copyto(sigma, np.sqrt(variance + common**2), where=good)
+
+    with Threads(usable_cores()) as threads:
+        list(threads.map(band, range(0, len(bad), _ROWS)))
+    data, common, sigma = planes
     step = max(1, bad.size // 1_000_000)
     good = ~bad.ravel()[::step]
-    sums = [float(v.ravel()[::step][good].sum(dtype=float)) for v in (v_line, v_continuum)]
+    sums = [float(v.ravel()[::step][good].sum(dtype=float)) for v in (v_line, k * k * v_continuum)]
     correlation = (
         sums[0] * noise_correlation(line) + sums[1] * noise_correlation(continuum)
     ) / sum(sums)
-    for plane in (data, common, variance):
-        plane[bad] = np.nan
     header = fits.Header(line.header)
     header["NOISECOR"] = (round(correlation, 6), "pixel variance over the variance plane")
     scale.to_header(header)
     header["KLOST"] = (round(lost, 6), "part of the line in the continuum filter")
     return LineMap(
         data, unit=line.unit, mask=bad, header=header,
-        uncertainty=StdDevUncertainty(np.sqrt(variance + common**2)),
+        uncertainty=StdDevUncertainty(sigma, copy=False),
         flags=np.zeros(data.shape, np.uint8),
         wcs=None if line.wcs is None else line.wcs.deepcopy(),
-        common={CONTINUUM: common}, shared={source: -np.sqrt(v_continuum) * gain},
+        common={CONTINUUM: common}, shared={source: shared},
     )  # fmt: skip
 
 
@@ -271,12 +282,13 @@ def _common_stars(line, continuum, stars):
     fwhm = float(max(widths))
     detected = [np.column_stack([t["x_center"].value, t["y_center"].value]) for t in tables]
     if stars is None:
-        stars = QTable({"x_center": detected[0][:, 0], "y_center": detected[0][:, 1]})
+        stars = QTable({"x_center": detected[1][:, 0], "y_center": detected[1][:, 1]})
     xy = np.column_stack([bare(stars[c]) for c in ("x_center", "y_center")])
     for apart in APART:
         keep = np.logical_and(
             *(_single(xy, *both, apart * fwhm) for both in zip(detected, tables, strict=True))
         )
+        keep &= np.cumsum(keep) <= MAX_MEASURED
         keep[keep] = _usual_shape(line, xy[keep], fwhm) & _usual_shape(continuum, xy[keep], fwhm)
         if keep.sum() >= ENOUGH:
             break
@@ -333,11 +345,10 @@ def _star_light(continuum, sources, isolated, fwhm):
     for x, y in np.vstack([sources, holes[~near]]):
         rows, columns, square = _stamp(bad.shape, x, y, half)
         good = ~bad[rows, columns]
-        profile = (beta - 1) / (math.pi * width**2) * (1 + square / width**2) ** -beta
-        design = np.column_stack([profile[good], np.ones(good.sum())])
         if good.sum() > half:
-            stamp = np.asarray(continuum.data[rows, columns], float)[good]
-            flux = float(np.linalg.lstsq(design, stamp, rcond=None)[0][0])
+            profile = (beta - 1) / (math.pi * width**2) * (1 + square[good] / width**2) ** -beta
+            profile -= profile.mean()
+            flux = float(profile @ continuum.data[rows, columns][good] / (profile @ profile))
             out.append((x, y, max(flux, 0.0)))
     return np.array(out).reshape(-1, 3), (width, beta)
 
@@ -371,7 +382,7 @@ def _spectra_of_stars(result, stars, profile, away, spread):
         falls = 1 + square / width**2
         result.data[rows, columns] -= np.float32(more * flux * height) * falls**-beta
         variance[rows, columns] += 2 * (open_ * flux) ** 2 * height * falls ** (1 - 2 * beta)
-    result.uncertainty = StdDevUncertainty(np.sqrt(variance))
+    result.uncertainty = StdDevUncertainty(np.sqrt(variance, out=variance), copy=False)
 
 
 def _single(xy, detected, table, reach):
@@ -413,12 +424,11 @@ def _usual_shape(ccd, xy, fwhm):
 
 def _flag_residuals(result, measured, scale, fwhm):
     """Add ``residual`` to the stars, and flag the pixels of those that are not gone."""
-    measured["residual"] = (
-        measured["flux"] - scale.k_of(measured) * measured["flux_continuum"]
-    ) / (measured["flux"])
-    left = np.abs(measured["residual"]) * measured["flux"]
+    measured["scale"] = scale.k_of(measured)
+    left = measured["flux"] - measured["scale"] * measured["flux_continuum"]
+    measured["residual"] = left / measured["flux"]
     error = np.hypot(measured["flux_err"], scale.k * measured["flux_continuum_err"])
-    measured["flagged"] = left > 3 * error
+    measured["flagged"] = np.abs(left) > 3 * error
     radius = math.ceil(1.5 * fwhm)
     for x, y in measured["x_center", "y_center"][measured["flagged"]].iterrows():
         rows, columns, square = _stamp(result.data.shape, x, y, radius)

@@ -1,6 +1,5 @@
 """Filter curves: what a filter lets through, in the beam it stands in, of lines and of continua."""
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -411,18 +410,3 @@ def read_table(path):
         except Exception as error:
             reasons.append(" ".join(str(error).split())[:120])
     raise InputError(f"{path}: cannot be read as a table ({reasons[0]}): use ECSV, FITS or VOTable")
-
-
-def spread_of(values, errors):
-    """Intrinsic variance that brings chi2 of the mean to the number of degrees of freedom."""
-    values, variance = np.asarray(values, float), np.square(errors)
-    excess = 0.0
-    for _ in range(60):
-        weight = 1 / (variance + excess)
-        mean = np.sum(weight * values) / weight.sum()
-        chi2 = np.sum(weight * (values - mean) ** 2)
-        if chi2 <= len(values) - 1 + 1e-9:
-            break
-        slope = np.sum(weight**2 * (values - mean) ** 2)
-        excess += (chi2 - (len(values) - 1)) * chi2 / ((len(values) - 1) * slope)
-    return float(mean), float(excess), math.sqrt(1 / weight.sum())

@@ -177,26 +177,28 @@ def _convolved(ccd, bad, kernel):
         planes[name] = np.array(plane, np.float32)
         planes[name][bad] = 0
     kernel32 = np.float32(kernel)
+    share = np.outer(*(_inside(kernel32.sum(axis=1 - k), n) for k, n in enumerate(bad.shape)))
+    share -= _spread(bad.astype(np.float32), kernel32)
+    mask = (share < 1 - MAX_BAD) | bad
+    share[mask] = 1
     # Of variances only sums count: a Gaussian with the sum of squares of the kernel keeps them.
     sigma = 1 / math.sqrt(4 * math.pi * float(np.sum(kernel**2)))
 
     def blurred(name):
         if name == "data" or name.startswith("common "):
-            return _fourier(planes[name], kernel32, mode="same")
-        return gaussian_filter(planes[name], sigma, mode="constant", truncate=3)
+            plane = _fourier(planes[name], kernel32, mode="same")
+            plane /= share
+            return plane
+        plane = gaussian_filter(planes[name], sigma, mode="constant", truncate=3)
+        plane /= share
+        return np.sqrt(np.maximum(plane, 0, out=plane), out=plane)
 
     with Threads(usable_cores()) as threads:
         planes = dict(zip(planes, threads.map(blurred, planes), strict=True))
-    share = np.outer(*(_inside(kernel32.sum(axis=1 - k), n) for k, n in enumerate(bad.shape)))
-    share -= _spread(bad.astype(np.float32), kernel32)
-    lost = _spread(_contrast(data, bad), np.abs(kernel32))
-    mask = (share < 1 - MAX_BAD) | bad
-    share[mask] = 1
-    for plane in planes.values():
-        plane /= share
-    sigma = np.sqrt(np.maximum(planes.pop("variance"), 0))
-    mask |= lost > MAX_LOST * sigma
-    data = planes.pop("data") + level
+    sigma = planes.pop("variance")
+    mask |= _spread(_contrast(data, bad), np.abs(kernel32)) > MAX_LOST * sigma
+    data = planes.pop("data")
+    data += level
     data[mask] = np.nan
     header = fits.Header(ccd.header)
     header["NOISECOR"] = (
@@ -204,9 +206,11 @@ def _convolved(ccd, bad, kernel):
         "pixel variance over the variance plane",
     )
     result = LineMap(
-        data, unit=ccd.unit, mask=mask, header=header, uncertainty=StdDevUncertainty(sigma),
+        data, unit=ccd.unit, mask=mask, header=header,
+        uncertainty=StdDevUncertainty(sigma, copy=False),
         wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
-        shared={name: np.sqrt(np.maximum(planes[name], 0)) * np.sign(np.nanmean(plane))
+        stars=getattr(ccd, "stars", None),
+        shared={name: planes[name] * np.sign(np.nanmean(plane))
                 for name, plane in getattr(ccd, "shared", {}).items()},
     )  # fmt: skip
     for name, value in getattr(ccd, "common", {}).items():
@@ -240,8 +244,8 @@ def _contrast(data, bad):
 
     A hole in smooth nebula is like its neighbours; one in a star lacks at least their light.
     """
-    plane, rim = np.zeros_like(data), bad & ~binary_erosion(bad, iterations=3)
-    y, x = np.nonzero(rim)
+    plane = np.zeros_like(data)
+    y, x = np.nonzero(bad & ~binary_erosion(bad, iterations=3) if bad.any() else bad)
     padded = np.pad(data, 3, constant_values=np.nan)
     padded[3:-3, 3:-3][bad] = np.nan
     around = np.stack([padded[y + dy, x + dx] for dy in range(7) for dx in range(7)])

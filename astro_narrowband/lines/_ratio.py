@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 from astropy.io import fits
+from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.door import door
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
+    CONTINUUM,
     REFERENCES,
     noise_correlation,
     on_grid_of,
@@ -104,8 +106,8 @@ def line_ratio(a, b, *, min_snr=3.0):
     less often.
 
     The maps are brought to one width of the stars (PSFWIDTH of their headers) by a Gaussian
-    kernel. The noise that they share through one continuum image (`LineMap.shared`) is in the
-    intervals as a covariance.
+    kernel. The noise that they share through one continuum image (`LineMap.shared`), and what
+    stars of both scales move both by, is in the intervals as a covariance.
 
     Examples
     --------
@@ -166,7 +168,29 @@ def _covariance(a, b):
     names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
     total = np.float32(math.sqrt(noise_correlation(a) * noise_correlation(b)))
     total = sum((total * a.shared[name] * b.shared[name] for name in names), np.float32(0))
+    same = np.float32(scale_correlation(a, b))
+    if same:
+        total = total + same * a.common[CONTINUUM] * b.common[CONTINUUM]
     return np.broadcast_to(total, a.data.shape)
+
+
+def scale_correlation(a, b):
+    """
+    Correlation of the errors of two maps' scales, from stars that both were scaled by.
+
+    A star whose spectrum is not the mean one moves both scales, each by its part of the mean.
+    """
+    stars = [getattr(ccd, "stars", None) for ccd in (a, b)]
+    if None in stars:
+        return 0.0
+    stars = [table[table["used"]] for table in stars]
+    xy = [np.column_stack([table["x_center"], table["y_center"]]) for table in stars]
+    apart, nearest = cKDTree(xy[1]).query(xy[0])
+    off = [np.log(table["pixel_slope"] / ccd.meta["KCONT"])
+           for table, ccd in zip(stars, (a, b), strict=True)]  # fmt: skip
+    total = np.sum((off[0] * off[1][nearest])[apart < 1])
+    errors = math.prod(ccd.meta["KCONTERR"] / ccd.meta["KCONT"] for ccd in (a, b))
+    return float(np.clip(total / math.prod(map(len, off)) / errors, -1, 1))
 
 
 def _common_factor(a, b):

@@ -10,6 +10,7 @@ from astropy.table import QTable
 from astro_narrowband._engine.door import door, each, of_class
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
+    CONTINUUM,
     REFERENCES,
     LineMap,
     noise_correlation,
@@ -17,10 +18,10 @@ from astro_narrowband.lines._map import (
     pixel_area,
     random_variance,
 )
-from astro_narrowband.lines._ratio import comparable, divide
+from astro_narrowband.lines._ratio import comparable, divide, scale_correlation
 from astro_narrowband.resampling import noise_factor
 
-__doctest_requires__ = {"region_fluxes": ["regions"]}
+__doctest_requires__ = {"region_*": ["regions"]}
 
 #: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
 N_TILES, MIN_SIDE = 100, 8
@@ -156,15 +157,30 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     -----
     The pixels are those that are good in both maps. Errors of one name are one error of both
     lines: that of the references, and that of a line's continuum in the map of the other; the
-    noise of one continuum image is in both as well. What they share of these moves a ratio less,
-    or more, than either flux.
+    noise of one continuum image is in both as well, and stars that both continua were scaled by.
+    What they share of these moves a ratio less, or more, than either flux.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from astropy.nddata import CCDData, StdDevUncertainty
+    >>> from regions import CirclePixelRegion, PixCoord
+    >>> from astro_narrowband import region_ratios
+    >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
+    >>> sii, halpha = (
+    ...     CCDData(np.full((40, 40), level), unit="electron/s", uncertainty=noise)
+    ...     for level in (2.0, 5.0)
+    ... )
+    >>> row = region_ratios(sii, halpha, [CirclePixelRegion(PixCoord(20, 20), radius=5)])[0]
+    >>> print(f"{row['ratio']:.3f} ({row['lower']:.3f} to {row['upper']:.3f})")
+    0.400 (0.398 to 0.402)
     """
     a, b = comparable(a, b, min_snr)
     bad = _bad(a) | _bad(b)
     both = [_measured(ccd, regions, sky, bad) for ccd in (a, b)]
     names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
     shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
-    values = []
+    scales, values = scale_correlation(a, b), []
     for region, (row, errors, effects), (other, others, moved) in zip(regions, *both, strict=True):
         weight, where, _ = _weights(a, region, bad, row["region"])
         same = float((weight**2 * np.where(weight > 0, shared[where], 0)).sum())
@@ -174,6 +190,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
         covariance = same * (1 + errors["err_sky"] * others["err_sky"] / noise)
         keys = {_key(name, a): v for name, v in effects.items()}
         covariance += sum(keys.get(_key(name, b), 0.0) * v for name, v in moved.items())
+        covariance += scales * effects.get(CONTINUUM, 0.0) * moved.get(CONTINUUM, 0.0)
         sigma = row["flux_err"], other["flux_err"]
         values.append((row["flux"], other["flux"], *sigma, covariance / math.prod(sigma)))
     columns = np.array(values, float).reshape(-1, 5).T

@@ -7,8 +7,8 @@ import numpy as np
 from scipy.ndimage import uniform_filter
 
 from astro_narrowband._engine.door import a_table, door
+from astro_narrowband._engine.statistics import mean_with_excess
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.lines._filters import spread_of
 from astro_narrowband.photometry import annulus_photometry
 
 #: Radii of apertures and annulus in units of the width.
@@ -333,7 +333,7 @@ def robust_mean(values, errors, colours=None, *, at=None):
 
 
 def _fit(values, errors, colours, at):
-    mean, excess, error = spread_of(values, errors)
+    mean, error, excess = mean_with_excess(values, errors**2)
     error = max(error, math.sqrt(excess / max(len(values) - 1, 1)))
     if colours is None or len(values) < ENOUGH or np.ptp(colours) == 0:
         return mean, error, math.sqrt(excess), (math.nan, 0.0, math.nan)
@@ -343,16 +343,15 @@ def _fit(values, errors, colours, at):
         arm = colours - middle
         slope_err = 1 / math.sqrt((weight * arm**2).sum())
         slope = (weight * arm * values).sum() * slope_err**2
-        _, new, _ = spread_of(
-            values - slope * arm, errors * math.sqrt(len(values) / (len(values) - 1))
-        )
+        wider = errors**2 * (len(values) / (len(values) - 1))
+        *_, new = mean_with_excess(values - slope * arm, wider)
         if abs(new - excess) <= 1e-3 * excess:
             break
         excess = new
     if abs(slope) < SLOPE_SHOWS * slope_err:
         where = middle if at is None else at
         away = (where - middle) * max(abs(slope), slope_err)
-        mean, excess, error = spread_of(values, errors)
+        mean, error, excess = mean_with_excess(values, errors**2)
         return mean, math.hypot(error, away), math.sqrt(excess), (where, 0.0, slope_err)
     where = middle if at is None else at
     mean = float((weight * values).sum() / weight.sum()) + slope * (where - middle)

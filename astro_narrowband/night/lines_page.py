@@ -76,21 +76,33 @@ def _view(each):
         ratios.append(
             {"name": f"{a}/{b}", "picture": picture, "counts": counts, "common": ratio.common}
         )
-    table = None
-    if each.regions is not None:
-        names = each.regions.colnames
-        table = {
-            "names": names,
-            "units": [str(each.regions[name].unit or "") for name in names],
-            "rows": [[_number(v) for v in row] for row in each.regions.iterrows()],
-        }
     return {
-        "name": each.name,
-        "notes": each.notes,
-        "lines": lines,
-        "ratios": ratios,
-        "table": table,
-    }
+        "name": each.name, "notes": each.notes, "lines": lines, "ratios": ratios,
+        "table": None if each.regions is None else _table(each),
+    }  # fmt: skip
+
+
+def _table(each):
+    """One row per region, as a paper prints it: fluxes of all lines, then their ratios."""
+    lines, fluxes = list(each.maps), each.regions
+    unit = f"[{fluxes['flux'].unit}]"
+    columns = [["", "", *fluxes["region"][: len(fluxes) // len(lines)]]]
+    for line in lines:
+        chosen = fluxes[fluxes["line"] == line]
+        cells = [f"{row['flux'].value:.4g} ± {row['flux_err'].value:.2g}" for row in chosen]
+        columns.append([line, unit, *cells])
+    for pair in dict.fromkeys(each.region_ratios["lines"]) if each.region_ratios else ():
+        chosen = each.region_ratios[each.region_ratios["lines"] == pair]
+        columns.append([pair, "", *map(_ratio_cell, chosen)])
+    return list(zip(*columns, strict=True))
+
+
+def _ratio_cell(row):
+    if row["kind"] == "measured":
+        up, down = row["upper"] - row["ratio"], row["ratio"] - row["lower"]
+        return f"{row['ratio']:.4g} +{up:.2g} −{down:.2g}"
+    limits = {"upper": f"< {row['upper']:.2g}", "lower": f"> {row['lower']:.2g}"}
+    return limits.get(row["kind"], "–")
 
 
 def _number(value):
@@ -128,10 +140,9 @@ def _scale_plot(each, name):
     panels = []
     stars = each.maps[name].stars
     if stars is not None:
-        k = float(each.maps[name].meta["KCONT"])
-        y = np.log(np.asarray(stars["pixel_slope"], float) / k)
+        y = np.log(np.asarray(stars["pixel_slope"] / stars["scale"], float))
         panels.append(
-            (np.asarray(stars["flux"]), y, np.asarray(stars["used"]), "ln k of a star / k")
+            (np.asarray(stars["flux"]), y, np.asarray(stars["used"]), "ln of a star's k / k")
         )
     if name in each.scales and each.scales[name][1] is not None:
         scale, match = each.scales[name]

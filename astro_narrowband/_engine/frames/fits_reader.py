@@ -186,7 +186,9 @@ def _parsed_once(stream, path, max_pixels, identity):
         structure = _structure(stream, path, max_pixels, identity)
         # One that was written just now may be written again before its times tell.
         settled = time.time_ns() - identity.changed > _SETTLED
-        if settled and isinstance(structure.image.source, PlainFile):
+        source = structure.image.source
+        holds_copy = isinstance(source, TiledFile) and source.copy
+        if settled and not holds_copy:
             with _LOCK:
                 _PARSED[key] = structure
                 while len(_PARSED) > _MOST_PARSED:
