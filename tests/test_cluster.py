@@ -16,7 +16,7 @@ from astro_narrowband.simulate import simulate_night
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.long
 
-#: Seconds that a run may take longer, because of its cluster, than one in threads.
+#: Seconds within which every run ends, on a machine that needs less than 20 for one in threads.
 PATIENCE = 60
 
 
@@ -130,8 +130,7 @@ def check(night, out, expected, *options, **more):
     status, errors = run(night, out, *options, **more)
     took = time.monotonic() - started
     print(f"status {status} after {took:.1f} s (threads: {usual:.1f} s): {errors}")
-    # As threads take twice: a cluster of this machine has its own libraries to load.
-    assert took < 2 * usual + PATIENCE
+    assert took < max(PATIENCE, 3 * usual)
     assert "Traceback" not in "".join(errors)
     if status == 0:
         for made, true in zip(coadd(out), planes, strict=True):

@@ -134,6 +134,9 @@ def test_a_broken_executor_costs_time_and_not_the_result(at_submit):
     executor = Breaking(3, BrokenProcessPool("a process was killed"), at_submit=at_submit)
     with pytest.warns(NarrowbandWarning, match="a worker was lost"):
         assert lines(run_bands(Work(), BANDS, executor=executor, workers=2)) == EXPECTED
+    submitted = executor.submitted
+    assert lines(run_bands(Work(), BANDS, executor=executor)) == EXPECTED  # nor waits again
+    assert executor.submitted == submitted
 
 
 def test_a_band_lost_on_the_way_is_done_again_there():

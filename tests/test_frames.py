@@ -143,6 +143,28 @@ def test_helper_for_tiles_may_die(tmp_path, image, monkeypatch):
         FitsFrame(path)
 
 
+def test_tiles_are_expanded_once_where_there_is_room(tmp_path, image, monkeypatch):
+    image = image.astype("i4")
+    tiled = [fits.CompImageHDU(image + k) for k in range(3)]
+    path = write(tmp_path / "a.fits", fits.PrimaryHDU(), *tiled)
+    sections, rows = [], _tiles._rows
+    monkeypatch.setattr(_tiles, "_rows", lambda hdu, s: sections.append(s) or rows(hdu, s))
+    for room, most in ((1 << 20, 3), (2 * image.nbytes, 2), (1, 1)):
+        monkeypatch.setattr(_tiles, "_ROOM", room)
+        expanded = _tiles._Expanded()
+        with fits.open(path) as hdul:
+            for y in range(image.shape[0]):
+                for k, hdu in enumerate(hdul[1:]):
+                    got = expanded.rows(k, hdu, slice(y, y + 1))
+                    np.testing.assert_array_equal(got[0], image[y] + k)
+                    assert len(expanded.held) <= most
+            sections.clear()
+            for y in range(image.shape[0]):
+                expanded.rows("in a row", hdul[1], slice(y, y + 1))
+        assert sections.count(slice(None)) == 1
+        assert len(sections) < image.shape[0] // 2
+
+
 def test_tiles_that_are_damaged(tmp_path, image):
     path = write(tmp_path / "a.fits", fits.PrimaryHDU(), fits.CompImageHDU(image))
     content = bytearray(path.read_bytes())

@@ -16,6 +16,7 @@ import signal
 import tempfile
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
@@ -33,7 +34,9 @@ ATTEMPTS = 3
 _WORDS = ("threads", "processes", "local")
 _SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "inproc")
 #: Seconds that a scheduler and its workers may take to answer, and that all workers may be away.
-ANSWER, AWAY = 15, 20
+ANSWER, AWAY = 10, 10
+#: Executors all of whose workers are gone: no coadd waits for them again.
+_BROKEN = weakref.WeakSet()
 
 
 def check_place(where):
@@ -176,9 +179,9 @@ def _dask(where, workers):
                 named = {"address": place}
             else:
                 named = {"address" if "://" in where else "scheduler_file": where}
-            client = _within(ANSWER + 10, lambda: Client(timeout=ANSWER, **named))
+            client = _within(ANSWER + 5, lambda: Client(timeout=ANSWER, **named))
             stack.callback(_close, client)
-            _within(ANSWER + 10, lambda: client.wait_for_workers(1, timeout=ANSWER))
+            _within(ANSWER + 5, lambda: client.wait_for_workers(1, timeout=ANSWER))
         except (OSError, TimeoutError, RuntimeError, ValueError) as error:
             raise ProductError(
                 f"scheduler {where}: no answer from it and a worker ({type(error).__name__}): "
@@ -205,7 +208,7 @@ def _within(seconds, call):
 def _close(remote):
     """Close a client or a cluster; where it is gone there is nothing to close."""
     with suppress(Exception):
-        _within(10, lambda: remote.close(timeout=5))
+        _within(5, lambda: remote.close(timeout=3))
 
 
 # --------------------------------------------------------------------------- running
@@ -242,6 +245,8 @@ def run_bands(function, bands, *, executor=None, workers=None):
     >>> list(run_bands(lambda rows: rows.stop - rows.start, row_bands(5, 2)))
     [(slice(0, 2, None), 2), (slice(2, 4, None), 2), (slice(4, 5, None), 1)]
     """
+    if executor in _BROKEN:
+        executor = None
     if executor is None or _shares_memory(executor):
         yield from map_bands(function, bands, executor=executor, workers=workers)
         return
@@ -364,6 +369,8 @@ class _Resilient:
     def here(self, rows, error):
         if not self.broken:
             self.broken = True
+            if isinstance(error, BrokenExecutor | _Lost):
+                _BROKEN.add(self.executor)
             warn(
                 f"a worker was lost ({type(error).__name__}: {error}): its bands are done again "
                 "in this process; if it ran out of memory, give a smaller --memory",

@@ -17,6 +17,14 @@ def write_creator(header):
         header[keyword] = (version(package), f"version of {package}")
 
 
+def without_file(header):
+    """Return a copy of a header without what it says of how its file is written."""
+    header = header.copy()
+    for key in ("BUNIT", "BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
+        header.remove(key, ignore_missing=True)
+    return header
+
+
 def drop_camera(header):
     """
     Take out gain, read noise and saturation of single raw frames.

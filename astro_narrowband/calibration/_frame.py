@@ -9,11 +9,8 @@ from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.door import door, of_class, real
-from astro_narrowband._engine.frames import (
-    Band,
-    Frame,
-)
-from astro_narrowband._engine.provenance import drop_camera, write_creator
+from astro_narrowband._engine.frames import Band, Frame
+from astro_narrowband._engine.provenance import drop_camera, without_file, write_creator
 from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive
 from astro_narrowband.calibration._recipe import divisor
@@ -192,9 +189,7 @@ class CalibratedFrame(Frame):
             warn(f"{text}: hot pixels will remain", stacklevel=3)
 
     def _header(self):
-        recipe, header = self.recipe, self.frame.header.copy()
-        for key in ("BUNIT", "BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
-            header.remove(key, ignore_missing=True)
+        recipe, header = self.recipe, without_file(self.frame.header)
         dark = recipe.dark
         done = {
             "BIASSUB": dark is not None,

@@ -29,6 +29,8 @@ from collections import OrderedDict
 _PATIENCE = (30.0, 5.0)
 #: Files that the helper keeps open: rows of many frames are asked for in turn.
 _OPEN = 128
+#: What a request costs, in rows; bytes that are held decompressed.
+_REQUEST, _ROOM = 10, 1 << 28
 
 
 class TileError(Exception):
@@ -42,11 +44,11 @@ def _serve():
     # What a library prints must not come between the answers.
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    files = OrderedDict()
+    files, expanded = OrderedDict(), _Expanded()
     for line in sys.stdin:
         answer, content = {}, b""
         try:
-            answer, content = _answer(files, **json.loads(line))
+            answer, content = _answer(files, expanded, **json.loads(line))
         except MemoryError:
             answer = {"error": "its tiles expand to too much"}
         except Exception as error:  # astropy raises almost any type on damaged tiles
@@ -57,7 +59,36 @@ def _serve():
         out.flush()
 
 
-def _answer(files, source, state, indices, rows, pixels):
+class _Expanded:
+    """
+    Images that are decompressed as a whole, once rows of them have cost half as much.
+
+    As many as there is room for; beyond that, only one that is asked for twice in a row.
+    """
+
+    def __init__(self):
+        self.held, self.spent, self.last = OrderedDict(), {}, None
+
+    def rows(self, key, hdu, rows):
+        if key not in self.held:
+            spent = self.spent.get(key, 0) + rows.stop - rows.start + _REQUEST
+            again, self.last = key == self.last, key
+            room = self.size() + hdu.size <= _ROOM
+            if spent < hdu.shape[-2] / 2 or not (room or again):
+                self.spent[key] = spent
+                return _rows(hdu, rows)
+            self.held[key] = _rows(hdu, slice(None))
+            self.spent.pop(key, None)
+            while len(self.held) > 1 and self.size() > _ROOM:
+                self.held.popitem(last=False)
+        self.held.move_to_end(key)
+        return self.held[key][rows]
+
+    def size(self):
+        return sum(pixels.nbytes for pixels in self.held.values())
+
+
+def _answer(files, expanded, source, state, indices, rows, pixels):
     """Return the headers of some images of a file, or some rows of one of them, unscaled."""
     _limit_memory(pixels)
     with warnings.catch_warnings():
@@ -65,8 +96,8 @@ def _answer(files, source, state, indices, rows, pixels):
         hdul = _opened(files, source, tuple(state))
         if rows is None:
             return {"headers": [_header_text(hdul[index]) for index in indices]}, b""
-        hdu = hdul[indices[0]]
-        return {}, _rows(hdu, slice(*rows))
+        key = (source, *state, indices[0])
+        return {}, expanded.rows(key, hdul[indices[0]], slice(*rows)).tobytes()
 
 
 def _opened(files, source, state):
@@ -110,7 +141,7 @@ def _rows(hdu, rows):
     data = np.asarray(hdu.section[section])
     if data.dtype.newbyteorder("=") != np.dtype(kinds[bitpix]).newbyteorder("="):
         raise ValueError(f"its tiles hold {data.dtype}, its header says BITPIX = {bitpix}")
-    return data.astype(kinds[bitpix], copy=False).tobytes()
+    return data.astype(kinds[bitpix], copy=False)
 
 
 def _header_text(hdu):

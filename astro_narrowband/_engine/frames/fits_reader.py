@@ -21,12 +21,7 @@ import numpy as np
 from astropy.io import fits
 
 from astro_narrowband._engine.files import Identity, open_regular
-from astro_narrowband._engine.frames._fits_image import (
-    FitsImage,
-    PackedFile,
-    PlainFile,
-    TiledFile,
-)
+from astro_narrowband._engine.frames._fits_image import FitsImage, PackedFile, PlainFile, TiledFile
 from astro_narrowband._engine.frames._packed import opener_of
 from astro_narrowband._engine.frames._sums import BLOCK, sums_of
 from astro_narrowband._engine.frames._tiles import TileError, tiled_headers
@@ -186,7 +181,9 @@ def _parsed_once(stream, path, max_pixels, identity):
         structure = _structure(stream, path, max_pixels, identity)
         # One that was written just now may be written again before its times tell.
         settled = time.time_ns() - identity.changed > _SETTLED
-        if settled and isinstance(structure.image.source, PlainFile):
+        source = structure.image.source
+        holds_copy = isinstance(source, TiledFile) and source.copy
+        if settled and not holds_copy:
             with _LOCK:
                 _PARSED[key] = structure
                 while len(_PARSED) > _MOST_PARSED:

@@ -181,33 +181,8 @@ class Night:
                     target = [g for g in target if g.lights or g.lost or g.failed]
                 for master in self.record["masters"]:
                     self.draw(writer, Pictures.master, master)
-                tables, writing = {}, None
-                for group in self.progress(target, total=len(target), description="coadds"):
-                    mine = [light for light in lights if light.group is group]
-                    name = f"coadd-{names[group]}.fits"
-                    if there[group]:
-                        used = self.attempt([group], self.use_coadd, group, names[group])
-                        tables[group] = used
-                        if used is not None and self.settings.keep_calibrated:
-                            paths = set(used["path"])
-                            self.keep([light for light in mine if light.row.name in paths])
-                        if used is not None:
-                            self.draw(writer, Pictures.light, name, group.filter, mine, used)
-                        continue
-                    made = self.attempt([group], self.make_coadd, group, mine, reference)
-                    tables[group] = made and made[1]
-                    if writing is not None:
-                        writing.result()  # no more than one waits to be written
-                    if made:
-                        lost = [(row.name, row.serves[group.label]) for row in group.lost]
-                        lost += self.panels.moved.get(group, [])
-                        writing = writer.submit(self.write_coadd, name, *made, lost, key)
-                        self.draw(writer, Pictures.coadd, name, group.filter)
-                        self.draw(writer, Pictures.light, name, group.filter, mine, made[1])
-                    del made  # its planes go when they are written: memory does not grow
-                if writing is not None:
-                    writing.result()
-                    writing = None
+                made_of = {g: [light for light in lights if light.group is g] for g in target}
+                tables = self.sum_up(made_of, names, there, reference, key, writer)
                 made = {g: names[g] for g in target if tables[g] is not None}
                 catalogue(self, target, made, key)
                 release_memory()
@@ -222,6 +197,34 @@ class Night:
             self.describe(group, names[group], tables[group])
         for panel in self.panels.take():
             self.reduce(panel)
+
+    def sum_up(self, made_of, names, there, reference, key, writer):
+        """Coadd the lights of each group if that was not done; return the tables of its frames."""
+        tables, writing = {}, None
+        for group, lights in self.progress(
+            made_of.items(), total=len(made_of), description="coadds"
+        ):
+            made, name = None, f"coadd-{names[group]}.fits"
+            if there[group]:
+                frames = self.attempt([group], self.use_coadd, group, name, lights)
+            else:
+                step = self.attempt([group], self.make_coadd, group, lights, reference)
+                made, frames = step or (None, None)
+                del step
+            if writing is not None:
+                writing.result()  # no more than one waits to be written
+            if made is not None:
+                lost = [(row.name, row.serves[group.label]) for row in group.lost]
+                lost += self.panels.moved.get(group, [])
+                writing = writer.submit(self.write_coadd, name, made, frames, lost, key)
+            if frames is not None:
+                self.draw(writer, Pictures.coadd, name, group.filter)
+                self.draw(writer, Pictures.light, name, group.filter, lights, frames)
+            del made  # its planes go when they are written: memory does not grow
+            tables[group] = frames
+        if writing is not None:
+            writing.result()
+        return tables
 
     def make_library(self, target):
         """Make the masters of calibration frames that are there without lights."""
@@ -392,19 +395,22 @@ class Night:
         self.products.write_fits(name, hdul, key, self.said())
         release_memory()
 
-    def use_coadd(self, group, name):
+    def use_coadd(self, group, name, lights):
         """Return the frames of a coadd that an earlier run made of the same lights."""
-        path = self.products.path(f"coadd-{name}.fits")
+        path = self.products.path(name)
         frames, lost = read_frames(path)
         reasons = dict(lost)
         for row in [row for row in group.lights if row.name in reasons]:
-            if name := self.panels.moved_before(reasons[row.name]):
-                self.panels.move(row, group, name)
+            if panel := self.panels.moved_before(reasons[row.name]):
+                self.panels.move(row, group, panel)
             else:
                 self.leave_out(row, reasons[row.name], group)
         header = fits.getheader(path)
         if "WCSSTARS" in header:
             self.placed.setdefault(grid_of(group), header)
+        if self.settings.keep_calibrated:
+            used = set(frames["path"])
+            self.keep([light for light in lights if light.row.name in used])
         return frames
 
     def describe(self, group, name, frames):

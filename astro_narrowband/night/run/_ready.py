@@ -12,6 +12,7 @@ from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.frames import Band, Frame, as_ccd, new_ccd
+from astro_narrowband._engine.provenance import without_file
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband.darks import DarkModel, same_exposure
 from astro_narrowband.exceptions import CalibrationError, InputError
@@ -44,16 +45,8 @@ def _in_adu(frame):
     return data, None if ccd.uncertainty is None else np.asarray(ccd.uncertainty.array), ~good
 
 
-def _without_file(header):
-    """A copy of a header without what it says of how its file is written."""
-    header = header.copy()
-    for key in ("BUNIT", "BZERO", "BSCALE", "BLANK", "CHECKSUM", "DATASUM"):
-        header.remove(key, ignore_missing=True)
-    return header
-
-
 def _made(frame, data, sigma, mask, unit, noise):
-    header = _without_file(frame.header)
+    header = without_file(frame.header)
     n = max(keywords.read_combined(header), 1)
     header["NCOMBINE"] = (n, "frames combined, as its header said")
     if sigma is None:
@@ -335,7 +328,7 @@ class MeasuredFrame(Frame):
             factor /= exposure
         self.factor = np.float32(factor)
         self.masters = "none"
-        self.header = _without_file(frame.header)
+        self.header = without_file(frame.header)
         self.header["EXPTIME"] = (exposure, "[s] exposure time")
         step = max(1, self.shape[0] // 256)
         bands = [frame.read(slice(y, y + 1)) for y in range(step // 2, self.shape[0], step)]
