@@ -268,11 +268,12 @@ def _level(ccd, bad):
 
 def _common_stars(line, continuum, stars):
     """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
+    both_images = line, continuum
     with Threads(2) as threads:
         tables = list(
             threads.map(
                 lambda ccd: detect_stars(ccd, mask=unusable(ccd), n_brightest=MAX_STARS),
-                (line, continuum),
+                both_images,
             )
         )
     widths = [t.meta["fwhm"] for t in tables]
@@ -289,7 +290,9 @@ def _common_stars(line, continuum, stars):
             *(_single(xy, *both, apart * fwhm) for both in zip(detected, tables, strict=True))
         )
         keep &= np.cumsum(keep) <= MAX_MEASURED
-        keep[keep] = _usual_shape(line, xy[keep], fwhm) & _usual_shape(continuum, xy[keep], fwhm)
+        with Threads(2) as threads:
+            usual = threads.map(lambda ccd, of=xy[keep]: _usual_shape(ccd, of, fwhm), both_images)
+        keep[keep] = np.logical_and(*usual)
         if keep.sum() >= ENOUGH:
             break
     if keep.sum() < 5:
