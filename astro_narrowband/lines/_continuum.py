@@ -173,12 +173,14 @@ def subtract_continuum(
             line, continuum, widths = match_shapes(line, continuum, xy, fwhm=width)
             seen = max(widths)
         measured = measure_stars(line, continuum, table, fwhm=width, min_snr=MIN_SNR)
-        colour_err = 0.0
-        if colour is None and "colour" in measured.colnames:
+        colour_err, known = (
+            0.0,
+            bare(stars["colour"]) if "colour" in table.colnames else np.zeros(0),
+        )
+        known = known[np.isfinite(known)]
+        if colour is None and known.size:
             # Of all of them, not of those that both images show best.
-            known = bare(stars["colour"])
-            colour, n_known = float(np.nanmean(known)), np.isfinite(known).sum()
-            colour_err = float(np.nanstd(known)) / math.sqrt(n_known)
+            colour, colour_err = float(known.mean()), float(known.std()) / math.sqrt(known.size)
         scale = scale_of(measured, colour=colour, colour_err=colour_err)
     result = _difference(line, continuum, scale, lost, source)
     if measured is not None:

@@ -372,13 +372,17 @@ def _matched(each, name, folder):
 
 
 def _coloured(each, name, broad, settings):
-    """The stars that reduce measured, with what references say of their light in two filters."""
+    """The stars that reduce measured, with what references say of their colours, or None."""
     match, measured = each.matches[name]
     table, sky = each.references
     stars = measured["x_center", "y_center"]
-    colours = reference_colours(
-        table, (each.curves[name], each.curves[broad]), source=settings.references
-    )
+    try:
+        colours = reference_colours(
+            table, (each.curves[name], each.curves[broad]), source=settings.references
+        )
+    except InputError as error:
+        each.notes.append(f"{name}: one scale for stars of all colours: {error}")
+        return None
     place = match.wcs.pixel_to_world(*(stars[c].value for c in stars.colnames))
     nearest, apart, _ = place.match_to_catalog_sky(sky)
     near = apart < 2 * proj_plane_pixel_scales(match.wcs)[0] * u.deg
