@@ -13,6 +13,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Frame, handed
 from astro_narrowband._engine.headers import exposures_in, read_exposure
+from astro_narrowband._engine.headers.spellings import OFF
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.coaddition._common_noise import shared_noise_of
 from astro_narrowband.darks import DarkModel
@@ -93,7 +94,7 @@ def _done_elsewhere(header):
     """What says that something else than `calibrate` applied a master, or None."""
     for keyword in ("SUBBIAS", "SUBDARK", "BIASSUB", "DARKSUB", "FLATCOR"):
         value = header.get(keyword)
-        if isinstance(value, str) and value not in ("", "F"):  # as ccdproc writes them
+        if isinstance(value, str) and value.strip().lower() not in OFF:  # as ccdproc writes them
             return f"{keyword} = {value!r}"
         if value is True and (
             header.get("MASTERID") == "none"
