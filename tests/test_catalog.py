@@ -508,6 +508,30 @@ def test_undersampled_stars_are_single_and_true():
     assert np.std(np.concatenate(pulls)) < 1.2
 
 
+def test_stars_among_knots_of_nebula_are_the_narrow_sources():
+    """Six knots of 5 pixels for each star of 3: they tell neither the seeing nor the correction."""
+    pulls, clean = [], []
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 15])
+        xy = jittered(rng, 320, 45, 4)
+        flux = 10 ** rng.uniform(3.5, 5, len(xy))
+        knots = np.zeros((320, 320))
+        n = 6 * len(xy)
+        np.add.at(knots, tuple(rng.integers(0, 320, (2, n))), rng.exponential(2e4, n))
+        model = 100 + gaussian_filter(knots, 5 / 2.355)
+        for (x, y), f in zip(xy, flux, strict=True):
+            add_moffat(model, x, y, f, 3.0)
+        ccd = CCDData(rng.poisson(model), unit="electron", uncertainty=VarianceUncertainty(model))
+        catalog = make_catalog({"Ha": ccd})
+        assert catalog.fwhm["Ha"] == pytest.approx(3.4, abs=0.4)
+        table = catalog.tables["Ha"]
+        good = (table["flags"] & (Flag.EXTENDED | Flag.BLENDED)) == 0
+        pulls.append(pulls_of(table[good], xy, flux))
+        clean.append(len(pulls[-1]) / len(xy))
+    assert np.mean(clean) > 0.4
+    assert np.mean(np.abs(np.concatenate(pulls)) > 5) < 0.02
+
+
 def test_a_night_without_a_star_for_a_correction_takes_the_usual_one():
     rng = np.random.default_rng(14)
     xy = jittered(rng, 200, 40, 3)

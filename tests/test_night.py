@@ -222,6 +222,10 @@ def test_resume_makes_only_what_is_missing_and_the_same_bytes(night, reduced, tm
     reduce_night(night, again)
     assert digests(again) == before
     assert (again / "coadd-Crown_Nebula-Halpha.fits").stat().st_mtime_ns == kept
+    (again / "report.html").unlink()
+    reduce_night(night, again)
+    for name in ("report.html", "night.json"):
+        assert (again / name).read_bytes() == (output / name).read_bytes()
 
 
 def test_workers_and_memory_change_no_byte(night, reduced, tmp_path):

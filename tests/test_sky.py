@@ -10,7 +10,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband.coaddition import coadd, measure_frame
-from astro_narrowband.coaddition._transparency import _off_wings
+from astro_narrowband.coaddition._transparency import _off_wings, nebula_scale
 from astro_narrowband.exceptions import AlignmentError, NarrowbandWarning
 from astro_narrowband.photometry import annulus_photometry
 from astro_narrowband.registration import Alignment, detect_stars
@@ -220,6 +220,24 @@ def test_stars_of_one_side_do_not_hide_cloud_on_nebula_of_the_other(n_frames, n_
         sides = np.array([part[5, [5, -5]] for part in maps]) / air[base]
         off = (np.array(table["weight"]) / np.array(table["scale"])) @ sides - 1
         assert np.abs(off).max() < 3 * made.ccd.header["FLUXERR"]
+
+
+def test_faint_stars_that_seeing_spreads_are_no_nebula():
+    n, shapes = 300, (2.7, 3.4)
+    y, x = np.mgrid[:n, :n]
+    for seed in range(5):
+        rng = np.random.default_rng([seed, 21])
+        xy, flux = rng.uniform(5, n - 5, (25, 2)), np.minimum(5 * rng.random(25) ** -1.8, 3000)
+        seen = []
+        for width in shapes:
+            image = np.full((n, n), 0.2)
+            for (a, b), f in zip(xy, flux, strict=True):  # Moffat's profile, beta = 3
+                r2 = ((x - a) ** 2 + (y - b) ** 2) / (1.6 * width) ** 2
+                image += f * 2 / np.pi / (1.6 * width) ** 2 * (1 + r2) ** -3.0
+            frame = light(rng, image, t=60.0)
+            seen.append((measure_frame(frame, stars=detect_stars(frame)), np.eye(3)))
+        slope, error, uneven = nebula_scale(*seen, (n, n))
+        assert np.isnan(slope) or (abs(slope - 1) < 4 * error and uneven == 0)
 
 
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():

@@ -16,14 +16,7 @@ from dataclasses import fields
 import numpy as np
 from astropy import units as u
 
-from astro_narrowband._engine.validate import (
-    MOST,
-    as_array,
-    as_count,
-    as_unit,
-    clip_limit,
-    number,
-)
+from astro_narrowband._engine.validate import MOST, as_array, as_count, as_unit, clip_limit, number
 from astro_narrowband.exceptions import InputError, InputTypeError
 
 #: No exposure lasts longer [s].

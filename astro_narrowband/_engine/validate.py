@@ -273,11 +273,7 @@ def as_variance(uncertainty, shape, unit, name="image"):
     if values.dtype.kind not in "iuf":
         raise InputError(f"{name}: its uncertainty is of {values.dtype}: numbers are needed")
     values = values.astype(np.result_type(values.dtype, np.float32), copy=False)
-    if kind == "std":
-        variance = values * values
-    else:
-        with np.errstate(divide="ignore"):
-            variance = values if kind == "var" else 1 / values
+    variance = to_variance(kind, values)
     if unit is None or uncertainty.unit is None:
         return variance
     power = {"std": 1, "var": 2, "ivar": -2}[kind]
@@ -290,6 +286,16 @@ def as_variance(uncertainty, shape, unit, name="image"):
             "give both in units that convert into each other"
         ) from None
     return variance if factor == 1 else variance * variance.dtype.type(factor)
+
+
+def to_variance(kind, values):
+    """Return the variance that an uncertainty of this kind stands for, in words of astropy."""
+    if kind in ("StdDevUncertainty", "std"):
+        return values * values
+    if kind in ("InverseVariance", "ivar"):
+        with np.errstate(divide="ignore"):
+            return np.float32(1.0) / values
+    return values
 
 
 def as_mask(mask, shape, name="mask"):

@@ -7,12 +7,7 @@ from astropy import units as u
 from astropy.nddata import CCDData
 
 from astro_narrowband._engine.door import door
-from astro_narrowband._engine.frames import (
-    Band,
-    map_bands,
-    new_ccd,
-    row_bands,
-)
+from astro_narrowband._engine.frames import Band, map_bands, new_ccd, row_bands
 from astro_narrowband._engine.raw import prepared
 from astro_narrowband._engine.validate import value_in
 from astro_narrowband._engine.wcs import read_wcs

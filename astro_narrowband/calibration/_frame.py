@@ -9,10 +9,7 @@ from astropy import units as u
 
 from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.door import door, of_class, real
-from astro_narrowband._engine.frames import (
-    Band,
-    Frame,
-)
+from astro_narrowband._engine.frames import Band, Frame
 from astro_narrowband._engine.provenance import drop_camera, without_file, write_creator
 from astro_narrowband._engine.raw import prepared, refuse_other_camera
 from astro_narrowband._engine.validate import positive

@@ -11,13 +11,7 @@ import numpy as np
 from astropy import units as u
 
 from astro_narrowband._engine.door import RULES, a_text, check_fields, count, of_class
-from astro_narrowband._engine.frames import (
-    Band,
-    Frame,
-    HeldRows,
-    as_frame,
-    handed,
-)
+from astro_narrowband._engine.frames import Band, Frame, HeldRows, as_frame, handed
 from astro_narrowband.darks import DarkModel
 from astro_narrowband.detector import Detector
 from astro_narrowband.exceptions import InputError, warn

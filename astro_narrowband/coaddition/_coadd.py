@@ -21,7 +21,13 @@ from astro_narrowband._engine.validate import same_shape
 from astro_narrowband._engine.wcs import apply_matrix
 from astro_narrowband.coaddition._band import BandSum, row_bytes
 from astro_narrowband.coaddition._common_noise import overlap_factors, shared_clusters
-from astro_narrowband.coaddition._header import frame_table, wcs_of, write_header, write_matching
+from astro_narrowband.coaddition._header import (
+    frame_table,
+    self_test,
+    wcs_of,
+    write_header,
+    write_matching,
+)
 from astro_narrowband.coaddition._matching import (
     choose_reference,
     fixed_order,
@@ -44,7 +50,6 @@ from astro_narrowband.coaddition._reject import (
     structure_spacing,
     tolerances,
 )
-from astro_narrowband.coaddition._self_test import self_test
 from astro_narrowband.coaddition._shapes import N_TERMS, star_shapes
 from astro_narrowband.coaddition._weights import judge, spoiled_discs, weigh
 from astro_narrowband.exceptions import InputError

@@ -1,5 +1,5 @@
 """
-What stands beside the pixels of a coadd: its header, its WCS, the table of its frames.
+What stands beside the pixels of a coadd: its header, WCS, self-test, and table of frames.
 
 Private to `astro_narrowband.coaddition._coadd`.
 """
@@ -14,6 +14,8 @@ from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.provenance import drop_camera, write_creator, write_dates
 from astro_narrowband._engine.wcs import read_wcs
 from astro_narrowband.coaddition._common_noise import noise_to_tell, undithered_noise
+from astro_narrowband.confront import compare_noise
+from astro_narrowband.exceptions import warn
 from astro_narrowband.noise import SHARED_CARDS
 
 #: Cards of a single frame that say nothing true of a coadd.
@@ -140,3 +142,33 @@ def frame_table(frames, statistics, *, reasons, exposure, weight, transparency, 
             "rejected": rejected,
         }
     )
+
+
+#: Where the ratios stand in a header, and of what they are.
+KEYWORDS = {
+    "pixels": ("NOISEPIX", "noise of pixels, measured over predicted"),
+    "blocks": ("NOISEBLK", "noise of 8 x 8 pixels, likewise"),
+    "apertures": ("NOISEAPR", "noise of 12 x 12 pixels, likewise"),
+    "lines": ("NOISELIN", "noise of rows or columns, likewise"),
+}
+
+
+def self_test(ccd):
+    """
+    Compare a coadd's noise with its uncertainty, and scale that where it does not hold.
+
+    Writes NOISEPIX, NOISEBLK, NOISEAPR, NOISELIN, where blank sky tells them, and ERRSCALE;
+    what the uncertainty was multiplied by. Warns where the two disagree.
+    """
+    header = ccd.header
+    test = compare_noise(
+        ccd.data, ccd.uncertainty.array, ccd.mask, noise_correlation=header["NOISECOR"]
+    )
+    for name, (ratio, _) in test.ratios.items():
+        keyword, comment = KEYWORDS[name]
+        header[keyword] = (round(ratio, 3), comment)
+    header["ERRSCALE"] = (round(test.factor, 4), "errors were multiplied by this")
+    if test.failures:
+        ccd.uncertainty.array *= test.factor
+        header["NOISECOR"] = round(header["NOISECOR"] * test.correlation, 6)
+        warn(f"{header.get('COADDREF', 'coadd')}, of its coadd: {test.sentence}", stacklevel=3)

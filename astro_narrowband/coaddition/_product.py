@@ -8,8 +8,10 @@ from astropy.nddata import CCDData
 from astropy.table import QTable
 
 from astro_narrowband._engine.door import AXES, door
-from astro_narrowband._engine.plots import picture_html
-from astro_narrowband.coaddition._draw import draw_coadd
+from astro_narrowband._engine.plots import new_axes, picture_html
+
+#: Pixels a side that are drawn: more are not seen.
+SHOWN = 1000
 
 
 @door(ax=AXES)
@@ -91,7 +93,27 @@ class Coadd:
         ImportError
             If matplotlib is not installed.
         """
-        return draw_coadd(ax, self)
+        left, right = new_axes(2) if ax is None else ax
+        ccd, unit = self.ccd, self.ccd.unit
+        ny, nx = ccd.shape
+        step = max(1, max(ny, nx) // SHOWN)
+        extent = (-0.5, nx - 0.5, -0.5, ny - 0.5)
+        for each, values, title, cmap in (
+            (left, ccd.data, "coadd", "gray"),
+            (right, ccd.uncertainty.array, "error of a pixel", "viridis"),
+        ):
+            shown = np.asarray(values[::step, ::step], float)
+            good = shown[np.isfinite(shown)]
+            low, high = np.percentile(good, [20, 99.5]) if good.size else (0.0, 1.0)
+            image = each.imshow(
+                shown, origin="lower", cmap=cmap, vmin=low, vmax=max(high, low + 1e-12),
+                extent=extent, interpolation="nearest",
+            )  # fmt: skip
+            each.set_title(f"{title} [{unit.to_string()}]", loc="left", fontsize=10)
+            each.set_xlabel("x [pix]")
+            each.set_ylabel("y [pix]")
+            each.figure.colorbar(image, ax=each, shrink=0.8)
+        return left, right
 
     def to_hdul(self):
         """

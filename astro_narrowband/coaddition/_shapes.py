@@ -15,7 +15,7 @@ how much is left says what a frame may differ by.
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
@@ -76,9 +76,15 @@ def derivatives(image, pixels, width):
 
 def noise_gain(shapes):
     """Variance of what shapes (n, 6) make of white noise, over that of the noise, (n,)."""
+    return np.square(shapes @ _kernels()).sum(axis=1)
+
+
+@cache
+def _kernels():
+    """The derivatives of one pixel, (6, 25)."""
     middle = np.array([12])
-    kernels = [derivatives(one, middle, 5)[:, 0] for one in np.eye(25, dtype=np.float32)]
-    return np.square(shapes @ np.transpose(kernels)).sum(axis=1)
+    each = [derivatives(one, middle, 5)[:, 0] for one in np.eye(25, dtype=np.float32)]
+    return np.transpose(each)
 
 
 def structure_at(image, pixels, width, spacing=1):

@@ -44,6 +44,8 @@ REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
 #: In crowds, medians of cells go as this power of the seeing, and stars with a fifth of their
 #: light in neighbours as this: it is their error. A star covers so many FWHM around.
 CELLS_OF_SEEING, STARS_OF_SEEING, STAR_RADIUS = 0.15, 0.4, 3.0
+#: More than this part of all structure is not nebula in one cell.
+ONE_CELL = 0.15
 #: More cells than this part of all that are off the line are cloud, and not chance.
 ODD_CELLS = 0.05
 #: Frames are left out where parts of the nebula are off by more than this (of the scale, rms).
@@ -261,7 +263,7 @@ def nebula_scale(reference, other, shape):
     ratio = other[0].variance / reference[0].variance
     good = np.isfinite(a) & np.isfinite(b)
     for one, matrix in (reference, other):
-        good &= _off_wings(one, matrix, x, y)
+        good &= _off_wings(one, matrix, x, y) & _off_stars(one, matrix, x, y)
     every = good
     for _ in range(4):
         if good.sum() < MIN_CELLS or not ratio > 0:
@@ -273,6 +275,9 @@ def nebula_scale(reference, other, shape):
         width = mad_std(away[good], 0.0)
         with np.errstate(invalid="ignore"):
             keep = good & (np.abs(away) <= 4.0 * width)
+        # One cell of many that has much of it all is a star: at the edge, none is detected.
+        square = rest[:, 0] ** 2
+        keep &= ~(square > ONE_CELL * square[good].sum())
         if (keep == good).all():
             break
         good = keep
@@ -323,6 +328,15 @@ def _off_wings(one, matrix, x, y):
         return np.ones(len(x), bool)
     tree = cKDTree(np.column_stack(apply_matrix(matrix, *places.T)))
     return tree.query(np.column_stack([x, y]))[0] > WINGS * one.fwhm
+
+
+def _off_stars(one, matrix, x, y):
+    """Which of the places x, y are in cells that no star reaches, whose light goes with seeing."""
+    if not len(one.detected) or not np.isfinite(one.fwhm):
+        return np.ones(len(x), bool)
+    tree = cKDTree(np.column_stack(apply_matrix(matrix, *one.detected.T)))
+    reach = STAR_RADIUS * one.fwhm + 0.7 * np.diff(one.centres[0][:2]).sum()
+    return tree.query(np.column_stack([x, y]))[0] > reach
 
 
 def _off_centre(centres, matrix, x, y):

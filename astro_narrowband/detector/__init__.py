@@ -15,10 +15,10 @@ from astro_narrowband._engine import headers as keywords
 from astro_narrowband._engine.door import a_sequence, check_fields, door, items, of_class, real
 from astro_narrowband._engine.frames import as_frame, as_frames
 from astro_narrowband._engine.validate import value_in
-from astro_narrowband.detector._full import measure_saturation
-from astro_narrowband.detector._transfer import (
+from astro_narrowband.detector._measure import (
     SAMPLE,
     gain_of_lights,
+    measure_saturation,
     photon_transfer,
     read_noise_of,
 )

@@ -3,13 +3,7 @@
 from astro_narrowband.lines._blend import correct_blend, restore_lines, separate_lines
 from astro_narrowband.lines._catalogue import CatalogueMatch, match_catalogue, read_catalogue
 from astro_narrowband.lines._continuum import RESIDUAL_STAR, subtract_continuum
-from astro_narrowband.lines._filters import (
-    GENERIC,
-    LINES,
-    FilterCurve,
-    Line,
-    line_in_continuum,
-)
+from astro_narrowband.lines._filters import GENERIC, LINES, FilterCurve, Line, line_in_continuum
 from astro_narrowband.lines._flux import (
     FluxScale,
     calibrate_flux,

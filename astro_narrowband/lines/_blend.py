@@ -6,13 +6,7 @@ from astropy.nddata import StdDevUncertainty
 from astro_narrowband._engine.door import array, door, of_class, of_two
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._filters import line_named
-from astro_narrowband.lines._map import (
-    CONTINUUM,
-    add_common,
-    combined,
-    on_grid_of,
-    random_variance,
-)
+from astro_narrowband.lines._map import CONTINUUM, add_common, combined, on_grid_of, random_variance
 
 
 @door(ratio=array(), ratio_err=array())

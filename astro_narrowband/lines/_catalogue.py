@@ -203,11 +203,7 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
             f"{center.to_string('hmsdms', precision=0)}: it is a catalogue of another field"
         )
     index = np.flatnonzero(near)
-    lon, lat = center.skyoffset_frame(), sky[index]
-    offset = lat.transform_to(lon)
-    # Gnomonic, in pixels.
-    x, y = offset.lon.wrap_at(180 * u.deg).radian, offset.lat.radian
-    plane = np.column_stack([np.tan(x), np.tan(y) / np.cos(x)]) / math.radians(scale / 3600)
+    plane = _plane(sky[index], center, scale)
     known = _known(ccd, center, scale) if ccd.wcs is not None else []
     best = _best(xy[good], plane, shape, known)
     pairs = np.flatnonzero(good)[best.i], index[best.j]
@@ -267,6 +263,13 @@ class _Candidate:
     fraction: float
 
 
+def _plane(sky, center, scale):
+    """Gnomonic places of positions about a centre, in pixels of a scale."""
+    offset = sky.transform_to(center.skyoffset_frame())
+    x, y = offset.lon.wrap_at(180 * u.deg).radian, offset.lat.radian
+    return np.column_stack([np.tan(x), np.tan(y) / np.cos(x)]) / math.radians(scale / 3600)
+
+
 def _known(ccd, center, scale):
     """Matrix and parity that the image's own WCS means, to begin with."""
     ny, nx = ccd.data.shape
@@ -274,9 +277,7 @@ def _known(ccd, center, scale):
     sky = ccd.wcs.celestial.pixel_to_world(*corner.T)
     if sky.separation(center).max() > 60 * u.deg:
         return []
-    offset = sky.transform_to(center.skyoffset_frame())
-    x, y = offset.lon.wrap_at(180 * u.deg).radian, offset.lat.radian
-    place = np.column_stack([np.tan(x), np.tan(y) / np.cos(x)]) / math.radians(scale / 3600)
+    place = _plane(sky, center, scale)
     linear = np.column_stack([(place[1] - place[0]) / (nx - 1), (place[2] - place[0]) / (ny - 1)])
     parity = 1 if np.linalg.det(linear) > 0 else -1
     matrix = np.eye(3)

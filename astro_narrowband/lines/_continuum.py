@@ -173,12 +173,14 @@ def subtract_continuum(
             line, continuum, widths = match_shapes(line, continuum, xy, fwhm=width)
             seen = max(widths)
         measured = measure_stars(line, continuum, table, fwhm=width, min_snr=MIN_SNR)
-        colour_err = 0.0
-        if colour is None and "colour" in measured.colnames:
+        colour_err, known = (
+            0.0,
+            bare(stars["colour"]) if "colour" in table.colnames else np.zeros(0),
+        )
+        known = known[np.isfinite(known)]
+        if colour is None and known.size:
             # Of all of them, not of those that both images show best.
-            known = bare(stars["colour"])
-            colour, n_known = float(np.nanmean(known)), np.isfinite(known).sum()
-            colour_err = float(np.nanstd(known)) / math.sqrt(n_known)
+            colour, colour_err = float(known.mean()), float(known.std()) / math.sqrt(known.size)
         scale = scale_of(measured, colour=colour, colour_err=colour_err)
     result = _difference(line, continuum, scale, lost, source)
     if measured is not None:
@@ -268,11 +270,12 @@ def _level(ccd, bad):
 
 def _common_stars(line, continuum, stars):
     """Isolated, unsaturated stars that both images show, brightest first, and the larger width."""
+    both_images = line, continuum
     with Threads(2) as threads:
         tables = list(
             threads.map(
                 lambda ccd: detect_stars(ccd, mask=unusable(ccd), n_brightest=MAX_STARS),
-                (line, continuum),
+                both_images,
             )
         )
     widths = [t.meta["fwhm"] for t in tables]
@@ -289,7 +292,9 @@ def _common_stars(line, continuum, stars):
             *(_single(xy, *both, apart * fwhm) for both in zip(detected, tables, strict=True))
         )
         keep &= np.cumsum(keep) <= MAX_MEASURED
-        keep[keep] = _usual_shape(line, xy[keep], fwhm) & _usual_shape(continuum, xy[keep], fwhm)
+        with Threads(2) as threads:
+            usual = threads.map(lambda ccd, of=xy[keep]: _usual_shape(ccd, of, fwhm), both_images)
+        keep[keep] = np.logical_and(*usual)
         if keep.sum() >= ENOUGH:
             break
     if keep.sum() < 5:

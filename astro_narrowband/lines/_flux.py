@@ -41,21 +41,21 @@ class FluxScale:
         From star to star beyond their errors, relative.
     colour_slope, colour_slope_err : float
         Change of ln value with the stars' colour; 0 where it does not show.
-    used : array of bool
+    used : array of bool or None
         Of the stars given.
-    residuals : array
+    residuals : array or None
         ln of each star's own scale over the model.
     """
 
     value: float
     random: float
     floor: float
-    n_stars: int
-    scatter: float
-    colour_slope: float
-    colour_slope_err: float
-    used: np.ndarray
-    residuals: np.ndarray
+    n_stars: int = 0
+    scatter: float = math.nan
+    colour_slope: float = 0.0
+    colour_slope_err: float = math.nan
+    used: np.ndarray | None = None
+    residuals: np.ndarray | None = None
 
     @property
     def error(self):
@@ -169,15 +169,14 @@ def reference_fluxes(stars, curve, line, *, velocity=0.0, source="the references
     colour : array (n_stars,) or None
         Difference of the two bluest magnitudes; None of spectra.
     """
-    bands = None if "spectrum" in stars.colnames else _bands_of(stars, source)
-    if bands is None:
-        wavelength, density = _spectra_of(stars, source)
-        return flux_from_spectra(
-            curve, line, wavelength=wavelength, density=density, velocity=velocity
-        ), None
-    first, second = sorted(bands)[:2]
-    flux = flux_from_magnitudes(curve, line, bands=bands, velocity=velocity)
-    return flux, bands[first] - bands[second]
+    if "spectrum" not in stars.colnames:
+        bands = _bands_of(stars, source)
+        flux = flux_from_magnitudes(curve, line, bands=bands, velocity=velocity)
+        return flux, np.subtract(*(bands[wavelength] for wavelength in sorted(bands)[:2]))
+    wavelength, density = _spectra_of(stars, source)
+    return flux_from_spectra(
+        curve, line, wavelength=wavelength, density=density, velocity=velocity
+    ), None
 
 
 @door(stars=a_table, curves=of_two(of_class("FilterCurve")))
@@ -266,7 +265,7 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
     Raises
     ------
     InputError
-        If fewer than one star is usable. A single star has no scatter: its error is its own.
+        If no star is usable. A single star has no scatter: its error is its own.
 
     Examples
     --------
@@ -291,18 +290,8 @@ def flux_scale(rate, reference, *, rate_err, reference_err=0.0, rate_common=0.0,
             f"flux scale: none of {len(rate)} reference stars has a known flux and is measured at "
             "three times its error"
         )
-    values = np.where(good, log, np.nan)
-    if good.sum() < 3:
-        weight = good / np.where(good, err, 1.0) ** 2
-        mean = float((weight * np.where(good, log, 0)).sum() / weight.sum())
-        random, used, scatter, term = (
-            1 / math.sqrt(weight.sum()),
-            good,
-            math.nan,
-            (math.nan, 0.0, math.nan),
-        )
-    else:
-        mean, random, used, scatter, term = robust_mean(values, np.where(good, err, np.nan), colour)
+    values, err = np.where(good, log, np.nan), np.where(good, err, np.nan)
+    mean, random, used, scatter, term = robust_mean(values, err, colour)
     air = 0.4 * math.log(10) * extinction * (airmass[0] - airmass[1])
     model = mean + (term[1] * (colour - term[0]) if term[1] else 0.0)
     return FluxScale(
@@ -348,9 +337,7 @@ def scale_of_area(curve, line, *, area, error, velocity=0.0):
     """
     response = curve.checked_response(line, velocity=velocity)
     value = (h * c).to_value(u.erg * u.nm) / (response * area)
-    nothing = np.zeros(0)
-    return FluxScale(value, error, 0.0, 0, math.nan, 0.0, math.nan,
-                     nothing.astype(bool), nothing)  # fmt: skip
+    return FluxScale(value, error, 0.0)
 
 
 @door(scale=of_class("FluxScale"))

@@ -9,6 +9,7 @@ from astropy.io import fits
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.door import door
+from astro_narrowband._engine.frames import Threads, usable_cores
 from astro_narrowband._engine.wcs import put_wcs
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
@@ -128,15 +129,16 @@ def line_ratio(a, b, *, min_snr=3.0):
         raise InputError("numerator and denominator have no good pixel in common")
     planes = [np.full(a.data.shape, np.nan, np.float32) for _ in range(3)]
     kind = np.zeros(a.data.shape, np.uint8)
-    sigma_a, sigma_b = pixel_sigma(a), pixel_sigma(b)
-    correlation = _covariance(a, b) / (sigma_a * sigma_b)
-    for first in range(0, len(kind), _ROWS):
+    values = a.data, b.data, pixel_sigma(a), pixel_sigma(b), _covariance(a, b)
+
+    def band(first):
         rows = slice(first, first + _ROWS)
-        divide(
-            *(np.asarray(p[rows], np.float32) for p in (a.data, b.data, sigma_a, sigma_b)),
-            np.asarray(correlation[rows], np.float32),
-            bad[rows], min_snr, [p[rows] for p in planes], kind[rows],
-        )  # fmt: skip
+        *lines, covariance = (np.asarray(plane[rows], np.float32) for plane in values)
+        correlation = covariance / (lines[2] * lines[3])
+        divide(*lines, correlation, bad[rows], min_snr, [p[rows] for p in planes], kind[rows])
+
+    with Threads(usable_cores()) as threads:
+        list(threads.map(band, range(0, len(kind), _ROWS)))
     header = fits.Header(a.header)
     if a.wcs is not None:
         put_wcs(header, a.wcs)

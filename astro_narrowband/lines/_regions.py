@@ -17,6 +17,7 @@ from astro_narrowband.lines._map import (
     opened,
     pixel_area,
     random_variance,
+    unusable,
 )
 from astro_narrowband.lines._ratio import comparable, divide, scale_correlation
 from astro_narrowband.resampling import noise_factor
@@ -116,7 +117,7 @@ def region_fluxes(line_map, regions, *, sky=None):
     if not regions:
         raise InputError("regions: none is given: give one or more")
     ccd = opened(line_map, "the line map")
-    rows = [row | errors for row, errors, _ in _measured(ccd, regions, sky, _bad(ccd))]
+    rows = [row | errors for row, errors, _ in _measured(ccd, regions, sky, unusable(ccd))]
     table = QTable(rows=rows)
     for name in table.colnames:
         if name.startswith(("flux", "err_")):
@@ -176,7 +177,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     0.400 (0.398 to 0.402)
     """
     a, b = comparable(a, b, min_snr)
-    bad = _bad(a) | _bad(b)
+    bad = unusable(a) | unusable(b)
     both = [_measured(ccd, regions, sky, bad) for ccd in (a, b)]
     names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
     shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
@@ -209,11 +210,6 @@ def _key(name, ccd):
     return f"{name} of {ccd.meta.get('FILTER', id(ccd))}" if alone else name
 
 
-def _bad(ccd):
-    bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
-    return bad if ccd.mask is None else bad | np.asarray(ccd.mask, bool)
-
-
 def _measured(ccd, regions, sky, bad):
     """Of each region what `_row` says."""
     planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
@@ -229,12 +225,8 @@ def _weights(ccd, region, bad, name):
         if ccd.wcs is None:
             raise InputError(f"region {name} is on the sky, and the map has no WCS")
         region = region.to_pixel(ccd.wcs.celestial)
-    mode = (
-        "exact"
-        if type(region).__name__.startswith(("Circle", "Ellipse", "Rectangle"))
-        else "subpixels"
-    )
-    mask = region.to_mask(mode=mode) if mode == "exact" else region.to_mask(mode=mode, subpixels=10)
+    exact = type(region).__name__.startswith(("Circle", "Ellipse", "Rectangle"))
+    mask = region.to_mask(mode="exact" if exact else "subpixels", subpixels=10)
     large, small = mask.get_overlap_slices(ccd.data.shape)
     if large is None:
         raise InputError(f"region {name} lies outside of the map")
@@ -286,11 +278,8 @@ class _Zero:
             self._plane = self._fit(self._design(self._tiles["x"], self._tiles["y"]))
 
     def _design(self, x, y):
-        x, y = (
-            np.atleast_1d(x) - self._tiles["x"].mean(),
-            np.atleast_1d(y) - self._tiles["y"].mean(),
-        )
-        return np.column_stack([np.ones_like(x), x, y])
+        x, y = x - self._tiles["x"].mean(), y - self._tiles["y"].mean()
+        return np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3)
 
     def _fit(self, design):
         """What each tile has of each number of the fit; what tiles scatter over their noise."""

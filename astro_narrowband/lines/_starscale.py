@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import uniform_filter
 
 from astro_narrowband._engine.door import a_table, door
+from astro_narrowband._engine.frames import Threads
 from astro_narrowband._engine.statistics import mean_with_excess
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry import annulus_photometry
@@ -117,14 +119,12 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
     table = stars[keep]
     table["flux"], table["flux_err"] = n[keep], n_err[keep]
     table["flux_continuum"], table["flux_continuum_err"] = c[keep], c_err[keep]
-    table["ratio"] = table["flux"] / table["flux_continuum"]
-    table["ratio_err"] = table["ratio"] * np.hypot(
-        table["flux_err"] / table["flux"], table["flux_continuum_err"] / table["flux_continuum"]
-    )
-    wide, wide_err, wide_c, wide_c_err = (v[keep] for v in (wide, wide_err, wide_c, wide_c_err))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        table["wide"] = wide / wide_c
-        table["wide_err"] = table["wide"] * np.hypot(wide_err / wide, wide_c_err / wide_c)
+    circles = (n, n_err, c, c_err), (wide, wide_err, wide_c, wide_c_err)
+    for name, values in zip(("ratio", "wide"), circles, strict=True):
+        above, above_err, below, below_err = (v[keep] for v in values)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            table[name] = above / below
+            table[f"{name}_err"] = table[name] * np.hypot(above_err / above, below_err / below)
     fits = [_pixels(line.data, continuum.data, x, y, fwhm) for x, y in xy[keep]]
     table["pixel_slope"], table["pixel_slope_err"], table["pixel_mode"] = np.array(fits).T
     # Structure of the nebula under a star is in both images, and its own ratio is a steeper one.
@@ -145,9 +145,9 @@ def measure_stars(line, continuum, stars, *, fwhm, min_snr):
 def _fluxes(images, xy, r, r_in, r_out):
     """Fluxes and errors of stars in both images, and which have their whole aperture in both."""
     # A clipped mean leaves out more of what lies in the annulus where the noise is less.
-    tables = [
-        annulus_photometry(ccd, xy, r=r, r_in=r_in, r_out=r_out, sky="mean") for ccd in images
-    ]
+    with Threads(2) as threads:
+        measure = partial(annulus_photometry, r=r, r_in=r_in, r_out=r_out, sky="mean")
+        tables = list(threads.map(lambda ccd: measure(ccd, xy), images))
     whole = [np.asarray(t["area"].value) > math.pi * r**2 - 0.5 for t in tables]
     values = [np.asarray(t[name].value) for t in tables for name in ("flux", "flux_err")]
     return values, whole[0] & whole[1]

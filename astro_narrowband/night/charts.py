@@ -70,6 +70,20 @@ def _finish(figure):
     return out.getvalue()
 
 
+def stars_png(flux, away, used, label):
+    """A chart of what stars are off by, against their flux: dots were used, crosses left out."""
+    figure, ax = _figure()
+    ax.set_xscale("log")
+    ax.plot(flux[used], away[used], "o", ms=3, color=_colour("OIII"))
+    ax.plot(flux[~used], away[~used], "x", ms=4, color=_colour("SII"))
+    ax.axhline(0, color=INK, lw=0.8)
+    if used.any() and (reach := float(np.abs(away[used]).max())) > 0:
+        ax.set_ylim(-2 * reach, 2 * reach)
+    ax.xaxis.set_minor_formatter("")
+    _label(ax, "electron/s in the line filter", label)
+    return _finish(figure)
+
+
 def growth_png(curve, *, filter_name="", annulus=None):
     """
     Plot a growth curve with its error band.

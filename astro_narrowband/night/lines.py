@@ -44,7 +44,7 @@ from astro_narrowband.lines import (
     separate_lines,
     subtract_continuum,
 )
-from astro_narrowband.night.lines_page import render_lines
+from astro_narrowband.night.lines_page import LABELS, render_lines
 from astro_narrowband.night.products import Products
 from astro_narrowband.photometry import Flag
 
@@ -332,16 +332,13 @@ def _part(each, name, broad, settings):
     fraction = line_in_continuum(curve_of_line, other, name, velocity=settings.velocity)
     if name != "Halpha" or settings.nii is None:
         return fraction
-    seen = [
-        curve.response("Halpha", velocity=settings.velocity)
-        + settings.nii[0] * curve.response("NII", velocity=settings.velocity)
-        for curve in (curve_of_line, other)
-    ]
-    alone = [
-        curve.response("Halpha", velocity=settings.velocity) for curve in (curve_of_line, other)
-    ]
+    halpha, nii = (
+        [curve.response(line, velocity=settings.velocity) for curve in (curve_of_line, other)]
+        for line in ("Halpha", "NII")
+    )
     # Where the broad filter does not see Halpha, it sees next to nothing of [NII].
-    return fraction * seen[1] / seen[0] * alone[0] / alone[1] if alone[1] > 0 else fraction
+    more = [1 + settings.nii[0] * n / h if h else 1.0 for h, n in zip(halpha, nii, strict=True)]
+    return fraction * more[1] / more[0] if halpha[1] else fraction
 
 
 def _references(path):
@@ -375,13 +372,17 @@ def _matched(each, name, folder):
 
 
 def _coloured(each, name, broad, settings):
-    """The stars that reduce measured, with what references say of their light in two filters."""
+    """The stars that reduce measured, with what references say of their colours, or None."""
     match, measured = each.matches[name]
     table, sky = each.references
     stars = measured["x_center", "y_center"]
-    colours = reference_colours(
-        table, (each.curves[name], each.curves[broad]), source=settings.references
-    )
+    try:
+        colours = reference_colours(
+            table, (each.curves[name], each.curves[broad]), source=settings.references
+        )
+    except InputError as error:
+        each.notes.append(f"{name}: one scale for stars of all colours: {error}")
+        return None
     place = match.wcs.pixel_to_world(*(stars[c].value for c in stars.colnames))
     nearest, apart, _ = place.match_to_catalog_sky(sky)
     near = apart < 2 * proj_plane_pixel_scales(match.wcs)[0] * u.deg
@@ -443,24 +444,23 @@ def _regions(each, settings):
             f"{path}: no region is named sky: the zero of the maps is believed, which holds the "
             "sky that is left in them"
         )
-    tables = []
-    for name, line_map in each.maps.items():
-        table = region_fluxes(line_map, regions, sky=sky)
-        table.add_column([name] * len(table), name="line", index=1)
-        tables.append(table)
-    units = {str(t["flux"].unit) for t in tables}
+    maps, units = each.maps, {str(line_map.unit) for line_map in each.maps.values()}
     if len(units) > 1:
         raise InputError(f"{path}: lines in {' and '.join(sorted(units))}: calibrate all, or none")
-    each.regions = vstack(tables, metadata_conflicts="silent")
-    tables = []
-    for a, b in each.ratios:
-        table = region_ratios(
-            each.maps[a], each.maps[b], regions, sky=sky, min_snr=settings.min_snr
-        )
-        table.add_column([f"{a}/{b}"] * len(table), name="lines", index=1)
-        tables.append(table)
-    if tables:
-        each.region_ratios = vstack(tables, metadata_conflicts="silent")
+    each.regions = _stacked(
+        "line", {n: region_fluxes(m, regions, sky=sky) for n, m in maps.items()}
+    )
+    each.region_ratios = _stacked("lines", {
+        f"{a}/{b}": region_ratios(maps[a], maps[b], regions, sky=sky, min_snr=settings.min_snr)
+        for a, b in each.ratios
+    })  # fmt: skip
+
+
+def _stacked(column, tables):
+    """One table of many, with their names as a column; None of none."""
+    for name, table in tables.items():
+        table.add_column([name] * len(table), name=column, index=1)
+    return vstack(list(tables.values()), metadata_conflicts="silent") if tables else None
 
 
 def _facts(each, name):
@@ -472,10 +472,7 @@ def _facts(each, name):
     bright = np.nan_to_num(line_map.data - level) > 5 * np.nan_to_num(
         line_map.uncertainty.array, nan=np.inf
     )
-    keys = ("KCONT", "KCONTERR", "KSTARS", "KRATIO", "KSLOPE", "KMODE", "KSCATTER", "KLOST",
-            "KFILTER", "FLUXCAL", "FLUXRAN", "FLUXFLO", "FLUXSTAR", "BLEND",
-            "BLENDERR")  # fmt: skip
-    facts = {key: meta[key] for key in keys if key in meta}
+    facts = {key: meta[key] for key in LABELS if key in meta}
     facts |= {"unit": line_map.unit.to_string(), "noise": noise}
     total = float(np.sum(line_map.data[bright], dtype=float) - level * bright.sum())
     if not bright.any() or total <= 0:

@@ -32,7 +32,7 @@ from astro_narrowband.photometry._measure import (
     warn_of_errors,
 )
 from astro_narrowband.photometry._positions import read_apertures
-from astro_narrowband.photometry._structure import structure_variance
+from astro_narrowband.photometry._structure import level_errors
 
 #: An annulus with fewer usable pixels than this is flagged.
 MIN_SKY = 30
@@ -271,9 +271,7 @@ def annulus_photometry(
     sums = apertures.circle_sums(image.pixels, x_in, y_in, [r])
     annulus = {"r_in": r_in, "r_out": r_out, "sky": sky, "clip": clip}
     level = measure_sky(image, x_in, y_in, **annulus)
-    if isinstance(sky, str):
-        structure = structure_variance(image, x_in, y_in, level, radii=[r], **annulus)[:, 0]
-        level = level._replace(err=np.sqrt(level.err**2 + structure))
+    level = level._replace(err=level_errors(image, x_in, y_in, level, radii=[r], **annulus)[:, 0])
     columns, terms = _columns(image, sums, level, r, read_noise)
     table = _new_table(image, x, y)
     for name, (values, unit) in columns.items():
@@ -282,7 +280,7 @@ def annulus_photometry(
         full = np.full(len(x), 0 if name in ("n_sky", "area") else np.nan, values.dtype)
         full[reached] = values
         table[name] = full if unit is None else full * unit
-    flags[reached] |= _flags(sums, level, measured=isinstance(sky, str))
+    flags[reached] |= circle_flags(sums, level, sky)[:, 0]
     with np.errstate(invalid="ignore"):
         table["flags"] = flags | flag_where(
             {
@@ -378,17 +376,17 @@ def _new_table(image, x, y):
     return table
 
 
-def _flags(sums, sky, *, measured):
-    area = sums.area[:, 0]
+def circle_flags(sums, level, sky):
+    """Return what circles and their annuli tell of measurements, (n, m); ``sky`` as was asked."""
     return flag_where(
         {
-            Flag.EDGE: sums.off_edge[:, 0],
-            Flag.MASKED: sums.n_masked[:, 0] > 0,
-            Flag.SATURATED: sums.n_saturated[:, 0] > 0,
-            Flag.SKY_FEW: measured & (sky.n_good < MIN_SKY),
-            Flag.SKY_EDGE: sky.off_edge,
-            Flag.SKY_UNEVEN: sky.uneven,
-            Flag.NO_DATA: area <= 0,
+            Flag.EDGE: sums.off_edge,
+            Flag.MASKED: sums.n_masked > 0,
+            Flag.SATURATED: sums.n_saturated > 0,
+            Flag.SKY_FEW: (isinstance(sky, str) & (level.n_good < MIN_SKY))[:, None],
+            Flag.SKY_EDGE: level.off_edge[:, None],
+            Flag.SKY_UNEVEN: level.uneven[:, None],
+            Flag.NO_DATA: sums.area <= 0,
         }
     )
 

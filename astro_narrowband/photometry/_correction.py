@@ -24,6 +24,8 @@ USUAL = 0.01, 0.02
 #: Of that light, the error of a fit to sums of Moffat profiles; and what it is off for others: a
 #: third in all.
 FIT, MODEL = 0.2, 0.27
+#: Of less than this part of a star nobody can tell: wings of neighbours in annuli hide it.
+LEAST = 0.005
 
 
 @door
@@ -283,7 +285,7 @@ def _beyond(curves, use, min_snr):
     # A fit that cannot tell falls back to what stars usually have out there.
     shrink = USUAL[1] ** 2 / (USUAL[1] ** 2 + err**2)
     value = USUAL[0] + (value - USUAL[0]) * shrink
-    return 1 + value, math.hypot(err * math.sqrt(shrink), FIT * value), MODEL * value
+    return 1 + value, math.hypot(err * math.sqrt(shrink), FIT * value), MODEL * max(value, LEAST)
 
 
 def _mean_with_scatter(values, variance):

@@ -17,7 +17,7 @@ from astropy.table import QTable
 from astro_narrowband._engine.door import count, door, flag, or_of
 from astro_narrowband._engine.plots import picture_html
 from astro_narrowband.exceptions import InputError
-from astro_narrowband.photometry._annulus import MIN_SKY, Flag, apertures, flag_where
+from astro_narrowband.photometry._annulus import Flag, apertures, circle_flags, flag_where
 from astro_narrowband.photometry._correction import chosen
 from astro_narrowband.photometry._draw import draw_growth, draw_stack
 from astro_narrowband.photometry._measure import (
@@ -29,7 +29,7 @@ from astro_narrowband.photometry._measure import (
     warn_of_errors,
 )
 from astro_narrowband.photometry._positions import read_apertures
-from astro_narrowband.photometry._structure import structure_variance
+from astro_narrowband.photometry._structure import level_errors
 
 
 @door(sky=flag, star=or_of(type(None), count(0)))
@@ -417,12 +417,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
     sums = apertures.circle_sums(image.pixels, x[reached], y[reached], radii, n_nested=n_nested)
     annulus = {"r_in": r_in, "r_out": r_out, "sky": sky, "clip": clip}
     level = measure_sky(image, x[reached], y[reached], **annulus)
-    level_err = np.repeat(level.err[:, None], len(radii), axis=1)
-    if isinstance(sky, str):
-        level_err = np.sqrt(
-            level_err**2
-            + structure_variance(image, x[reached], y[reached], level, radii=radii, **annulus)
-        )
+    level_err = level_errors(image, x[reached], y[reached], level, radii=radii, **annulus)
     with np.errstate(divide="ignore", invalid="ignore"):
         source, background = split_variance(image, sums, level, radii)
         pixel_variance = source + background
@@ -431,20 +426,7 @@ def _curves(image, x, y, radii, reached, r_in, r_out, sky, clip):
         scale = np.sqrt(pixel_variance / variance)
         flux = np.where(sums.area > 0, sums.total - sums.area * level.level[:, None], np.nan)
         error = np.sqrt(pixel_variance + (sums.area * level_err) ** 2)
-    with np.errstate(invalid="ignore"):
-        negative = flux < 0
-    flags = flag_where(
-        {
-            Flag.EDGE: sums.off_edge,
-            Flag.MASKED: sums.n_masked > 0,
-            Flag.SATURATED: sums.n_saturated > 0,
-            Flag.SKY_FEW: (isinstance(sky, str) & (level.n_good < MIN_SKY))[:, None],
-            Flag.SKY_EDGE: level.off_edge[:, None],
-            Flag.SKY_UNEVEN: level.uneven[:, None],
-            Flag.NEGATIVE: negative,
-            Flag.NO_DATA: sums.area <= 0,
-        }
-    )
+        flags = circle_flags(sums, level, sky) | flag_where({Flag.NEGATIVE: flux < 0})
 
     def full(values, empty=np.nan):
         out = np.full((n, *values.shape[1:]), empty)

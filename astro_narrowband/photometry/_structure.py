@@ -32,6 +32,14 @@ MOST = 6.0
 STAR, SHARP, CIRCLE, MOSTLY = 4.5, 0.7, 0.42, 75
 
 
+def level_errors(image, x, y, level, *, radii, **annulus):
+    """Return the errors of levels under circles, (n, m): of noise, and `structure_variance`."""
+    variance = np.repeat(level.err[:, None] ** 2, len(radii), axis=1)
+    if isinstance(annulus["sky"], str):
+        variance += structure_variance(image, x, y, level, radii=radii, **annulus)
+    return np.sqrt(variance)
+
+
 def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
     """
     Return the variance of the sky's level under circles beyond that of noise, (n, m).

@@ -492,9 +492,7 @@ class _Ladder:
         others = [
             o for o, a in enumerate(known) if isinstance(a, Alignment) and o != self.reference
         ]
-        others.sort(
-            key=lambda o: (self.labels[o] != self.labels[k], abs(self.times[o] - self.times[k]))
-        )
+        others.sort(key=lambda o: abs(self.times[o] - self.times[k]))
         same = [o for o in others if self.labels[o] == self.labels[k]][:NEIGHBOURS]
         rest = [o for o in others if self.labels[o] != self.labels[k]][:NEIGHBOURS]
         return same + rest

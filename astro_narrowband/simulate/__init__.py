@@ -26,17 +26,8 @@ from astro_narrowband.simulate._camera import (
     flat_plane,
 )
 from astro_narrowband.simulate._frames import SHAPE, SimulatedFrames, simulate_frames
-from astro_narrowband.simulate._model import (
-    NightModel,
-    stream,
-)
-from astro_narrowband.simulate._sky import (
-    Nebula,
-    add_stars,
-    moffat_fraction,
-    pointing,
-    star_fluxes,
-)
+from astro_narrowband.simulate._model import NightModel, stream
+from astro_narrowband.simulate._sky import Nebula, add_stars, moffat_fraction, pointing, star_fluxes
 from astro_narrowband.simulate._spectra import SpectralModel, SpectralNebula
 from astro_narrowband.simulate._truth import (
     FOLDER,

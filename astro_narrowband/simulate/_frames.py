@@ -15,10 +15,7 @@ from astro_narrowband.simulate._camera import (
     expose,
     flat_plane,
 )
-from astro_narrowband.simulate._model import (
-    NightModel,
-    stream,
-)
+from astro_narrowband.simulate._model import NightModel, stream
 from astro_narrowband.simulate._sky import add_stars
 
 

@@ -108,6 +108,7 @@ def judge(seed):
             row = compare(truth, record, folder / "reduced")[0]
             if row["n_stars"] >= 5:
                 figures["star pulls"] = row["pull_width"]
+                figures["stars"] = row["n_stars"]
                 figures["bias"] = row["flux_bias"] / row["flux_bias_err"]
         figures["sparse"] = night(seed)["model"].faintest > 50
     return said, json.loads(json.dumps(figures, default=float))
@@ -151,6 +152,10 @@ def main():
             error = 1.25 * (high - low) / 2 / np.sqrt(len(values))
             print(f"{key:10s} {middle:.3f} +- {error:.3f}  {low:.3f} to {high:.3f}"
                   f"  ({len(values)} nights)")  # fmt: skip
+    judged = [row for row in rows if np.isfinite(row.get("star pulls", np.nan))]
+    stars = np.array([row["stars"] for row in judged])
+    pulls = np.sqrt(np.average([row["star pulls"] ** 2 for row in judged], weights=stars))
+    print(f"star pulls of all {stars.sum()} stars: {pulls:.3f} +- {0.93 / stars.sum() ** 0.5:.3f}")
     bias = np.array([row["bias"] for row in rows if "bias" in row])
     print(f"bias of a night's fluxes over its error: rms {np.sqrt(np.mean(bias**2)):.2f}")
 

@@ -11,12 +11,11 @@ from astropy.io import fits
 from astro_narrowband._engine.files import ChangedError, Identity, set_card
 from astro_narrowband._engine.frames._fits_image import FitsImage
 from astro_narrowband._engine.frames._frame import Band, Frame, handed
-from astro_narrowband._engine.frames._memory import to_variance
 from astro_narrowband._engine.frames._sums import damage_of
 from astro_narrowband._engine.frames.fits_reader import MAX_PIXELS, read_structure
 from astro_narrowband._engine.headers import raw_values
 from astro_narrowband._engine.text import clean_text
-from astro_narrowband._engine.validate import as_unit
+from astro_narrowband._engine.validate import as_unit, to_variance
 from astro_narrowband.exceptions import InputError
 
 

@@ -11,16 +11,6 @@ from astro_narrowband._engine.wcs import fits_wcs, put_wcs, read_wcs
 from astro_narrowband.exceptions import InputError
 
 
-def to_variance(kind, values):
-    """Return the variance that an uncertainty of this kind stands for, in words of astropy."""
-    if kind in ("StdDevUncertainty", "std"):
-        return values * values
-    if kind in ("InverseVariance", "ivar"):
-        with np.errstate(divide="ignore"):
-            return np.float32(1.0) / values
-    return values
-
-
 def as_header(meta, name):
     """Return the meta of an image as a header: as it is, or made of a plain mapping."""
     if isinstance(meta, fits.Header):

@@ -21,12 +21,7 @@ import numpy as np
 from astropy.io import fits
 
 from astro_narrowband._engine.files import Identity, open_regular
-from astro_narrowband._engine.frames._fits_image import (
-    FitsImage,
-    PackedFile,
-    PlainFile,
-    TiledFile,
-)
+from astro_narrowband._engine.frames._fits_image import FitsImage, PackedFile, PlainFile, TiledFile
 from astro_narrowband._engine.frames._packed import opener_of
 from astro_narrowband._engine.frames._sums import BLOCK, sums_of
 from astro_narrowband._engine.frames._tiles import TileError, tiled_headers

@@ -161,16 +161,25 @@ def render_report(folder, record, *, pictures=None):
     -------
     str
     """
+
+    def page():
+        shown = pictures or Pictures(folder, len(record.get("groups") or ()))
+        return {"record": record, **_page(folder, record, shown)}
+
+    folder = Path(folder)
+    return rendered("report.html", page)
+
+
+def rendered(name, page, *, more_style=""):
+    """Return the text of a template, of what ``page()`` returns once its tools are known to be."""
     try:
         import jinja2
         import matplotlib as mpl  # noqa: F401 - said here, before anything is done
     except ImportError as error:
         raise ProductError(
-            f"report.html: needs {error.name}, which is not installed: "
+            f"{name}: needs {error.name}, which is not installed: "
             "pip install 'astro-narrowband[report]'"
         ) from None
-    folder = Path(folder)
-    pictures = pictures or Pictures(folder, len(record.get("groups") or ()))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -179,16 +188,10 @@ def render_report(folder, record, *, pictures=None):
         undefined=jinja2.ChainableUndefined,
         finalize=printed,
     )
-    environment.filters["num"] = number
-    environment.filters["fixed"] = fixed
-    environment.filters["png"] = data_url
-    environment.filters["breaks"] = breaks
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    environment.filters |= {"num": number, "fixed": fixed, "png": data_url, "breaks": breaks}
+    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8") + more_style
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
-    page = _page(folder, record, pictures)
-    return environment.get_template("report.html").render(
-        style=style, style_hash=digest, record=record, **page
-    )
+    return environment.get_template(name).render(style=style, style_hash=digest, **page())
 
 
 def _page(folder, record, pictures):

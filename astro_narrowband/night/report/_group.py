@@ -14,8 +14,7 @@ from astropy.table import Table
 from astro_narrowband._engine.headers import read_pixel_scale
 from astro_narrowband.night import figures
 from astro_narrowband.night.charts import growth_png, self_test_png
-from astro_narrowband.night.report._headline import headline, messages_of
-from astro_narrowband.night.report._words import cause_of
+from astro_narrowband.night.report._words import cause_of, headline, messages_of
 
 #: Longest side of the small pictures, in pixels.
 SMALL = 320

@@ -70,7 +70,7 @@ class Night:
         self.workers = settings.workers or usable_cores()
         self.names, self.given, self.out, self.placed = set(), {}, {}, {}
         self.targets, self.lost, self.is_new, self.since = [], set(), True, 0
-        self.held = threading.local()
+        self.held, self.drawings = threading.local(), []
         self.pictures = Pictures(products.folder, n_groups) if can_render() else None
         self.record = {
             "software": software(),
@@ -262,6 +262,8 @@ class Night:
         """
         if self.pictures is not None and self.is_new:
             writer.submit(picture, self.pictures, *what)
+        elif self.pictures is not None:
+            self.drawings.append((picture, self.pictures, *what))
 
     def attempt(self, groups, step, *args):
         """Do a step for some groups; if it fails they do, with the reason, and the others go on."""
@@ -479,6 +481,9 @@ class Night:
             made_of = record | {"products": self.products.digests}
             of_page = self.products.key([], product="page", record=made_of)
             if not self.products.have("report.html", of_page):
+                with Threads(1) as writer:
+                    for drawing in self.drawings:
+                        writer.submit(*drawing)
                 page = render_report(self.products.folder, made_of, pictures=self.pictures)
                 self.products.write_text("report.html", page, of_page)
         else:

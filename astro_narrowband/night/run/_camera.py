@@ -6,12 +6,7 @@ from astropy import units as u
 
 from astro_narrowband._engine.files import set_card
 from astro_narrowband._engine.headers import read_egain, read_gain, read_noise
-from astro_narrowband.detector import (
-    Detector,
-    confront_detector,
-    decide_detector,
-    gain_of_lights,
-)
+from astro_narrowband.detector import Detector, confront_detector, decide_detector, gain_of_lights
 from astro_narrowband.exceptions import InputError
 
 #: Lights that tell where pixels are full.
