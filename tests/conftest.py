@@ -20,6 +20,12 @@ def rng():
     return np.random.default_rng(20251122)
 
 
+@pytest.fixture
+def without_page(monkeypatch):
+    """Let runs of this process draw no report, which takes longer than a small night."""
+    monkeypatch.setattr("astro_narrowband.night.run.can_render", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """Folder of real raw nights: ``ASTRO_NARROWBAND_DATA`` or ``../shared/data``."""

@@ -236,7 +236,7 @@ def of_masters():
             "read_noise": None, "saturation": None, "flats": (), "biases": (), "darks": (),
             "lights": ()}),
         "detector.gain_of_lights": (detector.gain_of_lights, {
-            "lights": [raw(1000 + k, 60.0, (96, 256)) for k in range(2)], "sample": 1000}),
+            "lights": [raw(1000 + k, 60.0, (96, 256)) for k in range(2)]}),
         "detector.confront_detector": (detector.confront_detector, {
             "detector": t["detector"], "measured": t["detector"]}),
         "detector.measure_saturation": (detector.measure_saturation, {

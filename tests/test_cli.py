@@ -55,6 +55,7 @@ def test_reduce_prints_a_summary_and_writes_the_products(night, tmp_path, capsys
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_quiet_prints_nothing_on_stdout(night, tmp_path, capsys):
     assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out"), "--quiet"]) == 0
     assert capsys.readouterr().out == ""
@@ -285,6 +286,7 @@ def test_a_stdout_that_is_full_is_named(night, arguments):
     assert "standard output: cannot be written (No space left on device)" in done.stderr
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_file_system_without_locks_is_no_error(night, tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
@@ -293,6 +295,7 @@ def test_a_file_system_without_locks_is_no_error(night, tmp_path, monkeypatch):
     assert cli.main(["reduce", str(night), "-o", str(tmp_path / "out"), "--quiet"]) == 0
 
 
+@pytest.mark.usefixtures("without_page")
 def test_calibrated_lights_of_a_finished_night_are_written(night, tmp_path):
     command = ["reduce", str(night), "-o", str(tmp_path / "out"), "--quiet"]
     assert cli.main(command) == 0
@@ -324,6 +327,7 @@ def test_a_scheduler_that_is_none_is_usage(night, tmp_path, capsys, text):
     assert "is no scheduler file" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_page")
 def test_spellings_and_journals_that_are_nested_deep_are_named(night, tmp_path, capsys):
     spellings, out = tmp_path / "deep.toml", tmp_path / "out"
     spellings.write_text("kinds = " + "[" * 100_000)
@@ -369,6 +373,7 @@ def test_what_can_only_be_a_mistake_is_usage(arguments, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_gain_that_the_flats_contradict_is_said(night, tmp_path, capsys):
     assert cli.main(["reduce", str(night), "-o", str(tmp_path / "a"), "--gain", "1.2"]) == 0
     assert "flats and biases show 0.6" in capsys.readouterr().err
@@ -382,6 +387,7 @@ def test_a_filter_that_no_light_has_is_said(night, tmp_path, capsys):
     assert "the lights are of Halpha" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_gain_that_cannot_be_is_said_and_measured(night, tmp_path, capsys):
     copy = tmp_path / "night"
     shutil.copytree(night, copy)

@@ -45,6 +45,7 @@ def reduced(night, tmp_path_factory):
     return record, output
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_resume_with_nothing_to_do_compares_digests_and_says_what_was_said(
     night, tmp_path, monkeypatch
 ):
@@ -101,6 +102,7 @@ def test_a_resume_with_nothing_to_do_compares_digests_and_says_what_was_said(
     begins()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_what_may_be_gone_the_next_time_is_tried_again(night, tmp_path):
     few, out = tmp_path / "night", tmp_path / "out"
     shutil.copytree(night, few, ignore=shutil.ignore_patterns("truth", "*OIII*"))
@@ -176,6 +178,7 @@ def test_fluxes_and_alignments_are_true(tmp_path):
     assert 0.5 < row["pull_width"] < 1.6
 
 
+@pytest.mark.usefixtures("without_page")
 def test_frames_that_are_out_for_one_cause_are_said_in_one_line(night, tmp_path):
     part = tmp_path / "night"
     shutil.copytree(night, part)
@@ -228,12 +231,14 @@ def test_resume_makes_only_what_is_missing_and_the_same_bytes(night, reduced, tm
         assert (again / name).read_bytes() == (output / name).read_bytes()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_workers_and_memory_change_no_byte(night, reduced, tmp_path):
     _, output = reduced
     reduce_night(night, tmp_path / "one", settings=Settings(workers=1, memory=30e6))
     assert digests(tmp_path / "one") == digests(output)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_filter_without_flat_fails_alone(night, tmp_path):
     part = tmp_path / "night"
     shutil.copytree(night, part, ignore=shutil.ignore_patterns("OIII_flat*"))
@@ -246,6 +251,7 @@ def test_a_filter_without_flat_fails_alone(night, tmp_path):
     assert "flat" in failed["reason"]
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_truncated_light_is_left_out_by_name(night, tmp_path):
     part = tmp_path / "night"
     shutil.copytree(night, part)
@@ -291,6 +297,7 @@ def test_a_frame_left_out_of_the_coadd_is_left_out_everywhere(night, tmp_path, c
         (tmp_path / "out" / "night.json").unlink()
 
 
+@pytest.mark.usefixtures("without_page")
 def test_lights_of_other_stars_become_a_panel_of_their_own(night, tmp_path):
     part = tmp_path / "night"
     shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
@@ -326,6 +333,7 @@ def test_strict_turns_a_warning_into_status_3(night, tmp_path):
     assert reduce_night(part, tmp_path / "out", settings=settings)["status"] == 3
 
 
+@pytest.mark.usefixtures("without_page")
 def test_dark_beyond_the_limit_leaves_lights_out_by_name(night, tmp_path):
     settings = Settings(max_extrapolation=0.5, filters=("Halpha",))
     part = tmp_path / "night"
@@ -367,6 +375,7 @@ def test_every_master_of_several_settings_is_in_the_record(night, tmp_path):
     assert all(f"<dd>{label}</dd>" in page for label in labels)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_spellings_are_part_of_what_a_product_is_made_of(night, tmp_path):
     part = tmp_path / "night"
     shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))
@@ -386,6 +395,7 @@ def test_spellings_are_part_of_what_a_product_is_made_of(night, tmp_path):
     assert coadded() != first
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_filter_of_the_user_is_reduced_under_the_name_that_is_wanted(night, tmp_path):
     part = tmp_path / "night"
     shutil.copytree(night, part, ignore=shutil.ignore_patterns("truth", "*OIII*"))

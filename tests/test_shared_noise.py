@@ -280,6 +280,54 @@ def check_parts(nights, kind, parts, how, folder):
     assert 0.95 < np.std(every) < 1.06
 
 
+@pytest.mark.parametrize("how", ["coadd", "InverseVarianceCombiner"])
+def test_frames_that_were_multiplied_by_numbers_of_their_own(nights, how):
+    every, sky, kept = [], SKY / EXPOSURE, {"handle_meta": "first_found"}
+    for night in nights["undithered"]:
+        ccds = [
+            ccd.subtract(sky * ccd.unit, **kept).multiply((1.0, 4.0)[k % 2], **kept)
+            for k, ccd in enumerate(night.calibrated)
+        ]
+        if how == "coadd":
+            made = coadded(ccds)[0]
+        else:
+            made = InverseVarianceCombiner(ccds).average_combine()
+        every.append((made.data / made.uncertainty.array)[14:49, 14:49])
+    assert 0.95 < np.std(every) < 1.06
+
+
+@pytest.mark.parametrize(
+    ("cards", "says"),
+    [
+        ({"FLATCOR": "ccd=<CCDData>, flat=<CCDData>"}, "FLATCOR = 'ccd=<CCDData>, flat=<CCDData>'"),
+        ({"SUBBIAS": "ccd=<CCDData>"}, "SUBBIAS = 'ccd=<CCDData>': not by astro_narrowband"),
+        ({"BIASSUB": True}, "BIASSUB = True: not by astro_narrowband"),
+    ],
+)
+def test_a_master_that_was_applied_elsewhere_is_said(rng, cards, says):
+    camera = Detector(gain=1.0, read_noise=5.0)
+    lights = [raw(rng.normal(500, 10, (40, 40)), 60.0) for _ in range(2)]
+    for light in lights:
+        light.header.update(cards)
+    made = [calibrate(light, detector=camera) for light in lights]
+    assert all(ccd.header[key] == value for ccd in made for key, value in cards.items())
+    with pytest.warns(SharedNoiseWarning, match=says):
+        InverseVarianceCombiner(made)
+
+
+def test_what_others_joined_does_not_have_the_noise_of_one_frame(nights):
+    ccds = nights["undithered"][0].ccds()[:2]
+    ccds[0].header["NCOMBINE"] = 4
+    with pytest.warns(SharedNoiseWarning, match="1 of 2 frames do not say"):
+        InverseVarianceCombiner(ccds)
+
+
+def test_masters_are_for_whole_frames(nights):
+    night = nights["undithered"][0]
+    with pytest.raises(InputError, match="masters is for whole frames"):
+        coadd([ccd[8:40, :] for ccd in night.ccds()], masters=night.recipe, flux_scale="none")
+
+
 def test_what_a_coadd_tells_is_there_for_the_next(nights):
     ccds = nights["undithered"][0].ccds()
     first = coadded(ccds[:8])[0]

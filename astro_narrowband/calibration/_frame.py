@@ -199,7 +199,8 @@ class CalibratedFrame(Frame):
             "EXPNORM": True,
         }
         for key, value in done.items():
-            header[key] = (value, STEPS[key])
+            if value or not _was_done(header, key):
+                header[key] = (value, STEPS[key])
         header["DARKPOL"] = (self.policy, "how the dark was had")
         header["EXPTIME"] = (self.exposure, "[s] exposure time")
         drop_camera(header)
@@ -338,10 +339,17 @@ def refuse_twice(frame, *, bias, dark, flat):
     """Refuse a frame that lost its bias, dark or flat before, if it is to lose it now."""
     wanted = {"BIASSUB": bias, "DARKSUB": dark, "FLATCOR": flat, "GAINCOR": True, "EXPNORM": True}
     for key, step in wanted.items():
-        for name in (key, CCDPROC_STEPS[key]):
-            value = frame.header.get(name)
-            if step and value is not None and value is not False and str(value) != "F":
-                raise CalibrationError(
-                    f"{frame.name}: {name} = {value!r}: it was {STEPS[key]} before, and would "
-                    "be twice: give the raw frame"
-                )
+        if step and (name := _was_done(frame.header, key)):
+            raise CalibrationError(
+                f"{frame.name}: {name} = {frame.header[name]!r}: it was {STEPS[key]} before, and "
+                "would be twice: give the raw frame"
+            )
+
+
+def _was_done(header, key):
+    """Return the keyword that says that a step was done, or None."""
+    for name in (key, CCDPROC_STEPS[key]):
+        value = header.get(name)
+        if value is not None and value is not False and str(value) != "F":
+            return name
+    return None

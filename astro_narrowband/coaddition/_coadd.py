@@ -236,7 +236,7 @@ def coadd(
     >>> int(made.coverage[7, 9]), round(float(made.ccd.uncertainty.array[0, 0]), 3)
     (2, 0.667)
     """
-    frames = [own_noise(frame, masters) for frame in as_frames(frames)]
+    frames = own_noise(as_frames(frames), masters)
     warn_of_unknown(frames)
     shape = same_shape(frames)
     unit = _one_unit(frames)

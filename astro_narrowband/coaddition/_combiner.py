@@ -107,9 +107,9 @@ class InverseVarianceCombiner(Combiner):
         """Take what images share out of their variance; return it as (frame, cluster, overlap)."""
         if self._variance is None or any(np.ndim(image.data) != 2 for image in images):
             return []
-        frames = [
-            own_noise(MemoryFrame(image, name=f"image {i}")) for i, image in enumerate(images)
-        ]
+        frames = own_noise(
+            [MemoryFrame(image, name=f"image {i}") for i, image in enumerate(images)]
+        )
         known = [i for i, f in enumerate(frames) if f.masters not in (None, "none")]
         for i in known:
             whole = slice(0, frames[i].shape[0])
@@ -127,8 +127,9 @@ class InverseVarianceCombiner(Combiner):
             relative = amplitude * weights[i] * used[i]
             amount = relative * scale[i]
             one = sums.setdefault(cluster, [frame, overlap, 0.0, 0.0, 0.0])
-            one[2] += amount / frame.dark_exposure
-            one[3] += amount
+            of_offset, of_rate = frame.calibrated.dark_scale
+            one[2] += amount * of_offset / frame.dark_exposure
+            one[3] += amount * of_rate
             one[4] += relative
         for frame, overlap, a, b, w in sums.values():
             planes = frame.master_noise(slice(0, frame.shape[0]))

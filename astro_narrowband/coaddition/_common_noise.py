@@ -148,8 +148,9 @@ def overlap_factors(cluster, correlations, amplitude):
 def _amounts(task, i):
     """How much frame ``i`` has of the masters' offset, rate and flat in the sum."""
     weight = task.weight[i] * task.amplitude[i]
-    rate = weight / task.scale[i] * task.frames[i].pixel_area
-    return np.array([rate / task.frames[i].calibrated.dark_exposure, rate, weight])
+    rate, calibrated = weight / task.scale[i] * task.frames[i].pixel_area, task.frames[i].calibrated
+    of_offset, of_rate = calibrated.dark_scale
+    return np.array([rate * of_offset / calibrated.dark_exposure, rate * of_rate, weight])
 
 
 def _variances(planes, amounts):
@@ -185,7 +186,9 @@ def noise_to_tell(task, sigma):
     amounts = np.array([_amounts(task, i) for i in np.flatnonzero(task.cluster >= 0)])
     weights, matrices = zip(*(frame.placements for frame in frames), strict=True)
     size = task.amplitude[task.cluster >= 0]
-    a, b, w = np.repeat(amounts / size[:, None], list(map(len, weights)), axis=0).T
+    n_places = list(map(len, weights))
+    a, b, w = np.repeat(amounts / size[:, None], n_places, axis=0).T
+    t = np.repeat([frame.calibrated.dark_exposure for frame in frames], n_places)
     weights, matrices = np.concatenate(weights), np.concatenate(matrices)
     a, b, w = a * weights, b * weights, w * weights
     same = _same(matrices, task.shape)
@@ -206,7 +209,7 @@ def noise_to_tell(task, sigma):
     return SharedNoise(
         frames[0].masters, a @ same @ a * var_offset, 2 * (a @ same @ b) * cov,
         b @ same @ b * var_rate, flat * signal**2, math.sqrt(flat * blank),
-        exposure=b.sum() / a.sum(), places=tuple(places),
+        exposure=b.sum() / (b / t).sum(), places=tuple(places),
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from astro_narrowband._engine.frames import Frame, handed
 from astro_narrowband._engine.headers import exposures_in, read_exposure
+from astro_narrowband._engine.headers.spellings import OFF
 from astro_narrowband.calibration import Recipe
 from astro_narrowband.coaddition._common_noise import shared_noise_of
 from astro_narrowband.darks import DarkModel
@@ -34,22 +35,40 @@ def exposure_of(frame):
     return read_exposure(frame.header) if exposures_in(frame.header) else math.nan
 
 
-def own_noise(frame, masters=None):
+def own_noise(frames, masters=None):
     """
-    Return a frame with its own variance only, that knows what its masters add, if that is known.
+    Return frames with their own variance only, that know what their masters add, where they can.
 
     Parameters
     ----------
-    frame : Frame
+    frames : sequence of Frame
     masters : Recipe or DarkModel, optional
-        That it was calibrated with.
+        That they were calibrated with.
     """
+    frames, groups = [_own_noise_of(frame, masters) for frame in frames], {}
+    for frame in frames:
+        if isinstance(frame.calibrated, _Told):
+            groups.setdefault(frame.masters, []).append(frame.calibrated)
+    for group in groups.values():
+        # Whatever each was multiplied by: what they share has one level (of the largest, so
+        # that none is 0 for some of them, and in no order of the frames).
+        levels = np.max([frame.levels for frame in group], axis=0)
+        covariances = [frame.levels[1] for frame in group]
+        levels[1] = max(covariances, key=abs)
+        for frame in group:
+            frame.scale_to(levels)
+    return frames
+
+
+def _own_noise_of(frame, masters):
     if frame.masters is not None:
         if masters is not None:
             raise InputError(f"{frame.name}: knows the noise of its masters: leave out masters")
         return frame
     inner = frame.calibrated
     cards = SharedNoise.from_header(inner.header)
+    if cards and cards.masters != "none" and not cards.places and _is_combined(inner.header):
+        cards = None  # of the first of its frames: the combination is not ours
     if masters is not None:
         apart = _WithMasters(inner, masters, cards)
     elif cards is None:
@@ -66,18 +85,45 @@ def own_noise(frame, masters=None):
     return outer
 
 
+def _is_combined(header):
+    """Whether frames were joined, as ccdproc's guide (COMBINED) or others (NCOMBINE) say it."""
+    return header.get("COMBINED") is True or header.get("NCOMBINE", 1) not in (1, "1")
+
+
+def _done_elsewhere(header):
+    """What says that something else than `calibrate` applied a master, or None."""
+    for keyword in ("SUBBIAS", "SUBDARK", "BIASSUB", "DARKSUB", "FLATCOR"):
+        value = header.get(keyword)
+        if isinstance(value, str) and value.strip().lower() not in OFF:  # as ccdproc writes them
+            return f"{keyword} = {value!r}"
+        if value is True and (
+            header.get("MASTERID") == "none"
+            or (keyword != "FLATCOR" and header.get("DARKPOL") == "none")
+        ):
+            return f"{keyword} = {value!r}"
+    return None
+
+
 def warn_of_unknown(frames):
-    """Warn once of frames that do not say what noise they share."""
+    """Warn once of frames that do not say what noise they share, or not all of it."""
     unknown = [frame.name for frame in frames if frame.masters is None]
-    if unknown and len(frames) > 1:
-        warn(
+    steps = {frame.name: step for frame in frames if (step := _done_elsewhere(frame.header))}
+    if len(frames) < 2 or not (unknown or steps):
+        return
+    if unknown:
+        text = (
             f"{unknown[0]}{' and others' if len(unknown) > 1 else ''}: {len(unknown)} of "
-            f"{len(frames)} frames do not say which masters they were calibrated with: noise of "
-            "bias, dark and flat that they share is taken to average down: calibrate them with "
-            "astro_narrowband, or give masters",
-            SharedNoiseWarning,
-            stacklevel=3,
+            f"{len(frames)} frames do not say which masters they were calibrated with"
         )
+    else:
+        name, step = next(iter(steps.items()))
+        text = f"{name}: {step}: not by astro_narrowband, and how noisy that master is not known"
+    warn(
+        f"{text}: noise of bias, dark and flat that they share is taken to average down: "
+        "calibrate them with astro_narrowband, or give masters",
+        SharedNoiseWarning,
+        stacklevel=3,
+    )
 
 
 class _Apart(Frame):
@@ -116,9 +162,10 @@ class _Apart(Frame):
     def _shared(self, rows, data):
         """Variance of the masters in these rows."""
         var_offset, cov, var_rate, var_flat = self.master_noise(rows)
-        t, total = np.float32(self.dark_exposure), np.float32(0)
+        of_offset, of_rate = (np.float32(scale) for scale in self.dark_scale)
+        a, total = of_offset / np.float32(self.dark_exposure), np.float32(0)
         if var_offset is not None:
-            total = var_offset / t**2 + 2 * cov / t + var_rate
+            total = a * a * var_offset + 2 * a * of_rate * cov + of_rate * of_rate * var_rate
         if var_flat is not None:
             total = total + var_flat * data * data
         return total
@@ -158,7 +205,14 @@ class _Told(_Apart):
             cards.offset * blank * t**2, cards.covariance * blank * t / 2,
             cards.rate * blank + gone, flat,
         )  # fmt: skip
-        self._levels = [each / self._amount for each in levels]
+        self.levels = self._common = np.array(levels) / self._amount
+
+    def scale_to(self, levels):
+        """Let `master_noise` be that of ``levels``, which other frames have in common."""
+        self._common = levels
+        largest = np.where(levels > 0, levels, 1.0)
+        ratio = np.sqrt(np.where(levels > 0, self.levels / largest, 1.0))
+        self.dark_scale = float(ratio[0]), float(ratio[2])
 
     @property
     def dark_exposure(self):
@@ -168,7 +222,7 @@ class _Told(_Apart):
     def master_noise(self, rows):
         """As of a `~astro_narrowband.calibration.CalibratedFrame`, the same in every pixel."""
         shape = rows.stop - rows.start, self.shape[1]
-        return tuple(np.full(shape, level, np.float32) for level in self._levels)
+        return tuple(np.full(shape, level, np.float32) for level in self._common)
 
 
 class _WithMasters(_Apart):
@@ -187,6 +241,12 @@ class _WithMasters(_Apart):
                 f"{frame.name}: MASTERID = {cards.masters}: was calibrated with other masters than "
                 f"those given ({masters.masters}): give those, or leave out masters"
             )
+        for master in (masters.dark, masters.flat):
+            if master is not None and tuple(master.shape) != tuple(frame.shape):
+                raise InputError(
+                    f"{frame.name}: is {tuple(frame.shape)}, its masters {tuple(master.shape)}: "
+                    "masters is for whole frames: leave it out where they were cut"
+                )
         super().__init__(frame, masters.masters)
         self.recipe = masters
 

@@ -166,13 +166,7 @@ def inspection(table, *, settings=None):
     from astro_narrowband.night.run import NOTHING, PARTIAL, dark_costs, decide_for, try_alone
 
     settings = settings or Settings()
-    plan = make_plan(
-        table,
-        filters=_canonical(settings.filters),
-        without=settings.without,
-        calibrated=settings.calibrated,
-    )
-    screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
+    plan = _planned(table, settings)
     for group in plan.groups:
         if not group.failed:
             try:
@@ -270,13 +264,7 @@ def reduce_night(nights, output, *, settings=None, progress=None):
             calibration=settings.calibration,
             calibrated=settings.calibrated,
         )
-        plan = make_plan(
-            table,
-            filters=_canonical(settings.filters),
-            without=settings.without,
-            calibrated=settings.calibrated,
-        )
-        screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
+        plan = _planned(table, settings)
         for problem in plan.problems:
             messages.say(str(problem), problem.level)
         if not plan.groups:
@@ -339,6 +327,18 @@ def _targets(plan):
     for group in plan.groups:
         targets.setdefault((group.object, repr(group.setup)), []).append(group)
     return list(targets.values())
+
+
+def _planned(table, settings):
+    """Return the plan of a table, once the frames have been looked at."""
+    plan = make_plan(
+        table,
+        filters=_canonical(settings.filters),
+        without=settings.without,
+        calibrated=settings.calibrated,
+    )
+    screen_plan(plan, saturation=settings.saturation, mono=settings.bayer == "mono")
+    return plan
 
 
 def _canonical(filters):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from scipy.spatial import cKDTree
 from scipy.special import ndtr, ndtri
 
 from astro_narrowband._engine.apertures import circle_sums
@@ -16,6 +17,8 @@ SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 SMALLEST = 0.25
 #: Where more than that are wide they are knots of nebula, and none of them a star.
 MOSTLY = 0.5
+#: How dense a field is at a place is told by as many sources.
+NEAR = 20
 #: So many more of the stars, or one, must be near a surface for each of its terms.
 PER_TERM = 0.02
 #: Error of the concentration in units of 1 / snr, and the least scatter of each measure.
@@ -77,7 +80,9 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     with np.errstate(invalid="ignore", divide="ignore"):
         dense = ndtr(-away["whole"][0] / away["whole"][1])
         chance = 2 * np.fmin(_chance(*away["size"], *away["plus"], away["cross"][0]), dense)
-        by_chance = len(x) * math.pi * r**2 / pixels.data.size
+        # Knots and clusters fill part of a field.
+        far = cKDTree(np.column_stack([x, y])).query(np.column_stack([x, y]), [NEAR])[0][:, 0]
+        by_chance = r**2 * np.fmax(NEAR / far**2, len(x) * math.pi / pixels.data.size)
         # In a crowd blends are many, and a few single stars more do not count; elsewhere they do.
         return (chance < by_chance**1.7) & ~saturated
 

@@ -76,6 +76,9 @@ class Frame:
     dark_exposure : float
         Exposure time that noise of the dark's offset goes with, one of a coadd's frames [s]:
         ``exposure``, as a rule.
+    dark_scale : (float, float)
+        What ``master_noise`` of the dark's offset and of its rate is multiplied by, as an
+        amplitude: that of a frame which was multiplied by a number of its own.
     pixel_area : float
         What values are multiplied by in that interpolation.
     follows_signal : bool
@@ -118,6 +121,7 @@ class Frame:
     n_added = 1
     masters = None
     alignment = None
+    dark_scale = (1.0, 1.0)
     pixel_area = 1.0
     follows_signal = False
 
