@@ -44,7 +44,7 @@ from astro_narrowband.lines import (
     separate_lines,
     subtract_continuum,
 )
-from astro_narrowband.night.lines_page import LABELS, render_lines
+from astro_narrowband.night.lines_page import facts_of, facts_of_ratio, render_lines
 from astro_narrowband.night.products import Products
 from astro_narrowband.photometry import Flag
 
@@ -165,7 +165,7 @@ def make_lines(folder, output, *, settings=None):
                 warn(f"{each.name}: {note}", stacklevel=2)
             record["objects"].append(
                 {"name": each.name, "notes": each.notes, "lines": each.facts,
-                 "ratios": {f"{a}/{b}": _ratio_facts(r) for (a, b), r in each.ratios.items()}}
+                 "ratios": {f"{a}/{b}": facts_of_ratio(r) for (a, b), r in each.ratios.items()}}
             )  # fmt: skip
         products.write_json("lines.json", record)
         products.write_text("lines.html", render_lines(fields, record["settings"]))
@@ -237,7 +237,7 @@ def _make(each, folder, settings):
     if settings.regions:
         _regions(each, settings)
     for name in names:
-        each.facts[name] = _facts(each, name)
+        each.facts[name] = facts_of(each.maps[name], name)
 
 
 def _curve(each, name, given, settings):
@@ -461,43 +461,6 @@ def _stacked(column, tables):
     for name, table in tables.items():
         table.add_column([name] * len(table), name=column, index=1)
     return vstack(list(tables.values()), metadata_conflicts="silent") if tables else None
-
-
-def _facts(each, name):
-    """What is known of a map: numbers for the record, and one sentence."""
-    line_map = each.maps[name]
-    meta = line_map.meta
-    level = float(np.nanmedian(line_map.data))
-    noise = float(np.nanmedian(line_map.uncertainty.array))
-    bright = np.nan_to_num(line_map.data - level) > 5 * np.nan_to_num(
-        line_map.uncertainty.array, nan=np.inf
-    )
-    facts = {key: meta[key] for key in LABELS if key in meta}
-    facts |= {"unit": line_map.unit.to_string(), "noise": noise}
-    total = float(np.sum(line_map.data[bright], dtype=float) - level * bright.sum())
-    if not bright.any() or total <= 0:
-        return facts | {"sentence": f"{name} is seen in no pixel at 5 standard deviations."}
-    shares = {
-        "noise": math.sqrt(float(np.sum(line_map.uncertainty.array[bright] ** 2, dtype=float)))
-    }
-    for what, plane in line_map.patterns().items():
-        above = plane[bright] - np.nanmedian(plane)
-        shares[what] = abs(float(np.sum(above, dtype=float)))
-    shares = {k: v / total for k, v in shares.items()}
-    error, limit = math.hypot(*shares.values()), max(shares, key=shares.get)
-    return facts | {
-        "flux": total, "flux_err": total * error, "shares": shares,
-        "sentence": f"The {name} flux above the median of the map, in its {int(bright.sum())} "
-        f"pixels at 5 standard deviations, is {total:.3g} {line_map.unit.to_string()}, known to "
-        f"{100 * error:.2g} %; what limits it is the {limit} ({100 * shares[limit]:.2g} %).",
-    }  # fmt: skip
-
-
-def _ratio_facts(ratio):
-    counts = np.bincount(ratio.kind.ravel(), minlength=4)
-    median = float(np.nanmedian(ratio.ratio)) if counts[1] else math.nan
-    return {"measured": int(counts[1]), "upper limits": int(counts[2]),
-            "lower limits": int(counts[3]), "median": median, "common": ratio.common}  # fmt: skip
 
 
 def _write(each, products):

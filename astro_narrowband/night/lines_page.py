@@ -1,5 +1,7 @@
 """The page of lines: maps, ratios, scales with their residuals, and how sure a flux is."""
 
+import math
+
 import numpy as np
 
 from astro_narrowband.night import charts, figures
@@ -66,6 +68,43 @@ def _view(each):
         "name": each.name, "notes": each.notes, "lines": lines, "ratios": ratios,
         "table": None if each.regions is None else _table(each),
     }  # fmt: skip
+
+
+def facts_of(line_map, name):
+    """What is known of a map: numbers for the record, and one sentence."""
+    meta = line_map.meta
+    level = float(np.nanmedian(line_map.data))
+    noise = float(np.nanmedian(line_map.uncertainty.array))
+    bright = np.nan_to_num(line_map.data - level) > 5 * np.nan_to_num(
+        line_map.uncertainty.array, nan=np.inf
+    )
+    facts = {key: meta[key] for key in LABELS if key in meta}
+    facts |= {"unit": line_map.unit.to_string(), "noise": noise}
+    total = float(np.sum(line_map.data[bright], dtype=float) - level * bright.sum())
+    if not bright.any() or total <= 0:
+        return facts | {"sentence": f"{name} is seen in no pixel at 5 standard deviations."}
+    shares = {
+        "noise": math.sqrt(float(np.sum(line_map.uncertainty.array[bright] ** 2, dtype=float)))
+    }
+    for what, plane in line_map.patterns().items():
+        above = plane[bright] - np.nanmedian(plane)
+        shares[what] = abs(float(np.sum(above, dtype=float)))
+    shares = {k: v / total for k, v in shares.items()}
+    error, limit = math.hypot(*shares.values()), max(shares, key=shares.get)
+    return facts | {
+        "flux": total, "flux_err": total * error, "shares": shares,
+        "sentence": f"The {name} flux above the median of the map, in its {int(bright.sum())} "
+        f"pixels at 5 standard deviations, is {total:.3g} {line_map.unit.to_string()}, known to "
+        f"{100 * error:.2g} %; what limits it is the {limit} ({100 * shares[limit]:.2g} %).",
+    }  # fmt: skip
+
+
+def facts_of_ratio(ratio):
+    """What is known of a ratio: numbers for the record."""
+    counts = np.bincount(ratio.kind.ravel(), minlength=4)
+    median = float(np.nanmedian(ratio.ratio)) if counts[1] else math.nan
+    return {"measured": int(counts[1]), "upper limits": int(counts[2]),
+            "lower limits": int(counts[3]), "median": median, "common": ratio.common}  # fmt: skip
 
 
 def _table(each):
