@@ -293,8 +293,11 @@ def nebula_scale(reference, other, shape):
         return math.nan, math.nan, math.nan
     if good.sum() < (1 - ODD_CELLS) * every.sum():
         good = every
-    region = REGIONS * (REGIONS * x // shape[1]) + REGIONS * y // shape[0]
-    uneven = _spread(rest[good, 0], away[good], region[good].astype(int)) / slope
+    # Half a step may lead out of the grid.
+    row, column = (np.clip(REGIONS * place // size, 0, REGIONS - 1)
+                   for place, size in zip((y, x), shape, strict=True))  # fmt: skip
+    region = (REGIONS * column + row).astype(int)
+    uneven = _spread(rest[good, 0], away[good], region[good]) / slope
     return slope, error, uneven if uneven > EVEN_NEBULA else 0.0
 
 
