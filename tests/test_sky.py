@@ -268,6 +268,22 @@ def test_compact_nebula_under_another_seeing_and_off_its_place_is_no_cloud():
     assert n_even <= 2
 
 
+def test_nebula_at_the_edge_of_the_grid_is_in_a_region_of_it():
+    """Cells are compared half a step off, which leads out of the grid at its edge."""
+    n = 300
+    y, x = np.mgrid[:n, :n]
+    image = 0.2 + np.sin(x / 12) ** 2 * np.sin(y / 12) ** 2
+    stars = detect_stars(light(np.random.default_rng(2), 0 * image + 0.2, t=300.0))
+    frames = [light(np.random.default_rng(k), image, t=300.0) for k in (0, 1)]
+    both = [measure_frame(frame, stars=stars) for frame in frames]
+    step = np.diff(both[0].centres[0])[0]
+    for away in (-0.49, 0.49):
+        matrix = np.eye(3)
+        matrix[:2, 2] = away * step
+        seen = [(one, matrix) for one in both]
+        assert np.isfinite(nebula_scale(*seen, (n, n))[0])
+
+
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():
     """As good as a hit in one frame: but the flux of the coadd has it."""
     n, pulls = 240, []
