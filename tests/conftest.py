@@ -1,6 +1,7 @@
 """Fixtures that every test may use: real nights where they are, small synthetic frames."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,24 @@ def rng():
     return np.random.default_rng(20251122)
 
 
+@pytest.fixture(scope="session")
+def no_page():
+    """A context whose runs draw no report, which takes longer than a small night."""
+
+    @contextmanager
+    def context():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("astro_narrowband.night.run.can_render", lambda: False)
+            yield
+
+    return context
+
+
 @pytest.fixture
-def without_page(monkeypatch):
-    """Let runs of this process draw no report, which takes longer than a small night."""
-    monkeypatch.setattr("astro_narrowband.night.run.can_render", lambda: False)
+def without_page(no_page):
+    """A test of runs that draw no report."""
+    with no_page():
+        yield
 
 
 @pytest.fixture(scope="session")

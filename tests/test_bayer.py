@@ -168,6 +168,7 @@ def reduced(night, out, *arguments):
                                                  .replace(".fits", ".ecsv"))  # fmt: skip
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_superpixel_is_the_same_night_in_larger_pixels(colour_night, tmp_path):
     mono, _ = reduced(colour_night, tmp_path / "mono", "--bayer", "mono", "--registration", "none")
     cells, _ = reduced(
@@ -191,6 +192,7 @@ def test_a_superpixel_is_the_same_night_in_larger_pixels(colour_night, tmp_path)
     assert np.median(ratio) == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_colours_share_the_light_of_stars(colour_night, tmp_path):
     flux = {}
     for colour in ("red", "green"):

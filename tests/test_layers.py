@@ -148,4 +148,15 @@ def test_simulator_does_not_know_the_reduction(path):
 
 
 def test_no_module_outgrows_a_reader(path):
-    assert len(path.read_text().splitlines()) <= 600
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_no_function_outgrows_a_screen(path):
+    source = path.read_text().splitlines()
+    for f in ast.walk(ast.parse(path.read_text())):
+        if isinstance(f, ast.FunctionDef):
+            body = f.body[1:] if ast.get_docstring(f) else f.body
+            lines = source[f.lineno - 1 : f.body[0].lineno - 1]
+            lines += source[body[0].lineno - 1 : f.end_lineno] if body else []
+            code = [line for line in map(str.strip, lines) if line and not line.startswith("#")]
+            assert len(code) <= 60, f.name

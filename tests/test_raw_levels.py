@@ -211,7 +211,7 @@ def test_a_flat_that_is_not_normalised_is_normalised_aloud(rng, level):
 
 
 @pytest.fixture(scope="module")
-def nights(tmp_path_factory):
+def nights(tmp_path_factory, no_page):
     """A small night in two filters for each kind of WCS, reduced."""
     made = {}
     for kind in ("none", "PC", "CD", "CROTA", "SIP"):
@@ -227,7 +227,7 @@ def nights(tmp_path_factory):
                 header["CRPIX1"] += 0.9 * i
                 with fits.open(path, mode="update") as hdul:
                     hdul[0].header.update(header)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), no_page():
             warnings.simplefilter("ignore")
             reduce_night(folder / "raw", folder / "out", settings=Settings(keep_calibrated=True))
         made[kind] = folder

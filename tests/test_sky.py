@@ -213,8 +213,11 @@ def test_stars_of_one_side_do_not_hide_cloud_on_nebula_of_the_other(n_frames, n_
             warnings.filterwarnings("ignore", "(?s).*(rejected as outliers|may be off)")
             made = coadd([light(rng, clear * part + 0.3) for part in maps])
         table = made.frames
-        assert np.flatnonzero(~table["used"]).tolist() == [dimmed] * (cloud == 0.7)
-        assert cloud == 0.7 or (made.ccd.header["SCALESYS"] > 0.008) == (cloud < 1)
+        # The nebula alone leaves out no frame of which there is doubt: its error grows.
+        left_out = np.flatnonzero(~table["used"]).tolist()
+        assert left_out in ([], [dimmed] * (cloud == 0.7))
+        least = 0.04 if cloud == 0.7 else 0.008
+        assert left_out or (made.ccd.header["SCALESYS"] > least) == (cloud < 1)
         base = int(np.flatnonzero(np.array(table["scale_err"]) == 0)[0])
         assert (base == dimmed) <= (cloud == 1)
         sides = np.array([part[5, [5, -5]] for part in maps]) / air[base]
@@ -236,8 +239,33 @@ def test_faint_stars_that_seeing_spreads_are_no_nebula():
                 image += f * 2 / np.pi / (1.6 * width) ** 2 * (1 + r2) ** -3.0
             frame = light(rng, image, t=60.0)
             seen.append((measure_frame(frame, stars=detect_stars(frame)), np.eye(3)))
-        slope, error, uneven = nebula_scale(*seen, (n, n))
+        slope, error, uneven, _ = nebula_scale(*seen, (n, n))
         assert np.isnan(slope) or (abs(slope - 1) < 4 * error and uneven == 0)
+
+
+def test_compact_nebula_under_another_seeing_and_off_its_place_is_no_cloud():
+    n, n_even = 320, 0
+    y, x = np.mgrid[:n, :n]
+    for seed in range(12):
+        rng = np.random.default_rng([seed, 32])
+        n_knots = rng.integers(20, 60)
+        place = n / 2 + rng.normal(0, rng.uniform(40, 110), (n_knots, 2))
+        shape, bright = rng.uniform(3, 12, n_knots), rng.uniform(0.5, 3, n_knots)
+        wider, move = rng.uniform(2, 4), rng.uniform(-1, 1, 2)
+        for cloud in (1.0, 0.6):
+            seen = []
+            for width, off, thin in ((1.0, (0, 0), 1.0), (wider, move, cloud)):
+                image = np.zeros((n, n))
+                for at, w, f in zip(place + off, shape, bright, strict=True):
+                    blurred = np.hypot(w, width)
+                    image += gaussians(n, [at], [2 * np.pi * w**2 * f], blurred)
+                frame = light(rng, image * np.where(x + 0.3 * y > 0.6 * n, thin, 1) + 0.3)
+                seen.append((measure_frame(frame), np.eye(3)))
+            slope, _, uneven, sure = nebula_scale(*seen, (n, n))
+            assert np.isfinite(slope)
+            assert cloud < 1 or (uneven == 0 and not sure)
+        n_even += uneven < 0.05
+    assert n_even <= 2
 
 
 def test_nebula_at_the_edge_of_the_grid_is_in_a_region_of_it():

@@ -140,6 +140,7 @@ def test_calibration_frames_alone_become_masters_that_serve_a_later_night(wild, 
         assert sky_of(tmp_path / "out", f"NGC_7000-{name}") == close
 
 
+@pytest.mark.usefixtures("without_page")
 def test_set_points_become_models_of_their_own(wild, tmp_path):
     library = wild("library")
     library.biases()
@@ -167,6 +168,7 @@ def test_flats_that_nobody_can_tell_apart_do_not_cost_the_library(wild, tmp_path
     assert not list((tmp_path / "cal" / "masters").glob("flat*"))
 
 
+@pytest.mark.usefixtures("without_page")
 def test_lights_that_are_all_left_out_are_no_library(wild, tmp_path):
     night = wild()
     night.biases()
@@ -177,6 +179,7 @@ def test_lights_that_are_all_left_out_are_no_library(wild, tmp_path):
     assert not list((tmp_path / "out").glob("masters/*"))
 
 
+@pytest.mark.usefixtures("without_page")
 def test_masters_alone_are_nothing_to_make_masters_of(wild, tmp_path):
     night = wild()
     night.biases(n=2, NCOMBINE=20)
@@ -184,6 +187,7 @@ def test_masters_alone_are_nothing_to_make_masters_of(wild, tmp_path):
         reduced(night.folder, tmp_path / "out")
 
 
+@pytest.mark.usefixtures("without_page")
 def test_inspect_says_what_a_library_becomes(wild):
     library = wild("library")
     library.biases()
@@ -194,6 +198,7 @@ def test_inspect_says_what_a_library_becomes(wild):
     assert any("no light is there" in line for line in lines)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_library_that_is_used_again_is_not_made_again(wild, tmp_path):
     library = wild("library")
     library.biases()
@@ -236,6 +241,7 @@ def _zero_to_one(night):
     ],
     ids=["no RDNOISE", "no EGAIN either", "0 to 1"],
 )
+@pytest.mark.usefixtures("without_page")
 def test_what_no_header_says_is_measured(wild, tmp_path, make, tolerance):
     night = wild()
     make(night)
@@ -244,6 +250,7 @@ def test_what_no_header_says_is_measured(wild, tmp_path, make, tolerance):
     assert sky_of(tmp_path / "out") == pytest.approx(true_sky(night), rel=tolerance)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_lights_alone_tell_their_gain_by_their_colours_or_are_refused_alike(wild, tmp_path):
     night = wild(EGAIN=None, GAIN=100, BAYERPAT="RGGB")
     sky = np.where(np.indices((N, N)).sum(axis=0) % 2, 50.0, 400.0)
@@ -267,6 +274,7 @@ def test_lights_alone_tell_their_gain_by_their_colours_or_are_refused_alike(wild
     assert "--gain" in said(record)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_raw_darks_that_lost_their_bias_are_refused(wild, tmp_path):
     night = wild()
     night.biases()
@@ -420,6 +428,7 @@ def test_inspect_ends_as_reduce_does_and_says_what_it_will_say(wild, tmp_path, m
 
 
 @pytest.mark.parametrize("follows", [True, False])
+@pytest.mark.usefixtures("without_page")
 def test_a_turn_at_the_meridian_with_flats_of_one_side(wild, tmp_path, follows):
     night = wild()
     night.camera.flat = np.linspace(0.7, 1.3, N)[None, :] * np.linspace(0.85, 1.15, N)[:, None]
@@ -450,6 +459,7 @@ def coloured(night, beam):
     return night.all_of(beam, sigma=2.6)
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_mosaic_that_its_header_does_not_name_is_told_by_its_pixels(wild, tmp_path):
     night = coloured(wild(), "Ha")
     lines, status = inspection(FrameTable.from_paths(night.folder))
@@ -465,6 +475,7 @@ def test_a_mosaic_that_its_header_does_not_name_is_told_by_its_pixels(wild, tmp_
     assert reduced(night.folder, tmp_path / "cell", bayer="superpixel")["status"] == 0
 
 
+@pytest.mark.usefixtures("without_page")
 def test_a_filter_of_two_lines_without_flats_needs_a_word_of_the_colours(wild, tmp_path):
     night = wild()
     night.biases()
@@ -477,6 +488,7 @@ def test_a_filter_of_two_lines_without_flats_needs_a_word_of_the_colours(wild, t
     assert record["status"] == 0
 
 
+@pytest.mark.usefixtures("without_page")
 def test_grey_flats_tell_a_sensor_without_colours_whatever_the_filter(wild):
     night = wild().all_of("Optolong L-eNhance")
     assert inspection(FrameTable.from_paths(night.folder))[1] == 0

@@ -129,7 +129,7 @@ def warn_of_uneven(seen, weight):
     if off > UNEVEN:
         warn(
             f"fluxes of the coadd may be off by {off:.1%} (SCALESYS) from one part of the image to "
-            "another: the star fluxes of its frames differ by more than scales and slow maps "
+            "another: stars or nebula of its frames differ by more than scales and slow maps "
             "describe (scale_uneven): leave out the frames that are worst",
             stacklevel=3,
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import cKDTree
+from scipy.special import stdtr
 
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.wcs import apply_matrix
@@ -40,16 +41,26 @@ DISAGREE = 5.0
 WINGS = 10.0
 #: Regions along each axis whose slopes are compared; a scatter over that of their errors and
 #: a part of the scale that mean nothing: cells are interpolated, seeing changes the structure.
-REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.03
+REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.02
 #: In crowds, medians of cells go as this power of the seeing, and stars with a fifth of their
 #: light in neighbours as this: it is their error. A star covers so many FWHM around.
 CELLS_OF_SEEING, STARS_OF_SEEING, STAR_RADIUS = 0.15, 0.4, 3.0
+#: Cells that make the structure of a region, and regions that of each side of an edge: fewer
+#: show themselves, and no cloud.
+LEAST_CELLS, LEAST_REGIONS = 2.0, 2.5
+#: Lines that are tried as the edge of cloud: directions, places along each, and the regions
+#: along each axis that are independent of each other.
+DIRECTIONS, LINES, FINER = 12, 15, 6
+#: Chance makes an edge of one line with no more than this probability; and where regions do not
+#: differ otherwise, with this.
+EDGE_CHANCE, EDGE_ALONE = 3e-4, 1e-5
 #: More than this part of all structure is not nebula in one cell.
 ONE_CELL = 0.15
 #: More cells than this part of all that are off the line are cloud, and not chance.
 ODD_CELLS = 0.05
-#: Frames are left out where parts of the nebula are off by more than this (of the scale, rms).
-UNEVEN_NEBULA = 0.12
+#: Frames are left out where parts of the nebula are off by more than this (of the scale, rms),
+#: and that on the two sides of an edge by this at least.
+UNEVEN_NEBULA, UNEVEN_SIDES = 0.1, 0.05
 #: Cells that a slope needs; nebula is what a surface of this degree does not describe.
 MIN_CELLS, SKY_DEGREE = 24, 2
 
@@ -133,10 +144,10 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     consensus = star_consensus(xy, flux, error, reference, shape)
     scale, scale_err, base = consensus.scale.copy(), consensus.error.copy(), consensus.reference
     method = ["faint stars" if i else "stars" for i in lacking]
-    uneven = np.full(len(frames), np.nan)
+    uneven, sure = np.full(len(frames), np.nan), np.zeros(len(frames), bool)
     for i in np.setdiff1d(np.arange(len(frames)), base):
         pair = [(statistics[k], matrices[k]) for k in (base, i)]
-        *by_nebula, uneven[i] = nebula_scale(*pair, shape)
+        *by_nebula, uneven[i], sure[i] = nebula_scale(*pair, shape)
         if not lacking[i] and np.isfinite(scale[i]):
             continue
         of_seeing = STARS_OF_SEEING * _crowd_change(pair[0][0], pair[1][0], shape)
@@ -145,7 +156,7 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     scale[base], scale_err[base], method[base] = 1.0, 0.0, "reference"
     seen = np.isfinite(flux)
     covered = np.array([_covers(xy[one & seen[base]], shape) for one in seen])
-    first, base = base, _add_uneven(consensus, uneven, base, scale_err, covered)
+    first, base = base, _add_uneven(consensus, uneven, sure, base, scale_err, covered)
     scale_err[first] = scale_err[base] / scale[base]
     scale, scale_err = scale / scale[base], scale_err / scale[base]
     scale_err[base], method[first], method[base] = 0.0, method[base], "reference"
@@ -161,7 +172,7 @@ def _covers(xy, shape):
     return len(set(zip(right, up, strict=True))) == 4
 
 
-def _add_uneven(scales, uneven, base, error, covered):
+def _add_uneven(scales, uneven, sure, base, error, covered):
     """Add what the nebula says of each frame, as compared with the standard; return that."""
     # Stars all over the image that say all is even are believed.
     uneven[(scales.uneven < EVEN) & (scales.uneven[base] < EVEN) & covered] = np.nan
@@ -172,8 +183,9 @@ def _add_uneven(scales, uneven, base, error, covered):
     usual = np.sort(uneven[others])[(others.sum() - 1) // 2]
     if others.sum() > 1:
         uneven[others] = np.sqrt(np.maximum(uneven[others] ** 2 - usual**2, 0.0))
-    uneven[base] = usual
-    scales.patchy |= np.nan_to_num(uneven) > UNEVEN_NEBULA
+    uneven[base], sure[base] = usual, 2 * sure[others].sum() > others.sum()
+    # The nebula alone leaves out no frame of which there is doubt: its error grows.
+    scales.patchy |= sure & (np.nan_to_num(uneven) > UNEVEN_NEBULA)
     scales.uneven[:] = np.fmax(scales.uneven, uneven)
     if others.sum() > 1 and usual > 0:
         # Cloud dims: what is darker in a part of the image is no scale for the others.
@@ -250,9 +262,12 @@ def nebula_scale(reference, other, shape):
     -------
     slope, error, uneven : float
         NaN where there is no nebula to tell; ``uneven`` is by how much the slopes of regions
-        differ (rms), more than their errors explain.
+        differ (rms), more than their errors, seeing and registration explain.
+    sure : bool
+        Whether they do so across an edge, beyond doubt.
     """
-    x, y = (axis.ravel() for axis in np.meshgrid(*cell_centres(shape)))
+    x, y = np.meshgrid(*cell_centres(shape))
+    grid, x, y = x.shape, x.ravel(), y.ravel()
     off = sum(_off_centre(s.centres, m, x, y) for s, m in (reference, other))
     x, y = x - 0.5 * off[0], y - 0.5 * off[1]
     a, b = (
@@ -267,7 +282,7 @@ def nebula_scale(reference, other, shape):
     every = good
     for _ in range(4):
         if good.sum() < MIN_CELLS or not ratio > 0:
-            return math.nan, math.nan, math.nan
+            return math.nan, math.nan, math.nan, False
         smooth = np.linalg.lstsq(basis[good], np.column_stack([a, b])[good], rcond=None)[0]
         rest = np.column_stack([a, b]) - basis @ smooth
         slope = _deming(*rest[good].T, ratio)
@@ -285,20 +300,35 @@ def nebula_scale(reference, other, shape):
     scatter = float(np.mean(away[good] ** 2))
     structure = float(np.mean(rest[good, 0] ** 2)) - scatter / (ratio + slope**2)
     if not structure > (NEBULA_OVER_SKY * reference[0].sky) ** 2 or not slope > 0:
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, math.nan, False
     error = math.sqrt(scatter / structure / max(good.sum() - basis.shape[1] - 1, 1))
     of_seeing = CELLS_OF_SEEING * _crowd_change(reference[0], other[0], shape)
     error = math.hypot(error, slope * of_seeing)
     if error > NEBULA_ERROR * slope:
-        return math.nan, math.nan, math.nan
+        return math.nan, math.nan, math.nan, False
     if good.sum() < (1 - ODD_CELLS) * every.sum():
         good = every
-    # Half a step may lead out of the grid.
-    row, column = (np.clip(REGIONS * place // size, 0, REGIONS - 1)
-                   for place, size in zip((y, x), shape, strict=True))  # fmt: skip
-    region = (REGIONS * column + row).astype(int)
-    uneven = _spread(rest[good, 0], away[good], region[good]) / slope
-    return slope, error, uneven if uneven > EVEN_NEBULA else 0.0
+    left = _as_seen(away, rest[:, 0], a, basis, good, grid)
+    x, y, structure, away = x[good], y[good], rest[good, 0], away[good]
+    region = _regions(x, y, shape, REGIONS)
+    uneven = _spread(structure, left, region)
+    sides, chance = _edge(x, y, structure, left, _regions(x, y, shape, FINER))
+    edged = chance < (EDGE_CHANCE if uneven > 0 else EDGE_ALONE)
+    uneven = max(uneven, edged * sides)
+    if uneven < EVEN_NEBULA * slope:
+        return slope, error, 0.0, False
+    # (What seeing may have made takes a part of what cloud makes with it.)
+    uneven = max(uneven, _spread(structure, away, region))
+    return slope, error, uneven / slope, bool(edged and sides > UNEVEN_SIDES * slope)
+
+
+def _regions(x, y, shape, n):
+    """Which of the n x n regions of the image each place is in."""
+    column, row = (
+        np.clip(n * at / size, 0, n - 1).astype(int)
+        for at, size in zip((x, y), shape[::-1], strict=True)
+    )
+    return n * column + row
 
 
 def _crowd_change(reference, other, shape):
@@ -309,18 +339,71 @@ def _crowd_change(reference, other, shape):
     return change if math.isfinite(change) else 0.0
 
 
+def _as_seen(away, structure, level, basis, good, grid):
+    """
+    ``away`` of the good cells without what another seeing or place makes of the structure.
+
+    To first order these are its gradient and its curvature from cell to cell: seeing lowers
+    what is compact, and a shift moves light from one side of it to the other.
+    """
+    level = level.reshape(grid)
+    slopes = np.gradient(level)
+    changes = [*slopes, *(np.gradient(along, axis=k) for k, along in enumerate(slopes))]
+    changes = [np.nan_to_num(change.ravel()) for change in changes]
+    model = np.column_stack([basis, structure, *changes])[good]
+    model /= np.maximum(np.abs(model).max(axis=0), np.finfo(float).tiny)
+    return away[good] - model @ np.linalg.lstsq(model, away[good], rcond=None)[0]
+
+
 def _spread(structure, away, region):
     """Scatter of slopes of ``away`` against ``structure`` in regions, less that of their errors."""
+    tiny = np.finfo(float).tiny
     square = np.bincount(region, structure**2)
-    weight = square / square.sum()
-    if weight @ weight > 1 / REGIONS:
+    cells = square**2 / np.maximum(np.bincount(region, structure**4), tiny)
+    weight = np.where(cells > LEAST_CELLS, square, 0.0)
+    weight /= max(weight.sum(), tiny)
+    if not 0 < weight @ weight <= 1 / REGIONS:
         return 0.0  # wings of a bright star, not nebula
-    square = np.maximum(square, np.finfo(float).tiny)
-    slope = np.bincount(region, structure * away) / square
-    left = np.sum((away - slope[region] * structure) ** 2)
-    error = weight @ (left / max(len(away) - np.count_nonzero(weight), 1) / square)
+    slope = np.bincount(region, structure * away) / np.maximum(square, tiny)
+    # What is wrong in a cell goes with its structure: errors are those of its own region.
+    left = np.bincount(region, (structure * (away - slope[region] * structure)) ** 2)
+    variance = left / np.maximum(square**2, tiny) * cells / np.maximum(cells - 1.0, 1.0)
+    error = np.sum(weight[weight > 0] * variance[weight > 0])
     spread = float(weight @ (slope - weight @ slope) ** 2)
     return math.sqrt(spread - error) if spread > UNLIKELY * error else 0.0
+
+
+def _edge(x, y, structure, away, region):
+    """
+    Across the line that parts the cells most surely: the scatter its step makes, and how sure.
+
+    Cloud has an edge: neighbouring regions are off alike. Errors are from sums over regions,
+    for what is wrong in one cell is so in the next; so few have Student's distribution, which
+    gives the probability of such a line.
+    """
+    product, square, size, best = structure * away, structure**2, region.max() + 1, (0.0, 1.0)
+    for angle in np.arange(DIRECTIONS) * (math.pi / DIRECTIONS):
+        place = x * math.cos(angle) + y * math.sin(angle)
+        for line in np.quantile(place, np.linspace(0.1, 0.9, LINES)):
+            side = region + size * (place > line)
+            light = np.bincount(side, square, 2 * size).reshape(2, -1)
+            total = np.maximum(light.sum(axis=1), np.finfo(float).tiny)
+            off = np.bincount(side, product, 2 * size).reshape(2, -1)
+            slope = off.sum(axis=1) / total
+            off -= slope[:, None] * light
+            n = total**2 / np.maximum(np.sum(light**2, axis=1), np.finfo(float).tiny)
+            if n.min() < LEAST_REGIONS:
+                continue
+            parts = np.sum(off**2, axis=1) / total**2 * n / (n - 1.0)
+            # Few regions may agree by chance, better than the scatter of cells allows.
+            scatter = np.mean((away - slope[(place > line).astype(int)] * structure) ** 2)
+            variance = np.sum(np.maximum(parts, scatter / total))
+            step = abs(slope[1] - slope[0])
+            chance = 2.0 * float(stdtr(n.sum() - 2.0, -step / math.sqrt(variance)))
+            if chance < best[1]:
+                share = total / total.sum()
+                best = step * math.sqrt(share.prod()), chance
+    return best
 
 
 def _off_wings(one, matrix, x, y):

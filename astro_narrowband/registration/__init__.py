@@ -328,9 +328,7 @@ def align_group(
                      threshold, mask)  # fmt: skip
     alignments = [None] * n
     alignments[reference] = Alignment.identity()
-    for k in range(n):
-        if k == reference:
-            continue
+    for k in [*range(reference), *range(reference + 1, n)]:
         try:
             if method in ("stars", "astroalign"):
                 alignments[k] = ladder.own(k, method)

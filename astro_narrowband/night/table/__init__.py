@@ -166,8 +166,7 @@ class FrameTable:
         `~matplotlib.axes.Axes`
             Files without a date are not drawn; those that are not used are crosses.
         """
-        if ax is None:
-            ax = new_axes(width=8.0, height=3.6)
+        ax = ax or new_axes(width=8.0, height=3.6)
         points = {}
         for row in self:
             try:
@@ -180,8 +179,7 @@ class FrameTable:
             label, marker = (what, "o") if row.used else (f"{what}, not used", "x")
             points.setdefault((label, marker), []).append((day, row.exposure))
         for (label, marker), rows in sorted(points.items()):
-            days, exposures = zip(*rows, strict=True)
-            ax.scatter(days, exposures, marker=marker, s=24, label=label)
+            ax.scatter(*zip(*rows, strict=True), marker=marker, s=24, label=label)
         ax.xaxis_date()
         ax.set_yscale("symlog", linthresh=0.1)
         ax.set_xlabel("time [UTC]")
