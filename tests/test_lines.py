@@ -39,8 +39,8 @@ from astro_narrowband.lines import (
 from astro_narrowband.lines._ratio import scale_correlation
 from astro_narrowband.simulate import SpectralModel, simulate_night
 
-RATE = u.electron / u.s
-DENSITY = u.erg / u.s / u.cm**2 / u.nm
+RATE, FLUX = u.electron / u.s, u.erg / u.s / u.cm**2
+DENSITY = FLUX / u.nm
 
 
 def flat_map(value, error=0.1, shape=(40, 40), **keywords):
@@ -924,3 +924,50 @@ def test_command_says_what_it_does_not_know(reduced, capsys, tmp_path):
         assert main(["lines", red, "-o", str(tmp_path / "b"), *arguments]) == 3, arguments
         assert reason in capsys.readouterr().err
     assert main(["lines", str(tmp_path), "-o", str(tmp_path / "c")]) == 3
+
+
+def test_stars_with_sources_in_their_annuli_and_what_all_share_do_not_weigh_in_the_flux_scale(
+    tmp_path,
+):
+    """The wings of a source that clipping leaves in an annulus are taken for sky."""
+    from types import SimpleNamespace
+
+    from astro_narrowband.night.lines import _matched
+    from astro_narrowband.photometry import make_catalog
+
+    rng = np.random.default_rng(7)
+    n, alpha = 700, 3.0 / (2 * math.sqrt(2 ** (1 / 3) - 1))
+    x, y = (c.ravel() + rng.uniform(-13, 13, c.size) for c in np.mgrid[40:680:70, 40:680:70])
+    flux = 10 ** rng.uniform(1.6, 3.0, x.size)
+    beside = rng.random(x.size) < 0.6
+    angle = rng.uniform(0, 2 * np.pi, beside.sum())
+    every = np.column_stack([
+        np.append(x, x[beside] + 14 * np.cos(angle)), np.append(y, y[beside] + 14 * np.sin(angle)),
+        np.append(flux, 2 * flux[beside]),
+    ])  # fmt: skip
+    gy, gx = np.mgrid[:n, :n]
+    image = np.full((n, n), 0.5)
+    for a, b, light in every:
+        rows, columns = (slice(max(0, int(c) - 60), int(c) + 61) for c in (b, a))
+        r2 = (gx[rows, columns] - a) ** 2 + (gy[rows, columns] - b) ** 2
+        image[rows, columns] += light * 2 / (math.pi * alpha**2) * (1 + r2 / alpha**2) ** -3
+    sigma = np.sqrt(image / 300)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype, wcs.wcs.cdelt, wcs.wcs.crval = ("RA---TAN", "DEC--TAN"), (-3e-4, 3e-4), (80, 20)
+    wcs.wcs.crpix = n / 2, n / 2
+    ccd = CCDData(
+        image + rng.normal(size=image.shape) * sigma, unit=RATE, wcs=wcs,
+        uncertainty=StdDevUncertainty(sigma),
+    )  # fmt: skip
+    measured = make_catalog({"Halpha": ccd}).tables["Halpha"]
+    measured.write(tmp_path / "catalog-field-Halpha.ecsv")
+    sky = wcs.pixel_to_world(x, y)
+    known = QTable({"ra": sky.ra, "dec": sky.dec, "mag": -2.5 * np.log10(flux)})
+    each = SimpleNamespace(images={"Halpha": ccd}, references=(known, sky), name="field")
+    stars = _matched(each, "Halpha", tmp_path)[0].stars
+    rate, rate_err = (stars[c].to_value(RATE) for c in ("star_flux", "star_flux_err"))
+    scale = flux_scale(rate, 10 ** (-0.4 * stars["mag"]) * FLUX, rate_err=rate_err, floor=0.0)
+    lone = sky[~beside].match_to_catalog_sky(SkyCoord(stars["ra"], stars["dec"]))[1].arcsec < 1
+    assert 25 < scale.n_stars <= lone.sum()
+    assert np.nanmin(rate_err / rate) < measured.meta["correction_err"]
+    assert abs(scale.value - 1) < 3 * math.hypot(scale.random, measured.meta["correction_err"])

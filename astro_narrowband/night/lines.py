@@ -16,6 +16,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
 from astropy.wcs.utils import proj_plane_pixel_scales
+from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.text import safe_name
 from astro_narrowband.exceptions import InputError, warn
@@ -54,6 +55,8 @@ __all__ = ["LineSettings", "make_lines"]
 RATIOS = (("SII", "Halpha"), ("OIII", "Halpha"), ("NII", "Halpha"), ("Halpha", "Hbeta"))
 #: Signal over noise of a reference star.
 MIN_SNR = 20.0
+#: Part of a star's flux that a source in its annulus may have, where so many stars have no more.
+NEIGHBOUR, ENOUGH = 0.02, 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,12 +366,33 @@ def _matched(each, name, folder):
     if len(good) < 3:
         raise InputError(f"{path}: {len(good)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed")
     stars = good["x_center", "y_center", "flux", "flux_err"]
+    # Nor does it make bright stars count like faint ones.
+    own = good["flux_aperture_err"] / good["flux_aperture"]
+    spread = measured.meta.get("correction_scatter", 0) / measured.meta["correction"]
+    stars["flux_err"] = stars["flux"] * np.hypot(own, spread)
     table = each.references[0].copy()
     table.remove_columns([c for c in stars.colnames if c in table.colnames])
     match = match_catalogue(each.images[name], table, stars=stars)
     for column in ("flux", "flux_err"):
         match.stars.rename_column(column, f"star_{column}")
+    match.stars["star_flux"][~_alone(match.stars, measured)] = np.nan
     return match, measured
+
+
+def _alone(stars, measured):
+    """
+    Which stars have no listed source in their annuli; all where such stars are few.
+
+    Clipping leaves the wings of a source there, which are taken for sky: one star loses less
+    than its error by that, but the mean of many is known better.
+    """
+    places = [np.column_stack([t["x_center"], t["y_center"]]) for t in (stars, measured)]
+    reach = measured.meta["r_out"] + measured.meta["fwhm"]
+    near = cKDTree(places[1]).query_ball_point(places[0], reach)
+    light, least = measured["flux"].value, NEIGHBOUR * stars["star_flux"].value
+    # The star itself is one of them.
+    alone = np.array([(light[i] > f).sum() == 1 for i, f in zip(near, least, strict=True)])
+    return alone if alone.sum() >= ENOUGH else np.ones_like(alone)
 
 
 def _coloured(each, name, broad, settings):
