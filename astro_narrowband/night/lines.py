@@ -367,9 +367,9 @@ def _matched(each, name, folder):
         raise InputError(f"{path}: {len(good)} unflagged stars of S/N {MIN_SNR:g}: 3 are needed")
     stars = good["x_center", "y_center", "flux", "flux_err"]
     # Nor does it make bright stars count like faint ones.
-    own = good["flux_aperture_err"] / good["flux_aperture"]
     spread = measured.meta.get("correction_scatter", 0) / measured.meta["correction"]
-    stars["flux_err"] = stars["flux"] * np.hypot(own, spread)
+    own = np.hypot(good["flux_aperture_err"] / good["flux_aperture"], spread)
+    stars["flux_err"] = stars["flux"] * own
     table = each.references[0].copy()
     table.remove_columns([c for c in stars.colnames if c in table.colnames])
     match = match_catalogue(each.images[name], table, stars=stars)
@@ -380,17 +380,12 @@ def _matched(each, name, folder):
 
 
 def _alone(stars, measured):
-    """
-    Which stars have no listed source in their annuli; all where such stars are few.
-
-    Clipping leaves the wings of a source there, which are taken for sky: one star loses less
-    than its error by that, but the mean of many is known better.
-    """
+    """Which stars have no listed source in their annuli; all where such stars are few."""
+    # Wings that clipping leaves there are taken for sky: no more than one star's error, but common.
     places = [np.column_stack([t["x_center"], t["y_center"]]) for t in (stars, measured)]
     reach = measured.meta["r_out"] + measured.meta["fwhm"]
-    near = cKDTree(places[1]).query_ball_point(places[0], reach)
+    near = cKDTree(places[1]).query_ball_point(places[0], reach)  # the star itself is one
     light, least = measured["flux"].value, NEIGHBOUR * stars["star_flux"].value
-    # The star itself is one of them.
     alone = np.array([(light[i] > f).sum() == 1 for i, f in zip(near, least, strict=True)])
     return alone if alone.sum() >= ENOUGH else np.ones_like(alone)
 
