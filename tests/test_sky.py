@@ -284,6 +284,16 @@ def test_nebula_at_the_edge_of_the_grid_is_in_a_region_of_it():
         assert np.isfinite(nebula_scale(*seen, (n, n))[0])
 
 
+def test_nebula_in_a_strip_of_one_row_of_cells():
+    x = np.mgrid[:24, :900][1]
+    frames = [light(np.random.default_rng(k), 0.5 + np.sin(x / 20.0) ** 2) for k in (0, 1)]
+    seen = [(measure_frame(frame), np.eye(3)) for frame in frames]
+    slope, error, uneven, sure = nebula_scale(*seen, (24, 900))
+    assert abs(slope - 1) < 4 * error
+    assert uneven == 0
+    assert not sure
+
+
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():
     """As good as a hit in one frame: but the flux of the coadd has it."""
     n, pulls = 240, []

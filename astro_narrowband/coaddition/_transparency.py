@@ -347,8 +347,10 @@ def _as_seen(away, structure, level, basis, good, grid):
     what is compact, and a shift moves light from one side of it to the other.
     """
     level = level.reshape(grid)
-    slopes = np.gradient(level)
-    changes = [*slopes, *(np.gradient(along, axis=k) for k, along in enumerate(slopes))]
+    changes = []
+    for axis in np.flatnonzero(np.array(grid) > 1):
+        along = np.gradient(level, axis=axis)
+        changes += [along, np.gradient(along, axis=axis)]
     changes = [np.nan_to_num(change.ravel()) for change in changes]
     model = np.column_stack([basis, structure, *changes])[good]
     model /= np.maximum(np.abs(model).max(axis=0), np.finfo(float).tiny)
