@@ -38,7 +38,7 @@ from astro_narrowband.lines._starscale import (
     pixel_scale,
     scale_of,
 )
-from astro_narrowband.photometry import annulus_photometry
+from astro_narrowband.photometry import growth_curves
 
 #: In the flags of a result: beside a star that is not gone.
 RESIDUAL_STAR = 1
@@ -408,20 +408,18 @@ def _usual_shape(ccd, xy, fwhm):
     Stars that are saturated in the sharpest frames of a coadd have less: their cores are made of
     the others. A pair or a galaxy has less as well, what is left of a cosmic ray more.
     """
-    core, whole = (
-        annulus_photometry(ccd, xy, r=q * fwhm, r_in=R_IN * fwhm, r_out=R_OUT * fwhm)
-        for q in (R_CORE, R_APERTURE)
-    )
-    flux, flux_err = whole["flux"].value, whole["flux_err"].value
+    radii = np.array([R_CORE, R_APERTURE]) * fwhm
+    curves = growth_curves(ccd, xy, radii, r_in=R_IN * fwhm, r_out=R_OUT * fwhm)
+    (core, flux), (core_err, flux_err) = bare(curves.flux).T, bare(curves.flux_err).T
     seen = flux > MIN_SNR * flux_err
     if not seen.any():
         return ~seen
     # Most of the fainter half are not saturated.
     faint = seen & (flux <= np.median(flux[seen]))
     with np.errstate(invalid="ignore", divide="ignore"):
-        share = core["flux"].value / flux
+        share = core / flux
         usual = np.median(share[faint])
-        noise = core["flux_err"].value / flux / usual
+        noise = core_err / flux / usual
         away = (share / usual - 1) / np.hypot(noise, SAME_SHAPE)
     # Where shapes change over the field, most stars are off.
     return ~seen | (np.abs(away) < 3 * max(1.0, mad_std(away[faint], 0.0)))

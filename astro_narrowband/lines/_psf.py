@@ -223,7 +223,8 @@ def _inside(profile, n):
     half = len(profile) // 2
     total = np.concatenate([[0], np.cumsum(profile)])
     last = np.arange(n) + half + 1
-    return total[np.minimum(last, len(profile))] - total[np.maximum(last - n, 0)]
+    inside = total[np.minimum(last, len(profile))] - total[np.maximum(last - n, 0)]
+    return inside.astype(np.float32)
 
 
 def _spread(plane, kernel):
