@@ -266,7 +266,7 @@ def test_sessions_killed_at_any_time_leave_whole_products(tmp_path):
 
 @pytest.mark.long
 def test_200_sessions_killed_with_large_products(tmp_path):
-    child = run_python(KILLER, __file__, tmp_path, 250, 2048, 2)
+    child = run_python(KILLER, __file__, tmp_path, 330, 2048, 2)
     assert child.returncode == 0, child.stderr
     print(child.stdout)
     assert int(child.stdout.split()[0]) >= 200, child.stdout
