@@ -294,6 +294,28 @@ def test_nebula_in_a_strip_of_one_row_of_cells():
     assert not sure
 
 
+@pytest.mark.parametrize("kind", ["two of three", "most stars"])
+def test_fluxes_are_those_of_the_clearest_frame(kind):
+    """Whichever frame has the least noise, or the most stars that look even."""
+    pulls, n = [], 200
+    y = np.mgrid[:n, :n][0]
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 12])
+        xy, flux, stars = star_field(rng, n, 7, faintest=200)
+        maps = [np.full((n, n), part) for part in (1, 0.6, 0.6)]
+        if kind == "most stars":
+            maps[1:] = [np.where(y < 125, 0.7, 1), np.ones((n, n))]
+        skies = (0.3, 0.15, 0.2)
+        frames = [light(rng, stars * m + s) for m, s in zip(maps, skies, strict=True)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*(cloud|outliers|may be off)")
+            made = coadd(frames)
+        got, error = fluxes(made, xy)
+        pulls.append((got - flux) / np.hypot(error, made.ccd.header["FLUXERR"] * flux))
+    assert np.std(pulls) < 1.15
+    assert abs(np.mean(pulls)) < 0.3
+
+
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():
     """As good as a hit in one frame: but the flux of the coadd has it."""
     n, pulls = 240, []
