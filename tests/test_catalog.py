@@ -533,7 +533,7 @@ def test_stars_among_knots_of_nebula_are_the_narrow_sources():
 
 
 def test_stars_on_filaments_are_flagged_or_true():
-    """Four in five sources are filaments of nebula, as wide as a star: no measure of single stars."""
+    """Four in five sources are filaments, as wide as a star: no measure of single stars."""
     pulls, clean = [], []
     for seed in range(3):
         rng = np.random.default_rng([seed, 18])

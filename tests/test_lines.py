@@ -11,9 +11,9 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
-from astro_narrowband.exceptions import AlignmentError, InputError
+from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandWarning
 from astro_narrowband.lines import (
     FilterCurve,
     FluxScale,
@@ -341,6 +341,16 @@ def test_intervals_cover_and_limits_hold():
     bright = measured & (truth_b > 10) & (ratio * truth_b > 10)
     assert covered[bright].mean() == pytest.approx(0.6827, abs=0.01)
     assert 0.95 < (ratio <= result.upper)[result.kind == 2].mean() < 0.985
+    # Whatever the true S/N of the line is that is not seen.
+    for signal in (1.0, 3.0, 4.0, 5.0):
+        faint, bright = (
+            CCDData(np.float32(t + e), unit=RATE, uncertainty=StdDevUncertainty(np.ones((n, n))))
+            for t, e in zip((signal, 30.0), noise, strict=True)
+        )
+        upper, lower = line_ratio(faint, bright), line_ratio(bright, faint)
+        held = (signal / 30 <= upper.upper)[upper.kind == 2].mean()
+        assert 0.965 < held < 0.985
+        assert (30 / signal >= lower.lower)[lower.kind == 3].mean() == pytest.approx(held)
     assert not np.isfinite(result.ratio[~measured]).any()
     assert not np.isfinite(result.upper[result.kind == 0]).any()
 
@@ -541,9 +551,42 @@ def test_regions_that_hold_nothing_are_refused():
     with pytest.raises(InputError, match="outside"):
         region_fluxes(line, [CirclePixelRegion(PixCoord(100, 100), 3)])
     sky = [CirclePixelRegion(PixCoord(9, 33), 4)]
-    half = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19.5), 5)], sky=sky)
-    assert half["covered"][0] == pytest.approx(0.5, abs=0.01)
-    assert abs(half["flux"][0].value) < 1e-3
+    with pytest.warns(NarrowbandWarning, match="region 1: less than 50% is good: no flux"):
+        row = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19), 5)], sky=sky)[0]
+    assert row["covered"] == pytest.approx(0.44, abs=0.01)
+    assert np.isnan([row[c].value for c in ("flux", "flux_err", "err_noise")]).all()
+
+
+def test_masked_pixels_of_a_region_are_filled_in_with_their_error():
+    from regions import CirclePixelRegion, PixCoord
+
+    rng, (y, x), pulls, lacking = np.random.default_rng(5), np.mgrid[:120, :120], [], []
+    for _ in range(40):
+        nebula = 200 * gaussian_filter(rng.normal(size=(120, 120)), 8) + 40
+        nebula += 50 * np.exp(-((x - 60) ** 2 + (y - 60) ** 2) / 1800)
+        line = flat_map(0.0, 1.0, (120, 120))
+        line.data = np.float32(nebula + rng.normal(0, 1, nebula.shape))
+        line.mask = np.zeros(nebula.shape, bool)
+        for _ in range(4):
+            a, b = rng.uniform(40, 80, 2)
+            line.mask |= np.hypot(x - a, y - b) < rng.uniform(1, 5)
+        line.data[line.mask] = np.nan
+        region = CirclePixelRegion(PixCoord(*rng.uniform(50, 70, 2)), rng.uniform(20, 28))
+        with pytest.warns(NarrowbandWarning, match="masked pixels, .* are filled in"):
+            row = region_fluxes(line, [region])[0]
+        whole = region.to_mask("exact").to_image(nebula.shape)
+        truth = (whole * nebula).sum()
+        assert row["area"].value == pytest.approx(whole.sum())
+        pulls.append((row["flux"].value - truth) / row["flux_err"].value)
+        lacking.append(((whole * nebula)[~line.mask].sum() - truth) / row["flux_err"].value)
+    assert np.median(lacking) < -20
+    assert abs(np.mean(pulls)) < 0.6
+    assert 0.7 < np.std(pulls) < 1.3
+    # What is beyond the map is filled in as well.
+    rim = CirclePixelRegion(PixCoord(3, 50), 10)
+    with pytest.warns(NarrowbandWarning, match="filled in"):
+        row = region_fluxes(flat_map(5.0, 1.0, (120, 120)), [rim])[0]
+    assert row["flux"].value == pytest.approx(5 * math.pi * 100, rel=1e-3)
 
 
 def test_ratios_of_regions_have_the_errors_that_do_not_cancel():

@@ -47,8 +47,9 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     -----
     The usual shape is a surface over the field. Of sizes: the quantile regression of the
     lowest quarter of the bright stars, for most of a field may be pairs, then the mean of
-    those near it. Sources that are plainly wide, pairs, knots or filaments, do not count. A neighbour in any direction adds as much to the size as to the length;
-    both are weighed by their errors.
+    those near it. Sources that are plainly wide, pairs, knots or filaments, do not count. A
+    neighbour in any direction adds as much to the size as to the length; both are weighed by
+    their errors.
     """
     x, y = (stars[name].value for name in ("x_center", "y_center"))
     core = circle_sums(pixels._replace(noise=None, gain=None), x, y, [r / 2])
