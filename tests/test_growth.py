@@ -379,7 +379,7 @@ def test_light_beyond_the_annulus_does_not_hang_on_where_stars_are_in_their_pixe
             np.linspace(0.5, 10, 20), r_in=10, r_out=17,
         )  # fmt: skip
         factors.append(aperture_correction(curves, 4.0, use=np.ones(30, bool)).factor)
-    assert np.std(factors) < 1.2e-3
+    assert np.std(factors) < 1.6e-3
 
 
 def test_correction_without_stars(rng):
