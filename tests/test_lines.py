@@ -34,6 +34,7 @@ from astro_narrowband.lines import (
     scale_of_area,
     separate_lines,
     subtract_continuum,
+    subtract_sky,
     surface_brightness,
 )
 from astro_narrowband.lines._ratio import scale_correlation
@@ -683,6 +684,41 @@ def test_sky_that_slopes_is_taken_off_and_what_cannot_be_known_is_in_the_error()
 # ---- images of other programs
 
 
+def test_sky_that_is_left_is_not_in_a_ratio():
+    from regions import PixCoord, RectanglePixelRegion
+
+    rng, (y, x) = np.random.default_rng(8), np.mgrid[:240, :240]
+    nebula = 30 * np.exp(-((x - 120) ** 2 + (y - 130) ** 2) / 3200)
+    corners = [RectanglePixelRegion(PixCoord(a, b), 30, 30) for a in (20, 220) for b in (20, 220)]
+    off = {"given": [], "darkest": []}
+    for _ in range(10):
+        maps = []
+        for part, level in ((0.4, 3.0), (1.0, -2.0)):
+            level = level + 0.004 * (x - y) * (part == 1)
+            continuum = flat_map(0.0, 0.1, x.shape)
+            continuum.data = np.float32(60 + nebula)
+            line = flat_map(0.0, 1.0, x.shape)
+            k = 0.1 + 0.002 * rng.standard_normal()
+            line.data = np.float32(k * continuum.data + part * nebula + level)
+            line.data += np.float32(rng.normal(0, 1, x.shape))
+            maps.append(subtract_continuum(line, continuum, k=0.1, k_err=0.002))
+        for name, sky in (("given", corners), ("darkest", None)):
+            a, b = (subtract_sky(m, sky=sky) for m in maps)
+            error = a.common["zero"][0, 0]
+            assert a.meta["ZEROERR"] == pytest.approx(error)
+            # What k does to the sky is not in the map, and what the sky has of k is the zero's.
+            assert abs(a.common["continuum"][20, 20]) < 0.1 * a.common["continuum"].max()
+            off[name].append((a.data - 0.4 * nebula)[:40, :40].mean() / error)
+            ratio = line_ratio(a, b)
+            seen = (ratio.kind == 1) & (nebula > 15)
+            assert seen.sum() > 1500
+            assert np.median(ratio.ratio[seen]) == pytest.approx(0.4, rel=0.03)
+            held = (ratio.lower[seen] < 0.4) & (ratio.upper[seen] > 0.4)
+            assert held.mean() == pytest.approx(0.68, abs=0.06)
+    assert np.std(off["given"]) < 1.5
+    assert abs(line_ratio(*maps).ratio[130, 120] / 0.4 - 1) > 0.1
+
+
 def test_images_without_error_or_footprint_get_both(tmp_path):
     rng = np.random.default_rng(2)
     image = sky_map(0.0, 0.0, (96, 96))
@@ -956,6 +992,7 @@ def test_command_says_what_it_does_not_know(reduced, capsys, tmp_path):
     assert "no curve given" in said
     assert "holds [NII]" in said
     assert "no flux scale" in said
+    assert "the sky is taken to be what is darkest in the map" in said
     for arguments, reason in (
         (["--continuum", "V"], "has no coadd"),
         (["--continuum", "Halpha"], "the line's own"),
