@@ -248,7 +248,10 @@ def _mean_fluxes(flux, error, scale, agree):
     if agree.sum() == 1:
         (i,) = np.flatnonzero(agree)
         return flux[i], error[i]
-    good = np.isfinite(flux) & agree[:, None]
+    seen = np.isfinite(flux)
+    good = seen & agree[:, None]
+    # A star that only others have is seen by them alone.
+    good |= seen & ~good.any(axis=0)
     each, sigma = flux / scale[:, None], error / scale[:, None]
     # A frame in which a star is hit is one of many. (About the median: a mean goes with the hit,
     # and away from all the others.)
@@ -256,7 +259,7 @@ def _mean_fluxes(flux, error, scale, agree):
     middle[seen] = np.nanmedian(np.where(good, each, np.nan)[:, seen], axis=0)
     with np.errstate(invalid="ignore"):
         off = np.abs(each - middle) > CLIP * np.hypot(sigma, FLUX_FLOOR * middle)
-    weight = np.where(good & ~(off & (good.sum(axis=0) > 3)), sigma**-2.0, 0.0)
+    weight = np.where(good & ~(off & (good.sum(axis=0) > 2)), sigma**-2.0, 0.0)
     total = weight.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(weight > 0, weight * each, 0.0).sum(axis=0) / total

@@ -230,4 +230,4 @@ def _covariance(source, target, best):
     variance = source.variance[best.i] + target.variance[best.j]
     covariance = _match.fit(xy, there, variance, model="similarity", clip=1e6)[1]
     free = 2 * len(xy) - 4
-    return covariance * free / (free - 2) + np.diag([0.0, 0.0, SHARED**2, SHARED**2])
+    return covariance * free / max(free - 2, 1) + np.diag([0.0, 0.0, SHARED**2, SHARED**2])
