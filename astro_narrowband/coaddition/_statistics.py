@@ -32,7 +32,7 @@ APERTURE, SKY_RADII = 2.5, (4.0, 6.0)
 #: where there are so many of them; else the next rule, or the last. Neighbours in apertures that
 #: grow with the seeing look like transparency. Where few are lonely, what neighbours add to the
 #: sky around they add in every frame.
-ISOLATION = ((4.0, 0.02, 20), (SKY_RADII[1], 0.2, 12), (APERTURE, 0.2, 6), (1.5, 0.2, 0))
+ISOLATION = ((4.0, 0.02, 20), (SKY_RADII[1], 0.2, 6), (APERTURE, 0.2, 6), (1.5, 0.2, 0))
 #: A narrow aperture, that loses little light, for stars with many neighbours [FWHM].
 NARROW = 1.5
 #: Signal to noise of stars with wings that look like nebula.
