@@ -375,10 +375,10 @@ def test_pairs_are_in_the_catalogue_and_flagged(ratio, separation):
     table = table.tables["Ha"]
     cx, cy = table["x_center"].value, table["y_center"].value
     doubtful = (table["flags"] & (Flag.BLENDED | Flag.NEIGHBOUR)) > 0
-    for k, (a, b) in enumerate(xy):
-        rows = np.hypot(cx - a, cy - b) < 3
-        assert rows.any()
-        assert doubtful[rows].all() == (k % 3 == 0)
+    rows = [np.hypot(cx - a, cy - b) < 3 for a, b in xy]
+    assert all(doubtful[row].any() and doubtful[row].all() for row in rows[::3])
+    # Noise alone does it to one star in some hundred.
+    assert sum(doubtful[row].any() for k, row in enumerate(rows) if k % 3) <= 1
 
 
 @pytest.mark.parametrize(
@@ -530,6 +530,30 @@ def test_stars_among_knots_of_nebula_are_the_narrow_sources():
         clean.append(len(pulls[-1]) / len(xy))
     assert np.mean(clean) > 0.4
     assert np.mean(np.abs(np.concatenate(pulls)) > 5) < 0.02
+
+
+def test_stars_on_filaments_are_flagged_or_true():
+    """Four in five sources are filaments, as wide as a star: no measure of single stars."""
+    pulls, clean = [], []
+    for seed in range(3):
+        rng = np.random.default_rng([seed, 18])
+        xy = jittered(rng, 340, 40, 4)
+        flux = 10 ** rng.uniform(3.3, 5, len(xy))
+        slow = gaussian_filter(rng.normal(size=(340, 340)), 24, mode="wrap")
+        away = np.abs(slow) / np.hypot(*np.gradient(slow))
+        nebula = np.exp(-0.5 * (away / 1.7) ** 2)
+        nebula *= 30 / nebula.std()
+        model = np.full((340, 340), 100.0)
+        for (x, y), f in zip(xy, flux, strict=True):
+            add_moffat(model, x, y, f, 3.0)
+        data = nebula + rng.normal(model, np.sqrt(model))
+        ccd = CCDData(data, unit="electron", uncertainty=VarianceUncertainty(model))
+        table = make_catalog({"Ha": ccd}).tables["Ha"]
+        good = (table["flags"] & (Flag.EXTENDED | Flag.BLENDED)) == 0
+        pulls.append(pulls_of(table[good], xy, flux))
+        clean.append(len(pulls[-1]) / len(xy))
+    assert np.mean(clean) > 0.6
+    assert np.std(np.concatenate(pulls)) < 1.2
 
 
 def test_a_night_without_a_star_for_a_correction_takes_the_usual_one():

@@ -11,9 +11,9 @@ from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 from astropy.table import QTable
 from astropy.wcs import WCS
-from scipy.ndimage import uniform_filter
+from scipy.ndimage import gaussian_filter, uniform_filter
 
-from astro_narrowband.exceptions import AlignmentError, InputError
+from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandWarning
 from astro_narrowband.lines import (
     FilterCurve,
     FluxScale,
@@ -34,6 +34,7 @@ from astro_narrowband.lines import (
     scale_of_area,
     separate_lines,
     subtract_continuum,
+    subtract_sky,
     surface_brightness,
 )
 from astro_narrowband.lines._ratio import scale_correlation
@@ -341,6 +342,16 @@ def test_intervals_cover_and_limits_hold():
     bright = measured & (truth_b > 10) & (ratio * truth_b > 10)
     assert covered[bright].mean() == pytest.approx(0.6827, abs=0.01)
     assert 0.95 < (ratio <= result.upper)[result.kind == 2].mean() < 0.985
+    # Whatever the true S/N of the line is that is not seen.
+    for signal in (1.0, 3.0, 4.0, 5.0):
+        faint, bright = (
+            CCDData(np.float32(t + e), unit=RATE, uncertainty=StdDevUncertainty(np.ones((n, n))))
+            for t, e in zip((signal, 30.0), noise, strict=True)
+        )
+        upper, lower = line_ratio(faint, bright), line_ratio(bright, faint)
+        held = (signal / 30 <= upper.upper)[upper.kind == 2].mean()
+        assert 0.965 < held < 0.985
+        assert (30 / signal >= lower.lower)[lower.kind == 3].mean() == pytest.approx(held)
     assert not np.isfinite(result.ratio[~measured]).any()
     assert not np.isfinite(result.upper[result.kind == 0]).any()
 
@@ -541,9 +552,42 @@ def test_regions_that_hold_nothing_are_refused():
     with pytest.raises(InputError, match="outside"):
         region_fluxes(line, [CirclePixelRegion(PixCoord(100, 100), 3)])
     sky = [CirclePixelRegion(PixCoord(9, 33), 4)]
-    half = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19.5), 5)], sky=sky)
-    assert half["covered"][0] == pytest.approx(0.5, abs=0.01)
-    assert abs(half["flux"][0].value) < 1e-3
+    with pytest.warns(NarrowbandWarning, match="region 1: less than 50% is good: no flux"):
+        row = region_fluxes(line, [CirclePixelRegion(PixCoord(20, 19), 5)], sky=sky)[0]
+    assert row["covered"] == pytest.approx(0.44, abs=0.01)
+    assert np.isnan([row[c].value for c in ("flux", "flux_err", "err_noise")]).all()
+
+
+def test_masked_pixels_of_a_region_are_filled_in_with_their_error():
+    from regions import CirclePixelRegion, PixCoord
+
+    rng, (y, x), pulls, lacking = np.random.default_rng(5), np.mgrid[:120, :120], [], []
+    for _ in range(40):
+        nebula = 200 * gaussian_filter(rng.normal(size=(120, 120)), 8) + 40
+        nebula += 50 * np.exp(-((x - 60) ** 2 + (y - 60) ** 2) / 1800)
+        line = flat_map(0.0, 1.0, (120, 120))
+        line.data = np.float32(nebula + rng.normal(0, 1, nebula.shape))
+        line.mask = np.zeros(nebula.shape, bool)
+        for _ in range(4):
+            a, b = rng.uniform(40, 80, 2)
+            line.mask |= np.hypot(x - a, y - b) < rng.uniform(1, 5)
+        line.data[line.mask] = np.nan
+        region = CirclePixelRegion(PixCoord(*rng.uniform(50, 70, 2)), rng.uniform(20, 28))
+        with pytest.warns(NarrowbandWarning, match="masked pixels, .* are filled in"):
+            row = region_fluxes(line, [region])[0]
+        whole = region.to_mask("exact").to_image(nebula.shape)
+        truth = (whole * nebula).sum()
+        assert row["area"].value == pytest.approx(whole.sum())
+        pulls.append((row["flux"].value - truth) / row["flux_err"].value)
+        lacking.append(((whole * nebula)[~line.mask].sum() - truth) / row["flux_err"].value)
+    assert np.median(lacking) < -20
+    assert abs(np.mean(pulls)) < 0.6
+    assert 0.7 < np.std(pulls) < 1.3
+    # What is beyond the map is filled in as well.
+    rim = CirclePixelRegion(PixCoord(3, 50), 10)
+    with pytest.warns(NarrowbandWarning, match="filled in"):
+        row = region_fluxes(flat_map(5.0, 1.0, (120, 120)), [rim])[0]
+    assert row["flux"].value == pytest.approx(5 * math.pi * 100, rel=1e-3)
 
 
 def test_ratios_of_regions_have_the_errors_that_do_not_cancel():
@@ -638,6 +682,41 @@ def test_sky_that_slopes_is_taken_off_and_what_cannot_be_known_is_in_the_error()
 
 
 # ---- images of other programs
+
+
+def test_sky_that_is_left_is_not_in_a_ratio():
+    from regions import PixCoord, RectanglePixelRegion
+
+    rng, (y, x) = np.random.default_rng(8), np.mgrid[:240, :240]
+    nebula = 30 * np.exp(-((x - 120) ** 2 + (y - 130) ** 2) / 3200)
+    corners = [RectanglePixelRegion(PixCoord(a, b), 30, 30) for a in (20, 220) for b in (20, 220)]
+    off = {"given": [], "darkest": []}
+    for _ in range(10):
+        maps = []
+        for part, level in ((0.4, 3.0), (1.0, -2.0)):
+            level = level + 0.004 * (x - y) * (part == 1)
+            continuum = flat_map(0.0, 0.1, x.shape)
+            continuum.data = np.float32(60 + nebula)
+            line = flat_map(0.0, 1.0, x.shape)
+            k = 0.1 + 0.002 * rng.standard_normal()
+            line.data = np.float32(k * continuum.data + part * nebula + level)
+            line.data += np.float32(rng.normal(0, 1, x.shape))
+            maps.append(subtract_continuum(line, continuum, k=0.1, k_err=0.002))
+        for name, sky in (("given", corners), ("darkest", None)):
+            a, b = (subtract_sky(m, sky=sky) for m in maps)
+            error = a.common["zero"][0, 0]
+            assert a.meta["ZEROERR"] == pytest.approx(error)
+            # What k does to the sky is not in the map, and what the sky has of k is the zero's.
+            assert abs(a.common["continuum"][20, 20]) < 0.1 * a.common["continuum"].max()
+            off[name].append((a.data - 0.4 * nebula)[:40, :40].mean() / error)
+            ratio = line_ratio(a, b)
+            seen = (ratio.kind == 1) & (nebula > 15)
+            assert seen.sum() > 1500
+            assert np.median(ratio.ratio[seen]) == pytest.approx(0.4, rel=0.03)
+            held = (ratio.lower[seen] < 0.4) & (ratio.upper[seen] > 0.4)
+            assert held.mean() == pytest.approx(0.68, abs=0.06)
+    assert np.std(off["given"]) < 1.5
+    assert abs(line_ratio(*maps).ratio[130, 120] / 0.4 - 1) > 0.1
 
 
 def test_images_without_error_or_footprint_get_both(tmp_path):
@@ -913,6 +992,7 @@ def test_command_says_what_it_does_not_know(reduced, capsys, tmp_path):
     assert "no curve given" in said
     assert "holds [NII]" in said
     assert "no flux scale" in said
+    assert "the sky is taken to be what is darkest in the map" in said
     for arguments, reason in (
         (["--continuum", "V"], "has no coadd"),
         (["--continuum", "Halpha"], "the line's own"),

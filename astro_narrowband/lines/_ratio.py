@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from astropy.io import fits
 from scipy.spatial import cKDTree
+from scipy.special import ndtr, ndtri
 
 from astro_narrowband._engine.door import door
 from astro_narrowband._engine.frames import Threads, usable_cores
@@ -101,10 +102,10 @@ def line_ratio(a, b, *, min_snr=3.0):
     The intervals are those of Fieller (1954, J. R. Stat. Soc. B 16, 175): all R with
     ``(a - R b)^2 <= z^2 (sigma_a^2 - 2 R sigma_ab + R^2 sigma_b^2)``, z = 1, which are exact for
     normal errors.
-    Limits have z = 2, one-sided. Pixels are sorted by what is measured in them, so that where the
-    true S/N of a line is near ``min_snr``, those that make it are too high: there intervals
-    hold more often than they say, and limits of lines of true S/N well above ``min_snr`` (few)
-    less often.
+    Limits have z = 2, one-sided, given that the line was not seen: one just below ``min_snr`` is
+    more often a brighter one than chance alone would have it, and its limit is higher by
+    that (up to 2.1 sigma). Where the true S/N of a line is near ``min_snr``, pixels that make it
+    are too high: there intervals hold more often than they say.
 
     The maps are brought to one width of the stars (PSFWIDTH of their headers) by a Gaussian
     kernel. The noise that they share through one continuum image (`LineMap.shared`), and what
@@ -214,13 +215,27 @@ def divide(a, b, sigma_a, sigma_b, correlation, bad, min_snr, planes, kind):
     lower[both], upper[both] = fieller(*(plane[both] for plane in one), 1.0)
     only = seen_b & ~seen_a & ~bad
     kind[only] = UPPER
-    _, limit = fieller(*(plane[only] for plane in one), Z_LIMIT)
-    upper[only] = np.maximum(limit, 0)
+    upper[only] = np.maximum(_limit(*(plane[only] for plane in one), min_snr), 0)
     only = seen_a & ~seen_b & ~bad
     kind[only] = LOWER
-    _, limit = fieller(*(plane[only] for plane in other), Z_LIMIT)
+    limit = _limit(*(plane[only] for plane in other), min_snr)
     with np.errstate(divide="ignore"):
         lower[only] = np.where(limit > 0, 1 / np.maximum(limit, 0), np.inf)
+
+
+def _limit(a, b, sigma_a, sigma_b, correlation, min_snr):
+    """
+    Upper limit of a / b where a is not seen, which holds as often whatever the true a is.
+
+    z sigma above x < c: Phi(-z) = Phi(-2) Phi(c - x - z), a normal law that ends at c. The
+    last standard deviation below c has one limit: the law's own has no end there.
+    """
+    z = np.linspace(4.5, Z_LIMIT + 1e-6, 300)
+    room = z + ndtri(ndtr(-z) / ndtr(-Z_LIMIT))
+    below = np.maximum(min_snr - a / sigma_a, 1)
+    most = min_snr - below + np.interp(below, room, z)
+    a = np.asarray(most - Z_LIMIT, sigma_a.dtype) * sigma_a
+    return fieller(a, b, sigma_a, sigma_b, correlation, Z_LIMIT)[1]
 
 
 def fieller(a, b, sigma_a, sigma_b, correlation, z):

@@ -6,28 +6,28 @@ from pathlib import Path
 import numpy as np
 from astropy import units as u
 from astropy.table import QTable
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from astro_narrowband._engine.door import door, each, of_class
-from astro_narrowband.exceptions import InputError
+from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.lines._map import (
     CONTINUUM,
     REFERENCES,
-    LineMap,
     noise_correlation,
     opened,
     pixel_area,
-    random_variance,
     unusable,
 )
 from astro_narrowband.lines._ratio import comparable, divide, scale_correlation
+from astro_narrowband.lines._zero import Zero, mask_of, planes_of, sky_of, summed, weights_of
 from astro_narrowband.resampling import noise_factor
 
 __doctest_requires__ = {"region_*": ["regions"]}
 
-#: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
-N_TILES, MIN_SIDE = 100, 8
-#: Tiles for a plane.
-MIN_TILES = 6
+#: Less of a region that is good says nothing of the whole.
+MIN_COVERED = 0.5
+#: Least part of the kernel that must be on good pixels where a masked one is filled in.
+MIN_NEAR = 0.25
 
 
 @door
@@ -76,15 +76,15 @@ def region_fluxes(line_map, regions, *, sky=None):
         Circles, ellipses, polygons ..., in pixels, or on the sky where the map has a WCS.
     sky : sequence of `regions.Region`, optional
         Where there is no line: the zero of the map, a plane where they surround the region and a
-        mean elsewhere. Without them the map's own zero is believed, as it is after a
-        subtraction of skies.
+        mean elsewhere. Without them the map's own zero is believed
+        (`~astro_narrowband.subtract_sky`).
 
     Returns
     -------
     `~astropy.table.QTable`
-        ``region`` (its text, or number), ``area`` [pix] (of good pixels), ``covered`` (their
-        part of the region), ``flux``, ``flux_err``, ``snr``, and each term of the error:
-        ``err_noise``, ``err_sky``, and one column for every common error of the map, as
+        ``region`` (its text, or number), ``area`` [pix], ``covered`` (the part of it that is
+        good), ``flux``, ``flux_err``, ``snr``, and each term of the error: ``err_noise``,
+        ``err_sky``, ``err_filled``, and one column for every common error of the map, as
         ``err_continuum`` and ``err_flux_scale``; with a WCS ``solid_angle`` [arcsec2] and
         ``brightness`` per arcsec2.
 
@@ -100,7 +100,10 @@ def region_fluxes(line_map, regions, *, sky=None):
     and with what they scatter beyond it; where a plane cannot be told from a mean, its slope is
     in the error. A common error counts as the sum of what it does to the pixels, less what
     it does to the zero: it does not average down.
-    Masked pixels are not filled in: the flux is that of the good ones, ``covered`` says so.
+    Masked pixels, and those beyond the image, have the Gaussian mean of good ones near them, as
+    narrow a one as reaches them; err_filled is what that is off by where the same pixels are taken
+    out beside the hole, less their noise. A message names these regions. Where less than half of a
+    region is good, its numbers are NaN.
 
     Examples
     --------
@@ -117,7 +120,8 @@ def region_fluxes(line_map, regions, *, sky=None):
     if not regions:
         raise InputError("regions: none is given: give one or more")
     ccd = opened(line_map, "the line map")
-    rows = [row | errors for row, errors, _ in _measured(ccd, regions, sky, unusable(ccd))]
+    rows = [row | errors for row, errors, *_ in _measured(ccd, regions, sky, unusable(ccd))]
+    _say_filled(ccd, rows)
     table = QTable(rows=rows)
     for name in table.colnames:
         if name.startswith(("flux", "err_")):
@@ -147,7 +151,8 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     -------
     `~astropy.table.QTable`
         ``region``, ``kind`` (measured, upper, lower or nothing), ``ratio``, ``lower`` and
-        ``upper``, as of `line_ratio`, and ``correlation`` of the two errors.
+        ``upper``, as of `line_ratio`, ``correlation`` of the two errors, and ``covered``, the part
+        of the region that is good in both.
 
     Raises
     ------
@@ -156,7 +161,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
 
     Notes
     -----
-    The pixels are those that are good in both maps. Errors of one name are one error of both
+    Pixels masked in one map are filled in in both. Errors of one name are one error of both
     lines: that of the references, and that of a line's continuum in the map of the other; the
     noise of one continuum image is in both as well, and stars that both continua were scaled by.
     What they share of these moves a ratio less, or more, than either flux.
@@ -182,8 +187,9 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
     shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
     scales, values = scale_correlation(a, b), []
-    for region, (row, errors, effects), (other, others, moved) in zip(regions, *both, strict=True):
-        weight, where, _ = _weights(a, region, bad, row["region"])
+    for (row, errors, effects, weight, where), (other, others, moved, *_) in zip(
+        *both, strict=True
+    ):
         same = float((weight**2 * np.where(weight > 0, shared[where], 0)).sum())
         noise = errors["err_noise"] * others["err_noise"]
         for ccd in (a, b):
@@ -197,10 +203,11 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     columns = np.array(values, float).reshape(-1, 5).T
     planes, kind = np.full((3, len(values)), np.nan), np.zeros(len(values), np.uint8)
     divide(*columns, np.zeros(len(values), bool), min_snr, planes, kind)
-    table = QTable({"region": [row["region"] for row, _, _ in both[0]]})
+    table = QTable({"region": [row["region"] for row, *_ in both[0]]})
     table["kind"] = np.array(["nothing", "measured", "upper", "lower"])[kind]
     table["ratio"], table["lower"], table["upper"] = planes
     table["correlation"] = columns[4]
+    table["covered"] = [row["covered"] for row, *_ in both[0]]
     return table
 
 
@@ -212,120 +219,131 @@ def _key(name, ccd):
 
 def _measured(ccd, regions, sky, bad):
     """Of each region what `_row` says."""
-    planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
-    patterns = ccd.patterns() if isinstance(ccd, LineMap) else {}
-    planes |= {name: (plane, 1) for name, plane in patterns.items()}
-    zero = _Zero(ccd, sky, bad, planes) if sky else None
+    planes = planes_of(ccd)
+    zero = Zero(sky_of(ccd, sky, bad), planes) if sky else None
     return [_row(ccd, region, n, bad, planes, zero) for n, region in enumerate(regions, start=1)]
 
 
-def _weights(ccd, region, bad, name):
-    """Weights of the pixels of a region, and where they are; InputError where none is good."""
-    if hasattr(region, "to_pixel"):
-        if ccd.wcs is None:
-            raise InputError(f"region {name} is on the sky, and the map has no WCS")
-        region = region.to_pixel(ccd.wcs.celestial)
-    exact = type(region).__name__.startswith(("Circle", "Ellipse", "Rectangle"))
-    mask = region.to_mask(mode="exact" if exact else "subpixels", subpixels=10)
-    large, small = mask.get_overlap_slices(ccd.data.shape)
-    if large is None:
-        raise InputError(f"region {name} lies outside of the map")
-    weight = mask.data[small] * ~bad[large]
-    if weight.sum() <= 0:
-        raise InputError(f"region {name}: every pixel of it is masked: nothing can be measured")
-    return weight, large, float(weight.sum() / mask.data.sum())
+def _say_filled(ccd, rows):
+    """One message of the regions that have masked pixels."""
+    what = ccd.meta.get("FILTER", "line map")
+    few = [row["region"] for row in rows if row["covered"] < MIN_COVERED]
+    if few:
+        warn(
+            f"{what}: region {', '.join(few)}: less than {MIN_COVERED:.0%} is good: no flux; "
+            "draw it where the map is not masked",
+            stacklevel=4,
+        )
+    filled = [row for row in rows if MIN_COVERED <= row["covered"] < 1]
+    if filled:
+        most = 1 - min(row["covered"] for row in filled)
+        warn(
+            f"{what}: region {', '.join(row['region'] for row in filled)}: masked pixels, "
+            f"{100 * most:.2g} % at most, are filled in from those around, with err_filled",
+            stacklevel=4,
+        )
 
 
-def _summed(weight, planes, where):
-    """Weighted sums of planes over a region, by name; nothing where the weight is zero."""
-    used = weight > 0
-    return {
-        name: float((weight**power * np.where(used, plane[where], 0)).sum())
-        for name, (plane, power) in planes.items()
-    }
-
-
-class _Zero:
+class _Filled:
     """
-    The zero of a map, by what is in the sky's regions: a mean, or a plane where they surround.
+    Weights of good pixels whose sum is that of a whole region, and where they are.
 
-    The sky is cut into tiles, each of which counts by its noise; what they scatter beyond it
-    about the mean or plane makes the error larger.
+    Attributes
+    ----------
+    weight : array
+    where : tuple of slice
+        Of the map.
+    covered : float
+        Part of the region that is good.
     """
 
-    def __init__(self, ccd, sky, bad, planes):
-        weighted = [_weights(ccd, region, bad, f"sky {n}") for n, region in enumerate(sky, start=1)]
-        total = sum(weight.sum() for weight, _, _ in weighted)
-        side = max(MIN_SIDE, int(math.sqrt(total / N_TILES)))
-        tiles = []
-        for weight, (rows, columns), _ in weighted:
-            for i in range(0, weight.shape[0], side):
-                for j in range(0, weight.shape[1], side):
-                    tile = weight[i : i + side, j : j + side]
-                    area = tile.sum()
-                    if area < min(0.25 * side**2, 0.5 * total):
-                        continue
-                    y, x = (n - 1 for n in tile.shape)
-                    top, left = rows.start + i, columns.start + j
-                    where = slice(top, top + y + 1), slice(left, left + x + 1)
-                    sums = {k: v / area for k, v in _summed(tile, planes, where).items()}
-                    sums["variance"] /= area
-                    tiles.append(sums | {"x": left + x / 2, "y": top + y / 2})
-        self._tiles = {name: np.array([tile[name] for tile in tiles]) for name in tiles[0]}
-        self._mean = self._fit(np.ones((len(tiles), 1)))
-        self._plane = None
-        if len(tiles) >= MIN_TILES:
-            self._plane = self._fit(self._design(self._tiles["x"], self._tiles["y"]))
+    def __init__(self, mask, bad, name):
+        inner, where = weights_of(mask, bad, name)
+        self.covered = float(inner.sum() / mask.data.sum())
+        self.weight, self.where = inner, where
+        self._missing = None
+        if self.covered == 1:
+            return
+        top, left = mask.bbox.iymin, mask.bbox.ixmin
+        good = np.zeros(mask.data.shape, bool)
+        rows, columns = (slice(s.start - n, s.stop - n)
+                         for s, n in zip(where, (top, left), strict=True))  # fmt: skip
+        good[rows, columns] = ~bad[where]
+        # As far as a hole is moved to see what is lost, and once more for what is around it.
+        self._step = int(2 * distance_transform_edt(~good)[mask.data > 0].max()) + 2
+        pad = 2 * self._step
+        weight = np.pad(mask.data, pad)
+        corner = top - pad, left - pad
+        self.where = tuple(
+            slice(max(c, 0), min(c + n, full))
+            for c, n, full in zip(corner, weight.shape, bad.shape, strict=True)
+        )
+        self._box = tuple(
+            slice(s.start - c, s.stop - c) for s, c in zip(self.where, corner, strict=True)
+        )
+        self._good = np.zeros(weight.shape, bool)
+        self._good[self._box] = ~bad[self.where]
+        self._missing = np.where(self._good, 0, weight)
+        whole = np.where(self._good, weight, 0) + _moved(self._missing, self._good)
+        self.weight = whole[self._box]
 
-    def _design(self, x, y):
-        x, y = x - self._tiles["x"].mean(), y - self._tiles["y"].mean()
-        return np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3)
+    def error(self, data, variance):
+        """What filling in is off by, from the same pixels taken out beside the hole."""
+        if self._missing is None:
+            return 0.0
+        total, squares = self._missing.sum(), []
+        planes = []
+        for plane in (data, variance):
+            planes.append(np.zeros(self._good.shape))
+            planes[-1][self._box] = plane[self.where]
+            planes[-1][~self._good] = 0
+        for shift in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+            out = np.roll(self._missing, np.multiply(shift, self._step), axis=(0, 1)) * self._good
+            if out.sum() < 0.5 * total:
+                continue
+            out *= total / out.sum()
+            out -= _moved(out, self._good & (out == 0))
+            squares.append((out * planes[0]).sum() ** 2 - (out**2 * planes[1]).sum())
+        if not squares:
+            return abs(float((_moved(self._missing, self._good) * planes[0]).sum()))
+        return math.sqrt(max(0.0, float(np.mean(squares))))
 
-    def _fit(self, design):
-        """What each tile has of each number of the fit; what tiles scatter over their noise."""
-        weight = 1 / self._tiles["variance"]
-        share = np.linalg.pinv(design * np.sqrt(weight)[:, None]) * np.sqrt(weight)
-        residual = self._tiles["data"] - design @ (share @ self._tiles["data"])
-        free = len(weight) - design.shape[1]
-        return share, max(1.0, float(weight @ residual**2) / free) if free > 0 else 1.0
 
-    def at(self, x, y):
-        """
-        Return the zero at a place: the means of all planes, and the variance of the data's.
-
-        A plane counts where its error is at most twice that of the mean; farther off what it
-        says is an error of the mean.
-        """
-        tiles = self._tiles
-        share, scatter = self._mean
-        share, added = share[0], 0.0
-        variance = scatter * float(share**2 @ tiles["variance"])
-        if self._plane is not None:
-            sloped = (self._design(x, y) @ self._plane[0])[0]
-            noise = self._plane[1] * float(sloped**2 @ tiles["variance"])
-            if noise <= 4 * variance:
-                share, variance = sloped, noise
-            else:
-                added = max(0.0, float((sloped - share) @ tiles["data"]) ** 2 - noise)
-        means = {name: float(share @ v) for name, v in tiles.items() if name not in "variance x y"}
-        return means, variance + added
+def _moved(weight, good):
+    """Weights of pixels that are not good, moved to good ones near them; the sum stays."""
+    left, total, sigma = weight.copy(), np.zeros(weight.shape), 1.0
+    while (left > 0).any():
+        last = sigma > max(weight.shape)
+        near = gaussian_filter(good.astype(float), sigma, mode="constant", truncate=3)
+        now = (left > 0) & (near > (0 if last else MIN_NEAR))
+        share = np.divide(left, near, out=np.zeros_like(left), where=now)
+        total += good * gaussian_filter(share, sigma, mode="constant", truncate=3)
+        left[now] = 0
+        if last:
+            break
+        sigma *= 2
+    return total
 
 
 def _row(ccd, region, number, bad, planes, zero):
-    """Columns of a region's flux, its errors by column, and what each common one does to it."""
+    """A region's flux, its errors by column, what each common one does to it, and its weights."""
     name = str(region.meta.get("text", "") or number)
-    weight, where, covered = _weights(ccd, region, bad, name)
-    area, sums = float(weight.sum()), _summed(weight, planes, where)
-    noise = noise_factor(noise_correlation(ccd), area) * math.sqrt(sums.pop("variance"))
-    errors = {"err_noise": noise, "err_sky": 0.0}
+    filled = _Filled(mask_of(ccd, region, name), bad, name)
+    weight, where = filled.weight, filled.where
+    area, sums = float(weight.sum()), summed(weight, planes, where)
+    factor = noise_factor(noise_correlation(ccd), area)
+    errors = {"err_noise": factor * math.sqrt(sums.pop("variance")), "err_sky": 0.0}
+    errors["err_filled"] = filled.error(ccd.data, factor**2 * planes["variance"][0])
     if zero is not None:
         y, x = (weight.sum(axis=1 - k) @ np.arange(weight.shape[k]) / area for k in (0, 1))
         means, variance = zero.at(x + where[1].start, y + where[0].start)
         errors["err_sky"] = area * math.sqrt(variance)
         sums = {name: value - area * means[name] for name, value in sums.items()}
+    if filled.covered < MIN_COVERED:
+        sums, errors = (dict.fromkeys(numbers, math.nan) for numbers in (sums, errors))
     flux = sums.pop("data")
     errors |= {f"err_{what.replace(' ', '_')}": abs(value) for what, value in sums.items()}
     total = math.hypot(*errors.values())
-    row = {"region": name, "area": area, "covered": covered, "flux": flux, "flux_err": total,
-           "snr": flux / total if total else math.nan}  # fmt: skip
-    return row, errors, sums
+    row = {"region": name, "area": area, "covered": filled.covered, "flux": flux,
+           "flux_err": total, "snr": flux / total if total else math.nan}  # fmt: skip
+    return row, errors, sums, weight, where

@@ -15,6 +15,7 @@ LABELS = {
     "KFILTER": "Continuum filter", "KCONT": "Scale k", "KCONTERR": "its error",
     "KSTARS": "stars", "KRATIO": "k of apertures", "KSLOPE": "k of pixels",
     "KMODE": "k of the mode", "KSCATTER": "star to star", "KLOST": "part of line lost",
+    "ZEROSKY": "sky left, taken off", "ZEROERR": "its error",
     "FLUXCAL": "erg/(s cm2) of 1 electron/s", "FLUXRAN": "its random error",
     "FLUXFLO": "its floor", "FLUXSTAR": "reference stars", "BLEND": "over, for [NII]",
     "BLENDERR": "its error",
@@ -73,28 +74,26 @@ def _view(each):
 def facts_of(line_map, name):
     """What is known of a map: numbers for the record, and one sentence."""
     meta = line_map.meta
-    level = float(np.nanmedian(line_map.data))
     noise = float(np.nanmedian(line_map.uncertainty.array))
-    bright = np.nan_to_num(line_map.data - level) > 5 * np.nan_to_num(
+    bright = np.nan_to_num(line_map.data) > 5 * np.nan_to_num(
         line_map.uncertainty.array, nan=np.inf
     )
     facts = {key: meta[key] for key in LABELS if key in meta}
     facts |= {"unit": line_map.unit.to_string(), "noise": noise}
-    total = float(np.sum(line_map.data[bright], dtype=float) - level * bright.sum())
+    total = float(np.sum(line_map.data[bright], dtype=float))
     if not bright.any() or total <= 0:
         return facts | {"sentence": f"{name} is seen in no pixel at 5 standard deviations."}
     shares = {
         "noise": math.sqrt(float(np.sum(line_map.uncertainty.array[bright] ** 2, dtype=float)))
     }
     for what, plane in line_map.patterns().items():
-        above = plane[bright] - np.nanmedian(plane)
-        shares[what] = abs(float(np.sum(above, dtype=float)))
+        shares[what] = abs(float(np.sum(plane[bright], dtype=float)))
     shares = {k: v / total for k, v in shares.items()}
     error, limit = math.hypot(*shares.values()), max(shares, key=shares.get)
     return facts | {
         "flux": total, "flux_err": total * error, "shares": shares,
-        "sentence": f"The {name} flux above the median of the map, in its {int(bright.sum())} "
-        f"pixels at 5 standard deviations, is {total:.3g} {line_map.unit.to_string()}, known to "
+        "sentence": f"The {name} flux in its {int(bright.sum())} pixels "
+        f"at 5 standard deviations is {total:.3g} {line_map.unit.to_string()}, known to "
         f"{100 * error:.2g} %; what limits it is the {limit} ({100 * shares[limit]:.2g} %).",
     }  # fmt: skip
 

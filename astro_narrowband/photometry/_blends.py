@@ -15,8 +15,6 @@ from astro_narrowband.photometry._annulus import Flag
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
 #: Most of a crowd may be blends: the usual shape is that of the smallest quarter.
 SMALLEST = 0.25
-#: Where more than that are wide they are knots of nebula, and none of them a star.
-MOSTLY = 0.5
 #: How dense a field is at a place is told by as many sources.
 NEAR = 20
 #: So many more of the stars, or one, must be near a surface for each of its terms.
@@ -49,8 +47,9 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     -----
     The usual shape is a surface over the field. Of sizes: the quantile regression of the
     lowest quarter of the bright stars, for most of a field may be pairs, then the mean of
-    those near it. A neighbour in any direction adds as much to the size as to the length;
-    both are weighed by their errors.
+    those near it. Sources that are plainly wide, pairs, knots or filaments, do not count. A
+    neighbour in any direction adds as much to the size as to the length; both are weighed by
+    their errors.
     """
     x, y = (stars[name].value for name in ("x_center", "y_center"))
     core = circle_sums(pixels._replace(noise=None, gain=None), x, y, [r / 2])
@@ -61,7 +60,7 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     saturated = np.asarray(stars["saturated"])
     good = (snr > SHAPE_SNR) & ~saturated & np.isfinite(shapes.size) & np.isfinite(whole)
     wide = (table["flags"] & Flag.EXTENDED) > 0
-    if good.any() and wide[good].mean() > MOSTLY:
+    if (good & ~wide).sum() >= MIN_SHAPES:
         good &= ~wide
     use = np.flatnonzero(good)
     use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]

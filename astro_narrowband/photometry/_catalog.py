@@ -43,6 +43,8 @@ STRANGE = 2.5
 CLIP = 3.0
 #: Stars for growth curves: signal over noise; as many as are wanted, and no more than so many.
 MIN_SNR, MIN_STARS, MAX_STARS = 50.0, 5, 100
+#: Of a source without a width, the signal over noise from which that is not by noise.
+WINDOW_SNR = 10.0
 #: A source whose core more than this part of the frames lacks has a profile of its own.
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
@@ -356,6 +358,8 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     width = shapes.fwhm
     with np.errstate(invalid="ignore", divide="ignore"):
         wide = width > point * (1.25 + 5 / np.maximum(table["snr"], 1e-3))
+        # One that fills the window has no width.
+        wide |= np.isnan(width) & np.isfinite(shapes.size) & (table["snr"] > WINDOW_SNR)
     flags[wide] |= Flag.EXTENDED
     unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED

@@ -21,6 +21,8 @@ N_PROBES, MIN_PROBES = 900, 6
 #: Where the reach of the sources covers the image so many times, and there are so many, it is a
 #: crowd; there, circles count whose rims are this part of the annulus' outer radius from sources.
 CROWDED, MIN_CROWD, BESIDE = 2.5, 40, 0.2
+#: So many blank circles beside a place tell what it is like there.
+BESIDES = 24
 #: Radii at which structure is measured; between them it is interpolated.
 N_RADII = 4
 #: Mean of the log of chi2 per degree of freedom of the sectors of an annulus.
@@ -77,7 +79,8 @@ def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
     if good.sum() < MIN_PROBES:
         return np.repeat(plain[:, None], len(radii), axis=1)
     around = around.rows(good)
-    mean, noise = _blank_circles(image, [values[good] for values in blank], around, radii[at], r_in)
+    blank = [values[good] for values in blank]
+    mean, noise = _blank_circles(image, blank, around, radii[at], r_in)
     mean[distance[good, None] < radii[at] + BESIDE * r_out] = np.nan
     usual = np.median(around.structure, axis=0)
     shown, seen = (_shown(structure, usual) for structure in (around.structure, level.structure))
@@ -90,7 +93,9 @@ def structure_variance(image, x, y, level, *, radii, r_in, r_out, sky, clip):
             # No such circle is blank: the level is that under smaller ones.
             out[:, j] = out[:, j - 1]
             continue
-        out[:, j] = seen @ _likeliest(mean[:, j], noise[:, j], shown)
+        at_blank, at_star = _beside(blank, (x, y), mean[:, j], noise[:, j])
+        weights = _likeliest(mean[:, j], noise[:, j], np.column_stack([shown, at_blank]))
+        out[:, j] = np.column_stack([seen, at_star]) @ weights
         out[alone, j] = np.maximum(out[alone, j], plain[alone])
     return np.array([np.interp(radii, radii[at], row) for row in out]).reshape(len(x), -1)
 
@@ -99,6 +104,19 @@ def _shown(structure, usual):
     """What annuli show of structure, none of it below zero, and a one; as usual where unknown."""
     known = np.where(np.isfinite(structure), structure, usual)
     return np.column_stack([np.maximum(np.nan_to_num(known), 0), np.ones(len(known))])
+
+
+def _beside(blank, places, mean, noise):
+    """Mean excess of the nearest blank circles, without its own: at each of them, and at places."""
+    use = np.isfinite(mean)
+    xy = np.column_stack(blank)
+    tree = cKDTree(xy[use])
+    square = np.where(mean > 0, np.minimum(mean**2, MOST**2 * noise), mean**2)
+    excess = (square - noise)[use]
+    n = min(BESIDES, use.sum() - 1)
+    at_blank = excess[tree.query(xy, n + 1)[1][:, 1:]].mean(axis=1)
+    at_places = excess[tree.query(np.column_stack(places), n)[1].reshape(-1, n)].mean(axis=1)
+    return np.maximum(at_blank, 0), np.maximum(at_places, 0)
 
 
 def _blank_places(image, x, y, radii, r_out):
