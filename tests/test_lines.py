@@ -152,6 +152,14 @@ def test_error_of_the_scale_is_common_to_a_region():
     assert table["err_noise"][0].value == pytest.approx(0.1 * math.sqrt(1.01 * area), rel=0.08)
 
 
+def test_copy_of_a_map_knows_its_common_errors():
+    line = LineMap(flat_map(5.0), common={"flux scale": 0.03}, shared={"r": np.ones((40, 40))})
+    twin = line.copy()
+    assert twin.common == {"flux scale": 0.03}
+    assert twin.shared.keys() == {"r"}
+    assert twin.data is not line.data
+
+
 @pytest.mark.parametrize("fwhm", [(3.0, 3.8), (3.8, 3.0), (3.2, 3.2)])
 def test_stars_go_and_the_scale_is_right(fwhm):
     line, continuum, k = star_fields(1, fwhm=fwhm)
@@ -648,7 +656,7 @@ def test_stars_of_other_spectra_move_the_scales_of_two_lines_alike():
         said.append(scale_correlation(*maps))
     assert np.mean(said) == pytest.approx(np.corrcoef(np.transpose(moved))[0, 1], abs=0.3)
     assert np.mean(said) < -0.6
-    assert scale_correlation(maps[0], flat_map(1.0)) == 0
+    assert scale_correlation(maps[0], LineMap(flat_map(1.0))) == 0
 
 
 def test_sky_that_slopes_is_taken_off_and_what_cannot_be_known_is_in_the_error():

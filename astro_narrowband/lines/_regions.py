@@ -184,7 +184,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     a, b = comparable(a, b, min_snr)
     bad = unusable(a) | unusable(b)
     both = [_measured(ccd, regions, sky, bad) for ccd in (a, b)]
-    names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
+    names = a.shared.keys() & b.shared.keys()
     shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
     scales, values = scale_correlation(a, b), []
     for (row, errors, effects, weight, where), (other, others, moved, *_) in zip(

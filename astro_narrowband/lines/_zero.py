@@ -80,9 +80,9 @@ def subtract_sky(line_map, *, sky=None):
         uncertainty=StdDevUncertainty(np.float32(np.sqrt(planes["variance"][0]))),
         flags=None if ccd.flags is None else ccd.flags.copy(),
         wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
-        shared=getattr(ccd, "shared", None), stars=getattr(ccd, "stars", None),
+        shared=ccd.shared, stars=ccd.stars,
     )  # fmt: skip
-    for name, value in getattr(ccd, "common", {}).items():
+    for name, value in ccd.common.items():
         add_common(result, name, value if np.ndim(value) == 0 else value - level(name))
     add_common(result, "zero", np.full(ccd.data.shape, error, np.float32))
     return result
@@ -91,8 +91,7 @@ def subtract_sky(line_map, *, sky=None):
 def planes_of(ccd):
     """Planes of a map by name, and the power of the weights that they are summed with."""
     planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
-    patterns = ccd.patterns() if isinstance(ccd, LineMap) else {}
-    return planes | {name: (plane, 1) for name, plane in patterns.items()}
+    return planes | {name: (plane, 1) for name, plane in ccd.patterns().items()}
 
 
 def sky_of(ccd, sky, bad):
