@@ -469,6 +469,13 @@ def test_frames_that_were_never_registered():
     frames = [light(rng, np.roll(stars, (3 * k, -5 * k), (0, 1)) + 0.3) for k in range(4)]
     with pytest.raises(AlignmentError, match=r"after a shift by \(-?\d+\.\d+, -?\d+\.\d+\)"):
         coadd(frames)
+    # Who asks for no registration is told what that costs.
+    as_they_are = [ResampledFrame(frame, Alignment.identity("none")) for frame in frames]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coadd(as_they_are)
+    said = "\n".join(str(each.message) for each in caught)
+    assert re.search(r"\(and 2 more\): registration = none: .*a shift by", said)
     same = [light(rng, stars + 0.3) for _ in range(3)]
     assert coadd(same).ccd.header["NCOMBINE"] == 3
 
