@@ -557,6 +557,10 @@ def test_regions_that_hold_nothing_are_refused():
     line.mask[:20] = True
     with pytest.raises(InputError, match="masked"):
         region_fluxes(line, [CirclePixelRegion(PixCoord(10, 5), 3)])
+    certain = flat_map(5.0)
+    certain.uncertainty.array[:] = 0
+    with pytest.raises(InputError, match="every pixel is masked"):
+        subtract_sky(certain)
     with pytest.raises(InputError, match="outside"):
         region_fluxes(line, [CirclePixelRegion(PixCoord(100, 100), 3)])
     sky = [CirclePixelRegion(PixCoord(9, 33), 4)]

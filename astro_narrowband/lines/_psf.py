@@ -30,7 +30,7 @@ MAX_LOST = 1.0
 #: Stars that a shape is made of, at most.
 MAX_STARS = 60
 #: Regularisation of the kernel, as a part of the power of the source's transfer function.
-REGULARIZATION = 3e-5
+REGULARIZATION = 1e-5
 
 
 def star_shape(data, bad, stars, half):
