@@ -234,7 +234,8 @@ def opened(image, what):
 
 def unusable(ccd):
     """Pixels that are masked, not finite, or without a usable error."""
-    bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
+    error = ccd.uncertainty.array
+    bad = ~np.isfinite(ccd.data) | ~np.isfinite(error) | (error <= 0)
     if ccd.mask is not None:
         bad |= np.asarray(ccd.mask, bool)
     if bad.all():
