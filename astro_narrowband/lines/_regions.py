@@ -1,5 +1,6 @@
 """Line fluxes of regions, with everything that is not known of them: the table a paper prints."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -297,7 +298,7 @@ class _Filled:
             planes.append(np.zeros(self._good.shape))
             planes[-1][self._box] = plane[self.where]
             planes[-1][~self._good] = 0
-        for shift in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        for shift in filter(any, itertools.product((-1, 0, 1), repeat=2)):
             out = np.roll(self._missing, np.multiply(shift, self._step), axis=(0, 1)) * self._good
             if out.sum() < 0.5 * total:
                 continue
@@ -306,7 +307,9 @@ class _Filled:
             squares.append((out * planes[0]).sum() ** 2 - (out**2 * planes[1]).sum())
         if not squares:
             return abs(float((_moved(self._missing, self._good) * planes[0]).sum()))
-        return math.sqrt(max(0.0, float(np.mean(squares))))
+        # So few places say little of how uneven it can be: Student's law is that much broader.
+        n = len(squares)
+        return math.sqrt(max(0.0, float(np.mean(squares))) * n / max(n - 2, 0.5))
 
 
 def _moved(weight, good):
