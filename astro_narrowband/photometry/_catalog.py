@@ -18,7 +18,7 @@ from astropy.table import QTable
 from scipy import ndimage
 
 from astro_narrowband._engine.annuli import sky_levels
-from astro_narrowband._engine.apertures import circle_sums
+from astro_narrowband._engine.apertures import circle_sums, overlap
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
@@ -49,6 +49,9 @@ WINDOW_SNR = 10.0
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
+#: Square of the core radius of a Moffat profile with beta = 3, in units of FWHM^2; and the part of
+#: a star's light from which on what is left of it tells no flux.
+WINGS, HIDDEN = 0.96, 0.5
 #: Lost pixels hide the peak of a star where those beside them are higher by so many sigma.
 PEAK = 10.0
 #: The widest clump of such pixels, from the middle [pix].
@@ -364,18 +367,23 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
     _count_what_is_outside(image, table, r)
+    _count_what_is_lost(image, table, r, point)
     x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
-    reach = r_in + 2 * scale
-    isolated = _isolated(x, y, flux, table, reach)
-    grid = np.linspace(r_in / 20, r_in, 20)
-    # Of two radii that are all but the same, the ring between them has no variance.
-    radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
-    curves = growth_curves(ccd, positions[isolated], radii, **options)
-    # Neighbours were looked for above, with their brightness.
-    curves = replace(
-        curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
-    )
-    clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
+    # Where every star has a neighbour beside its annulus, as in the smallest fields, none beside
+    # twice its circle is asked for.
+    for outer, reach in ((r_in, r_in + 2 * scale), (2 * r, 2 * r + scale)):
+        isolated = _isolated(x, y, flux, table, reach)
+        grid = np.linspace(outer / 20, outer, 20)
+        # Of two radii that are all but the same, the ring between them has no variance.
+        radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
+        curves = growth_curves(ccd, positions[isolated], radii, **options)
+        # Neighbours were looked for above, with their brightness.
+        curves = replace(
+            curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
+        )
+        clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
+        if clean.any():
+            break
     correction = None
     if clean.any():
         alone, err = without_field(
@@ -386,6 +394,8 @@ def _measure(name, ccd, stars, partial, point, scale, options):
         correction = correction._replace(
             err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
         )
+        if correction.err > usual_correction(r, point).err:
+            correction = None
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
     table.meta.update(filter=name, fwhm=point)
@@ -410,6 +420,27 @@ def _count_what_is_outside(image, table, r):
     usual = np.median(wide[star] / flux[star]) if star.any() else 1.0
     outside = np.where(blended, np.nan_to_num(np.maximum(wide - usual * flux, 0)), 0.0)
     table["flux_err"] = np.hypot(table["flux_err"], outside * (table["flux_err"].unit or 1))
+
+
+def _count_what_is_lost(image, table, r, fwhm):
+    """Add to the errors the light of pixels that cannot be used; no flux where they have most."""
+    at = np.flatnonzero((table["flags"] & (Flag.MASKED | Flag.EDGE)) > 0)
+    if not at.size:
+        return
+    x, y = (bare(table[name])[at] for name in ("x_center", "y_center"))
+    half = math.ceil(r) + 1
+    oy, ox = np.mgrid[-half : half + 1, -half : half + 1]
+    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
+    good = image.pixels.around(iy, ix, oy, ox)[2]
+    if good is None:
+        return
+    light = overlap(x - ix, y - iy, r, half)
+    distance2 = (ox - (x - ix)[:, None, None]) ** 2 + (oy - (y - iy)[:, None, None]) ** 2
+    light /= (1 + distance2 / (WINGS * fwhm**2)) ** 3
+    lost = (light * ~good).sum(axis=(1, 2)) / light.sum(axis=(1, 2))
+    factor = np.where(lost < HIDDEN, lost / (1 - lost), np.nan)
+    table["flux_err"][at] = np.hypot(table["flux_err"][at], factor * np.abs(table["flux"][at]))
+    table["flux"][at[np.isnan(factor)]] = np.nan
 
 
 def _correct(table, correction, known):
