@@ -18,7 +18,6 @@ from astropy.table import QTable
 from scipy import ndimage
 
 from astro_narrowband._engine.annuli import sky_levels
-from astro_narrowband._engine.apertures import circle_sums, overlap
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
@@ -26,7 +25,8 @@ from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
-from astro_narrowband.photometry._correction import aperture_correction, usual_correction
+from astro_narrowband.photometry._correction import correction_over_field, usual_correction
+from astro_narrowband.photometry._counted import count_lost, count_other_cores, count_outside
 from astro_narrowband.photometry._curves import diagnose_background
 from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
@@ -49,9 +49,6 @@ WINDOW_SNR = 10.0
 LACKING = 0.02
 #: Of a correction that is not the star's own: its error, as a part of what it adds.
 BORROWED, OTHER_PROFILE = 0.5, 0.45
-#: Square of the core radius of a Moffat profile with beta = 3, in units of FWHM^2; and the part of
-#: a star's light from which on what is left of it tells no flux.
-WINGS, HIDDEN = 0.96, 0.5
 #: Lost pixels hide the peak of a star where those beside them are higher by so many sigma.
 PEAK = 10.0
 #: The widest clump of such pixels, from the middle [pix].
@@ -364,10 +361,11 @@ def _measure(name, ccd, stars, partial, point, scale, options):
         # One that fills the window has no width.
         wide |= np.isnan(width) & np.isfinite(shapes.size) & (table["snr"] > WINDOW_SNR)
     flags[wide] |= Flag.EXTENDED
-    unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
+    unlike, whole, usual = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
-    _count_what_is_outside(image, table, r)
-    _count_what_is_lost(image, table, r, point)
+    count_outside(image, table, r)
+    count_other_cores(table, whole, usual)
+    count_lost(image, table, r, point)
     x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
     # Where every star has a neighbour beside its annulus, as in the smallest fields, none beside
     # twice its circle is asked for.
@@ -390,7 +388,10 @@ def _measure(name, ccd, stars, partial, point, scale, options):
             image, curves[clean], (x, y, flux), reach, r_from=r,
             r_in=r_in, r_out=r_out, sky=options["sky"], clip=CLIP,
         )  # fmt: skip
-        correction = aperture_correction(alone, r, use=np.ones(len(alone), bool), clip=STRANGE)
+        everyone = np.ones(len(alone), bool)
+        correction = correction_over_field(
+            alone, r, math.inf, use=everyone, min_snr=MIN_SNR, clip=STRANGE, shape=usual
+        )
         correction = correction._replace(
             err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
         )
@@ -406,41 +407,6 @@ def _measure(name, ccd, stars, partial, point, scale, options):
             correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
-
-
-def _count_what_is_outside(image, table, r):
-    """Add to the errors of blends what a circle twice as wide has more than that of a star."""
-    x, y, flux, sky, snr = (bare(table[k]) for k in ("x_center", "y_center", "flux", "sky", "snr"))
-    blended = (table["flags"] & Flag.BLENDED) > 0
-    star = (table["flags"] == 0) & (snr > MIN_SNR)
-    at = np.flatnonzero(blended | star)
-    sums = circle_sums(image.pixels._replace(noise=None, gain=None), x[at], y[at], [2 * r])
-    wide = np.full(len(x), np.nan)
-    wide[at] = (sums.total - sky[at, None] * sums.area)[:, 0]
-    usual = np.median(wide[star] / flux[star]) if star.any() else 1.0
-    outside = np.where(blended, np.nan_to_num(np.maximum(wide - usual * flux, 0)), 0.0)
-    table["flux_err"] = np.hypot(table["flux_err"], outside * (table["flux_err"].unit or 1))
-
-
-def _count_what_is_lost(image, table, r, fwhm):
-    """Add to the errors the light of pixels that cannot be used; no flux where they have most."""
-    at = np.flatnonzero((table["flags"] & (Flag.MASKED | Flag.EDGE)) > 0)
-    if not at.size:
-        return
-    x, y = (bare(table[name])[at] for name in ("x_center", "y_center"))
-    half = math.ceil(r) + 1
-    oy, ox = np.mgrid[-half : half + 1, -half : half + 1]
-    ix, iy = np.rint(x).astype(int), np.rint(y).astype(int)
-    good = image.pixels.around(iy, ix, oy, ox)[2]
-    if good is None:
-        return
-    light = overlap(x - ix, y - iy, r, half)
-    distance2 = (ox - (x - ix)[:, None, None]) ** 2 + (oy - (y - iy)[:, None, None]) ** 2
-    light /= (1 + distance2 / (WINGS * fwhm**2)) ** 3
-    lost = (light * ~good).sum(axis=(1, 2)) / light.sum(axis=(1, 2))
-    factor = np.where(lost < HIDDEN, lost / (1 - lost), np.nan)
-    table["flux_err"][at] = np.hypot(table["flux_err"][at], factor * np.abs(table["flux"][at]))
-    table["flux"][at[np.isnan(factor)]] = np.nan
 
 
 def _correct(table, correction, known):
