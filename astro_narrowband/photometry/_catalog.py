@@ -366,37 +366,9 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     count_outside(image, table, r)
     count_other_cores(table, whole, usual)
     count_lost(image, table, r, point)
-    x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
-    # Where every star has a neighbour beside its annulus, as in the smallest fields, none beside
-    # twice its circle is asked for.
-    for outer, reach in ((r_in, r_in + 2 * scale), (2 * r, 2 * r + scale)):
-        isolated = _isolated(x, y, flux, table, reach)
-        grid = np.linspace(outer / 20, outer, 20)
-        # Of two radii that are all but the same, the ring between them has no variance.
-        radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
-        curves = growth_curves(ccd, positions[isolated], radii, **options)
-        # Neighbours were looked for above, with their brightness.
-        curves = replace(
-            curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
-        )
-        clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
-        if clean.any():
-            break
-    correction = None
-    if clean.any():
-        alone, err = without_field(
-            image, curves[clean], (x, y, flux), reach, r_from=r,
-            r_in=r_in, r_out=r_out, sky=options["sky"], clip=CLIP,
-        )  # fmt: skip
-        everyone = np.ones(len(alone), bool)
-        correction = correction_over_field(
-            alone, r, math.inf, use=everyone, min_snr=MIN_SNR, clip=STRANGE, shape=usual
-        )
-        correction = correction._replace(
-            err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
-        )
-        if correction.err > usual_correction(r, point).err:
-            correction = None
+    curves, correction = _corrected(image, ccd, table, usual, scale, options)
+    if correction is not None and correction.err > usual_correction(r, point).err:
+        correction = None
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
     table.meta.update(filter=name, fwhm=point)
@@ -407,6 +379,40 @@ def _measure(name, ccd, stars, partial, point, scale, options):
             correction_stars=correction.n_used,
         )  # fmt: skip
     return table, curves, correction
+
+
+def _corrected(image, ccd, table, usual, scale, options):
+    """Growth curves of stars that are alone, and their `ApertureCorrection`; None without any."""
+    x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
+    r, r_in = table.meta["r"], options["r_in"]
+    # Where every star has a neighbour beside its annulus, as in the smallest fields, none beside
+    # twice its circle is asked for.
+    for outer, reach in ((r_in, r_in + 2 * scale), (2 * r, 2 * r + scale)):
+        isolated = _isolated(x, y, flux, table, reach)
+        grid = np.linspace(outer / 20, outer, 20)
+        # Of two radii that are all but the same, the ring between them has no variance.
+        radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
+        curves = growth_curves(ccd, table[isolated], radii, **options)
+        # Neighbours were looked for above, with their brightness.
+        curves = replace(
+            curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
+        )
+        clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
+        if clean.any():
+            break
+    else:
+        return curves, None
+    annulus = {name: options[name] for name in ("r_in", "r_out", "sky")}
+    alone, err = without_field(
+        image, curves[clean], (x, y, flux), reach, r_from=r, clip=CLIP, **annulus
+    )
+    correction = correction_over_field(
+        alone, r, math.inf, use=np.ones(len(alone), bool), min_snr=MIN_SNR, clip=STRANGE,
+        shape=usual,
+    )  # fmt: skip
+    return curves, correction._replace(
+        err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
+    )
 
 
 def _correct(table, correction, known):

@@ -229,24 +229,7 @@ def correction_over_field(curves, r_from, r_to, *, use, min_snr, clip, shape=Non
             beyond=near.factor * err,
             model=near.factor * model,
         )
-    a, b = curves.index_of(r_from, "r_from"), curves.index_of(r_to, "r_to")
-    flux_a, flux_b = curves.flux[:, a], curves.flux[:, b]
-    if use is None:
-        with np.errstate(invalid="ignore"):
-            bright = flux_a > min_snr * curves.flux_err[:, a]
-        use = bright & ((curves.flags[:, a] | curves.flags[:, b]) == 0)
-    use = chosen(use, len(curves)) & np.isfinite(flux_b) & (flux_a > 0)
-    if not use.any():
-        raise InputError(
-            f"no star for the aperture correction from {r_from:g} to {r_to:g} pix: none is "
-            f"without flags and above {min_snr:g} times its noise; choose stars with use="
-        )
-    ratio = flux_b[use] / flux_a[use]
-    matrix = curves[use].covariance()
-    variance = matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
-    # Numbers without noise have no weight of their own: they then all have the same.
-    variance = np.maximum(np.nan_to_num(variance) / flux_a[use] ** 2, 1e-16)
-    x, y = curves.x[use], curves.y[use]
+    x, y, ratio, variance = _ratios(curves, r_from, r_to, use, min_snr)
     away = 0.0
     if shape is not None:
         unit = shape.coefficients[0]
@@ -280,6 +263,28 @@ def correction_over_field(curves, r_from, r_to, *, use, min_snr, clip, shape=Non
     if field is not None:
         surface = _joined(field, surface, err / mean)
     return ApertureCorrection(mean, err, scatter, n, float(r_from), float(r_to), surface=surface)
+
+
+def _ratios(curves, r_from, r_to, use, min_snr):
+    """Positions of the stars that serve, their ratios of fluxes within two radii, and variances."""
+    a, b = curves.index_of(r_from, "r_from"), curves.index_of(r_to, "r_to")
+    flux_a, flux_b = curves.flux[:, a], curves.flux[:, b]
+    if use is None:
+        with np.errstate(invalid="ignore"):
+            bright = flux_a > min_snr * curves.flux_err[:, a]
+        use = bright & ((curves.flags[:, a] | curves.flags[:, b]) == 0)
+    use = chosen(use, len(curves)) & np.isfinite(flux_b) & (flux_a > 0)
+    if not use.any():
+        raise InputError(
+            f"no star for the aperture correction from {r_from:g} to {r_to:g} pix: none is "
+            f"without flags and above {min_snr:g} times its noise; choose stars with use="
+        )
+    ratio = flux_b[use] / flux_a[use]
+    matrix = curves[use].covariance()
+    variance = matrix[:, b, b] + ratio**2 * matrix[:, a, a] - 2 * ratio * matrix[:, a, b]
+    # Numbers without noise have no weight of their own: they then all have the same.
+    variance = np.maximum(np.nan_to_num(variance) / flux_a[use] ** 2, 1e-16)
+    return curves.x[use], curves.y[use], ratio, variance
 
 
 def _following(shape, x, y, ratio, variance, likely):

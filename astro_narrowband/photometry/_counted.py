@@ -37,10 +37,8 @@ def count_other_cores(table, whole, usual):
     # The core has d too much: whole = (w h + d) / (h + d), w being the usual and h the half's.
     partial = (table["flags"] & Flag.PARTIAL) > 0
     more = (expected - whole) / (expected - 1) / whole
-    add = np.where(partial, np.abs(more * bare(table["flux"])), 0.0)
-    table["flux_err"] = np.hypot(
-        table["flux_err"], np.nan_to_num(add) * (table["flux_err"].unit or 1)
-    )
+    more = np.where(partial, np.nan_to_num(np.abs(more)), 0.0)
+    table["flux_err"] = np.hypot(table["flux_err"], more * np.abs(table["flux"]))
 
 
 def count_lost(image, table, r, fwhm):
