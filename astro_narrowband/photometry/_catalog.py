@@ -164,8 +164,11 @@ def make_catalog(
     for it would be off by a percent. Where no star is good enough for a correction
     another filter's is used, half of what it adds being its error; where no filter has one
     that of usual profiles, some 1.10 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
-    0.45 of what the correction adds in their error: that of a seeing 15 % different.
-    Where the width of stars changes over the field the correction is a surface. Sources
+    0.45 of what the correction adds in their error: that of a seeing 15 % different; where
+    only the core is of other frames, what it has more or less light than the usual. Light of pixels
+    that cannot be used is in the error, by a Moffat profile; where they have half of a star's or
+    more its flux is NaN.
+    Where the shape of stars changes over the field the correction follows it. Sources
     that are wider, longer or less dense than single stars of their place are flagged
     BLENDED; the denser the field, the less it takes. Their error has what a circle twice as
     wide has more than that of a star: the flux is that of all of them.
@@ -214,7 +217,7 @@ def make_catalog(
 
         def measure(name, point):
             options = {"sky": sky, "saturation": (saturation or {}).get(name)}
-            partial = _partial(counts[name], x, y)
+            partial = _partial(counts[name], x, y, scale)
             return _measure(name, ccds[name], stars, partial, point, scale, options)
 
         measured = list(pool.map(measure, ccds, seeing))
@@ -327,16 +330,21 @@ def _seeing(ccd, stars, typical):
     )
 
 
-def _partial(coverage, x, y):
-    """Sources whose core, of 3 x 3 pixels, some frames lack."""
+def _partial(coverage, x, y, scale):
+    """Sources whose core, of 3 x 3 pixels, some frames lack, and those that have more around it."""
     if coverage is None:
-        return np.zeros(len(x), bool)
-    ny, nx = coverage.shape
-    step = np.arange(-1, 2)
-    at_y = np.clip(np.rint(y).astype(int)[:, None] + step, 0, ny - 1)
-    at_x = np.clip(np.rint(x).astype(int)[:, None] + step, 0, nx - 1)
-    core = coverage[at_y[:, :, None], at_x[:, None, :]].mean(axis=(1, 2))
-    return core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
+        return np.zeros((2, len(x)), bool)
+
+    def around(dy, dx):
+        at_y = np.clip(np.rint(y[:, None] + dy).astype(int), 0, coverage.shape[0] - 1)
+        at_x = np.clip(np.rint(x[:, None] + dx).astype(int), 0, coverage.shape[1] - 1)
+        return coverage[at_y, at_x].mean(axis=1)
+
+    angle = np.arange(16) * np.pi / 8
+    core = around(*np.mgrid[-1:2, -1:2].reshape(2, -1))
+    partial = core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
+    ring = around(2 * scale * np.sin(angle), 2 * scale * np.cos(angle))
+    return partial, partial & (core < (1 - LACKING) * ring)
 
 
 def _measure(name, ccd, stars, partial, point, scale, options):
@@ -348,7 +356,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     table = annulus_photometry(ccd, positions, r=r, **options)
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
-    flags[partial] |= Flag.PARTIAL
+    flags[partial[0]] |= Flag.PARTIAL
     image = read_image(ccd)
     sky, std = (bare(table[name]) for name in ("sky", "sky_std"))
     shapes = measure_shapes(
@@ -364,7 +372,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     unlike, whole, usual = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
     count_outside(image, table, r)
-    count_other_cores(table, whole, usual)
+    count_other_cores(table, partial[1], whole, usual)
     count_lost(image, table, r, point)
     curves, correction = _corrected(image, ccd, table, usual, scale, options)
     if correction is not None and correction.err > usual_correction(r, point).err:

@@ -29,15 +29,15 @@ def count_outside(image, table, r):
     table["flux_err"] = np.hypot(table["flux_err"], outside * (table["flux_err"].unit or 1))
 
 
-def count_other_cores(table, whole, usual):
-    """Add to the errors of PARTIAL stars what their cores are denser, or less, than usual."""
+def count_other_cores(table, mixed, whole, usual):
+    """Add what cores of ``mixed`` stars, of other frames than the rest, have more or less of."""
     if usual is None:
         return
     expected = usual.at(bare(table["x_center"]), bare(table["y_center"]))[0]
     # The core has d too much: whole = (w h + d) / (h + d), w being the usual and h the half's.
-    partial = (table["flags"] & Flag.PARTIAL) > 0
-    more = (expected - whole) / (expected - 1) / whole
-    more = np.where(partial, np.nan_to_num(np.abs(more)), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        more = np.abs((expected - whole) / (expected - 1) / whole)
+    more = np.where(mixed & np.isfinite(more), more, 0.0)
     table["flux_err"] = np.hypot(table["flux_err"], more * np.abs(table["flux"]))
 
 
