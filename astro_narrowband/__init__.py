@@ -47,6 +47,7 @@ _HOME = {
     "resample": "resampling",
     "simulate_night": "simulate",
     "subtract_continuum": "lines",
+    "subtract_sky": "lines",
 }
 
 __all__ = sorted(_HOME)

@@ -569,6 +569,31 @@ def test_of_two_frames_only_the_brighter_can_be_wrong(rng):
     assert made.ccd.data[9, 9] < 0
 
 
+@pytest.mark.parametrize("exposures_of_two", [(60, 60), (60, 300)])
+def test_hits_in_either_of_two_frames_go(rng, exposures_of_two):
+    frames = exposures(rng, exposures_of_two, shape=(128, 128))
+    for frame, row in zip(frames, (20, 90), strict=True):
+        frame.data[row, 30:60] += 40 * np.sqrt(frame.uncertainty.array[0, 0])
+    made = coadd(frames, flux_scale="none")
+    assert made.n_rejected[[20, 90], 30:60].mean() > 0.95
+    assert made.n_rejected.sum() < 60 + 0.0005 * made.n_rejected.size
+
+
+@pytest.mark.parametrize("seeing", [(1.1, 1.6), (1.6, 1.1)])
+def test_stars_of_two_frames_survive_a_change_of_the_seeing(seeing):
+    y, x = np.mgrid[:160, :160]
+    frames = []
+    for width, noise in zip(seeing, (0.9, 1.0), strict=True):
+        rng = np.random.default_rng(5)
+        image = noise * np.random.default_rng(round(100 * width)).normal(size=x.shape)
+        for a, b in rng.uniform(15, 145, (15, 2)):
+            peak = rng.uniform(500, 5000) / (2 * np.pi * width**2)
+            image += peak * np.exp(-((x - a) ** 2 + (y - b) ** 2) / (2 * width**2))
+        variance = VarianceUncertainty(np.full(x.shape, noise**2))
+        frames.append(CCDData(image, unit="electron / s", uncertainty=variance))
+    assert coadd(frames).n_rejected.sum() <= 3
+
+
 def test_hits_in_half_of_the_frames_do_not_empty_a_pixel(rng):
     frames = exposures(rng, (60,) * 6)
     for k in (0, 1, 2):

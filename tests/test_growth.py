@@ -366,6 +366,22 @@ def test_scatter_between_stars_is_part_of_the_error(rng):
     assert correction.err == pytest.approx(np.std(ratio) / math.sqrt(20), rel=0.25)
 
 
+def test_light_beyond_the_annulus_does_not_hang_on_where_stars_are_in_their_pixels():
+    factors = []
+    for seed in range(8, 18):
+        rng = np.random.default_rng(seed)
+        offset = rng.uniform(-0.5, 0.5, (30, 2)) + 24.5
+        flux = 10 ** rng.uniform(3.5, 5.5, 30)
+        stars = [moffat(50, *xy, f, 3.2, 3.0) for xy, f in zip(offset, flux, strict=True)]
+        positions = offset + [[50 * i, 0] for i in range(30)]
+        curves = growth_curves(
+            expose(rng, np.concatenate(stars, axis=1) + 30), positions,
+            np.linspace(0.5, 10, 20), r_in=10, r_out=17,
+        )  # fmt: skip
+        factors.append(aperture_correction(curves, 4.0, use=np.ones(30, bool)).factor)
+    assert np.std(factors) < 1.6e-3
+
+
 def test_correction_without_stars(rng):
     model, positions = strip(rng, 3, 100.0)
     curves = growth_curves(expose(rng, model + 60), positions, [4, 15], **ANNULUS)

@@ -66,6 +66,7 @@ WINGS = {
                 "record",
                 "run",
                 "pipeline",
+                "lines_inputs",
                 "lines_page",
                 "lines",
             )

@@ -10,6 +10,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband.coaddition import coadd, measure_frame
+from astro_narrowband.coaddition._consensus import star_consensus
 from astro_narrowband.coaddition._transparency import _off_wings, nebula_scale
 from astro_narrowband.exceptions import AlignmentError, NarrowbandWarning
 from astro_narrowband.photometry import annulus_photometry
@@ -294,6 +295,38 @@ def test_nebula_in_a_strip_of_one_row_of_cells():
     assert not sure
 
 
+@pytest.mark.parametrize("kind", ["two of three", "most stars"])
+def test_fluxes_are_those_of_the_clearest_frame(kind):
+    """Whichever frame has the least noise, or the most stars that look even."""
+    pulls, n = [], 200
+    y = np.mgrid[:n, :n][0]
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 12])
+        xy, flux, stars = star_field(rng, n, 7, faintest=200)
+        maps = [np.full((n, n), part) for part in (1, 0.6, 0.6)]
+        if kind == "most stars":
+            maps[1:] = [np.where(y < 125, 0.7, 1), np.ones((n, n))]
+        skies = (0.3, 0.15, 0.2)
+        frames = [light(rng, stars * m + s) for m, s in zip(maps, skies, strict=True)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*(cloud|outliers|may be off)")
+            made = coadd(frames)
+        got, error = fluxes(made, xy)
+        pulls.append((got - flux) / np.hypot(error, made.ccd.header["FLUXERR"] * flux))
+    assert np.std(pulls) < 1.15
+    assert abs(np.mean(pulls)) < 0.3
+
+
+def test_stars_that_the_standard_lacks_are_compared_all_the_same(rng):
+    """Two of ten are dimmed in a frame, and two others do not have them."""
+    xy, true = rng.uniform(20, 180, (10, 2)), rng.uniform(100, 500, 10)
+    flux = np.tile(true, (5, 1)) * rng.normal(1, 0.004, (5, 10))
+    flux[1, [1, 9]] *= 0.73
+    flux[2:4, [1, 9]] = np.nan
+    made = star_consensus(xy, flux, 0.004 * flux, 2, (200, 200))
+    assert np.flatnonzero(made.patchy | (made.uneven > 0.05)).tolist() == [1]
+
+
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():
     """As good as a hit in one frame: but the flux of the coadd has it."""
     n, pulls = 240, []
@@ -469,6 +502,13 @@ def test_frames_that_were_never_registered():
     frames = [light(rng, np.roll(stars, (3 * k, -5 * k), (0, 1)) + 0.3) for k in range(4)]
     with pytest.raises(AlignmentError, match=r"after a shift by \(-?\d+\.\d+, -?\d+\.\d+\)"):
         coadd(frames)
+    # Who asks for no registration is told what that costs.
+    as_they_are = [ResampledFrame(frame, Alignment.identity("none")) for frame in frames]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coadd(as_they_are)
+    said = "\n".join(str(each.message) for each in caught)
+    assert re.search(r"\(and 2 more\): registration = none: .*a shift by", said)
     same = [light(rng, stars + 0.3) for _ in range(3)]
     assert coadd(same).ccd.header["NCOMBINE"] == 3
 

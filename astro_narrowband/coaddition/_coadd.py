@@ -259,7 +259,8 @@ def coadd(
     skies = match_sky(sky, table, matrices, seen, weight=weight, shape=shape)
     rules = Rules(n_sigma, spacing=structure_spacing(fwhm[weight > 0])) if reject else None
     task, order = _plan(frames, table, matrices, seen, skies, weight, exposure, shape, rules)
-    _learn_shapes(task, table[reference], matrices[reference], gradient_tolerance, workers)
+    task.tolerance[:] = tolerances(gradient_tolerance, fwhm[weight > 0])[:, None]
+    _learn_shapes(task, table[reference], matrices[reference], workers)
     planes, count = _run(task, executor, workers, memory)
     data, sigma, texp, coverage, n_rejected = planes
     rejected = np.zeros(len(frames))
@@ -370,9 +371,8 @@ def _canonical(frames, table, background, exposure, offset, cluster, used):
 # --------------------------------------------------------------------------- the second pass
 
 
-def _learn_shapes(task, reference, matrix, gradient_tolerance, workers):
+def _learn_shapes(task, reference, matrix, workers):
     """Put what the stars tell of the frames' shapes in place of what is allowed without it."""
-    task.tolerance[:] = tolerances(gradient_tolerance, len(task.frames))[:, None]
     if task.rules is None or len(task.frames) <= 2:
         return
     x, y, flux, error = reference.stars.T

@@ -11,7 +11,7 @@ from astropy.table import Table
 from scipy.spatial import cKDTree
 
 from astro_narrowband._engine.wcs import apply_matrix
-from astro_narrowband.exceptions import AlignmentError
+from astro_narrowband.exceptions import AlignmentError, warn
 from astro_narrowband.registration import Alignment, align, match
 
 #: Stars of this signal to noise are compared, where both frames have so many.
@@ -33,37 +33,56 @@ def check_registered(frames, statistics, matrices, reference):
     """
     Raise `AlignmentError` for a frame whose stars are not where those of the reference are.
 
-    Frames with an alignment, or with the cards that `resample` writes, are believed.
+    Frames with an alignment, or with the cards that `resample` writes, are believed. Where these
+    say "none", as the user wished, a warning names the frames and the offset of the first.
     """
     tables = [_table(*each) for each in zip(frames, statistics, matrices, strict=True)]
-    base = tables[reference]
+    astray = []
     for i, (frame, stars) in enumerate(zip(frames, tables, strict=True)):
-        if i == reference or frame.alignment is not None or "REGDX" in frame.header:
+        method = frame.header.get("REGMETH", "") if "REGDX" in frame.header else None
+        if frame.alignment is not None:
+            method = frame.alignment.method
+        if i == reference or method not in (None, "none"):
             continue
-        if min(len(stars), len(base)) < MIN_STARS:
+        if min(len(stars), len(tables[reference])) < MIN_STARS:
             continue
-        share, near = _in_place(stars, base)
-        if share >= IN_PLACE and not _moves(near, frame.shape):
+        if not (offset := _offset(stars, tables[reference], frame.shape)):
             continue
-        cause = ""
-        try:
-            measured = align(stars, base)
-        except AlignmentError as error:
-            measured, cause = near, f" ({error})"
-        offset = ""
-        if not cause or share >= ASTRAY or not _strange(stars, base):
-            if not _moves(measured, frame.shape):
-                continue
-            (dx, dy), turn = measured.shift, measured.rotation
-            offset = f"{measured.n_matched} stars match after a shift by ({dx:.2f}, {dy:.2f}) pixel"
-            offset += f", a turn by {turn:.3f} degree and a scale of {measured.scale:.4f}"
-        raise AlignmentError(
-            f"{frame.name}: was never registered: its stars are not where those of "
-            f"{frames[reference].name} are: "
-            + (offset or f"{share:.0%} of them coincide, and no offset was found{cause}")
-            + ": register the frames (align, resample) before they are coadded, or leave out "
-            "what is another field"
+        where = f"its stars are not where those of {frames[reference].name} are: {offset}"
+        if method is None:
+            raise AlignmentError(
+                f"{frame.name}: was never registered: {where}: register the frames (align, "
+                "resample) before they are coadded, or leave out what is another field"
+            )
+        astray.append((frame.name, where))
+    if astray:
+        name, where = astray[0]
+        others = f" (and {len(astray) - 1} more)" if len(astray) > 1 else ""
+        warn(
+            f"{name}{others}: registration = none: {where}: coadded as they are, with stars that "
+            "do not coincide: register them"
         )
+
+
+def _offset(stars, base, shape):
+    """How the stars of a frame are off from those of the reference; empty if they are in place."""
+    share, near = _in_place(stars, base)
+    if share >= IN_PLACE and not _moves(near, shape):
+        return ""
+    cause = ""
+    try:
+        measured = align(stars, base)
+    except AlignmentError as error:
+        measured, cause = near, f" ({error})"
+    if cause and share < ASTRAY and _strange(stars, base):
+        return f"{share:.0%} of them coincide, and no offset was found{cause}"
+    if not _moves(measured, shape):
+        return ""
+    dx, dy = measured.shift
+    return (
+        f"{measured.n_matched} stars match after a shift by ({dx:.2f}, {dy:.2f}) pixel, a turn by "
+        f"{measured.rotation:.3f} degree and a scale of {measured.scale:.4f}"
+    )
 
 
 def _table(frame, one, matrix):

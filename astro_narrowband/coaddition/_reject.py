@@ -24,6 +24,9 @@ PANEL = 15
 REACH = 2
 #: What differs by so many times what is allowed takes the interpolated pixels beside it along.
 STRONG = 1.5
+#: Of two frames, how much more the structure of the blurred one must allow, by the ratio of the
+#: stars' heights less 1.
+PEAK_TO_SLOPE = 1.7
 #: Steps to the pixels beside one, and to all around it, (rows, columns).
 BESIDE = ((-1, 0), (0, -1), (0, 1), (1, 0))
 AROUND = (*BESIDE, (-1, -1), (-1, 1), (1, -1), (1, 1))
@@ -39,13 +42,17 @@ class Rules:
     spacing: int = 1
 
 
-def tolerances(gradient_tolerance, n):
+def tolerances(gradient_tolerance, fwhm):
     """
-    Part of the structure that each of ``n`` frames may differ by, where its stars do not tell.
+    Part of the structure that each of the frames may differ by, where its stars do not tell.
 
-    Twice ``gradient_tolerance`` of two frames, of which neither can be told to be the odd one.
+    Twice ``gradient_tolerance`` of two frames, of which neither can be told to be the odd one, and
+    more where one is sharper by a quarter or more: its stars are higher than all of the other's.
     """
-    return np.full(n, gradient_tolerance * (2.0 if n == 2 else 1.0))
+    if len(fwhm) != 2:
+        return np.full(len(fwhm), gradient_tolerance)
+    sharper = PEAK_TO_SLOPE * ((fwhm.max() / fwhm.min()) ** 2 - 1.0)
+    return np.full(2, 2.0 * gradient_tolerance * np.fmax(sharper, 1.0))
 
 
 def structure_spacing(fwhm):
@@ -203,12 +210,12 @@ class Panel:
         Take the median of the whole panel where the reference itself may be hit.
 
         Cosmic rays in most of the few frames that it is made of put it above
-        the others: these then lie below it, two or more of them.
+        the others: these then lie below it, two or more of them (of two frames, one).
         """
         below = np.zeros(self.reference.size, np.uint8)
         for data, hits in zip(self.stack, self.candidates, strict=True):
             below[hits[data[hits] < self.reference[hits]]] += 1
-        pixels = np.flatnonzero(below >= 2)
+        pixels = np.flatnonzero(below >= (1 if len(self.stack) == 2 else 2))
         if pixels.size:
             values = self.stack[:, pixels]
             weights = np.where(np.isfinite(values), self.pull[:, None], 0.0)
@@ -256,8 +263,10 @@ class Panel:
         good = np.isfinite(values)
         weights = np.where(good, self.pull[:, None], 0.0)
         # Nothing to compare with: only this frame shows the pixel.
-        alone = good.sum(axis=0) == 0
+        alone, two = good.sum(axis=0) == 0, good.sum(axis=0) == 2
         weights[:, alone] = 1.0
+        # Of two, only the brighter can be wrong, whichever has the weight.
+        weights[:, two] = good[:, two]
         # The variance here over that in blank sky: cosmic rays raise their own and their
         # neighbours'. On a source it differs between short and long exposures, by 2 at most.
         relative = noise / self.background[:, None].astype(np.float32)
@@ -266,6 +275,7 @@ class Panel:
         frame_variance = np.minimum(frame.variance[pixels], most * np.float32(frame.background))
         of_middle = 1.1 * (np.pi / 2) * (weights**2).sum(axis=0)
         of_middle /= (weights / np.sqrt(self.background)[:, None]).sum(axis=0) ** 2
+        of_middle[two] = np.where(good, self.background[:, None], 0.0)[:, two].max(axis=0)
         of_middle = usual * of_middle.astype(np.float32)
         structure = structure_at(self.reference, pixels, self.width, self.rules.spacing)
         structure = np.maximum(structure - 3.0 * np.sqrt(of_middle), 0.0)

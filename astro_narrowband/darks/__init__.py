@@ -351,19 +351,23 @@ class DarkModel:
         """
         Return the variance of the offset, its covariance with the rate, the variance of the rate.
 
-        As they are for the dark of ``exposure`` [s]: a glow makes the rate less well known
-        at a time that was not measured.
+        As they are for the dark of ``exposure`` [s]: glow makes the rate less well known at a time
+        that was not measured, and NONLINEAR pixels may go on as t**0.5 or t**1.5 beyond all.
 
         Returns
         -------
         var_offset, cov, var_rate : `~numpy.ndarray` of float32, (n_rows, nx)
             [adu**2], [adu**2/s], [adu**2/s**2]; not to be changed.
         """
-        var_offset, cov, var_rate = (
-            self.planes[name][rows] for name in ("var_offset", "cov", "var_rate")
-        )
+        planes = (self.planes[name][rows] for name in ("var_offset", "cov", "var_rate"))
+        var_offset, cov, var_rate = planes
         if exposure > 0 and self._glow is not None and self._match(exposure) is None:
             unknown = self._glow.error_at(exposure, rows) / np.float32(exposure)
+            var_rate = var_rate + unknown * unknown
+        beyond = exposure / max(self.exposures, default=np.inf) - 1.0
+        if beyond > 0 and self._match(exposure) is None:
+            bent = self.planes["flags"][rows] & FLAGS["NONLINEAR"] > 0
+            unknown = np.where(bent, np.float32(0.5 * beyond) * self.planes["rate"][rows], 0)
             var_rate = var_rate + unknown * unknown
         return var_offset, cov, var_rate
 

@@ -20,6 +20,7 @@ from astro_narrowband.lines._map import LineMap
 from astro_narrowband.lines._ratio import Extinction, RatioMap, extinction, line_ratio
 from astro_narrowband.lines._regions import read_regions, region_fluxes, region_ratios
 from astro_narrowband.lines._starscale import Scale
+from astro_narrowband.lines._zero import subtract_sky
 
 __all__ = [
     "GENERIC",
@@ -54,5 +55,6 @@ __all__ = [
     "scale_of_area",
     "separate_lines",
     "subtract_continuum",
+    "subtract_sky",
     "surface_brightness",
 ]

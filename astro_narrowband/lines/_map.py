@@ -31,7 +31,7 @@ class LineMap(CCDData):
 
     Parameters
     ----------
-    *args, **kwargs
+    data, *args, **kwargs
         As for `~astropy.nddata.CCDData`.
     common : dict of str to float or array (ny, nx), optional
         Errors that all pixels share, each by what one standard deviation of it does: to a
@@ -60,8 +60,10 @@ class LineMap(CCDData):
     """
 
     @door(common=items, shared=items)
-    def __init__(self, *args, common=None, shared=None, stars=None, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, data, *args, common=None, shared=None, stars=None, **kwargs):
+        super().__init__(data, *args, **kwargs)
+        if isinstance(data, LineMap):  # so does `copy`
+            common, shared, stars = common or data.common, shared or data.shared, data.stars
         self.common, self.shared = dict(common or {}), dict(shared or {})
         self.stars = stars
 
@@ -116,10 +118,10 @@ def combined(terms, *, like, unit=None):
 
     Parameters
     ----------
-    terms : sequence of (float or array (ny, nx), CCDData, str)
+    terms : sequence of (float or array (ny, nx), LineMap, str)
         Share, map, and what is appended to the names of its common errors: errors of one name
         are one error, and add up with their signs, as that of the references does.
-    like : CCDData
+    like : LineMap
         Whose header, flags, WCS and stars the sum has.
     unit : unit-like, optional
         Of the sum; that of ``like`` by default.
@@ -129,17 +131,17 @@ def combined(terms, *, like, unit=None):
     LineMap
     """
     data, variance, common, shared = 0.0, 0.0, {}, {}
-    references = [getattr(image, "common", {}).get(REFERENCES) for _, image, _ in terms]
+    references = [image.common.get(REFERENCES) for _, image, _ in terms]
     alike = all(np.ndim(value) == 0 and value == references[0] for value in references)
     for share, image, suffix in terms:
         share = np.asarray(share, np.float64 if np.max(np.abs(share)) < TINY else np.float32)
         data = data + share * image.data
         noise = random_variance(image)
-        for name, plane in getattr(image, "shared", {}).items():
+        for name, plane in image.shared.items():
             noise = noise - np.square(plane)
             shared[name] = shared.get(name, np.float32(0)) + share * plane
         variance = variance + np.square(share) * np.maximum(noise, 0)
-        for name, value in getattr(image, "common", {}).items():
+        for name, value in image.common.items():
             key = name if name == REFERENCES or " of " in name else name + suffix
             # A factor stays one where the sum is one map times a number, or all maps have it.
             if np.ndim(value) == 0 and (len(terms) == 1 or (alike and name == REFERENCES)):
@@ -159,7 +161,7 @@ def combined(terms, *, like, unit=None):
         header=fits.Header(like.header),
         wcs=None if like.wcs is None else like.wcs.deepcopy(),
         shared={name: np.float32(plane) for name, plane in shared.items()},
-        stars=getattr(like, "stars", None),
+        stars=like.stars,
     )
     for name, value in common.items():
         add_common(result, name, value)
@@ -209,7 +211,7 @@ def pixel_sigma(ccd):
     NOISECOR of the header is what single pixels scatter of the variance plane.
     """
     noise = random_variance(ccd)
-    planes = (v for v in getattr(ccd, "common", {}).values() if np.ndim(v))
+    planes = (v for v in ccd.common.values() if np.ndim(v))
     return np.float32(np.sqrt(sum(map(np.square, planes), noise * noise_correlation(ccd))))
 
 
@@ -222,8 +224,8 @@ def noise_correlation(ccd):
 
 
 def opened(image, what):
-    """A CCDData with a unit, a variance and a mask that covers what is not finite."""
-    ccd = image if isinstance(image, CCDData) else as_ccd(as_frame(image))
+    """An image as a LineMap, or InputError where it has no uncertainty."""
+    ccd = LineMap(image if isinstance(image, CCDData) else as_ccd(as_frame(image)))
     if ccd.data.ndim != 2:
         raise InputError(f"{what} has {ccd.data.ndim} dimensions: an image has two")
     total_variance(ccd, what)
@@ -232,7 +234,8 @@ def opened(image, what):
 
 def unusable(ccd):
     """Pixels that are masked, not finite, or without a usable error."""
-    bad = ~np.isfinite(ccd.data) | ~np.isfinite(ccd.uncertainty.array)
+    error = ccd.uncertainty.array
+    bad = ~np.isfinite(ccd.data) | ~np.isfinite(error) | (error <= 0)
     if ccd.mask is not None:
         bad |= np.asarray(ccd.mask, bool)
     if bad.all():
@@ -290,7 +293,7 @@ def on_grid_of(image, target, what):
     if moved.mask is not None and moved.mask.all():
         raise InputError(f"{what}: it shows another part of the sky than the line image")
     moved.meta["NOISECOR"] = noise_correlation(moved)
-    return moved
+    return LineMap(moved)
 
 
 def pixel_area(ccd):

@@ -30,7 +30,7 @@ MAX_LOST = 1.0
 #: Stars that a shape is made of, at most.
 MAX_STARS = 60
 #: Regularisation of the kernel, as a part of the power of the source's transfer function.
-REGULARIZATION = 3e-5
+REGULARIZATION = 1e-5
 
 
 def star_shape(data, bad, stars, half):
@@ -171,8 +171,8 @@ def _convolved(ccd, bad, kernel):
     data, variance = np.float32(ccd.data), random_variance(ccd)
     level = np.float32(np.median(data[::7, ::7][~bad[::7, ::7]])) if not bad.all() else 0
     planes = {"data": data - level, "variance": variance}
-    planes |= {name: np.square(plane) for name, plane in getattr(ccd, "shared", {}).items()}
-    planes |= {f"common {k}": v for k, v in getattr(ccd, "common", {}).items() if np.ndim(v)}
+    planes |= {name: np.square(plane) for name, plane in ccd.shared.items()}
+    planes |= {f"common {k}": v for k, v in ccd.common.items() if np.ndim(v)}
     for name, plane in planes.items():
         planes[name] = np.array(plane, np.float32)
         planes[name][bad] = 0
@@ -209,11 +209,11 @@ def _convolved(ccd, bad, kernel):
         data, unit=ccd.unit, mask=mask, header=header,
         uncertainty=StdDevUncertainty(sigma, copy=False),
         wcs=None if ccd.wcs is None else ccd.wcs.deepcopy(),
-        stars=getattr(ccd, "stars", None),
+        stars=ccd.stars,
         shared={name: planes[name] * np.sign(np.nanmean(plane))
-                for name, plane in getattr(ccd, "shared", {}).items()},
+                for name, plane in ccd.shared.items()},
     )  # fmt: skip
-    for name, value in getattr(ccd, "common", {}).items():
+    for name, value in ccd.common.items():
         add_common(result, name, planes[f"common {name}"] if np.ndim(value) else value)
     return result
 

@@ -168,7 +168,7 @@ def comparable(a, b, min_snr):
 
 def _covariance(a, b):
     """Covariance of single pixels of two maps through the images that both were made of."""
-    names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
+    names = a.shared.keys() & b.shared.keys()
     total = np.float32(math.sqrt(noise_correlation(a) * noise_correlation(b)))
     total = sum((total * a.shared[name] * b.shared[name] for name in names), np.float32(0))
     same = np.float32(scale_correlation(a, b))
@@ -183,10 +183,9 @@ def scale_correlation(a, b):
 
     A star whose spectrum is not the mean one moves both scales, each by its part of the mean.
     """
-    stars = [getattr(ccd, "stars", None) for ccd in (a, b)]
-    if None in stars:
+    if a.stars is None or b.stars is None:
         return 0.0
-    stars = [table[table["used"]] for table in stars]
+    stars = [table[table["used"]] for table in (a.stars, b.stars)]
     xy = [np.column_stack([table["x_center"], table["y_center"]]) for table in stars]
     apart, nearest = cKDTree(xy[1]).query(xy[0])
     off = [np.log(table["pixel_slope"] / ccd.meta["KCONT"])
@@ -198,8 +197,7 @@ def scale_correlation(a, b):
 
 def _common_factor(a, b):
     """What the factors do to a ratio that two maps are known to: the references do nothing."""
-    both = [{n: v for n, v in getattr(ccd, "common", {}).items() if np.ndim(v) == 0}
-            for ccd in (a, b)]  # fmt: skip
+    both = [{n: v for n, v in ccd.common.items() if np.ndim(v) == 0} for ccd in (a, b)]
     references = [factors.pop(REFERENCES, 0.0) for factors in both]
     return math.hypot(references[0] - references[1], *both[0].values(), *both[1].values())
 

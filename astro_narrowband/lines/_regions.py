@@ -1,5 +1,6 @@
 """Line fluxes of regions, with everything that is not known of them: the table a paper prints."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -13,22 +14,17 @@ from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.lines._map import (
     CONTINUUM,
     REFERENCES,
-    LineMap,
     noise_correlation,
     opened,
     pixel_area,
-    random_variance,
     unusable,
 )
 from astro_narrowband.lines._ratio import comparable, divide, scale_correlation
+from astro_narrowband.lines._zero import Zero, mask_of, planes_of, sky_of, summed, weights_of
 from astro_narrowband.resampling import noise_factor
 
 __doctest_requires__ = {"region_*": ["regions"]}
 
-#: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
-N_TILES, MIN_SIDE = 100, 8
-#: Tiles for a plane.
-MIN_TILES = 6
 #: Less of a region that is good says nothing of the whole.
 MIN_COVERED = 0.5
 #: Least part of the kernel that must be on good pixels where a masked one is filled in.
@@ -81,8 +77,8 @@ def region_fluxes(line_map, regions, *, sky=None):
         Circles, ellipses, polygons ..., in pixels, or on the sky where the map has a WCS.
     sky : sequence of `regions.Region`, optional
         Where there is no line: the zero of the map, a plane where they surround the region and a
-        mean elsewhere. Without them the map's own zero is believed, as it is after a
-        subtraction of skies.
+        mean elsewhere. Without them the map's own zero is believed
+        (`~astro_narrowband.subtract_sky`).
 
     Returns
     -------
@@ -189,7 +185,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     a, b = comparable(a, b, min_snr)
     bad = unusable(a) | unusable(b)
     both = [_measured(ccd, regions, sky, bad) for ccd in (a, b)]
-    names = getattr(a, "shared", {}).keys() & getattr(b, "shared", {}).keys()
+    names = a.shared.keys() & b.shared.keys()
     shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
     scales, values = scale_correlation(a, b), []
     for (row, errors, effects, weight, where), (other, others, moved, *_) in zip(
@@ -224,10 +220,8 @@ def _key(name, ccd):
 
 def _measured(ccd, regions, sky, bad):
     """Of each region what `_row` says."""
-    planes = {"data": (ccd.data, 1), "variance": (random_variance(ccd), 2)}
-    patterns = ccd.patterns() if isinstance(ccd, LineMap) else {}
-    planes |= {name: (plane, 1) for name, plane in patterns.items()}
-    zero = _Zero(ccd, sky, bad, planes) if sky else None
+    planes = planes_of(ccd)
+    zero = Zero(sky_of(ccd, sky, bad), planes) if sky else None
     return [_row(ccd, region, n, bad, planes, zero) for n, region in enumerate(regions, start=1)]
 
 
@@ -251,28 +245,6 @@ def _say_filled(ccd, rows):
         )
 
 
-def _mask(ccd, region, name):
-    """Weights of the pixels of a region and its box, which may reach beyond the map."""
-    if hasattr(region, "to_pixel"):
-        if ccd.wcs is None:
-            raise InputError(f"region {name} is on the sky, and the map has no WCS")
-        region = region.to_pixel(ccd.wcs.celestial)
-    exact = type(region).__name__.startswith(("Circle", "Ellipse", "Rectangle"))
-    mask = region.to_mask(mode="exact" if exact else "subpixels", subpixels=10)
-    if mask.get_overlap_slices(ccd.data.shape)[0] is None:
-        raise InputError(f"region {name} lies outside of the map")
-    return mask
-
-
-def _weights(mask, bad, name):
-    """Weights of the good pixels of a region, and where they are; InputError where none is good."""
-    large, small = mask.get_overlap_slices(bad.shape)
-    weight = mask.data[small] * ~bad[large]
-    if weight.sum() <= 0:
-        raise InputError(f"region {name}: every pixel of it is masked: nothing can be measured")
-    return weight, large
-
-
 class _Filled:
     """
     Weights of good pixels whose sum is that of a whole region, and where they are.
@@ -287,7 +259,7 @@ class _Filled:
     """
 
     def __init__(self, mask, bad, name):
-        inner, where = _weights(mask, bad, name)
+        inner, where = weights_of(mask, bad, name)
         self.covered = float(inner.sum() / mask.data.sum())
         self.weight, self.where = inner, where
         self._missing = None
@@ -326,7 +298,7 @@ class _Filled:
             planes.append(np.zeros(self._good.shape))
             planes[-1][self._box] = plane[self.where]
             planes[-1][~self._good] = 0
-        for shift in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        for shift in filter(any, itertools.product((-1, 0, 1), repeat=2)):
             out = np.roll(self._missing, np.multiply(shift, self._step), axis=(0, 1)) * self._good
             if out.sum() < 0.5 * total:
                 continue
@@ -335,7 +307,9 @@ class _Filled:
             squares.append((out * planes[0]).sum() ** 2 - (out**2 * planes[1]).sum())
         if not squares:
             return abs(float((_moved(self._missing, self._good) * planes[0]).sum()))
-        return math.sqrt(max(0.0, float(np.mean(squares))))
+        # So few places say little of how uneven it can be: Student's law is that much broader.
+        n = len(squares)
+        return math.sqrt(max(0.0, float(np.mean(squares))) * n / max(n - 2, 0.5))
 
 
 def _moved(weight, good):
@@ -354,89 +328,12 @@ def _moved(weight, good):
     return total
 
 
-def _summed(weight, planes, where):
-    """Weighted sums of planes over a region, by name; nothing where the weight is zero."""
-    used = weight > 0
-    return {
-        name: float((weight**power * np.where(used, plane[where], 0)).sum())
-        for name, (plane, power) in planes.items()
-    }
-
-
-class _Zero:
-    """
-    The zero of a map, by what is in the sky's regions: a mean, or a plane where they surround.
-
-    The sky is cut into tiles, each of which counts by its noise; what they scatter beyond it
-    about the mean or plane makes the error larger.
-    """
-
-    def __init__(self, ccd, sky, bad, planes):
-        names = [f"sky {n}" for n in range(1, len(sky) + 1)]
-        weighted = [_weights(_mask(ccd, region, name), bad, name)
-                    for region, name in zip(sky, names, strict=True)]  # fmt: skip
-        total = sum(weight.sum() for weight, _ in weighted)
-        side = max(MIN_SIDE, int(math.sqrt(total / N_TILES)))
-        tiles = []
-        for weight, (rows, columns) in weighted:
-            for i in range(0, weight.shape[0], side):
-                for j in range(0, weight.shape[1], side):
-                    tile = weight[i : i + side, j : j + side]
-                    area = tile.sum()
-                    if area < min(0.25 * side**2, 0.5 * total):
-                        continue
-                    y, x = (n - 1 for n in tile.shape)
-                    top, left = rows.start + i, columns.start + j
-                    where = slice(top, top + y + 1), slice(left, left + x + 1)
-                    sums = {k: v / area for k, v in _summed(tile, planes, where).items()}
-                    sums["variance"] /= area
-                    tiles.append(sums | {"x": left + x / 2, "y": top + y / 2})
-        self._tiles = {name: np.array([tile[name] for tile in tiles]) for name in tiles[0]}
-        self._mean = self._fit(np.ones((len(tiles), 1)))
-        self._plane = None
-        if len(tiles) >= MIN_TILES:
-            self._plane = self._fit(self._design(self._tiles["x"], self._tiles["y"]))
-
-    def _design(self, x, y):
-        x, y = x - self._tiles["x"].mean(), y - self._tiles["y"].mean()
-        return np.stack([np.ones_like(x), x, y], axis=-1).reshape(-1, 3)
-
-    def _fit(self, design):
-        """What each tile has of each number of the fit; what tiles scatter over their noise."""
-        weight = 1 / self._tiles["variance"]
-        share = np.linalg.pinv(design * np.sqrt(weight)[:, None]) * np.sqrt(weight)
-        residual = self._tiles["data"] - design @ (share @ self._tiles["data"])
-        free = len(weight) - design.shape[1]
-        return share, max(1.0, float(weight @ residual**2) / free) if free > 0 else 1.0
-
-    def at(self, x, y):
-        """
-        Return the zero at a place: the means of all planes, and the variance of the data's.
-
-        A plane counts where its error is at most twice that of the mean; farther off what it
-        says is an error of the mean.
-        """
-        tiles = self._tiles
-        share, scatter = self._mean
-        share, added = share[0], 0.0
-        variance = scatter * float(share**2 @ tiles["variance"])
-        if self._plane is not None:
-            sloped = (self._design(x, y) @ self._plane[0])[0]
-            noise = self._plane[1] * float(sloped**2 @ tiles["variance"])
-            if noise <= 4 * variance:
-                share, variance = sloped, noise
-            else:
-                added = max(0.0, float((sloped - share) @ tiles["data"]) ** 2 - noise)
-        means = {name: float(share @ v) for name, v in tiles.items() if name not in "variance x y"}
-        return means, variance + added
-
-
 def _row(ccd, region, number, bad, planes, zero):
     """A region's flux, its errors by column, what each common one does to it, and its weights."""
     name = str(region.meta.get("text", "") or number)
-    filled = _Filled(_mask(ccd, region, name), bad, name)
+    filled = _Filled(mask_of(ccd, region, name), bad, name)
     weight, where = filled.weight, filled.where
-    area, sums = float(weight.sum()), _summed(weight, planes, where)
+    area, sums = float(weight.sum()), summed(weight, planes, where)
     factor = noise_factor(noise_correlation(ccd), area)
     errors = {"err_noise": factor * math.sqrt(sums.pop("variance")), "err_sky": 0.0}
     errors["err_filled"] = filled.error(ccd.data, factor**2 * planes["variance"][0])

@@ -6,25 +6,20 @@ continuum, without reference stars they stay in electron/s.
 """
 
 import math
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 from astropy import units as u
 from astropy.io import fits
-from astropy.nddata import CCDData
 from astropy.table import QTable, vstack
 from astropy.wcs.utils import proj_plane_pixel_scales
 from scipy.spatial import cKDTree
 
-from astro_narrowband._engine.text import safe_name
 from astro_narrowband.exceptions import InputError, warn
 from astro_narrowband.filters import canonical_filter
 from astro_narrowband.lines import (
-    GENERIC,
     LINES,
-    FilterCurve,
     LineMap,
     calibrate_flux,
     correct_blend,
@@ -34,7 +29,6 @@ from astro_narrowband.lines import (
     line_ratio,
     match_catalogue,
     read_catalogue,
-    read_image,
     read_regions,
     reference_colours,
     reference_fluxes,
@@ -44,7 +38,9 @@ from astro_narrowband.lines import (
     scale_of_area,
     separate_lines,
     subtract_continuum,
+    subtract_sky,
 )
+from astro_narrowband.night.lines_inputs import coadds_of, curve_of
 from astro_narrowband.night.lines_page import facts_of, facts_of_ratio, render_lines
 from astro_narrowband.night.products import Products
 from astro_narrowband.photometry import Flag
@@ -154,7 +150,7 @@ def make_lines(folder, output, *, settings=None):
     """
     settings = settings or LineSettings()
     folder = None if folder is None else Path(folder)
-    fields = [_Field(name, images) for name, images in _coadds(folder, settings.images).items()]
+    fields = [_Field(name, images) for name, images in coadds_of(folder, settings.images).items()]
     record = {"settings": asdict(settings), "objects": []}
     with Products(output, settings=record["settings"], resume=False) as products:
         names = [
@@ -175,42 +171,10 @@ def make_lines(folder, output, *, settings=None):
     return record
 
 
-def _coadds(folder, images):
-    """The coadds in a folder by object and canonical filter, and the images that are given."""
-    if folder is None and not images:
-        raise InputError("no images: give the products of reduce, or --image FILTER=FILE")
-    if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder: give the products of reduce")
-    objects = {}
-    for path in sorted(folder.glob("coadd-*.fits")) if folder is not None else ():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ccd = CCDData.read(path)
-        name = canonical_filter(ccd.meta.get("FILTER", "unknown"))
-        which = safe_name(str(ccd.meta.get("OBJECT", "") or "object"))
-        if name in objects.setdefault(which, {}):
-            raise InputError(f"{path}: a second coadd of {which} in {name}: keep one of them there")
-        objects[which][name] = ccd
-    if len(objects) > 1 and images:
-        raise InputError(f"--image: of which of {', '.join(objects)}? reduce one object alone")
-    for text, path in images:
-        name, ccd = canonical_filter(text), read_image(path)
-        ccd.meta["FILTER"] = name
-        which = next(iter(objects), safe_name(str(ccd.meta.get("OBJECT", "") or "object")))
-        objects.setdefault(which, {})[name] = ccd
-    objects = {k: v for k, v in objects.items() if any(name in LINES for name in v)}
-    if not objects:
-        raise InputError(
-            f"{folder or '--image'}: no image of a line filter ({', '.join(LINES)}) is there: give "
-            "the products of reduce"
-        )
-    return objects
-
-
 def _make(each, folder, settings):
     given = {canonical_filter(name): text for name, text in settings.curves}
     for name in each.images:
-        each.curves[name] = _curve(each, name, given, settings)
+        each.curves[name] = curve_of(each, name, given, settings)
     names = [name for name in LINES if name in each.images]
     each.references = settings.references and _references(settings.references)
     for name in names:
@@ -229,6 +193,8 @@ def _make(each, folder, settings):
         each.scales[name] = (scale, None)
         each.maps[name] = calibrate_flux(each.maps[name], scale)
     _unblend(each, settings)
+    regions, sky = read_regions(settings.regions) if settings.regions else ((), ())
+    _take_sky(each, settings, sky)
     calibrated = [name for name in names if name in each.scales]
     for a, b in RATIOS:
         if a in each.maps and b in each.maps and (a in calibrated) == (b in calibrated):
@@ -237,45 +203,10 @@ def _make(each, folder, settings):
         each.notes.append(
             "no flux scale: ratios are those of electrons, not of fluxes; give --references"
         )
-    if settings.regions:
-        _regions(each, settings)
+    if regions:
+        _regions(each, settings, regions, sky)
     for name in names:
         each.facts[name] = facts_of(each.maps[name], name)
-
-
-def _curve(each, name, given, settings):
-    """The curve of a filter: given, or its usual one, in the beam."""
-    text = given.get(name)
-    if text is None:
-        if name not in GENERIC:
-            return None
-        centre, width = GENERIC[name]
-        each.notes.append(
-            f"{name}: no curve given, {centre:g} nm and {width:g} nm wide taken; give --curve "
-            f"{name}=FILE or {name}=CENTRE,WIDTH"
-        )
-        curve = FilterCurve.generic(name)
-    elif Path(text).is_file():
-        curve = FilterCurve.from_file(text)
-    else:
-        try:
-            numbers = [float(t) for t in text.split(",")]
-        except ValueError:
-            numbers = []
-        if len(numbers) not in (2, 3):
-            raise InputError(f"--curve {name}={text}: neither a file nor CENTRE,WIDTH[,PEAK] in nm")
-        peak = numbers[2] if len(numbers) == 3 else 1.0
-        curve = FilterCurve.from_shape(*numbers[:2], peak=peak, name=name)
-    if settings.beam is None:
-        return curve
-    fast = curve.in_beam(settings.beam[0], obstruction=settings.beam[1])
-    if name in LINES:
-        lost = 1 - fast.response(name, velocity=settings.velocity) / curve.checked_response(name)
-        if lost > 0.02:
-            each.notes.append(
-                f"{name}: the beam of f/{settings.beam[0]:g} loses {lost:.0%} of the line"
-            )
-    return fast
 
 
 def _subtract(each, name, settings):
@@ -455,12 +386,24 @@ def _unblend(each, settings):
         )
 
 
-def _regions(each, settings):
-    path = settings.regions
-    regions, sky = read_regions(path)
-    if not sky:
+def _take_sky(each, settings, sky):
+    """Take off the sky that is left in the maps, by its regions or where they are darkest."""
+    calibrated = {canonical_filter(name) for name, _ in settings.images}
+    darkest = [name for name in each.maps if not sky and name not in calibrated]
+    for name in each.maps if sky else darkest:
+        each.maps[name] = subtract_sky(each.maps[name], sky=sky)
+    if darkest:
         each.notes.append(
-            f"{path}: no region is named sky: the zero of the maps is believed, which holds the "
+            f"{', '.join(darkest)}: the sky is taken to be what is darkest in the map, which holds "
+            "line where that is everywhere; give --regions with some that are named sky"
+        )
+
+
+def _regions(each, settings, regions, sky):
+    path = settings.regions
+    if not sky and settings.images:
+        each.notes.append(
+            f"{path}: no region is named sky: the zero of the images is believed, which holds the "
             "sky that is left in them"
         )
     maps, units = each.maps, {str(line_map.unit) for line_map in each.maps.values()}

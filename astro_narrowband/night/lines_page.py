@@ -15,12 +15,15 @@ LABELS = {
     "KFILTER": "Continuum filter", "KCONT": "Scale k", "KCONTERR": "its error",
     "KSTARS": "stars", "KRATIO": "k of apertures", "KSLOPE": "k of pixels",
     "KMODE": "k of the mode", "KSCATTER": "star to star", "KLOST": "part of line lost",
+    "ZEROSKY": "sky left, taken off", "ZEROERR": "its error",
     "FLUXCAL": "erg/(s cm2) of 1 electron/s", "FLUXRAN": "its random error",
     "FLUXFLO": "its floor", "FLUXSTAR": "reference stars", "BLEND": "over, for [NII]",
     "BLENDERR": "its error",
 }  # fmt: skip
-#: Of this page: pictures on narrow screens, and tables of two columns.
-_STYLE = "img { max-width: 100%; height: auto; } table { width: auto; max-width: 100%; }"
+#: Of this page: pictures on narrow screens, tables of two columns, and settings that are long.
+_STYLE = """img { max-width: 100%; height: auto; } table { width: auto; max-width: 100%; }
+.facts { grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
+.facts dd { font-size: 14px; overflow-wrap: anywhere; }"""
 
 
 def render_lines(fields, settings):
@@ -42,7 +45,7 @@ def render_lines(fields, settings):
     ProductError
         If matplotlib or jinja2 is not installed.
     """
-    shown = {k: v for k, v in settings.items() if v not in (None, (), [], "")}
+    shown = {k: _setting(v) for k, v in settings.items() if v not in (None, (), [], "")}
     return rendered(
         "lines.html", lambda: {"objects": [_view(each) for each in fields], "settings": shown},
         more_style=_STYLE,
@@ -73,28 +76,26 @@ def _view(each):
 def facts_of(line_map, name):
     """What is known of a map: numbers for the record, and one sentence."""
     meta = line_map.meta
-    level = float(np.nanmedian(line_map.data))
     noise = float(np.nanmedian(line_map.uncertainty.array))
-    bright = np.nan_to_num(line_map.data - level) > 5 * np.nan_to_num(
+    bright = np.nan_to_num(line_map.data) > 5 * np.nan_to_num(
         line_map.uncertainty.array, nan=np.inf
     )
     facts = {key: meta[key] for key in LABELS if key in meta}
     facts |= {"unit": line_map.unit.to_string(), "noise": noise}
-    total = float(np.sum(line_map.data[bright], dtype=float) - level * bright.sum())
+    total = float(np.sum(line_map.data[bright], dtype=float))
     if not bright.any() or total <= 0:
         return facts | {"sentence": f"{name} is seen in no pixel at 5 standard deviations."}
     shares = {
         "noise": math.sqrt(float(np.sum(line_map.uncertainty.array[bright] ** 2, dtype=float)))
     }
     for what, plane in line_map.patterns().items():
-        above = plane[bright] - np.nanmedian(plane)
-        shares[what] = abs(float(np.sum(above, dtype=float)))
+        shares[what] = abs(float(np.sum(plane[bright], dtype=float)))
     shares = {k: v / total for k, v in shares.items()}
     error, limit = math.hypot(*shares.values()), max(shares, key=shares.get)
     return facts | {
         "flux": total, "flux_err": total * error, "shares": shares,
-        "sentence": f"The {name} flux above the median of the map, in its {int(bright.sum())} "
-        f"pixels at 5 standard deviations, is {total:.3g} {line_map.unit.to_string()}, known to "
+        "sentence": f"The {name} flux in its {int(bright.sum())} pixels "
+        f"at 5 standard deviations is {total:.3g} {line_map.unit.to_string()}, known to "
         f"{100 * error:.2g} %; what limits it is the {limit} ({100 * shares[limit]:.2g} %).",
     }  # fmt: skip
 
@@ -114,12 +115,16 @@ def _table(each):
     columns = [["", "", *fluxes["region"][: len(fluxes) // len(lines)]]]
     for line in lines:
         chosen = fluxes[fluxes["line"] == line]
-        cells = [f"{row['flux'].value:.4g} ± {row['flux_err'].value:.2g}" for row in chosen]
-        columns.append([line, unit, *cells])
+        columns.append([line, unit, *map(_flux_cell, chosen)])
     for pair in dict.fromkeys(each.region_ratios["lines"]) if each.region_ratios else ():
         chosen = each.region_ratios[each.region_ratios["lines"] == pair]
         columns.append([pair, "", *map(_ratio_cell, chosen)])
     return list(zip(*columns, strict=True))
+
+
+def _flux_cell(row):
+    flux, error = row["flux"].value, row["flux_err"].value
+    return f"{flux:.4g} ± {error:.2g}" if math.isfinite(flux) else "–"
 
 
 def _ratio_cell(row):
@@ -128,6 +133,13 @@ def _ratio_cell(row):
         return f"{row['ratio']:.4g} +{up:.2g} −{down:.2g}"
     limits = {"upper": f"< {row['upper']:.2g}", "lower": f"> {row['lower']:.2g}"}
     return limits.get(row["kind"], "–")
+
+
+def _setting(value):
+    """A setting as it was given: numbers, or pairs of a name and what it is."""
+    pairs = isinstance(value, tuple) and isinstance(value[0], tuple)
+    every = [f"{k} = {v}" for k, v in value] if pairs else np.atleast_1d(value).tolist()
+    return ", ".join(map(_number, every)) if not pairs else "; ".join(every)
 
 
 def _number(value):
@@ -142,7 +154,12 @@ def _picture(data, mask, tint, *, linear=False):
     if not np.isfinite(image).any():
         return None
     stretch = figures.Stretch.linear(image, percentile=2) if linear else figures.Stretch.of(image)
-    png = figures.palette_png(stretch(image), figures.palette(tint))
+    colours = figures.palette(tint)
+    if linear:
+        from matplotlib import colormaps
+
+        colours[1:] = np.rint(255 * colormaps["viridis"](np.linspace(0, 1, 255))[:, :3])
+    png = figures.palette_png(stretch(image), colours)
     low, high = stretch.black, stretch.white
     return {"png": png, "low": _number(float(low)), "high": _number(float(high))}
 

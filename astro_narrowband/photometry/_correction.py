@@ -21,9 +21,14 @@ from astro_narrowband.photometry._curves import (
 MANY = 10
 #: Light of a star beyond the largest radius of its curve: mean and spread, as parts of it.
 USUAL = 0.01, 0.02
-#: Of that light, the error of a fit to sums of Moffat profiles; and what it is off for others: a
-#: third in all.
-FIT, MODEL = 0.2, 0.27
+#: Of that light, the error of a fit to Moffat profiles; and what it is off for sums of them and
+#: others: a third in all.
+FIT, MODEL = 0.1, 0.32
+#: Light in circles depends on where in its pixel a star is, in each radius of its own: relative, at
+#: half the light; it falls outwards.
+SAMPLING = 0.003
+#: A surface that chance makes as good as this is none.
+CHANCE = 1e-3
 #: Of less than this part of a star nobody can tell: wings of neighbours in annuli hide it.
 LEAST = 0.005
 #: How much of what stars are less dense by their correction is larger: for one of 1, its slope,
@@ -129,7 +134,7 @@ def _surface(x, y, ratio, variance, frame):
         left = np.sum((ratio * weight - design @ solution) ** 2)
         n_free = len(ratio) - k
         before = np.sum(((ratio - model) * weight) ** 2)
-        if f.sf((before - left) / (k - n_terms) / (left / n_free), k - n_terms, n_free) > 0.01:
+        if f.sf((before - left) / (k - n_terms) / (left / n_free), k - n_terms, n_free) > CHANCE:
             continue
         model = terms[:, :k] @ solution
         scatter = _mean_with_scatter(ratio - model + mean, variance * n_free / len(ratio))[2]
@@ -338,8 +343,8 @@ def _beyond(curves, use, min_snr):
     mean = curves.stacked(use=use, min_snr=min_snr)
     half = float(_half_light(mean)[0])
     j = np.flatnonzero(mean.radii >= half - 1e-9)
-    # The last flux is 1 by definition, without an error: a little keeps the matrix regular.
-    matrix = mean.covariance()[0] + np.eye(len(mean.radii)) * 1e-12
+    sampling = SAMPLING * np.exp(1 - mean.radii / half)
+    matrix = mean.covariance()[0] + np.diag(sampling**2)
     increments = _increments(mean, 0, matrix, j) if len(j) > MIN_RADII else None
     if increments is None:
         return 1.0, 0.0, 0.0
