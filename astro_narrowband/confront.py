@@ -43,6 +43,8 @@ TOLERANCE, SIGMAS = {"pixels": 0.06, "blocks": 0.10, "apertures": 0.15, "lines":
 #: A variance, 1 where errors hold, is known where its error is less than this, whatever it came out
 #: as: if only large ones were taken where nebula makes errors large, these would be the usual ones.
 UNKNOWN = 0.3
+#: Where all scatter is off by one factor, to this, it is the gain or the read noise.
+SAME = 0.08
 
 
 @door
@@ -122,7 +124,7 @@ class NoiseTest:
         """What errors of sums over areas are to be multiplied by so that they hold."""
         failed = {name: self.ratios[name][0] for name in self.failures}
         if "pixels" in failed and self._alike(failed["pixels"]):
-            return failed["pixels"]
+            return self._of_sums(failed["pixels"])
         wanted = [ratio for name, ratio in failed.items() if name != "lines" and ratio > 1]
         if failed.get("lines", 0) > 1:
             # Noise that is the same along a line adds to an aperture as to its chord.
@@ -131,10 +133,21 @@ class NoiseTest:
             return max(wanted)
         return 1.0
 
+    @property
+    def _sums(self):
+        return [self.ratios[name] for name in ("blocks", "lines") if name in self.ratios]
+
     def _alike(self, ratio):
         """Whether sums scatter as pixels do: a scale of all errors, and no shared noise."""
-        others = [self.ratios[name] for name in ("blocks", "lines") if name in self.ratios]
-        return all(abs(other - ratio) < max(4 * error, 0.08 * ratio) for other, error in others)
+        return all(abs(other - ratio) < max(4 * error, 0.08 * ratio) for other, error in self._sums)
+
+    def _of_sums(self, ratio):
+        """The ratio of pixels; errors are made smaller by no more than sums of them are."""
+        if ratio > 1 or not self._sums:
+            return max(ratio, 1.0)
+        values, errors = np.array(self._sums).T
+        weight = np.maximum(errors, 1e-3) ** -2.0
+        return max(ratio, min(float(weight @ values / weight.sum()), 1.0))
 
     @property
     def correlation(self):
@@ -152,7 +165,7 @@ class NoiseTest:
         numbers = ", ".join(f"{self.ratios[n][0]:.2f} ({n})" for n in failed)
         if "lines" in failed:
             cause = "rows or columns share noise"
-        elif self.factor != 1 and "pixels" in failed:
+        elif "pixels" in failed and abs(self.factor / self.ratios["pixels"][0] - 1) < SAME:
             cause = "the gain or the read noise is not what was given"
         else:
             cause = "pixels beside each other share noise"

@@ -10,6 +10,7 @@ from astropy.io import fits
 from astropy.nddata import CCDData, VarianceUncertainty
 
 from astro_narrowband.coaddition import coadd, measure_frame
+from astro_narrowband.coaddition._consensus import star_consensus
 from astro_narrowband.coaddition._transparency import _off_wings, nebula_scale
 from astro_narrowband.exceptions import AlignmentError, NarrowbandWarning
 from astro_narrowband.photometry import annulus_photometry
@@ -292,6 +293,38 @@ def test_nebula_in_a_strip_of_one_row_of_cells():
     assert abs(slope - 1) < 4 * error
     assert uneven == 0
     assert not sure
+
+
+@pytest.mark.parametrize("kind", ["two of three", "most stars"])
+def test_fluxes_are_those_of_the_clearest_frame(kind):
+    """Whichever frame has the least noise, or the most stars that look even."""
+    pulls, n = [], 200
+    y = np.mgrid[:n, :n][0]
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 12])
+        xy, flux, stars = star_field(rng, n, 7, faintest=200)
+        maps = [np.full((n, n), part) for part in (1, 0.6, 0.6)]
+        if kind == "most stars":
+            maps[1:] = [np.where(y < 125, 0.7, 1), np.ones((n, n))]
+        skies = (0.3, 0.15, 0.2)
+        frames = [light(rng, stars * m + s) for m, s in zip(maps, skies, strict=True)]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*(cloud|outliers|may be off)")
+            made = coadd(frames)
+        got, error = fluxes(made, xy)
+        pulls.append((got - flux) / np.hypot(error, made.ccd.header["FLUXERR"] * flux))
+    assert np.std(pulls) < 1.15
+    assert abs(np.mean(pulls)) < 0.3
+
+
+def test_stars_that_the_standard_lacks_are_compared_all_the_same(rng):
+    """Two of ten are dimmed in a frame, and two others do not have them."""
+    xy, true = rng.uniform(20, 180, (10, 2)), rng.uniform(100, 500, 10)
+    flux = np.tile(true, (5, 1)) * rng.normal(1, 0.004, (5, 10))
+    flux[1, [1, 9]] *= 0.73
+    flux[2:4, [1, 9]] = np.nan
+    made = star_consensus(xy, flux, 0.004 * flux, 2, (200, 200))
+    assert np.flatnonzero(made.patchy | (made.uneven > 0.05)).tolist() == [1]
 
 
 def test_a_star_of_four_under_cloud_in_one_frame_of_six():

@@ -46,6 +46,8 @@ MAP_ERROR = 0.03
 MEDIAN_OF_FEW = 1.45
 #: Scales of clear frames: known to this, and as near to the middle of all (relative).
 SURE, ONE_NIGHT = 0.02, 0.03
+#: A frame that is dimmer than the clearest one by more than this was taken through haze.
+HAZE = 0.1
 #: Fluxes that are off by more than so many sigma do not count.
 CLIP = 4.0
 
@@ -103,7 +105,7 @@ def star_consensus(xy, flux, error, reference, shape):
     # Which of three is off, and whether by cloud, nobody can tell.
     consensus.patchy &= np.isfinite(flux).sum(axis=1) > 3
     if agree.sum() == 1:
-        consensus.uneven[base] = _doubt(flux, common, patterns, base)
+        consensus.uneven[standard] = _doubt(flux, common, patterns, standard)
     return consensus
 
 
@@ -119,11 +121,38 @@ def _consensus(scale, scale_err, fits, base, even):
     patchy |= edge
     patchy[base] = False
     scale, scale_err = _drawn_together(scale, scale_err / scale)
+    base = clearest(scale, scale_err, uneven, patchy | [m is not None for m in maps], base)
     error = np.hypot(scale_err, scale_err[base])
     scale = scale / scale[base]
     error = error * scale
     error[base] = 0.0
     return Consensus(scale, error, list(maps), np.array(chi2), uneven, patchy, base)
+
+
+def clearest(scale, error, uneven, sloping, base):
+    """
+    The frame that fluxes refer to: this one, unless it is dimmed and another is clear.
+
+    Parameters
+    ----------
+    scale, error : `~numpy.ndarray`, (n,)
+        ``error`` is relative, NaN where it is not known.
+    uneven : `~numpy.ndarray`, (n,)
+        By how much parts of a frame are off.
+    sloping : `~numpy.ndarray` of bool, (n,)
+        Whether no number is the scale of all of a frame.
+    base : int
+    """
+    known = np.sort(uneven[np.isfinite(uneven)])
+    usual = known[(len(known) - 1) // 2] if len(known) else 0.0
+    even = ~sloping & ~(uneven > max(EVEN, usual))
+    good = even & np.isfinite(error)
+    if not good.any():
+        return base
+    clear = good & (scale >= (1.0 - ONE_NIGHT) * scale[good].max())
+    best = int(np.argmin(np.where(clear, error, np.inf)))
+    least = HAZE + SIGNIFICANT * math.hypot(error[best], error[base]) if even[base] else 0.0
+    return best if scale[best] > (1.0 + least) * scale[base] else base
 
 
 def _doubt(flux, common, patterns, base):
@@ -219,7 +248,10 @@ def _mean_fluxes(flux, error, scale, agree):
     if agree.sum() == 1:
         (i,) = np.flatnonzero(agree)
         return flux[i], error[i]
-    good = np.isfinite(flux) & agree[:, None]
+    seen = np.isfinite(flux)
+    good = seen & agree[:, None]
+    # A star that only others have is seen by them alone.
+    good |= seen & ~good.any(axis=0)
     each, sigma = flux / scale[:, None], error / scale[:, None]
     # A frame in which a star is hit is one of many. (About the median: a mean goes with the hit,
     # and away from all the others.)
@@ -227,7 +259,7 @@ def _mean_fluxes(flux, error, scale, agree):
     middle[seen] = np.nanmedian(np.where(good, each, np.nan)[:, seen], axis=0)
     with np.errstate(invalid="ignore"):
         off = np.abs(each - middle) > CLIP * np.hypot(sigma, FLUX_FLOOR * middle)
-    weight = np.where(good & ~(off & (good.sum(axis=0) > 3)), sigma**-2.0, 0.0)
+    weight = np.where(good & ~(off & (good.sum(axis=0) > 2)), sigma**-2.0, 0.0)
     total = weight.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(weight > 0, weight * each, 0.0).sum(axis=0) / total

@@ -16,7 +16,7 @@ from scipy.special import stdtr
 
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.wcs import apply_matrix
-from astro_narrowband.coaddition._consensus import EVEN, star_consensus
+from astro_narrowband.coaddition._consensus import EVEN, clearest, star_consensus
 from astro_narrowband.coaddition._statistics import (
     APERTURE,
     NARROW,
@@ -157,6 +157,8 @@ def measure_transparency(frames, statistics, matrices, reference, shape):
     seen = np.isfinite(flux)
     covered = np.array([_covers(xy[one & seen[base]], shape) for one in seen])
     first, base = base, _add_uneven(consensus, uneven, sure, base, scale_err, covered)
+    sloping = consensus.patchy | [m is not None for m in consensus.maps]
+    base = clearest(scale, scale_err / scale, consensus.uneven, sloping, base)
     scale_err[first] = scale_err[base] / scale[base]
     scale, scale_err = scale / scale[base], scale_err / scale[base]
     scale_err[base], method[first], method[base] = 0.0, method[base], "reference"
