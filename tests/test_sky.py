@@ -496,6 +496,22 @@ def test_what_cannot_be_measured_is_said_and_kept():
     assert (np.array(made.frames["scale"]) == 1).all()
 
 
+@pytest.mark.parametrize("n_stars", [5, 8])
+def test_one_star_of_a_few_that_is_hit_is_no_haze(n_stars):
+    """In the frame of the flux scale, as in any other: nearly all scales are one."""
+    off = []
+    for seed in range(6):
+        rng = np.random.default_rng([seed, n_stars])
+        xy, flux, stars = star_field(rng, 200, n_stars, faintest=8.0, brightest=16.0)
+        frames = [light(rng, stars + 0.5) for _ in range(4)]
+        a, b = xy[np.argsort(flux)[n_stars // 2]].round().astype(int)
+        frames[seed % 4].data[b - 1 : b + 2, a + 1] += 2.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            off.append(np.ptp(coadd(frames).frames["scale"]))
+    assert np.median(off) < 0.03
+
+
 def test_frames_that_were_never_registered():
     rng = np.random.default_rng(2)
     _, _, stars = star_field(rng, 300, 36)

@@ -300,6 +300,10 @@ def _fit(basis, flux, error):
     """Coefficients by weighted least squares, clipped, and their covariance."""
     use, width = np.ones(len(flux), bool), 1.0
     matrix, values = basis / error[:, None], flux / error
+    if basis.shape[1] == 1 and len(flux) > 3:
+        # One star of a few that a cosmic ray hits draws their mean so far that it is not clipped.
+        pull = np.abs(values - np.median(flux / basis[:, 0]) * matrix[:, 0])
+        use = pull <= CLIP * max(1.0, MAD_TO_STD * float(np.median(pull)))
     for _ in range(4):
         solution = np.linalg.lstsq(matrix[use], values[use], rcond=None)[0]
         pull = np.abs(values - matrix @ solution)
