@@ -33,6 +33,8 @@ EVEN_ALONE = 0.12
 EDGE, EDGE_CHANCE, DIRECTIONS = 0.04, 1e-4, 24
 #: The clear part of a frame is as bright as another that is clear, to this.
 AS_CLEAR = 0.03
+#: In the half of a frame that most others have under cloud, it is brighter by more than this.
+CLOUD_BANK = 0.1
 #: More than this many times what is usual in the other frames is patchy.
 UNUSUAL = 3.0
 #: Patterns that are larger than so many times their error count.
@@ -234,7 +236,16 @@ def _standard(xy, flux, error, reference):
         bright[k] = -np.mean(np.log(ratio[np.isfinite(ratio)]))
     usable = n_stars[candidates] >= 0.5 * n_stars[candidates].max()
     best = usable & (score <= ALIKE * score[usable].min() + 0.5 * EVEN)
-    return int(candidates[best][np.argmin(bright[best])])
+    standard = int(candidates[best][np.argmin(bright[best])])
+    # Cloud only dims: who is brighter in a half and nowhere dimmer is clear, though most are not.
+    for i in candidates[usable & (n_stars[candidates] > 3)]:
+        ratio = flux[i] / flux[standard]
+        ratio = ratio[np.isfinite(ratio)]
+        if len(ratio) > 3:
+            dimmest, higher = np.quantile(ratio, (0.1, 0.75))
+            if dimmest > 1.0 - AS_CLEAR and higher > (1.0 + CLOUD_BANK) * dimmest:
+                standard = int(i)
+    return standard
 
 
 def _mean_fluxes(flux, error, scale, agree):
