@@ -907,6 +907,22 @@ def test_five_hundred_fields():
     assert np.mean(enough) >= 0.99
 
 
+def test_places_of_a_catalogue_may_be_text_or_sky_coordinates(tmp_path):
+    ccd, catalogue, stars, start, *_ = catalogue_field(5, 40)
+    plain = match_catalogue(ccd, catalogue, stars=stars, **start)
+    sky = SkyCoord(catalogue["ra"], catalogue["dec"])
+    text = QTable(catalogue["mag",])
+    text["RAJ2000"] = sky.ra.to_string("hour", sep=":", precision=4)
+    text["DEJ2000"] = sky.dec.to_string(sep=":", precision=3)
+    text.write(tmp_path / "text.csv")
+    mixed = QTable({"place": sky.galactic, "mag": catalogue["mag"]})
+    mixed.write(tmp_path / "mixed.ecsv")
+    for table in (text, tmp_path / "text.csv", mixed, tmp_path / "mixed.ecsv"):
+        match = match_catalogue(ccd, table, stars=stars, **start)
+        assert match.n_matched == plain.n_matched
+        assert match.rms == pytest.approx(plain.rms, abs=1e-3)
+
+
 def test_catalogues_that_cannot_be_used_are_refused():
     ccd, catalogue, stars, start, *_ = catalogue_field(0, 40)
     with pytest.raises(InputError, match="no WCS"):
@@ -915,6 +931,14 @@ def test_catalogues_that_cannot_be_used_are_refused():
         match_catalogue(ccd, catalogue["mag", "dec"], stars=stars, **start)
     with pytest.raises(InputError, match="neither a magnitude"):
         match_catalogue(ccd, catalogue["ra", "dec"], stars=stars, **start)
+    for column, value, reason in (
+        ("ra", "x", "its ra is no angle"), ("dec", 95.0, "no place on the sky"),
+        ("mag", "bright", "its mag is text"),
+    ):  # fmt: skip
+        wrong = catalogue.copy()
+        wrong[column] = [value] * len(wrong)
+        with pytest.raises(InputError, match=reason):
+            match_catalogue(ccd, wrong, stars=stars, **start)
     away = SkyCoord(start["center"].ra + 5 * u.deg, start["center"].dec)
     with pytest.raises(AlignmentError, match="another field"):
         match_catalogue(ccd, catalogue, stars=stars, center=away, scale=start["scale"])
