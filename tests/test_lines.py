@@ -28,6 +28,7 @@ from astro_narrowband.lines import (
     line_ratio,
     match_catalogue,
     read_image,
+    read_regions,
     region_fluxes,
     region_ratios,
     restore_lines,
@@ -570,6 +571,41 @@ def test_regions_that_hold_nothing_are_refused():
     assert np.isnan([row[c].value for c in ("flux", "flux_err", "err_noise")]).all()
 
 
+def test_regions_of_every_kind_are_measured_or_refused(tmp_path):
+    from regions import (
+        CircleAnnulusPixelRegion,
+        CirclePixelRegion,
+        EllipseAnnulusPixelRegion,
+        PixCoord,
+        PointPixelRegion,
+        PolygonPixelRegion,
+        RectanglePixelRegion,
+    )  # fmt: skip
+
+    centre, line = PixCoord(40.3, 39.8), flat_map(2.0, 1.0, (80, 80))
+    lens = CirclePixelRegion(centre, 10) & CirclePixelRegion(PixCoord(50.3, 39.8), 10)
+    for region, area in (
+        (CircleAnnulusPixelRegion(centre, 8, 20), math.pi * 336),
+        (EllipseAnnulusPixelRegion(centre, 10, 20, 5, 10, 30 * u.deg), math.pi * 37.5),
+        (RectanglePixelRegion(centre, 20, 10, 30 * u.deg), 200.0),
+        (PolygonPixelRegion(PixCoord([20, 60, 50], [20, 30, 70])), 850.0),
+        (lens, 100 * (2 * math.pi / 3 - math.sqrt(3) / 2)),
+    ):
+        row = region_fluxes(line, [region])[0]
+        assert row["area"].value == pytest.approx(area, rel=3e-3)
+        assert row["flux"].value == pytest.approx(2 * area, rel=3e-3)
+        assert subtract_sky(line, sky=[region]).meta["ZEROSKY"] == pytest.approx(2.0)
+    with pytest.raises(InputError, match="PointPixelRegion has no area"):
+        region_fluxes(line, [PointPixelRegion(centre)])
+    path = tmp_path / "r.reg"
+    path.write_text("image\ncircle(30,30,5)\n-circle(32,30,2)\n")
+    with pytest.raises(InputError, match="that exclude"):
+        read_regions(path)
+    path.write_text("image\ncircle(30,30,5)\nannulus(30,30,10,12) # text={sky}\n")
+    regions, sky = read_regions(path)
+    assert abs(region_fluxes(line, regions, sky=sky)["flux"][0].value) < 1e-3
+
+
 def test_masked_pixels_of_a_region_are_filled_in_with_their_error():
     from regions import CirclePixelRegion, PixCoord
 
@@ -731,6 +767,19 @@ def test_sky_that_is_left_is_not_in_a_ratio():
     assert abs(line_ratio(*maps).ratio[130, 120] / 0.4 - 1) > 0.1
 
 
+def test_sky_of_any_size_and_shape_is_a_zero():
+    from regions import CircleAnnulusPixelRegion, CirclePixelRegion, PixCoord
+
+    line = flat_map(3.0, 1.0, (900, 900))
+    line.data += np.float32(np.random.default_rng(1).normal(0, 1, line.data.shape))
+    at = [PixCoord(*p) for p in np.random.default_rng(2).uniform(70, 830, (300, 2))]
+    circles = [CirclePixelRegion(p, 5) for p in at]
+    rings = [CircleAnnulusPixelRegion(p, 55, 58) for p in at[:100]]
+    for sky in (None, circles, rings, circles[:1]):
+        result = subtract_sky(line, sky=sky)
+        assert abs(result.meta["ZEROSKY"] - 3) < 4 * result.meta["ZEROERR"] + 1e-3
+
+
 def test_images_without_error_or_footprint_get_both(tmp_path):
     rng = np.random.default_rng(2)
     image = sky_map(0.0, 0.0, (96, 96))
@@ -858,6 +907,22 @@ def test_five_hundred_fields():
     assert np.mean(enough) >= 0.99
 
 
+def test_places_of_a_catalogue_may_be_text_or_sky_coordinates(tmp_path):
+    ccd, catalogue, stars, start, *_ = catalogue_field(5, 40)
+    plain = match_catalogue(ccd, catalogue, stars=stars, **start)
+    sky = SkyCoord(catalogue["ra"], catalogue["dec"])
+    text = QTable(catalogue["mag",])
+    text["RAJ2000"] = sky.ra.to_string("hour", sep=":", precision=4)
+    text["DEJ2000"] = sky.dec.to_string(sep=":", precision=3)
+    text.write(tmp_path / "text.csv")
+    mixed = QTable({"place": sky.galactic, "mag": catalogue["mag"]})
+    mixed.write(tmp_path / "mixed.ecsv")
+    for table in (text, tmp_path / "text.csv", mixed, tmp_path / "mixed.ecsv"):
+        match = match_catalogue(ccd, table, stars=stars, **start)
+        assert match.n_matched == plain.n_matched
+        assert match.rms == pytest.approx(plain.rms, abs=1e-3)
+
+
 def test_catalogues_that_cannot_be_used_are_refused():
     ccd, catalogue, stars, start, *_ = catalogue_field(0, 40)
     with pytest.raises(InputError, match="no WCS"):
@@ -866,6 +931,14 @@ def test_catalogues_that_cannot_be_used_are_refused():
         match_catalogue(ccd, catalogue["mag", "dec"], stars=stars, **start)
     with pytest.raises(InputError, match="neither a magnitude"):
         match_catalogue(ccd, catalogue["ra", "dec"], stars=stars, **start)
+    for column, value, reason in (
+        ("ra", "x", "its ra is no angle"), ("dec", 95.0, "no place on the sky"),
+        ("mag", "bright", "its mag is text"),
+    ):  # fmt: skip
+        wrong = catalogue.copy()
+        wrong[column] = [value] * len(wrong)
+        with pytest.raises(InputError, match=reason):
+            match_catalogue(ccd, wrong, stars=stars, **start)
     away = SkyCoord(start["center"].ra + 5 * u.deg, start["center"].dec)
     with pytest.raises(AlignmentError, match="another field"):
         match_catalogue(ccd, catalogue, stars=stars, center=away, scale=start["scale"])

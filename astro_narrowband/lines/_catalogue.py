@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from astropy import units as u
-from astropy.coordinates import SkyCoord
+from astropy.coordinates import Angle, SkyCoord
 from astropy.table import QTable, Table
 from astropy.wcs import WCS
 from astropy.wcs.utils import fit_wcs_from_points, proj_plane_pixel_scales
@@ -78,8 +78,9 @@ def read_catalogue(table):
     Parameters
     ----------
     table : `~astropy.table.Table` or path-like
-        ECSV, FITS or VOTable; right ascension and declination under a usual name (in degree
-        where a column has no unit), and a magnitude, ``flux``, or spectra in ``spectrum``.
+        ECSV, FITS or VOTable; a column of `~astropy.coordinates.SkyCoord`, or right ascension and
+        declination under a usual name (in degree where a column has no unit, or text as
+        12:34:56.7), and a magnitude, ``flux``, or spectra in ``spectrum``.
 
     Returns
     -------
@@ -90,28 +91,49 @@ def read_catalogue(table):
     name = "the catalogue" if isinstance(table, Table) else str(table)
     table = table if isinstance(table, Table) else read_table(table)
     lower = {column.lower(): column for column in table.colnames}
+    place = next((table[c] for c in table.colnames if isinstance(table[c], SkyCoord)), None)
+    place = _place(table, lower, name) if place is None else place.icrs
+    bright = next((lower[n] for n in _BRIGHT if n in lower), None)
+    light = next((lower[n] for n in ("flux", "spectrum") if n in lower), None)
+    if bright is None and light is None:
+        raise InputError(f"{name}: has neither a magnitude nor a flux: name a column mag or flux")
+    try:
+        order = _filled(table[bright or light])
+    except ValueError:
+        raise InputError(f"{name}: its {bright or light} is text: give numbers") from None
+    if bright is None:
+        order = -(np.nanmedian(order, axis=1) if order.ndim == 2 else order)
+    good = np.isfinite(place.ra.deg) & np.isfinite(place.dec.deg) & np.isfinite(order)
+    if not good.any():
+        raise InputError(f"{name}: no row has a position and a brightness")
+    rows = np.flatnonzero(good)[np.argsort(order[good], kind="stable")]
+    return table[rows], place[rows]
+
+
+def _place(table, lower, name):
+    """Positions of the rows from two columns: angles, degrees, or text as 12:34:56.7."""
     ra, dec = (next((lower[n] for n in names if n in lower), None) for names in (_RA, _DEC))
     if ra is None or dec is None:
         raise InputError(
             f"{name}: no right ascension and declination among its columns "
             f"{', '.join(table.colnames[:12])}: name them ra and dec"
         )
-    bright = next((lower[n] for n in _BRIGHT if n in lower), None)
-    light = next((lower[n] for n in ("flux", "spectrum") if n in lower), None)
-    if bright is None and light is None:
-        raise InputError(f"{name}: has neither a magnitude nor a flux: name a column mag or flux")
-    angles = [
-        u.Quantity(_filled(table[column]), getattr(table[column], "unit", None) or u.deg)
-        for column in (ra, dec)
-    ]
-    order = _filled(table[bright or light])
-    if bright is None:
-        order = -(np.nanmedian(order, axis=1) if order.ndim == 2 else order)
-    good = np.isfinite(angles[0]) & np.isfinite(angles[1]) & np.isfinite(order)
-    if not good.any():
-        raise InputError(f"{name}: no row has a position and a brightness")
-    rows = np.flatnonzero(good)[np.argsort(order[good], kind="stable")]
-    return table[rows], SkyCoord(angles[0][rows], angles[1][rows])
+    angles = []
+    for column, of_text in ((ra, u.hourangle), (dec, u.deg)):
+        values = table[column]
+        try:
+            try:
+                unit = getattr(values, "unit", None) if values.dtype.kind not in "US" else None
+                angles.append(Angle(_filled(values), unit or u.deg))
+            except ValueError:  # text that is no number
+                angles.append(Angle(values.tolist(), of_text))
+        except (ValueError, TypeError, u.UnitsError) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"{name}: its {column} is no angle ({reason})") from None
+    try:
+        return SkyCoord(*angles)
+    except ValueError as error:
+        raise InputError(f"{name}: {ra} and {dec} are no place on the sky ({error})") from None
 
 
 def _filled(column):
@@ -161,7 +183,7 @@ def match_catalogue(ccd, catalogue, *, center=None, scale=None, stars=None):
     --------
     >>> import numpy as np
     >>> from astropy import units as u
-    >>> from astropy.coordinates import SkyCoord
+    >>> from astropy.coordinates import Angle, SkyCoord
     >>> from astropy.table import QTable
     >>> from astropy.wcs import WCS
     >>> from astropy.nddata import CCDData

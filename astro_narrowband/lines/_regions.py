@@ -54,6 +54,8 @@ def read_regions(path):
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: cannot be read as regions ({reason})") from None
+    if not all(r.meta.get("include", True) for r in every):
+        raise InputError(f"{path}: holds regions that exclude: give what is left as regions")
     names = [
         {str(r.meta.get("text", "")).lower(), *map(str.lower, r.meta.get("tag", []))} for r in every
     ]

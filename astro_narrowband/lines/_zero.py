@@ -14,8 +14,12 @@ __doctest_requires__ = {"subtract_sky": ["regions"]}
 
 #: The sky is cut into about so many tiles, not smaller than so many pixels along a side.
 N_TILES, MIN_SIDE = 100, 8
+#: Along each side of a pixel, points that tell how much of it is in a region.
+SAMPLES = 10
 #: Tiles for a plane.
 MIN_TILES = 6
+#: What is known of a tile beside the means of planes.
+NO_PLANES = ("variance", "area", "x", "y")
 #: Along a side of a map, tiles of which the darkest are its sky; and the part that starts it.
 ACROSS, DARKEST = 24, 5.0
 
@@ -135,10 +139,26 @@ def mask_of(ccd, region, name):
             raise InputError(f"region {name} is on the sky, and the map has no WCS")
         region = region.to_pixel(ccd.wcs.celestial)
     exact = type(region).__name__.startswith(("Circle", "Ellipse", "Rectangle"))
-    mask = region.to_mask(mode="exact" if exact else "subpixels", subpixels=10)
+    try:
+        mask = region.to_mask(mode="exact" if exact else "subpixels", subpixels=SAMPLES)
+    except NotImplementedError:  # an annulus, or what is made of several
+        mask = _sampled(region)
+    if not mask.data.any():
+        raise InputError(f"region {name}: a {type(region).__name__} has no area: leave it out")
     if mask.get_overlap_slices(ccd.data.shape)[0] is None:
         raise InputError(f"region {name} lies outside of the map")
     return mask
+
+
+def _sampled(region):
+    """Mask of a region from points in its pixels."""
+    from regions import PixCoord, RegionMask
+
+    box = region.bounding_box
+    y, x = np.mgrid[box.iymin : box.iymax, box.ixmin : box.ixmax]
+    steps = (np.arange(SAMPLES) + 0.5) / SAMPLES - 0.5
+    inside = sum(region.contains(PixCoord(x + i, y + j)) for i in steps for j in steps)
+    return RegionMask(inside / SAMPLES**2, box)
 
 
 def weights_of(mask, bad, name):
@@ -176,14 +196,15 @@ class Zero:
                 for j in range(0, weight.shape[1], side):
                     tile = weight[i : i + side, j : j + side]
                     area = tile.sum()
-                    if area < min(0.25 * side**2, 0.5 * total):
+                    if area == 0:
                         continue
                     y, x = (n - 1 for n in tile.shape)
                     top, left = rows.start + i, columns.start + j
                     where = slice(top, top + y + 1), slice(left, left + x + 1)
                     sums = {k: v / area for k, v in summed(tile, planes, where).items()}
                     sums["variance"] /= area
-                    tiles.append(sums | {"x": left + x / 2, "y": top + y / 2})
+                    tiles.append(sums | {"area": area, "x": left + x / 2, "y": top + y / 2})
+        tiles = [t for t in tiles if t["area"] >= 0.25 * max(t["area"] for t in tiles)]
         self._tiles = {name: np.array([tile[name] for tile in tiles]) for name in tiles[0]}
         self._mean = self._fit(np.ones((len(tiles), 1)))
         self._plane = None
@@ -220,7 +241,7 @@ class Zero:
                 share, variance = sloped, noise
             else:
                 added = max(0.0, float((sloped - share) @ tiles["data"]) ** 2 - noise)
-        means = {name: float(share @ v) for name, v in tiles.items() if name not in "variance x y"}
+        means = {name: float(share @ v) for name, v in tiles.items() if name not in NO_PLANES}
         return means, variance + added
 
     def over(self, shape):

@@ -10,6 +10,7 @@ from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.statistics import mad_std
 from astro_narrowband._engine.validate import bare
 from astro_narrowband.photometry._annulus import Flag
+from astro_narrowband.photometry._correction import Surface, frame_of, terms_of
 
 #: Bright stars that tell the usual shape: least signal to noise, how many, and at least how many.
 SHAPE_SNR, MAX_SHAPES, MIN_SHAPES = 20.0, 500, 12
@@ -41,7 +42,11 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
 
     Returns
     -------
-    `~numpy.ndarray` of bool, (n,)
+    unlike : `~numpy.ndarray` of bool, (n,)
+    whole : `~numpy.ndarray`, (n,)
+        Light within the aperture over that within half of it.
+    usual : `~astro_narrowband.photometry._correction.Surface` or None
+        What that is for single stars; None where too few tell.
 
     Notes
     -----
@@ -65,7 +70,7 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
     use = np.flatnonzero(good)
     use = use[np.argsort(-snr[use], kind="stable")][:MAX_SHAPES]
     if len(use) < MIN_SHAPES:
-        return np.zeros(len(x), bool)
+        return np.zeros(len(x), bool), whole, None
     unit = np.median(shapes.size[use])
     away = {}
     for name, value, noise, lowest in (
@@ -74,8 +79,12 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
         ("cross", shapes.cross / unit, shapes.long_err / unit, 0.5),
         ("whole", whole / np.median(whole[use]), WHOLE_NOISE / snr, SMALLEST),
     ):
-        single, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
-        away[name] = value - single, np.hypot(scatter, noise)
+        usual, scatter = _usual(x, y, value, noise, use, SHAPE_FLOOR, lowest)
+        away[name] = value - usual.at(x, y)[0], np.hypot(scatter, noise)
+    unit = np.median(whole[use])
+    usual = usual._replace(
+        coefficients=usual.coefficients * unit, covariance=usual.covariance * unit**2
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         dense = ndtr(-away["whole"][0] / away["whole"][1])
         chance = 2 * np.fmin(_chance(*away["size"], *away["plus"], away["cross"][0]), dense)
@@ -83,7 +92,7 @@ def unlike_stars(pixels, shapes, stars, table, *, r):
         far = cKDTree(np.column_stack([x, y])).query(np.column_stack([x, y]), [NEAR])[0][:, 0]
         by_chance = r**2 * np.fmax(NEAR / far**2, len(x) * math.pi / pixels.data.size)
         # In a crowd blends are many, and a few single stars more do not count; elsewhere they do.
-        return (chance < by_chance**1.7) & ~saturated
+        return (chance < by_chance**1.7) & ~saturated, whole, usual
 
 
 def _chance(wider, size_err, plus, long_err, cross):
@@ -101,24 +110,24 @@ def _chance(wider, size_err, plus, long_err, cross):
 
 
 def _usual(x, y, value, noise, use, floor, lowest):
-    """The shape of single stars at all places, and its scatter beyond noise."""
-    a, b = ((at - at.min()) / (np.ptp(at) or 1.0) * 2 - 1 for at in (x, y))
-    terms = np.column_stack([np.ones_like(a), a, b, a * a, a * b, b * b])
+    """The shape of single stars, a `Surface`, and its scatter beyond noise."""
+    middle, half = frame_of(x, y)
+    terms = terms_of((x[use] - middle[0]) / half, (y[use] - middle[1]) / half)
     best = (-math.inf,)
     for k in (1, 3, 6):
         if len(use) < 4 * k:
             break
-        solution, scatter = _fit_lowest(terms[use, :k], value[use], noise[use], floor, lowest)
-        near = np.abs(value[use] - terms[use, :k] @ solution) < 2.5 * np.hypot(noise[use], floor)
+        *fit, scatter = _fit_lowest(terms[:, :k], value[use], noise[use], floor, lowest)
+        near = np.abs(value[use] - terms[:, :k] @ fit[0]) < 2.5 * np.hypot(noise[use], floor)
         # A surface that bends to half a field of pairs has fewer stars near it than a flat one.
         score = near.mean() - max(PER_TERM, 1 / len(use)) * k
         if score > best[0]:
-            best = (score, terms[:, :k] @ solution, scatter)
+            best = (score, Surface(middle, half, *fit), scatter)
     return best[1:]
 
 
 def _fit_lowest(design, seen, noise, floor, lowest):
-    """Fit the quantile ``lowest``, then the stars that are near it: coefficients and scatter."""
+    """Fit the quantile ``lowest``, then stars near it: coefficients, covariance, scatter."""
     error = np.hypot(noise, floor)
     weight = np.ones(len(seen))
     for _ in range(40):
@@ -141,4 +150,5 @@ def _fit_lowest(design, seen, noise, floor, lowest):
         spread = mad_std(below, 0.0) if len(below) > 5 else 0.0
         excess = spread**2 - np.median(noise[keep]) ** 2
         scatter = max(floor, math.sqrt(max(excess, 0.0)))
-    return solution, scatter
+    weighted = design / np.hypot(noise, scatter)[:, None]
+    return solution, np.linalg.pinv(weighted.T @ weighted), scatter

@@ -18,7 +18,6 @@ from astropy.table import QTable
 from scipy import ndimage
 
 from astro_narrowband._engine.annuli import sky_levels
-from astro_narrowband._engine.apertures import circle_sums
 from astro_narrowband._engine.detection import detect_stars
 from astro_narrowband._engine.door import a_text, door, items
 from astro_narrowband._engine.frames import Threads, row_bands, usable_cores
@@ -26,7 +25,8 @@ from astro_narrowband._engine.validate import bare
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.photometry._annulus import Flag, annulus_photometry
 from astro_narrowband.photometry._blends import unlike_stars
-from astro_narrowband.photometry._correction import aperture_correction, usual_correction
+from astro_narrowband.photometry._correction import correction_over_field, usual_correction
+from astro_narrowband.photometry._counted import count_lost, count_other_cores, count_outside
 from astro_narrowband.photometry._curves import diagnose_background
 from astro_narrowband.photometry._growth import growth_curves
 from astro_narrowband.photometry._isolated import isolated_stars, without_field
@@ -164,8 +164,11 @@ def make_catalog(
     for it would be off by a percent. Where no star is good enough for a correction
     another filter's is used, half of what it adds being its error; where no filter has one
     that of usual profiles, some 1.10 +- 0.05. Both are flagged UNCORRECTED. PARTIAL stars have
-    0.45 of what the correction adds in their error: that of a seeing 15 % different.
-    Where the width of stars changes over the field the correction is a surface. Sources
+    0.45 of what the correction adds in their error: that of a seeing 15 % different; where
+    only the core is of other frames, what it has more or less light than the usual. Light of pixels
+    that cannot be used is in the error, by a Moffat profile; where they have half of a star's or
+    more its flux is NaN.
+    Where the shape of stars changes over the field the correction follows it. Sources
     that are wider, longer or less dense than single stars of their place are flagged
     BLENDED; the denser the field, the less it takes. Their error has what a circle twice as
     wide has more than that of a star: the flux is that of all of them.
@@ -214,7 +217,7 @@ def make_catalog(
 
         def measure(name, point):
             options = {"sky": sky, "saturation": (saturation or {}).get(name)}
-            partial = _partial(counts[name], x, y)
+            partial = _partial(counts[name], x, y, scale)
             return _measure(name, ccds[name], stars, partial, point, scale, options)
 
         measured = list(pool.map(measure, ccds, seeing))
@@ -327,16 +330,21 @@ def _seeing(ccd, stars, typical):
     )
 
 
-def _partial(coverage, x, y):
-    """Sources whose core, of 3 x 3 pixels, some frames lack."""
+def _partial(coverage, x, y, scale):
+    """Sources whose core, of 3 x 3 pixels, some frames lack, and those that have more around it."""
     if coverage is None:
-        return np.zeros(len(x), bool)
-    ny, nx = coverage.shape
-    step = np.arange(-1, 2)
-    at_y = np.clip(np.rint(y).astype(int)[:, None] + step, 0, ny - 1)
-    at_x = np.clip(np.rint(x).astype(int)[:, None] + step, 0, nx - 1)
-    core = coverage[at_y[:, :, None], at_x[:, None, :]].mean(axis=(1, 2))
-    return core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
+        return np.zeros((2, len(x)), bool)
+
+    def around(dy, dx):
+        at_y = np.clip(np.rint(y[:, None] + dy).astype(int), 0, coverage.shape[0] - 1)
+        at_x = np.clip(np.rint(x[:, None] + dx).astype(int), 0, coverage.shape[1] - 1)
+        return coverage[at_y, at_x].mean(axis=1)
+
+    angle = np.arange(16) * np.pi / 8
+    core = around(*np.mgrid[-1:2, -1:2].reshape(2, -1))
+    partial = core < (1 - LACKING) * np.percentile(coverage[::8, ::8], 90)
+    ring = around(2 * scale * np.sin(angle), 2 * scale * np.cos(angle))
+    return partial, partial & (core < (1 - LACKING) * ring)
 
 
 def _measure(name, ccd, stars, partial, point, scale, options):
@@ -348,7 +356,7 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     table = annulus_photometry(ccd, positions, r=r, **options)
     flags = table["flags"]
     flags[stars["saturated"]] |= Flag.SATURATED
-    flags[partial] |= Flag.PARTIAL
+    flags[partial[0]] |= Flag.PARTIAL
     image = read_image(ccd)
     sky, std = (bare(table[name]) for name in ("sky", "sky_std"))
     shapes = measure_shapes(
@@ -361,31 +369,14 @@ def _measure(name, ccd, stars, partial, point, scale, options):
         # One that fills the window has no width.
         wide |= np.isnan(width) & np.isfinite(shapes.size) & (table["snr"] > WINDOW_SNR)
     flags[wide] |= Flag.EXTENDED
-    unlike = unlike_stars(image.pixels, shapes, stars, table, r=r)
+    unlike, whole, usual = unlike_stars(image.pixels, shapes, stars, table, r=r)
     flags[unlike] |= Flag.BLENDED
-    _count_what_is_outside(image, table, r)
-    x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
-    reach = r_in + 2 * scale
-    isolated = _isolated(x, y, flux, table, reach)
-    grid = np.linspace(r_in / 20, r_in, 20)
-    # Of two radii that are all but the same, the ring between them has no variance.
-    radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
-    curves = growth_curves(ccd, positions[isolated], radii, **options)
-    # Neighbours were looked for above, with their brightness.
-    curves = replace(
-        curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
-    )
-    clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
-    correction = None
-    if clean.any():
-        alone, err = without_field(
-            image, curves[clean], (x, y, flux), reach, r_from=r,
-            r_in=r_in, r_out=r_out, sky=options["sky"], clip=CLIP,
-        )  # fmt: skip
-        correction = aperture_correction(alone, r, use=np.ones(len(alone), bool), clip=STRANGE)
-        correction = correction._replace(
-            err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
-        )
+    count_outside(image, table, r)
+    count_other_cores(table, partial[1], whole, usual)
+    count_lost(image, table, r, point)
+    curves, correction = _corrected(image, ccd, table, usual, scale, options)
+    if correction is not None and correction.err > usual_correction(r, point).err:
+        correction = None
     table.add_column(width * u.pix, index=table.colnames.index("flags"), name="fwhm")
     table.remove_column("aperture_sum")
     table.meta.update(filter=name, fwhm=point)
@@ -398,18 +389,38 @@ def _measure(name, ccd, stars, partial, point, scale, options):
     return table, curves, correction
 
 
-def _count_what_is_outside(image, table, r):
-    """Add to the errors of blends what a circle twice as wide has more than that of a star."""
-    x, y, flux, sky, snr = (bare(table[k]) for k in ("x_center", "y_center", "flux", "sky", "snr"))
-    blended = (table["flags"] & Flag.BLENDED) > 0
-    star = (table["flags"] == 0) & (snr > MIN_SNR)
-    at = np.flatnonzero(blended | star)
-    sums = circle_sums(image.pixels._replace(noise=None, gain=None), x[at], y[at], [2 * r])
-    wide = np.full(len(x), np.nan)
-    wide[at] = (sums.total - sky[at, None] * sums.area)[:, 0]
-    usual = np.median(wide[star] / flux[star]) if star.any() else 1.0
-    outside = np.where(blended, np.nan_to_num(np.maximum(wide - usual * flux, 0)), 0.0)
-    table["flux_err"] = np.hypot(table["flux_err"], outside * (table["flux_err"].unit or 1))
+def _corrected(image, ccd, table, usual, scale, options):
+    """Growth curves of stars that are alone, and their `ApertureCorrection`; None without any."""
+    x, y, flux = (bare(table[name]) for name in ("x_center", "y_center", "flux"))
+    r, r_in = table.meta["r"], options["r_in"]
+    # Where every star has a neighbour beside its annulus, as in the smallest fields, none beside
+    # twice its circle is asked for.
+    for outer, reach in ((r_in, r_in + 2 * scale), (2 * r, 2 * r + scale)):
+        isolated = _isolated(x, y, flux, table, reach)
+        grid = np.linspace(outer / 20, outer, 20)
+        # Of two radii that are all but the same, the ring between them has no variance.
+        radii = np.sort(np.append(grid[np.abs(grid - r) > 0.25 * (grid[1] - grid[0])], r))
+        curves = growth_curves(ccd, table[isolated], radii, **options)
+        # Neighbours were looked for above, with their brightness.
+        curves = replace(
+            curves, id=np.asarray(table["id"])[isolated], flags=curves.flags & ~int(Flag.NEIGHBOUR)
+        )
+        clean = ((curves.flags & ~np.int32(Flag.SKY_UNEVEN | Flag.SKY_EDGE)) == 0).all(axis=1)
+        if clean.any():
+            break
+    else:
+        return curves, None
+    annulus = {name: options[name] for name in ("r_in", "r_out", "sky")}
+    alone, err = without_field(
+        image, curves[clean], (x, y, flux), reach, r_from=r, clip=CLIP, **annulus
+    )
+    correction = correction_over_field(
+        alone, r, math.inf, use=np.ones(len(alone), bool), min_snr=MIN_SNR, clip=STRANGE,
+        shape=usual,
+    )  # fmt: skip
+    return curves, correction._replace(
+        err=math.hypot(correction.err, err), beyond=math.hypot(correction.beyond, err)
+    )
 
 
 def _correct(table, correction, known):
