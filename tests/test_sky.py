@@ -496,6 +496,39 @@ def test_what_cannot_be_measured_is_said_and_kept():
     assert (np.array(made.frames["scale"]) == 1).all()
 
 
+def test_a_cloud_that_takes_faint_stars_from_the_list_is_seen():
+    """Of the neighbours of a star, a frame under cloud lacks those that it made too faint."""
+    left_out, x = 0, np.mgrid[:300, :300][1]
+    for seed in range(6):
+        rng = np.random.default_rng([seed, 23])
+        xy, *_ = star_field(rng, 300, 24)
+        stars = gaussians(300, xy, np.geomspace(3.2, 200, 24)[rng.permutation(24)])
+        cloud = np.where(x > 150, 0.7, 1.0)
+        frames = [light(rng, stars * (cloud if k == 2 else 1) + 0.5) for k in range(5)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            used = np.array(coadd(frames).frames["used"])
+        assert used[[0, 1, 3, 4]].all()
+        left_out += not used[2]
+    assert left_out >= 5
+
+
+@pytest.mark.parametrize("width", [2, 15, 60])
+def test_the_clear_frame_is_the_standard_though_most_are_under_one_cloud(width):
+    rng = np.random.default_rng(width)
+    xy, flux, stars = star_field(rng, 300, 36)
+    x = np.mgrid[:300, :300][1]
+    cloud = 1 - 0.3 / (1 + np.exp(-(x - 150) / width))
+    frames = [light(rng, stars * (1 if k == 1 else cloud) + 0.3) for k in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = coadd(frames)
+    measured, error = fluxes(made, xy)
+    common = made.ccd.header["FLUXERR"] * measured
+    assert np.sqrt(np.mean(((measured - flux) / np.hypot(error, common)) ** 2)) < 1.3
+    assert abs(np.median(measured / flux) - 1) < 0.03
+
+
 @pytest.mark.parametrize("n_stars", [5, 8])
 def test_one_star_of_a_few_that_is_hit_is_no_haze(n_stars):
     """In the frame of the flux scale, as in any other: nearly all scales are one."""

@@ -33,6 +33,8 @@ EVEN_ALONE = 0.12
 EDGE, EDGE_CHANCE, DIRECTIONS = 0.04, 1e-4, 24
 #: The clear part of a frame is as bright as another that is clear, to this.
 AS_CLEAR = 0.03
+#: In the half of a frame that most others have under cloud, it is brighter by more than this.
+CLOUD_BANK = 0.1
 #: More than this many times what is usual in the other frames is patchy.
 UNUSUAL = 3.0
 #: Patterns that are larger than so many times their error count.
@@ -86,21 +88,21 @@ def star_consensus(xy, flux, error, reference, shape):
     """
     n = len(flux)
     error = np.hypot(error, FLUX_FLOOR * flux)
-    near = _neighbours(xy)
-    standard = _standard(flux, error, near, reference)
+    standard = _standard(xy, flux, error, reference)
     agree = np.zeros(n, bool)
     agree[standard] = True
     scale = np.full(n, np.nan)
     for _ in range(3):
         common, common_err = _mean_fluxes(flux, error, scale, agree)
         scale, scale_err = _scales(flux, error, common, common_err)
-        patterns = [_pattern(flux[i], error[i], common, common_err, near) for i in range(n)]
+        patterns = [_pattern(xy, flux[i], error[i], common, common_err) for i in range(n)]
         agree = np.array([not off > max(EVEN, SIGNIFICANT * sure) for off, sure in patterns])
         agree &= np.isfinite(scale)
         agree[standard] = True
     base = reference if agree[reference] else standard
-    fits = [_map(xy, flux[i], error[i], common, common_err, near, shape) for i in range(n)]
-    even = EVEN if near.shape[1] > 1 else EVEN_ALONE
+    fits = [_map(xy, flux[i], error[i], common, common_err, shape) for i in range(n)]
+    alone = [_n_near(np.sum(np.isfinite(each) & np.isfinite(common))) == 1 for each in flux]
+    even = np.where(alone, EVEN_ALONE, EVEN)
     consensus = _consensus(scale, scale_err, fits, base, even)
     # Which of three is off, and whether by cloud, nobody can tell.
     consensus.patchy &= np.isfinite(flux).sum(axis=1) > 3
@@ -117,7 +119,7 @@ def _consensus(scale, scale_err, fits, base, even):
     # (Of two frames one is even by definition: the lower of the middle values.)
     usual = float(np.sort(pattern[known])[(known.sum() - 1) // 2]) if known.any() else 0.0
     with np.errstate(invalid="ignore"):
-        patchy = pattern > np.maximum(max(even, UNUSUAL * usual), SIGNIFICANT * sure)
+        patchy = pattern > np.maximum(np.maximum(even, UNUSUAL * usual), SIGNIFICANT * sure)
     patchy |= edge
     patchy[base] = False
     scale, scale_err = _drawn_together(scale, scale_err / scale)
@@ -206,15 +208,12 @@ def _drawn_together(scale, error):
     return scale, error
 
 
-def _neighbours(xy):
-    """The nearest few stars of each, itself first: (n_stars, k)."""
-    k = 1 if len(xy) < 20 else 3 if len(xy) < 40 else 5
-    if not len(xy):
-        return np.empty((0, 1), int)
-    return cKDTree(xy).query(xy, k)[1].reshape(len(xy), k)
+def _n_near(n_stars):
+    """How many stars that are near each other are judged together: itself where there are few."""
+    return 1 if n_stars < 20 else 3 if n_stars < 40 else 5
 
 
-def _standard(flux, error, near, reference):
+def _standard(xy, flux, error, reference):
     """The frame that most others agree with, the most transparent one if several are."""
     n_stars = np.isfinite(flux).sum(axis=1)
     if not n_stars.any():
@@ -223,15 +222,12 @@ def _standard(flux, error, near, reference):
     clear = np.nan_to_num(flux / error).sum(axis=0)
     if flux.shape[1] > PATTERN_STARS:
         stars = np.sort(np.argsort(-clear, kind="stable")[:PATTERN_STARS])
-        place = np.full(flux.shape[1], -1)
-        place[stars] = np.arange(len(stars))
-        near = np.where(place[near[stars]] < 0, np.arange(len(stars))[:, None], place[near[stars]])
-        flux, error = flux[:, stars], error[:, stars]
+        xy, flux, error = xy[stars], flux[:, stars], error[:, stars]
     candidates = np.argsort(-n_stars, kind="stable")[:CANDIDATES]
     candidates = np.sort(candidates[n_stars[candidates] > 0])
     score, bright = np.full((2, len(candidates)), math.inf)
     for k, i in enumerate(candidates):
-        off = [_pattern(f, e, flux[i], error[i], near)[0] for f, e in zip(flux, error, strict=True)]
+        off = [_pattern(xy, f, e, flux[i], error[i])[0] for f, e in zip(flux, error, strict=True)]
         off = np.delete(np.minimum(np.nan_to_num(off, nan=0.3), 0.3), i)
         score[k] = off.mean() if off.size else 0.0
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -240,7 +236,16 @@ def _standard(flux, error, near, reference):
         bright[k] = -np.mean(np.log(ratio[np.isfinite(ratio)]))
     usable = n_stars[candidates] >= 0.5 * n_stars[candidates].max()
     best = usable & (score <= ALIKE * score[usable].min() + 0.5 * EVEN)
-    return int(candidates[best][np.argmin(bright[best])])
+    standard = int(candidates[best][np.argmin(bright[best])])
+    # Cloud only dims: who is brighter in a half and nowhere dimmer is clear, though most are not.
+    for i in candidates[usable & (n_stars[candidates] > 3)]:
+        ratio = flux[i] / flux[standard]
+        ratio = ratio[np.isfinite(ratio)]
+        if len(ratio) > 3:
+            dimmest, higher = np.quantile(ratio, (0.1, 0.75))
+            if dimmest > 1.0 - AS_CLEAR and higher > (1.0 + CLOUD_BANK) * dimmest:
+                standard = int(i)
+    return standard
 
 
 def _mean_fluxes(flux, error, scale, agree):
@@ -304,6 +309,8 @@ def _fit(basis, flux, error):
         # One star of a few that a cosmic ray hits draws their mean so far that it is not clipped.
         pull = np.abs(values - np.median(flux / basis[:, 0]) * matrix[:, 0])
         use = pull <= CLIP * max(1.0, MAD_TO_STD * float(np.median(pull)))
+        # (Many are no hits, but cloud.)
+        use |= 4 * use.sum() < 3 * len(use)
     for _ in range(4):
         solution = np.linalg.lstsq(matrix[use], values[use], rcond=None)[0]
         pull = np.abs(values - matrix @ solution)
@@ -317,7 +324,7 @@ def _fit(basis, flux, error):
     return solution, np.linalg.pinv(matrix[use].T @ matrix[use]) * width**2
 
 
-def _pattern(flux, error, common, common_err, near, *, model=None, robust=True):
+def _pattern(xy, flux, error, common, common_err, *, model=None, robust=True):
     """
     By how much neighbours together are off, as a part of their flux (rms), and its error.
 
@@ -329,18 +336,14 @@ def _pattern(flux, error, common, common_err, near, *, model=None, robust=True):
     good = np.isfinite(ratio) & np.isfinite(relative) & (ratio > 0)
     if good.sum() < 3:
         return math.nan, math.nan
-    off = np.where(good, ratio, np.nan) / np.median(ratio[good]) - 1.0
-    around, k = off[near][good], near.shape[1]
-    # The median of two is not safe from the one that is off.
-    enough = np.isfinite(around).sum(axis=1) >= min(k, 3)
-    if enough.sum() < 3:
-        return math.nan, math.nan
-    good[good] = enough
-    around = around[enough]
-    local = np.nanmedian(around, axis=1)
-    variance = np.nanmean(np.where(np.isfinite(around), relative[near][good] ** 2, np.nan), axis=1)
+    off = ratio[good] / np.median(ratio[good]) - 1.0
+    # Neighbours that this frame has: through cloud it lacks those that are faint.
+    k = _n_near(good.sum())
+    near = cKDTree(xy[good]).query(xy[good], k)[1].reshape(-1, k)
+    local = np.median(off[near], axis=1)
+    variance = np.mean(relative[good][near] ** 2, axis=1)
     if k > 1:
-        variance *= MEDIAN_OF_FEW / np.isfinite(around).sum(axis=1)
+        variance *= MEDIAN_OF_FEW / k
     weight = relative[good] ** -2.0
     if k == 1 and robust and len(local) > 3:
         even = np.argsort(np.abs(local), kind="stable")[:-1]
@@ -353,7 +356,7 @@ def _pattern(flux, error, common, common_err, near, *, model=None, robust=True):
     return math.sqrt(max(excess, 0.0)), math.sqrt(sure)
 
 
-def _map(xy, flux, error, common, common_err, near, shape):
+def _map(xy, flux, error, common, common_err, shape):
     """
     The scale of a frame as a slow map, where one number will not do.
 
@@ -389,11 +392,11 @@ def _map(xy, flux, error, common, common_err, near, shape):
     model = np.full(len(flux), np.nan)
     model[good] = basis[:, : n_terms(degree)] @ best
     chi2 = float(np.sum(((f - model[good]) / e) ** 2) / max(len(f) - len(best), 1))
-    off, sure = _pattern(flux, error, common, common_err, near, model=model)
+    off, sure = _pattern(xy, flux, error, common, common_err, model=model)
     # What one star shows is no reason to leave a frame out, but may be true.
-    most, _ = _pattern(flux, error, common, common_err, near, model=model, robust=False)
+    most, _ = _pattern(xy, flux, error, common, common_err, model=model, robust=False)
     surface = None if degree == 0 else Surface(best / best[0], tuple(shape))
-    edge = near.shape[1] == 1 and _has_edge(xy[good], f / model[good] - 1.0, e / model[good])
+    edge = _n_near(len(f)) == 1 and _has_edge(xy[good], f / model[good] - 1.0, e / model[good])
     return surface, float(best[0]), chi2, most, off, sure, edge
 
 
