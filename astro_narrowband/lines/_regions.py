@@ -28,7 +28,7 @@ __doctest_requires__ = {"region_*": ["regions"]}
 #: Less of a region that is good says nothing of the whole.
 MIN_COVERED = 0.5
 #: Least part of the kernel that must be on good pixels where a masked one is filled in.
-MIN_NEAR = 0.25
+MIN_NEAR = 0.1
 
 
 @door
