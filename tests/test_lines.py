@@ -38,7 +38,11 @@ from astro_narrowband.lines import (
     subtract_sky,
     surface_brightness,
 )
+from astro_narrowband.lines._map import pixel_sigma
+from astro_narrowband.lines._psf import blurred_to
 from astro_narrowband.lines._ratio import scale_correlation
+from astro_narrowband.registration import Alignment
+from astro_narrowband.resampling import resample
 from astro_narrowband.simulate import SpectralModel, simulate_night
 
 RATE, FLUX = u.electron / u.s, u.erg / u.s / u.cm**2
@@ -361,6 +365,17 @@ def test_intervals_cover_and_limits_hold():
         held = (signal / 30 <= upper.upper)[upper.kind == 2].mean()
         assert 0.965 < held < 0.985
         assert (30 / signal >= lower.lower)[lower.kind == 3].mean() == pytest.approx(held)
+    # And of the one that is seen, be it by chance alone.
+    for faint, other in ((0.0, 1.0), (1.0, 1.0), (1.0, 3.0), (2.0, 3.0)):
+        maps = (
+            CCDData(np.float32(t + e), unit=RATE, uncertainty=StdDevUncertainty(np.ones((n, n))))
+            for t, e in zip((faint, other), noise, strict=True)
+        )
+        limit = line_ratio(*maps)
+        lower = limit.lower[limit.kind == 3]
+        assert lower.size > 100
+        assert (lower <= faint / other).mean() > 0.95
+        assert not np.isnan(lower).any()
     assert not np.isfinite(result.ratio[~measured]).any()
     assert not np.isfinite(result.upper[result.kind == 0]).any()
 
@@ -410,6 +425,29 @@ def test_wide_stars_are_matched_before_the_ratio():
     other = CCDData(b.data, unit="adu", uncertainty=StdDevUncertainty(b.uncertainty.array))
     with pytest.raises(InputError, match="one unit"):
         line_ratio(a, other)
+
+
+@pytest.mark.parametrize(("shift", "kernel"), [(0.5, "lanczos3"), (0.3, "bilinear")])
+def test_noise_of_an_image_that_was_interpolated_is_known_after_a_kernel(shift, kernel):
+    rng = np.random.default_rng(8)
+    raw = CCDData(rng.normal(50, 1, (300, 300)), unit=RATE,
+                  uncertainty=StdDevUncertainty(np.ones((300, 300))))  # fmt: skip
+    moved = resample(raw, Alignment([[1, 0, shift], [0, 1, shift], [0, 0, 1]]), kernel=kernel)
+    maps, widths = [], (3.0, 3.6, 4.2)
+    for width in widths:
+        ccd = moved.copy()
+        ccd.meta["PSFWIDTH"] = width
+        maps.append(LineMap(ccd))
+    once = blurred_to(maps[0], maps[1])[0]
+    once.meta["PSFWIDTH"] = widths[1]
+    twice = blurred_to(once, maps[2])[0]
+    for ccd in (once, twice):
+        inner = ccd.data[20:-20, 20:-20].astype(float)
+        said = float(np.median(pixel_sigma(ccd)[20:-20, 20:-20]))
+        assert inner.std() == pytest.approx(said, rel=0.04)
+    # What a blurred map is made of keeps what its own header says.
+    assert maps[0].meta["NOISECOR"] == moved.meta["NOISECOR"]
+    assert once.meta["NOISECOR"] < moved.meta["NOISECOR"]
 
 
 def test_extinction_is_that_of_cardelli():

@@ -75,7 +75,7 @@ def subtract_sky(line_map, *, sky=None):
     planes = planes_of(ccd)
     zero = Zero(sky_of(ccd, sky, bad) if sky else _darkest(ccd, bad), planes)
     level, error = zero.over(ccd.data.shape)
-    header, removed = fits.Header(ccd.header), level("data")
+    header, removed = fits.Header(ccd.header, copy=True), level("data")
     middle = removed[tuple(n // 2 for n in removed.shape)]
     header["ZEROSKY"] = (float(middle), "sky that was taken off, in the middle")
     header["ZEROERR"] = (error, "its error")
