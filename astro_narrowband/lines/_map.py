@@ -114,33 +114,29 @@ class LineMap(CCDData):
         """Return the map in another unit, with what its pixels share."""
         return self.scaled(self.unit.to(unit, equivalencies=list(equivalencies)), unit)
 
-    def multiply(self, operand, operand2=None, **keywords):
+    def multiply(self, operand):
         """Return the map times a number or scalar quantity; `InputError` of anything else."""
-        factor = self._factor("multiply", operand, operand2)
+        factor = self._factor("multiply", operand)
         return self.scaled(factor.value, self.unit * factor.unit)
 
-    def divide(self, operand, operand2=None, **keywords):
+    def divide(self, operand):
         """Return the map over a number or scalar quantity; `InputError` of anything else."""
-        factor = self._factor("divide", operand, operand2)
+        factor = self._factor("divide", operand)
         return self.scaled(1 / factor.value, self.unit / factor.unit)
 
-    def add(self, operand, operand2=None, **keywords):
-        """Refused: what maps share of their errors would be lost."""
-        self._factor("add", None, operand)
+    def add(self, operand):
+        """Refused with `InputError`: what maps share of their errors would be lost."""
+        raise _lost("add", operand)
 
-    def subtract(self, operand, operand2=None, **keywords):
-        """Refused: what maps share of their errors would be lost."""
-        self._factor("subtract", None, operand)
+    def subtract(self, operand):
+        """Refused with `InputError`: what maps share of their errors would be lost."""
+        raise _lost("subtract", operand)
 
-    def _factor(self, what, operand, more):
+    def _factor(self, what, operand):
         """A number as a quantity, or `InputError` that says what to use instead."""
-        number = isinstance(operand, (int, float, np.number, u.Quantity)) and more is None
-        if number and np.ndim(operand) == 0:
+        if isinstance(operand, (int, float, np.number, u.Quantity)) and np.ndim(operand) == 0:
             return u.Quantity(operand)
-        raise InputError(
-            f"LineMap.{what}: errors that its pixels and other maps share would be lost: use "
-            "line_ratio, subtract_sky or restore_lines; CCDData(line_map) computes without them"
-        )
+        raise _lost(what, operand)
 
     def to_hdul(self):
         """
@@ -159,6 +155,15 @@ class LineMap(CCDData):
                 plane.header["BUNIT"] = self.unit.to_string()
                 hdul.append(plane)
         return hdul
+
+
+def _lost(what, operand):
+    """The error of arithmetic that has no place for what maps share."""
+    return InputError(
+        f"LineMap.{what}({type(operand).__name__}): errors that its pixels and other maps share "
+        "would be lost: use line_ratio, subtract_sky or restore_lines; CCDData(line_map) computes "
+        "without them"
+    )
 
 
 def combined(terms, *, like, unit=None):
