@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter, uniform_filter
 
 from astro_narrowband.exceptions import AlignmentError, InputError, NarrowbandWarning
 from astro_narrowband.lines import (
+    RESIDUAL_STAR,
     FilterCurve,
     FluxScale,
     LineMap,
@@ -472,6 +473,24 @@ def test_arithmetic_of_line_maps_keeps_what_their_pixels_share_or_is_refused():
         with pytest.raises(InputError, match=r"would be lost: use line_ratio"):
             refused(line)
     assert CCDData(line).add(CCDData(line)).data[0, 0] == 10
+
+
+def test_what_is_left_around_a_saturated_star_is_flagged_and_not_in_a_ratio():
+    line, continuum, _ = star_fields(3, n=40)
+    y, x = np.mgrid[:256, :256]
+    away = np.hypot(x - 128.3, y - 127.6)
+    # Of its light the frames that are not saturated have less: another one than that of the stars.
+    for ccd, flux, width in ((line, 3e4, 1.8), (continuum, 2e5, 1.4)):
+        ccd.data += np.float32(flux / (2 * math.pi * width**2) * (1 + (away / 4) ** 2) ** -3)
+    continuum.mask = away < 4
+    result = subtract_continuum(line, continuum)
+    noise = pixel_sigma(result)
+    rim = (away > 6) & (away < 7) & ~result.mask
+    assert np.median(result.data[rim]) > 2 * np.median(noise[rim])
+    assert (result.flags[rim] == RESIDUAL_STAR).all()
+    assert not result.flags[(away > 25) & (away < 40)].all()
+    bright = LineMap(flat_map(1e6, 1.0, (256, 256)))
+    assert (line_ratio(result, bright).kind[rim] == 0).all()
 
 
 def test_extinction_is_that_of_cardelli():

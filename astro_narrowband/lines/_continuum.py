@@ -190,6 +190,7 @@ def subtract_continuum(
         light, profile = _star_light(continuum, sources, isolated, seen)
         away, spread = _own_scales(scale, light, stars, measured, width)
         _spectra_of_stars(result, light, profile, away / (1 - lost), spread / (1 - lost))
+        _flag_wings(result, light[:, :2], width)
         result.stars = measured
     return result
 
@@ -388,6 +389,31 @@ def _spectra_of_stars(result, stars, profile, away, spread):
         result.data[rows, columns] -= np.float32(more * flux * height) * falls**-beta
         variance[rows, columns] += 2 * (open_ * flux) ** 2 * height * falls ** (1 - 2 * beta)
     result.uncertainty = StdDevUncertainty(np.sqrt(variance, out=variance), copy=False)
+
+
+def _flag_wings(result, stars, fwhm):
+    """Flag what is left around stars with holes in them, out to where it is below the noise."""
+    half = math.ceil(6 * fwhm)
+    noise = result.uncertainty.array * math.sqrt(noise_correlation(result))
+    for x, y in stars:
+        rows, columns, square = _stamp(result.data.shape, x, y, half)
+        radius, data, good = (
+            np.sqrt(square),
+            result.data[rows, columns],
+            ~result.mask[rows, columns],
+        )
+        outer = good & (radius > 5 * fwhm)
+        if good[radius < fwhm].all() or not outer.any():
+            continue
+        level, reach = np.median(data[outer]), 0
+        for inner in range(math.ceil(5 * fwhm)):
+            ring = good & (radius >= inner) & (radius < inner + 1)
+            if ring.sum() < 6:
+                continue
+            if abs(np.median(data[ring]) - level) < np.median(noise[rows, columns][ring]):
+                break
+            reach = inner + 1
+        result.flags[rows, columns][radius <= reach] |= RESIDUAL_STAR
 
 
 def _single(xy, detected, table, reach):

@@ -110,6 +110,8 @@ def line_ratio(a, b, *, min_snr=3.0):
     infinite, its lower limit 0. Where the true S/N of a line is near ``min_snr``, pixels that make
     it are too high: there intervals hold more often than they say.
 
+    Pixels with flags, as those beside a star that is not gone, are not measured.
+
     The maps are brought to one width of the stars (PSFWIDTH of their headers) by a Gaussian
     kernel. The noise that they share through one continuum image (`LineMap.shared`), and what
     stars of both scales move both by, is in the intervals as a covariance.
@@ -127,8 +129,9 @@ def line_ratio(a, b, *, min_snr=3.0):
     ([1, 2, 3, 0], [0.5, nan, nan, nan])
     """
     a, b = comparable(a, b, min_snr)
+    left = [np.asarray(c.flags) != 0 for c in (a, b) if c.flags is not None]
     a, b = blurred_to(a, b)
-    bad = unusable(a) | unusable(b)
+    bad = np.logical_or.reduce([unusable(a), unusable(b), *left])
     if bad.all():
         raise InputError("numerator and denominator have no good pixel in common")
     planes = [np.full(a.data.shape, np.nan, np.float32) for _ in range(3)]
