@@ -226,6 +226,30 @@ def test_stars_of_one_side_do_not_hide_cloud_on_nebula_of_the_other(n_frames, n_
         assert np.abs(off).max() < 3 * made.ccd.header["FLUXERR"]
 
 
+@pytest.mark.parametrize("cloud", [0.75, 1.0])
+def test_cloud_over_half_of_a_compact_nebula_is_in_the_error(cloud):
+    """Too few regions have nebula for an edge to be seen; that they differ is."""
+    n, wrong, errors = 240, 0, []
+    y, x = np.mgrid[:n, :n]
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 31])
+        (a, b), width = rng.uniform(90, 150, 2), rng.uniform(25, 40)
+        nebula = 2 * np.exp(-0.5 * ((x - a) ** 2 + (y - b) ** 2) / width**2)
+        nebula *= 1 + 0.3 * np.sin(x / rng.uniform(6, 12)) * np.cos(y / rng.uniform(6, 12))
+        maps = [np.ones((n, n)), np.where(x > a, cloud, 1), np.ones((n, n))]
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "(?s).*(rejected|not be measured|may be off|left out)"
+            )
+            made = coadd([light(rng, nebula * part + 0.3) for part in maps])
+        share = np.array(made.frames["weight"]) / np.array(made.frames["scale"])
+        off = max(abs(share @ [part[5, at] for part in maps] - 1) for at in (5, -5))
+        errors.append(made.ccd.header["FLUXERR"])
+        wrong += off > max(3 * errors[-1], 0.01)
+    assert wrong <= 5
+    assert cloud < 1 or np.median(errors) < 0.01
+
+
 def test_faint_stars_that_seeing_spreads_are_no_nebula():
     n, shapes = 300, (2.7, 3.4)
     y, x = np.mgrid[:n, :n]
@@ -245,7 +269,7 @@ def test_faint_stars_that_seeing_spreads_are_no_nebula():
 
 
 def test_compact_nebula_under_another_seeing_and_off_its_place_is_no_cloud():
-    n, n_even = 320, 0
+    n, n_even, n_doubted = 320, 0, 0
     y, x = np.mgrid[:n, :n]
     for seed in range(12):
         rng = np.random.default_rng([seed, 32])
@@ -264,9 +288,12 @@ def test_compact_nebula_under_another_seeing_and_off_its_place_is_no_cloud():
                 seen.append((measure_frame(frame), np.eye(3)))
             slope, _, uneven, sure = nebula_scale(*seen, (n, n))
             assert np.isfinite(slope)
-            assert cloud < 1 or (uneven == 0 and not sure)
+            assert cloud < 1 or (uneven < 0.15 and not sure)
+            n_doubted += cloud == 1 and uneven > 0
         n_even += uneven < 0.05
     assert n_even <= 2
+    # Seeing two to four times as wide, which no star tells, is in the error of a few.
+    assert n_doubted <= 3
 
 
 def test_nebula_at_the_edge_of_the_grid_is_in_a_region_of_it():

@@ -22,6 +22,10 @@ from astro_narrowband.noise import SHARED_CARDS
 NOT_OF_COADD = ("REG", "CHECKSUM", "DATASUM", "BZERO", "BSCALE", "BLANK", "DARKPOL", "RESAMPLE",
                 "EXPOSURE", "NEXTEND", "BUNIT", *SHARED_CARDS)  # fmt: skip
 
+#: What a frame's transparency may be off by where nothing tells it: frames of one clear night
+#: differ by as much.
+UNKNOWN = 0.05
+
 
 def wcs_of(frame):
     """The WCS of a frame, or None."""
@@ -71,8 +75,9 @@ def write_matching(header, frames, transparency, skies, weight):
     """Write how the frames were brought to one flux scale and one sky."""
     set_card(header, "FLUXREF", str(frames[transparency.reference].name)[:60],
              "frame of the flux scale")  # fmt: skip
+    error = transparency.error / transparency.scale
     header["SCALEERR"] = (
-        round(_half_shared(weight, transparency.error / transparency.scale), 6),
+        round(_half_shared(weight, np.where(np.isfinite(error), error, UNKNOWN)), 6),
         "relative error of fluxes by the scales",
     )
     # One camera, one gain: its error does not average down.

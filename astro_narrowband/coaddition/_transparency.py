@@ -45,6 +45,12 @@ REGIONS, UNLIKELY, EVEN_NEBULA = 4, 2.5, 0.02
 #: In crowds, medians of cells go as this power of the seeing, and stars with a fifth of their
 #: light in neighbours as this: it is their error. A star covers so many FWHM around.
 CELLS_OF_SEEING, STARS_OF_SEEING, STAR_RADIUS = 0.15, 0.4, 3.0
+#: Cells are off by less than this part of the nebula (rms) on clear nights, whatever the seeing,
+#: and by so many sigma of their scatter: 0.08 at the most; half of a nebula under 15 to 30 % of
+#: cloud, 0.08 to 0.2.
+OF_SEEING, SURE_CELLS = 0.085, 5.0
+#: Frames that were registered are no further off each other [pix].
+LARGEST_SHIFT = 0.6
 #: Cells that make the structure of a region, and regions that of each side of an edge: fewer
 #: show themselves, and no cloud.
 LEAST_CELLS, LEAST_REGIONS = 2.0, 2.5
@@ -310,18 +316,36 @@ def nebula_scale(reference, other, shape):
         return math.nan, math.nan, math.nan, False
     if good.sum() < (1 - ODD_CELLS) * every.sum():
         good = every
-    left = _as_seen(away, rest[:, 0], a, basis, good, grid)
+    left = _as_seen(away, rest[:, 0], a, basis, good, grid, shape)
     x, y, structure, away = x[good], y[good], rest[good, 0], away[good]
     region = _regions(x, y, shape, REGIONS)
     uneven = _spread(structure, left, region)
     sides, chance = _edge(x, y, structure, left, _regions(x, y, shape, FINER))
     edged = chance < (EDGE_CHANCE if uneven > 0 else EDGE_ALONE)
     uneven = max(uneven, edged * sides)
+    sure = edged and sides > UNEVEN_SIDES * slope and uneven > UNEVEN_NEBULA * slope
+    cubic = terms(x, y, SKY_DEGREE + 1, shape)
+    left -= cubic @ np.linalg.lstsq(cubic, left, rcond=None)[0]
+    uneven = max(uneven, _unexplained(left, structure, slope, reference[0], other[0]))
     if uneven < EVEN_NEBULA * slope:
         return slope, error, 0.0, False
     # (What seeing may have made takes a part of what cloud makes with it.)
     uneven = max(uneven, _spread(structure, away, region))
-    return slope, error, uneven / slope, bool(edged and sides > UNEVEN_SIDES * slope)
+    return slope, error, uneven / slope, bool(sure)
+
+
+def _unexplained(left, structure, slope, reference, other):
+    """
+    By how much cells scatter about the slope beyond noise, where that is more than seeing makes.
+
+    Nebula of a few regions does not show an edge: what it shows is cloud, or may be.
+    """
+    noise = (slope * reference.cell_noise) ** 2 + other.cell_noise**2
+    beyond, size = float(np.mean(left**2)) - noise, float(np.mean(structure**2))
+    chance = SURE_CELLS * noise * math.sqrt(2.0 / len(left))
+    if beyond < max(chance, (OF_SEEING * slope) ** 2 * size):
+        return 0.0
+    return math.sqrt(beyond / size)
 
 
 def _regions(x, y, shape, n):
@@ -341,22 +365,26 @@ def _crowd_change(reference, other, shape):
     return change if math.isfinite(change) else 0.0
 
 
-def _as_seen(away, structure, level, basis, good, grid):
+def _as_seen(away, structure, level, basis, good, grid, shape):
     """
     ``away`` of the good cells without what another seeing or place makes of the structure.
 
     To first order these are its gradient and its curvature from cell to cell: seeing lowers
-    what is compact, and a shift moves light from one side of it to the other.
+    what is compact, and a shift moves light from one side of it to the other. No more of it
+    than a shift can be: over half of something compact, so does cloud.
     """
-    level = level.reshape(grid)
-    changes = []
+    from scipy.optimize import lsq_linear
+
+    level, columns, most = level.reshape(grid), [*basis.T, structure], [np.inf]
+    most *= len(columns)
     for axis in np.flatnonzero(np.array(grid) > 1):
-        along = np.gradient(level, axis=axis)
-        changes += [along, np.gradient(along, axis=axis)]
-    changes = [np.nan_to_num(change.ravel()) for change in changes]
-    model = np.column_stack([basis, structure, *changes])[good]
-    model /= np.maximum(np.abs(model).max(axis=0), np.finfo(float).tiny)
-    return away[good] - model @ np.linalg.lstsq(model, away[good], rcond=None)[0]
+        along = np.gradient(level, shape[axis] / grid[axis], axis=axis)
+        columns += [along.ravel(), np.gradient(along, axis=axis).ravel()]
+        most += [LARGEST_SHIFT, np.inf]
+    model = np.nan_to_num(np.column_stack(columns)[good])
+    size = np.maximum(np.abs(model).max(axis=0), np.finfo(float).tiny)
+    model, most = model / size, most * size
+    return away[good] - model @ lsq_linear(model, away[good], (-most, most)).x
 
 
 def _spread(structure, away, region):
