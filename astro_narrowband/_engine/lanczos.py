@@ -1,10 +1,10 @@
 """
 The numeric kernels of resampling: Lanczos-3 and bilinear, on tiles that fit in the cache.
 
-Private to `astro_narrowband.resampling`. float32 throughout; weights are
-normalised to sum 1 for every fraction of a pixel.
+float32 throughout; weights are normalised to sum 1 for every fraction of a pixel.
 """
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +13,11 @@ import numpy as np
 STEPS = 1024
 #: Pixels of a tile: with smaller ones threads wait for each other more than the cache gives.
 TILE_PIXELS = 1 << 18
+#: Correlation of noise along one axis at lags 1, 2, ... after interpolation, for unit
+#: loss of variance at lag 0. Kernels: Lanczos-3 at half a pixel, bilinear.
+SPREAD = {"lanczos3": (0.9361, -0.6337, 0.2239, -0.0306, 0.0027), "bilinear": (0.5,)}
+#: Interpolation takes no more of the variance of single pixels than this, along one axis.
+MOST_LOST = {"lanczos3": 0.3, "bilinear": 0.5}
 
 
 def lanczos(fraction):
@@ -34,6 +39,23 @@ def linear(fraction):
     weights = np.zeros((6, *fraction.shape))
     weights[2], weights[3] = 1 - fraction, fraction
     return weights
+
+
+def noise_lags(correlation, kernel="lanczos3"):
+    """
+    Correlation of noise along one axis at lags -5 ... 5 (or fewer), of sum 1.
+
+    Of an image of a NOISECOR and RESAMPLE (Lanczos-3 where it is none of the kernels); noise
+    that lost more than interpolation takes is that of a Gaussian blur.
+    """
+    kernel = kernel if kernel in SPREAD else "lanczos3"
+    spread, lost = np.array(SPREAD[kernel]), 1 - math.sqrt(correlation)
+    if lost > MOST_LOST[kernel]:
+        reach = math.ceil(2 / (1 - lost))  # five standard deviations
+        lags = np.exp(-math.pi * (1 - lost) ** 2 * np.arange(-reach, reach + 1) ** 2)
+        return lags / lags.sum()
+    spread *= 0.5 * lost / spread.sum()
+    return np.concatenate([spread[::-1], [1 - lost], spread])
 
 
 _TABLES = {}

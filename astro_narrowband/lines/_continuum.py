@@ -246,7 +246,7 @@ def _difference(line, continuum, scale, lost, source):
     correlation = (
         sums[0] * noise_correlation(line) + sums[1] * noise_correlation(continuum)
     ) / sum(sums)
-    header = fits.Header(line.header)
+    header = fits.Header(line.header, copy=True)
     header["NOISECOR"] = (round(correlation, 6), "pixel variance over the variance plane")
     scale.to_header(header)
     header["KLOST"] = (round(lost, 6), "part of the line in the continuum filter")

@@ -74,7 +74,7 @@ def read_image(path, *, unit=None):
     elif ccd.unit.is_equivalent(u.electron / u.s):
         factor = ccd.unit.to(u.electron / u.s)
     sigma = _measured_noise(data, bad) if ccd.uncertainty is None else np.sqrt(total_variance(ccd))
-    header = fits.Header(ccd.header)
+    header = fits.Header(ccd.header, copy=True)
     header["NOISEEST"] = (ccd.uncertainty is None, "the noise is measured on the image itself")
     return CCDData(
         data * np.float32(factor), unit=ccd.unit if factor == 1 else u.electron / u.s, mask=bad,

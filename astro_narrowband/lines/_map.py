@@ -158,7 +158,7 @@ def combined(terms, *, like, unit=None):
         uncertainty=StdDevUncertainty(np.float32(np.sqrt(variance))),
         mask=np.logical_or.reduce(masks) if masks else None,
         flags=None if like.flags is None else like.flags.copy(),
-        header=fits.Header(like.header),
+        header=fits.Header(like.header, copy=True),
         wcs=None if like.wcs is None else like.wcs.deepcopy(),
         shared={name: np.float32(plane) for name, plane in shared.items()},
         stars=like.stars,

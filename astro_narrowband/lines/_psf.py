@@ -10,6 +10,7 @@ from scipy.ndimage import shift as spline_shift
 from scipy.optimize import curve_fit
 
 from astro_narrowband._engine.frames import Threads, usable_cores
+from astro_narrowband._engine.lanczos import noise_lags
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.lines._map import (
     LineMap,
@@ -200,9 +201,9 @@ def _convolved(ccd, bad, kernel):
     data = planes.pop("data")
     data += level
     data[mask] = np.nan
-    header = fits.Header(ccd.header)
+    header = fits.Header(ccd.header, copy=True)
     header["NOISECOR"] = (
-        round(_correlation(noise_correlation(ccd), kernel), 6),
+        round(_correlation(ccd, kernel), 6),
         "pixel variance over the variance plane",
     )
     result = LineMap(
@@ -255,17 +256,13 @@ def _contrast(data, bad):
     return plane
 
 
-def _correlation(before, kernel):
-    """
-    NOISECOR after a convolution.
-
-    Noise that was correlated before counts as white noise blurred by three pixels a, 1 - 2 a, a
-    along each axis, of the same NOISECOR.
-    """
-    q = math.sqrt(before)
-    a = (4 - math.sqrt(max(16 - 24 * (1 - q), 0))) / 12
-    blur = np.outer([a, 1 - 2 * a, a], [a, 1 - 2 * a, a])
-    return min(1.0, float(np.sum(_fourier(kernel, blur) ** 2)))
+def _correlation(ccd, kernel):
+    """NOISECOR after a convolution of noise that is correlated as interpolation leaves it."""
+    lags = noise_lags(noise_correlation(ccd), ccd.meta.get("RESAMPLE"))
+    half = len(lags) // 2
+    spread = np.pad(kernel, half)
+    moved = _fourier(spread, np.outer(lags, lags), mode="same")
+    return min(1.0, float(np.sum(spread * moved)))
 
 
 def blurred_to(a, b):

@@ -49,8 +49,9 @@ class RatioMap:
         Where both lines are seen; NaN elsewhere.
     lower, upper : array (ny, nx) of float32
         Where both are seen, the 68.3 % interval; where only the denominator is, ``upper`` is the
-        97.7 % upper limit and ``lower`` is NaN; where only the numerator is, ``lower`` is the
-        97.7 % lower limit and ``upper`` is NaN; else both are NaN.
+        97.7 % upper limit (infinite where chance may have shown the denominator) and ``lower`` is
+        NaN; where only the numerator is, ``lower`` is the 97.7 % lower limit (0 where chance may
+        have shown it) and ``upper`` is NaN; else both are NaN.
     kind : array (ny, nx) of uint8
         0 nothing is known, 1 measured, 2 upper limit, 3 lower limit.
     common : float
@@ -102,10 +103,12 @@ def line_ratio(a, b, *, min_snr=3.0):
     The intervals are those of Fieller (1954, J. R. Stat. Soc. B 16, 175): all R with
     ``(a - R b)^2 <= z^2 (sigma_a^2 - 2 R sigma_ab + R^2 sigma_b^2)``, z = 1, which are exact for
     normal errors.
-    Limits have z = 2, one-sided, given that the line was not seen: one just below ``min_snr`` is
-    more often a brighter one than chance alone would have it, and its limit is higher by
-    that (up to 2.1 sigma). Where the true S/N of a line is near ``min_snr``, pixels that make it
-    are too high: there intervals hold more often than they say.
+    Limits have z = 2, one-sided, given that one line was seen and the other was not: one just
+    below ``min_snr`` is more often a brighter one than chance alone would have it, and its limit
+    is higher by that (up to 2.1 sigma); one just above it is more often a fainter one, or none. A
+    line that is seen at less than ``min_snr`` + 1 sigma may be none, and its upper limit is
+    infinite, its lower limit 0. Where the true S/N of a line is near ``min_snr``, pixels that make
+    it are too high: there intervals hold more often than they say.
 
     The maps are brought to one width of the stars (PSFWIDTH of their headers) by a Gaussian
     kernel. The noise that they share through one continuum image (`LineMap.shared`), and what
@@ -140,7 +143,7 @@ def line_ratio(a, b, *, min_snr=3.0):
 
     with Threads(usable_cores()) as threads:
         list(threads.map(band, range(0, len(kind), _ROWS)))
-    header = fits.Header(a.header)
+    header = fits.Header(a.header, copy=True)
     if a.wcs is not None:
         put_wcs(header, a.wcs)
     for keyword in ("BUNIT", "NOISECOR", "GAINERR", "SCALEERR", "FLUXERR"):
@@ -218,22 +221,28 @@ def divide(a, b, sigma_a, sigma_b, correlation, bad, min_snr, planes, kind):
     kind[only] = LOWER
     limit = _limit(*(plane[only] for plane in other), min_snr)
     with np.errstate(divide="ignore"):
-        lower[only] = np.where(limit > 0, 1 / np.maximum(limit, 0), np.inf)
+        lower[only] = 1 / np.maximum(limit, 0)
 
 
 def _limit(a, b, sigma_a, sigma_b, correlation, min_snr):
     """
-    Upper limit of a / b where a is not seen, which holds as often whatever the true a is.
+    Upper limit of a / b where a is not seen and b is: it holds as often whatever the two are.
 
-    z sigma above x < c: Phi(-z) = Phi(-2) Phi(c - x - z), a normal law that ends at c. The
-    last standard deviation below c has one limit: the law's own has no end there.
+    z sigma above x < c: Phi(-z) = Phi(-2) Phi(c - x - z), a normal law that ends at c; and z
+    sigma below y > c likewise: infinite where b may have been seen by chance. The higher of the
+    two counts. The last standard deviation of x below c has one limit: the law's own has no end
+    there.
     """
-    z = np.linspace(4.5, Z_LIMIT + 1e-6, 300)
+    z = np.linspace(12, Z_LIMIT + 1e-6, 2000)
     room = z + ndtri(ndtr(-z) / ndtr(-Z_LIMIT))
     below = np.maximum(min_snr - a / sigma_a, 1)
-    most = min_snr - below + np.interp(below, room, z)
-    a = np.asarray(most - Z_LIMIT, sigma_a.dtype) * sigma_a
-    return fieller(a, b, sigma_a, sigma_b, correlation, Z_LIMIT)[1]
+    most = (min_snr - below + np.interp(below, room, z) - Z_LIMIT).astype(sigma_a.dtype) * sigma_a
+    above = b / sigma_b
+    least = (above - np.interp(above - min_snr, room, z) + Z_LIMIT).astype(sigma_b.dtype) * sigma_b
+    sure = least > Z_LIMIT * sigma_b
+    sigmas = sigma_a, sigma_b, correlation, Z_LIMIT
+    limits = [fieller(most, b, *sigmas)[1], fieller(a, np.where(sure, least, b), *sigmas)[1]]
+    return np.where(sure, np.maximum(*limits), np.inf)
 
 
 def fieller(a, b, sigma_a, sigma_b, correlation, z):

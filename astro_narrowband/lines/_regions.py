@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from astropy import units as u
 from astropy.table import QTable
-from scipy.ndimage import distance_transform_edt, gaussian_filter
+from scipy.ndimage import distance_transform_edt, find_objects, gaussian_filter, label
 
 from astro_narrowband._engine.door import door, each, of_class
 from astro_narrowband.exceptions import InputError, warn
@@ -29,6 +29,8 @@ __doctest_requires__ = {"region_*": ["regions"]}
 MIN_COVERED = 0.5
 #: Least part of the kernel that must be on good pixels where a masked one is filled in.
 MIN_NEAR = 0.1
+#: A hole has a surface of its own where it is no longer than so many times its depth.
+LONG = 4
 
 
 @door
@@ -103,9 +105,11 @@ def region_fluxes(line_map, regions, *, sky=None):
     and with what they scatter beyond it; where a plane cannot be told from a mean, its slope is
     in the error. A common error counts as the sum of what it does to the pixels, less what
     it does to the zero: it does not average down.
-    Masked pixels, and those beyond the image, have the Gaussian mean of good ones near them, as
-    narrow a one as reaches them; err_filled is what that is off by where the same pixels are taken
-    out beside the hole, less their noise. A message names these regions. Where less than half of a
+    Masked pixels have what a surface of second order through good ones around the hole says;
+    in long holes, and beyond the image, the Gaussian mean of good ones near them. err_filled is
+    what that is off by where the same pixels are taken out beside the hole, less their noise,
+    or, where that is more, what it differs by from a map that rises from the rim of the hole to
+    a peak in its middle. A message names these regions. Where less than half of a
     region is good, its numbers are NaN.
 
     Examples
@@ -193,7 +197,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     for (row, errors, effects, weight, where), (other, others, moved, *_) in zip(
         *both, strict=True
     ):
-        same = float((weight**2 * np.where(weight > 0, shared[where], 0)).sum())
+        same = float((weight**2 * np.where(weight != 0, shared[where], 0)).sum())
         noise = errors["err_noise"] * others["err_noise"]
         for ccd in (a, b):
             same *= noise_factor(noise_correlation(ccd), row["area"])
@@ -291,31 +295,73 @@ class _Filled:
         self.weight = whole[self._box]
 
     def error(self, data, variance):
-        """What filling in is off by, from the same pixels taken out beside the hole."""
+        """What filling in is off by: beside the hole, or where the map rises on into the hole."""
         if self._missing is None:
             return 0.0
-        total, squares = self._missing.sum(), []
-        planes = []
+        total, squares, planes = self._missing.sum(), [], []
         for plane in (data, variance):
             planes.append(np.zeros(self._good.shape))
             planes[-1][self._box] = plane[self.where]
             planes[-1][~self._good] = 0
+
+        def beyond_noise(weights):
+            return (weights * planes[0]).sum() ** 2 - (weights**2 * planes[1]).sum()
+
         for shift in filter(any, itertools.product((-1, 0, 1), repeat=2)):
             out = np.roll(self._missing, np.multiply(shift, self._step), axis=(0, 1)) * self._good
             if out.sum() < 0.5 * total:
                 continue
             out *= total / out.sum()
-            out -= _moved(out, self._good & (out == 0))
-            squares.append((out * planes[0]).sum() ** 2 - (out**2 * planes[1]).sum())
+            squares.append(beyond_noise(out - _moved(out, self._good & (out == 0))))
+        surface, rising = (_moved(self._missing, self._good, rising=r) for r in (False, True))
         if not squares:
-            return abs(float((_moved(self._missing, self._good) * planes[0]).sum()))
+            return abs(float((surface * planes[0]).sum()))
         # So few places say little of how uneven it can be: Student's law is that much broader.
         n = len(squares)
-        return math.sqrt(max(0.0, float(np.mean(squares))) * n / max(n - 2, 0.5))
+        scatter = float(np.mean(squares)) * n / max(n - 2, 0.5)
+        return math.sqrt(max(0.0, beyond_noise(surface - rising), scatter))
 
 
-def _moved(weight, good):
-    """Weights of pixels that are not good, moved to good ones near them; the sum stays."""
+def _moved(weight, good, *, rising=False):
+    """
+    Weights of pixels that are not good, moved to good ones near them; the sum stays.
+
+    What they weigh is that of a surface of second order through what is around each hole, or of a
+    plane that goes on ``rising`` with the distance from the rim, as at a peak; a mean near them
+    where the hole is long, or not surrounded.
+    """
+    left, total = weight.copy(), np.zeros(weight.shape)
+    holes, _ = label(~good)
+    for number, box in enumerate(find_objects(holes), start=1):
+        if not left[box].any():
+            continue
+        hole = np.pad(holes[box] == number, 1)
+        depth = distance_transform_edt(hole).max()
+        sigma = 1 + depth / 4
+        reach = math.ceil(2.5 * sigma)
+        rows, columns = (slice(s.start - reach, s.stop + reach) for s in box)
+        inside = min(rows.start, columns.start) >= 0 and np.all(
+            np.array([rows.stop, columns.stop]) <= good.shape
+        )
+        if not inside or max(hole.shape) - 2 > LONG * depth:
+            continue
+        hole = holes[rows, columns] == number
+        away = distance_transform_edt(~hole)
+        near = good[rows, columns] & (away <= reach)
+        if near.sum() < 0.5 * (~hole & (away <= reach)).sum():
+            continue
+        y, x = ((c - c[hole].mean()) / depth for c in np.indices(hole.shape))
+        inward = (distance_transform_edt(hole) - away,) if rising else (x * x, x * y, y * y)
+        design = np.stack([np.ones_like(x), x, y, *inward], axis=-1)
+        own = np.exp(-0.5 * (away[near] / sigma) ** 2)[:, None] * design[near]
+        sums = left[rows, columns][hole] @ design[hole]
+        total[rows, columns][near] += own @ np.linalg.lstsq(design[near].T @ own, sums)[0]
+        left[rows, columns][hole] = 0
+    return total + _spread(left, good)
+
+
+def _spread(weight, good):
+    """As `_moved`, by a Gaussian mean that is as narrow as reaches the pixels."""
     left, total, sigma = weight.copy(), np.zeros(weight.shape), 1.0
     while (left > 0).any():
         last = sigma > max(weight.shape)

@@ -66,7 +66,7 @@ def subtract_sky(line_map, *, sky=None):
     >>> noise = StdDevUncertainty(np.full((40, 40), 0.1))
     >>> line = CCDData(np.full((40, 40), 5.0), unit="electron/s", uncertainty=noise)
     >>> line.data[:, :20] = 2.0
-    >>> result = subtract_sky(line, sky=[RectanglePixelRegion(PixCoord(8, 20), 10, 30)])
+    >>> result = subtract_sky(line, sky=[RectanglePixelRegion(PixCoord(7.5, 19.5), 10, 30)])
     >>> print(result.data[20, [5, 30]], f"{result.common['zero'][0, 0]:.4f}")
     [0. 3.] 0.0058
     """
@@ -75,7 +75,7 @@ def subtract_sky(line_map, *, sky=None):
     planes = planes_of(ccd)
     zero = Zero(sky_of(ccd, sky, bad) if sky else _darkest(ccd, bad), planes)
     level, error = zero.over(ccd.data.shape)
-    header, removed = fits.Header(ccd.header), level("data")
+    header, removed = fits.Header(ccd.header, copy=True), level("data")
     middle = removed[tuple(n // 2 for n in removed.shape)]
     header["ZEROSKY"] = (float(middle), "sky that was taken off, in the middle")
     header["ZEROERR"] = (error, "its error")
@@ -172,7 +172,7 @@ def weights_of(mask, bad, name):
 
 def summed(weight, planes, where):
     """Weighted sums of planes over a region, by name; nothing where the weight is zero."""
-    used = weight > 0
+    used = weight != 0
     return {
         name: float((weight**power * np.where(used, plane[where], 0)).sum())
         for name, (plane, power) in planes.items()

@@ -131,8 +131,9 @@ def _ratio_cell(row):
     if row["kind"] == "measured":
         up, down = row["upper"] - row["ratio"], row["ratio"] - row["lower"]
         return f"{row['ratio']:.4g} +{up:.2g} −{down:.2g}"
-    limits = {"upper": f"< {row['upper']:.2g}", "lower": f"> {row['lower']:.2g}"}
-    return limits.get(row["kind"], "–")
+    if row["kind"] == "upper" and math.isfinite(row["upper"]):
+        return f"< {row['upper']:.2g}"
+    return f"> {row['lower']:.2g}" if row["kind"] == "lower" and row["lower"] else "–"
 
 
 def _setting(value):

@@ -18,6 +18,7 @@ from astro_narrowband._engine import apertures
 from astro_narrowband._engine.annuli import sky_constants, sky_levels
 from astro_narrowband._engine.frames import as_ccd, as_frame
 from astro_narrowband._engine.headers import exposures_in
+from astro_narrowband._engine.lanczos import noise_lags
 from astro_narrowband._engine.validate import as_array, as_mask, as_pixels, choice, finite, positive
 from astro_narrowband.exceptions import InputError, warn
 
@@ -323,11 +324,6 @@ def split_variance(image, sums, sky, radii):
     return np.maximum(excess, photons), (sums.variance - excess) * factor
 
 
-#: Correlation of noise along one axis at lags 1, 2, ... after interpolation, for unit
-#: loss of variance at lag 0. Kernels: Lanczos-3 at half a pixel, bilinear.
-SPREAD = {"lanczos3": (0.9361, -0.6337, 0.2239, -0.0306, 0.0027), "bilinear": (0.5,)}
-
-
 def correlation_factor(image, r):
     """
     Return the variance of a circle's sum of correlated noise over that of independent noise.
@@ -337,15 +333,12 @@ def correlation_factor(image, r):
     """
     if image.correlation == 1.0:
         return 1.0
-    lost = 1 - math.sqrt(image.correlation)
-    spread = np.array(SPREAD.get(image.kernel, SPREAD["lanczos3"]))
-    spread *= 0.5 / spread.sum()
-    axis = np.concatenate([lost * spread[::-1], [1 - lost], lost * spread])
+    axis = noise_lags(image.correlation, image.kernel)
     half = math.ceil(r) + 1
     weights = apertures.overlap(np.array([0.25]), np.array([0.25]), r, half)[0]
     size = weights.shape[0] + len(axis)
     overlaps = np.fft.irfft2(np.abs(np.fft.rfft2(weights, (size, size))) ** 2, (size, size))
-    lags = np.arange(-len(spread), len(spread) + 1)
+    lags = np.arange(len(axis)) - len(axis) // 2
     return float(axis @ overlaps[np.ix_(lags, lags)] @ axis / overlaps[0, 0])
 
 
