@@ -450,6 +450,30 @@ def test_noise_of_an_image_that_was_interpolated_is_known_after_a_kernel(shift, 
     assert once.meta["NOISECOR"] < moved.meta["NOISECOR"]
 
 
+def test_arithmetic_of_line_maps_keeps_what_their_pixels_share_or_is_refused():
+    plane = np.linspace(0.02, 0.05, 1600).reshape(40, 40)
+    stars = QTable({"x_center": [10.0, 12.0], "y_center": [20.0, 30.0]})
+    plain = LineMap(flat_map(5.0), shared={"r": plane}, stars=stars)
+    line = plain.scaled(1, RATE, common={"flux scale": 0.03, "continuum": plane})
+    twice = {"times 2": line.multiply(2), "over a half": line.divide(0.5 * u.s)}
+    twice["per half second"] = line.convert_unit_to(u.electron / (2 * u.s))
+    for result in twice.values():
+        assert result.common["flux scale"] == 0.03
+        np.testing.assert_allclose(result.common["continuum"], 2 * plane, rtol=1e-5)
+        np.testing.assert_allclose(result.shared["r"], 2 * plane, rtol=1e-5)
+        np.testing.assert_allclose(result.uncertainty.array, 2 * line.uncertainty.array, rtol=1e-5)
+    assert twice["over a half"].unit == RATE / u.s
+    cut = line[15:35, 5:]
+    np.testing.assert_array_equal(cut.shared["r"], line.shared["r"][15:35, 5:])
+    np.testing.assert_array_equal(cut.common["continuum"], line.common["continuum"][15:35, 5:])
+    assert cut.stars["x_center"].tolist() == [5, 7]
+    assert cut.stars["y_center"].tolist() == [5, 15]
+    for refused in (line.add, line.subtract, line.multiply, line.divide):
+        with pytest.raises(InputError, match=r"would be lost: use line_ratio"):
+            refused(line)
+    assert CCDData(line).add(CCDData(line)).data[0, 0] == 10
+
+
 def test_extinction_is_that_of_cardelli():
     a, b = flat_map(286.0 * 10 ** (0.4 * (1.1643 - 0.8177) * 3.1 * 0.5), 1.0), flat_map(100.0, 1.0)
     dust = extinction(line_ratio(a, b))

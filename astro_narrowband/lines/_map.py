@@ -43,6 +43,11 @@ class LineMap(CCDData):
     stars : `~astropy.table.QTable`, optional
         The stars that the continuum was scaled by.
 
+    Notes
+    -----
+    Copies, cutouts, other units and products with a number keep all of this. Sums of maps, and
+    products with images, are refused: `~astropy.nddata.CCDData` does them without.
+
     Examples
     --------
     >>> import numpy as np
@@ -93,6 +98,46 @@ class LineMap(CCDData):
             add_common(result, name, value)
         return result
 
+    def _slice(self, item):
+        kept = super()._slice(item)
+        places = np.arange(self.data.shape[1]), np.arange(len(self.data))[:, None]
+        first = [np.broadcast_to(n, self.data.shape)[item].flat[0] for n in places]
+        stars = None if self.stars is None else self.stars.copy()
+        for name, start in zip(("x_center", "y_center"), first, strict=True):
+            if stars is not None:
+                stars[name] = stars[name] - start
+        common = {n: v[item] if np.ndim(v) else v for n, v in self.common.items()}
+        shared = {n: v[item] for n, v in self.shared.items()}
+        return kept | {"common": common, "shared": shared, "stars": stars}
+
+    def convert_unit_to(self, unit, equivalencies=()):
+        """Return the map in another unit, with what its pixels share."""
+        return self.scaled(self.unit.to(unit, equivalencies=list(equivalencies)), unit)
+
+    def multiply(self, operand):
+        """Return the map times a number or scalar quantity; `InputError` of anything else."""
+        factor = self._factor("multiply", operand)
+        return self.scaled(factor.value, self.unit * factor.unit)
+
+    def divide(self, operand):
+        """Return the map over a number or scalar quantity; `InputError` of anything else."""
+        factor = self._factor("divide", operand)
+        return self.scaled(1 / factor.value, self.unit / factor.unit)
+
+    def add(self, operand):
+        """Refused with `InputError`: what maps share of their errors would be lost."""
+        raise _lost("add", operand)
+
+    def subtract(self, operand):
+        """Refused with `InputError`: what maps share of their errors would be lost."""
+        raise _lost("subtract", operand)
+
+    def _factor(self, what, operand):
+        """A number as a quantity, or `InputError` that says what to use instead."""
+        if isinstance(operand, (int, float, np.number, u.Quantity)) and np.ndim(operand) == 0:
+            return u.Quantity(operand)
+        raise _lost(what, operand)
+
     def to_hdul(self):
         """
         Return an `~astropy.io.fits.HDUList`: PRIMARY, UNCERT, MASK, then the common errors.
@@ -110,6 +155,15 @@ class LineMap(CCDData):
                 plane.header["BUNIT"] = self.unit.to_string()
                 hdul.append(plane)
         return hdul
+
+
+def _lost(what, operand):
+    """The error of arithmetic that has no place for what maps share."""
+    return InputError(
+        f"LineMap.{what}({type(operand).__name__}): errors that its pixels and other maps share "
+        "would be lost: use line_ratio, subtract_sky or restore_lines; CCDData(line_map) computes "
+        "without them"
+    )
 
 
 def combined(terms, *, like, unit=None):
