@@ -312,6 +312,31 @@ def test_nebula_at_the_edge_of_the_grid_is_in_a_region_of_it():
         assert np.isfinite(nebula_scale(*seen, (n, n))[0])
 
 
+def test_noise_around_weak_nebula_is_no_cloud():
+    n = 384
+    y, x = np.mgrid[:n, :n]
+    for seed in range(8):
+        rng = np.random.default_rng([seed, 71])
+        a, b = rng.uniform(120, 260, 2)
+        nebula = 0.1 * np.exp(-((x - a) ** 2 + (y - b) ** 2) / 2 / 45**2)
+        nebula *= 1 + 0.3 * np.sin(x / 9) * np.cos(y / 11)
+        frames = [light(rng, (nebula + 0.5) * air, t=120.0, read_noise=8.0) for air in (1, 0.9)]
+        seen = [(measure_frame(frame), np.eye(3)) for frame in frames]
+        assert not nebula_scale(*seen, (n, n))[2] > 0
+
+
+def test_one_star_that_is_hit_is_no_edge_of_cloud():
+    n = 512
+    for seed in range(20):
+        rng = np.random.default_rng([seed, 72])
+        xy, flux = rng.uniform(20, n - 20, (14, 2)), 10 ** rng.uniform(1.5, 4, 14)
+        seen = np.tile(flux, (5, 1))
+        error = np.hypot(0.002 * seen, 1.0)
+        seen = seen + error * rng.normal(size=seen.shape)
+        seen[2, np.argsort(-flux)[seed % 4]] *= 1.06
+        assert not star_consensus(xy, seen, error, 0, (n, n)).patchy.any()
+
+
 def test_nebula_in_a_strip_of_one_row_of_cells():
     x = np.mgrid[:24, :900][1]
     frames = [light(np.random.default_rng(k), 0.5 + np.sin(x / 20.0) ** 2) for k in (0, 1)]

@@ -31,6 +31,8 @@ EVEN_ALONE = 0.12
 #: Cloud with an edge: a line parts so few stars into two levels that differ by more than this,
 #: where chance does so, in all ways to draw the line, with no more than this probability.
 EDGE, EDGE_CHANCE, DIRECTIONS = 0.04, 1e-4, 24
+#: Fewer stars show no such line.
+LEAST_OF_EDGE = 5
 #: The clear part of a frame is as bright as another that is clear, to this.
 AS_CLEAR = 0.03
 #: In the half of a frame that most others have under cloud, it is brighter by more than this.
@@ -409,9 +411,13 @@ def _has_edge(xy, off, error):
     """
     from scipy.special import stdtr
 
+    if len(off) > LEAST_OF_EDGE:
+        # A single star, hit by a cosmic ray, makes none.
+        others = np.arange(len(off)) != np.argmax(np.abs(off - np.median(off)) / error)
+        xy, off, error = xy[others], off[others], error[others]
     n = len(off)
     least = max(2, n // 5)
-    if n < 2 * least + 1:
+    if n < LEAST_OF_EDGE:
         return False
     angle = np.arange(DIRECTIONS) * (math.pi / DIRECTIONS)
     order = np.argsort(xy @ [np.cos(angle), np.sin(angle)], axis=0, kind="stable")

@@ -316,8 +316,10 @@ def nebula_scale(reference, other, shape):
         return math.nan, math.nan, math.nan, False
     if good.sum() < (1 - ODD_CELLS) * every.sum():
         good = every
-    left = _as_seen(away, rest[:, 0], a, basis, good, grid, shape)
-    x, y, structure, away = x[good], y[good], rest[good, 0], away[good]
+    # Of both frames, so that its noise has nothing in common with that of what is off.
+    structure = (ratio * rest[:, 0] + slope * rest[:, 1]) / (ratio + slope**2)
+    left = _as_seen(away, structure, a, basis, good, grid, shape)
+    x, y, structure, away = x[good], y[good], structure[good], away[good]
     region = _regions(x, y, shape, REGIONS)
     uneven = _spread(structure, left, region)
     sides, chance = _edge(x, y, structure, left, _regions(x, y, shape, FINER))
