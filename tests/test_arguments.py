@@ -334,6 +334,7 @@ def of_lines():
         "region_fluxes": (an.region_fluxes, {
             "line_map": line_map, "sky": None,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
+        "subtract_sky": (an.subtract_sky, {"line_map": line_map, "sky": None}),
         "region_ratios": (an.region_ratios, {
             "a": line_map, "b": line_map, "sky": None, "min_snr": 3.0,
             "regions": [CirclePixelRegion(PixCoord(20, 20), 5)]}),
@@ -347,6 +348,10 @@ def of_lines():
         "LineMap": (partial(an.LineMap, np.ones(SHAPE), unit="adu"), {
             "common": None, "shared": None, "stars": None}),
         "LineMap.scaled": (line_map.scaled, {"factor": 2.0, "unit": "adu", "common": None}),
+        "LineMap.convert_unit_to": (line_map.convert_unit_to, {
+            "unit": line_map.unit, "equivalencies": ()}),
+        "LineMap.multiply": (line_map.multiply, {"operand": 2.0}),
+        "LineMap.divide": (line_map.divide, {"operand": 2.0}),
         "lines.correct_blend": (lines.correct_blend, {
             "line_map": line_map, "ratio": 0.4, "curve": curve, "ratio_err": 0.1,
             "line": "Halpha", "blend": "NII", "velocity": 0.0}),
@@ -489,8 +494,10 @@ def public():
     return found
 
 
-#: Results, which functions make and users read; and what hands on planes, band after band.
+#: Results, which functions make and users read; what hands on planes, band after band; and what
+#: is refused, whatever it is given.
 MADE = {
+    "LineMap.add", "LineMap.subtract",
     "Band", "Coadd", "DarkModel", "Frame", "Frame.master_noise", "Frame.nearest",
     "Frame.raw_counts", "Frame.read", "Frame.source_rows", "FrameTable", "GrowthCurves",
 }  # fmt: skip

@@ -185,7 +185,8 @@ def test_a_superpixel_is_the_same_night_in_larger_pixels(colour_night, tmp_path)
     scale = np.median(cells.data[good] / binned[good])
     error = np.hypot(mono.header["SCALEERR"], cells.header["SCALEERR"])
     assert abs(scale - 1) < 3 * error
-    assert error < 0.04  # few stars of a crowd, whose seeing varies, tell no better
+    # Few stars of a crowd, whose seeing varies, tell no better; 5 % where nothing tells.
+    assert error < 0.05
     difference = (cells.data - scale * binned)[good] / noise[good]
     assert np.median(difference) == pytest.approx(0, abs=0.05)
     ratio = cells.uncertainty.array[good] / (scale * noise[good])

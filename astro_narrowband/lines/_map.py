@@ -7,7 +7,7 @@ from astropy import units as u
 from astropy.io import fits
 from astropy.nddata import CCDData, StdDevUncertainty
 
-from astro_narrowband._engine.door import door, items, real
+from astro_narrowband._engine.door import a_sequence, door, items, real
 from astro_narrowband._engine.frames import as_ccd, as_frame
 from astro_narrowband.exceptions import InputError
 from astro_narrowband.registration import Alignment
@@ -65,10 +65,11 @@ class LineMap(CCDData):
     """
 
     @door(common=items, shared=items)
-    def __init__(self, data, *args, common=None, shared=None, stars=None, **kwargs):
-        super().__init__(data, *args, **kwargs)
-        if isinstance(data, LineMap):  # so does `copy`
-            common, shared, stars = common or data.common, shared or data.shared, data.stars
+    def __init__(self, *args, common=None, shared=None, stars=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        source = args[0] if args else None
+        if isinstance(source, LineMap):  # so does `copy`
+            common, shared, stars = common or source.common, shared or source.shared, source.stars
         self.common, self.shared = dict(common or {}), dict(shared or {})
         self.stars = stars
 
@@ -110,6 +111,7 @@ class LineMap(CCDData):
         shared = {n: v[item] for n, v in self.shared.items()}
         return kept | {"common": common, "shared": shared, "stars": stars}
 
+    @door(equivalencies=a_sequence)
     def convert_unit_to(self, unit, equivalencies=()):
         """Return the map in another unit, with what its pixels share."""
         return self.scaled(self.unit.to(unit, equivalencies=list(equivalencies)), unit)
