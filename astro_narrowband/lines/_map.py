@@ -31,7 +31,7 @@ class LineMap(CCDData):
 
     Parameters
     ----------
-    data, *args, **kwargs
+    *args, **kwargs
         As for `~astropy.nddata.CCDData`.
     common : dict of str to float or array (ny, nx), optional
         Errors that all pixels share, each by what one standard deviation of it does: to a
