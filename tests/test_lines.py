@@ -687,6 +687,27 @@ def test_regions_of_every_kind_are_measured_or_refused(tmp_path):
     assert abs(region_fluxes(line, regions, sky=sky)["flux"][0].value) < 1e-3
 
 
+def test_what_a_star_leaves_is_not_in_the_flux_of_a_region():
+    from regions import CirclePixelRegion, PixCoord
+
+    (y, x), pulls = np.mgrid[:120, :120], []
+    for seed in range(10):
+        rng = np.random.default_rng([seed, 9])
+        nebula = 200 * gaussian_filter(rng.normal(size=(120, 120)), 8) + 40
+        line = flat_map(0.0, 1.0, (120, 120))
+        distance = np.hypot(*(rng.uniform(45, 75, (2, 1, 1)) - [x, y]))
+        left = rng.choice([-60, 60]) * np.exp(-0.5 * (distance / 2) ** 2)
+        line.data = np.float32(nebula + left + rng.normal(0, 1, nebula.shape))
+        line.flags = np.where(distance < 6, RESIDUAL_STAR, 0).astype(np.uint8)
+        region = CirclePixelRegion(PixCoord(60, 60), 22)
+        with pytest.warns(NarrowbandWarning, match="beside stars that are not gone"):
+            row = region_fluxes(line, [region])[0]
+        truth = (region.to_mask("exact").to_image(nebula.shape) * nebula).sum()
+        pulls.append((row["flux"].value - truth) / row["flux_err"].value)
+        assert abs(left).sum() > 5 * row["flux_err"].value
+    assert np.sqrt(np.mean(np.square(pulls))) < 1.6
+
+
 def test_masked_pixels_of_a_region_are_filled_in_with_their_error():
     from regions import CirclePixelRegion, PixCoord
 

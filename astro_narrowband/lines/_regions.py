@@ -88,10 +88,10 @@ def region_fluxes(line_map, regions, *, sky=None):
     -------
     `~astropy.table.QTable`
         ``region`` (its text, or number), ``area`` [pix], ``covered`` (the part of it that is
-        good), ``flux``, ``flux_err``, ``snr``, and each term of the error: ``err_noise``,
-        ``err_sky``, ``err_filled``, and one column for every common error of the map, as
-        ``err_continuum`` and ``err_flux_scale``; with a WCS ``solid_angle`` [arcsec2] and
-        ``brightness`` per arcsec2.
+        good, and not beside a star that is not gone), ``flux``, ``flux_err``, ``snr``, and each
+        term of the error: ``err_noise``, ``err_sky``, ``err_filled``, and one column for every
+        common error of the map, as ``err_continuum`` and ``err_flux_scale``; with a WCS
+        ``solid_angle`` [arcsec2] and ``brightness`` per arcsec2.
 
     Raises
     ------
@@ -105,7 +105,8 @@ def region_fluxes(line_map, regions, *, sky=None):
     and with what they scatter beyond it; where a plane cannot be told from a mean, its slope is
     in the error. A common error counts as the sum of what it does to the pixels, less what
     it does to the zero: it does not average down.
-    Masked pixels have what a surface of second order through good ones around the hole says;
+    Masked pixels, and those flagged beside stars that are not gone, have what a surface of second
+    order through good ones around the hole says;
     in long holes, and beyond the image, the Gaussian mean of good ones near them. err_filled is
     what that is off by where the same pixels are taken out beside the hole, less their noise,
     or, where that is more, what it differs by from a map that rises from the rim of the hole to
@@ -127,7 +128,7 @@ def region_fluxes(line_map, regions, *, sky=None):
     if not regions:
         raise InputError("regions: none is given: give one or more")
     ccd = opened(line_map, "the line map")
-    rows = [row | errors for row, errors, *_ in _measured(ccd, regions, sky, unusable(ccd))]
+    rows = [row | errors for row, errors, *_ in _measured(ccd, regions, sky, _lost(ccd))]
     _say_filled(ccd, rows)
     table = QTable(rows=rows)
     for name in table.colnames:
@@ -168,8 +169,8 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
 
     Notes
     -----
-    Pixels masked in one map are filled in in both. Errors of one name are one error of both
-    lines: that of the references, and that of a line's continuum in the map of the other; the
+    Pixels masked or flagged in one map are filled in in both. Errors of one name are one error of
+    both lines: that of the references, and that of a line's continuum in the map of the other; the
     noise of one continuum image is in both as well, and stars that both continua were scaled by.
     What they share of these moves a ratio less, or more, than either flux.
 
@@ -189,7 +190,7 @@ def region_ratios(a, b, regions, *, sky=None, min_snr=3.0):
     0.400 (0.398 to 0.402)
     """
     a, b = comparable(a, b, min_snr)
-    bad = unusable(a) | unusable(b)
+    bad = _lost(a) | _lost(b)
     both = [_measured(ccd, regions, sky, bad) for ccd in (a, b)]
     names = a.shared.keys() & b.shared.keys()
     shared = sum((a.shared[n] * b.shared[n] for n in names), np.zeros(bad.shape, np.float32))
@@ -224,6 +225,12 @@ def _key(name, ccd):
     return f"{name} of {ccd.meta.get('FILTER', id(ccd))}" if alone else name
 
 
+def _lost(ccd):
+    """Pixels that say nothing of the line: what stars leave that are not gone is in no error."""
+    bad = unusable(ccd)
+    return bad if ccd.flags is None else bad | (np.asarray(ccd.flags) != 0)
+
+
 def _measured(ccd, regions, sky, bad):
     """Of each region what `_row` says."""
     planes = planes_of(ccd)
@@ -245,8 +252,8 @@ def _say_filled(ccd, rows):
     if filled:
         most = 1 - min(row["covered"] for row in filled)
         warn(
-            f"{what}: region {', '.join(row['region'] for row in filled)}: masked pixels, "
-            f"{100 * most:.2g} % at most, are filled in from those around, with err_filled",
+            f"{what}: region {', '.join(row['region'] for row in filled)}: masked pixels, or "
+            f"beside stars that are not gone, {100 * most:.2g} % at most, are filled in from those around, with err_filled",
             stacklevel=4,
         )
 
