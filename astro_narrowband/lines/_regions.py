@@ -251,9 +251,10 @@ def _say_filled(ccd, rows):
     filled = [row for row in rows if MIN_COVERED <= row["covered"] < 1]
     if filled:
         most = 1 - min(row["covered"] for row in filled)
+        names = ", ".join(row["region"] for row in filled)
         warn(
-            f"{what}: region {', '.join(row['region'] for row in filled)}: masked pixels, or "
-            f"beside stars that are not gone, {100 * most:.2g} % at most, are filled in from those around, with err_filled",
+            f"{what}: region {names}: masked pixels, or beside stars that are not gone, "
+            f"{100 * most:.2g} % at most, are filled in from those around, with err_filled",
             stacklevel=4,
         )
 
