@@ -16,6 +16,8 @@ __doctest_requires__ = {"subtract_sky": ["regions"]}
 N_TILES, MIN_SIDE = 100, 8
 #: Along each side of a pixel, points that tell how much of it is in a region.
 SAMPLES = 10
+#: Regions whose part of each pixel the ``regions`` package computes.
+EXACT = ("CirclePixelRegion", "EllipsePixelRegion", "RectanglePixelRegion")
 #: Tiles for a plane.
 MIN_TILES = 6
 #: What is known of a tile beside the means of planes.
@@ -138,11 +140,8 @@ def mask_of(ccd, region, name):
         if ccd.wcs is None:
             raise InputError(f"region {name} is on the sky, and the map has no WCS")
         region = region.to_pixel(ccd.wcs.celestial)
-    exact = type(region).__name__.startswith(("Circle", "Ellipse", "Rectangle"))
-    try:
-        mask = region.to_mask(mode="exact" if exact else "subpixels", subpixels=SAMPLES)
-    except NotImplementedError:  # an annulus, or what is made of several
-        mask = _sampled(region)
+    exact = type(region).__name__ in EXACT
+    mask = region.to_mask(mode="exact") if exact else _sampled(region)
     if not mask.data.any():
         raise InputError(f"region {name}: a {type(region).__name__} has no area: leave it out")
     if mask.get_overlap_slices(ccd.data.shape)[0] is None:
